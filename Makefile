@@ -1,0 +1,72 @@
+# data/ -> embed/ -> cache/ -> train/ -> evaluate/ -> reward/
+
+DATASET ?= demo
+ENCODER ?= minilm
+SOURCE  ?=
+ARGS    ?=
+PYTHON  ?= python3
+BIN      = .venv/bin
+PAL      = $(BIN)/pal
+MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
+CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
+EXTRAS   = offline
+
+.DEFAULT_GOAL = help
+.PHONY: help setup demo data embed train evaluate check format test test-all typings dist bench clean FORCE
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo 'Variables: DATASET=$(DATASET) ENCODER=$(ENCODER) SOURCE=path-of-raw-data ARGS="--set train.k=4 --json"'
+
+setup: .venv/ready  ## build .venv with every extra and the development tools
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --group dev --editable '.[$(EXTRAS)]'
+	@$(MAKE) --no-print-directory typings
+	@touch $@
+
+demo: .venv/ready  ## both stages on built-in data, in a few minutes on two cores
+	$(PAL) demo $(ARGS)
+
+data: .venv/ready  ## raw data -> data/$(DATASET)
+	$(PAL) prepare --dataset $(DATASET) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+
+embed: $(MANIFEST)  ## stage one: unique items -> cache/$(DATASET)/$(ENCODER)
+# The command itself knows what is missing; it takes a second when nothing is, and the manifest keeps its time.
+$(MANIFEST): FORCE .venv/ready
+	@$(PAL) embed $(CHOICE) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+
+train: $(MANIFEST)  ## stage two: cached features -> runs/
+	$(PAL) train $(CHOICE) $(ARGS)
+
+evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
+	$(PAL) evaluate $(foreach run,$(RUNS),--run $(run)) $(ARGS)
+
+check: .venv/ready typings  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: .venv/ready  ## all tests but the long campaigns
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: .venv/ready  ## the long campaigns too
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+typings:  ## let type checkers and editors resolve pal.embed -> embed/
+	@rm -rf typings && mkdir -p typings/pal
+	@ln -s $(addprefix ../../,$(wildcard pal/*.py pal/py.typed) data embed cache train evaluate reward) typings/pal/
+
+dist: .venv/ready  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+bench: .venv/ready  ## speed of the cache against memcpy and its peers
+	$(BIN)/python benchmarks/read_cache.py
+
+clean:  ## remove everything that was built; data, caches and runs stay
+	rm -rf .venv build dist typings *.egg-info .pytest_cache .mypy_cache .ruff_cache

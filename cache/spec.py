@@ -1,0 +1,48 @@
+"""What a cache's values depend on, and nothing else: the specification, its fingerprint, its differences.
+
+A specification is a JSON object with a ``data`` block (which items) and an ``encoder`` block (which model,
+tokenizer, layer, pooling, dtypes). Batch size, device, shard size and paths change no value, so they are
+not in it. Another specification is another folder: caches are never reused by accident.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pal.files import canonical_json
+
+LAYOUT_VERSION = 1
+Spec = dict[str, Any]
+
+
+def make_spec(dataset: str, items_digest: str, encoder: dict[str, Any]) -> Spec:
+    """Assemble a specification from the digest of the item ids and the encoder's own block."""
+    return {
+        "layout_version": LAYOUT_VERSION,
+        "data": {"dataset": dataset, "items": items_digest},
+        "encoder": encoder,
+    }
+
+
+def fingerprint(spec: Spec) -> str:
+    """Return the SHA-256 of the canonical JSON of a specification, as 64 hex digits."""
+    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
+
+
+def folder_of(root: Path, dataset: str, encoder: str, spec: Spec) -> Path:
+    """Return the folder of the cache with this specification: ``root/dataset/encoder-<fp12>``."""
+    return root / dataset / f"{encoder}-{fingerprint(spec)[:12]}"
+
+
+def differences(found: Spec, wanted: Spec, prefix: str = "") -> list[str]:
+    """Name every key in which two specifications differ, with both values."""
+    lines: list[str] = []
+    for key in sorted(found.keys() | wanted.keys()):
+        old, new = found.get(key, "absent"), wanted.get(key, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} in the cache, {new!r} wanted")
+    return lines

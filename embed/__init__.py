@@ -1,0 +1,1 @@
+"""Stage one: frozen encoders turn unique items into features."""

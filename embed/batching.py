@@ -1,0 +1,26 @@
+"""Batches of similar length under a budget of padded tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def token_budget_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Yield row numbers, longest items first, so that rows x longest stays within the budget.
+
+    An item longer than the budget runs alone. Longest first, so that a lack of memory shows at once.
+    """
+    order = np.argsort(-n_tokens, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(1, int(n_tokens[order[start]]))
+        stop = start + max(1, budget // longest)
+        yield order[start:stop]
+        start = stop
+
+
+def padded_tokens(n_tokens: np.ndarray, rows: np.ndarray) -> int:
+    """Return how many tokens a batch of these rows has with its padding."""
+    return int(n_tokens[rows].max(initial=0)) * len(rows)

@@ -1,0 +1,45 @@
+"""From computed features to stored bytes: the cast, and the check that it lost no value to infinity."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pal.errors import EncoderError
+
+
+def to_stored(features: torch.Tensor, dtype: str) -> np.ndarray:
+    """Cast (n, dim) features to the store dtype and return their bytes, (n, dim * itemsize) uint8.
+
+    A value that was finite and no longer is stops the run: it is a wrong dtype, not a bad item.
+    """
+    stored = features.to(getattr(torch, dtype))
+    if bool((torch.isinf(stored) & torch.isfinite(features)).any()):
+        largest = float(features[torch.isfinite(features)].abs().max())
+        raise EncoderError(
+            f"a feature value of {largest:.4g} is too large for {dtype}; "
+            f"set embed.<encoder>.store_dtype to bfloat16 or float32"
+        )
+    return stored.contiguous().cpu().view(torch.uint8).numpy()
+
+
+def from_stored(stored: np.ndarray, dtype: str) -> torch.Tensor:
+    """Return (n, dim) values in the store dtype from (n, dim * itemsize) bytes."""
+    return torch.from_numpy(np.ascontiguousarray(stored)).view(getattr(torch, dtype))
+
+
+def finite_rows(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Tell for each row of bytes whether all its values are finite, (n,) bool."""
+    result: np.ndarray = torch.isfinite(from_stored(stored, dtype).float()).all(dim=1).numpy()
+    return result
+
+
+def moments(stored: np.ndarray, dtype: str) -> dict[str, float]:
+    """Return count, sum, sum of squares and largest magnitude of all stored values."""
+    values = from_stored(stored, dtype).double()
+    return {
+        "count": values.numel(),
+        "sum": float(values.sum()),
+        "sum_of_squares": float(values.square().sum()),
+        "absmax": float(values.abs().max()) if values.numel() else 0.0,
+    }

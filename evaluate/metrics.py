@@ -1,0 +1,77 @@
+"""Pure functions of predictions (evaluation.md 2.2). n pairs, U users; natural logarithms.
+
+``margin`` > 0 means the first item is predicted, ``label`` is P(first preferred), so every metric is
+unchanged when the two items of a pair are swapped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def sigmoid(margin: Array) -> Array:
+    """Return P(first) for logit ``margin``, without overflow."""
+    result: Array = np.exp(-np.logaddexp(0.0, -margin))
+    return result
+
+
+def credit(margin: Array, label: Array) -> Array:
+    """Return each prediction's share of correctness, (n,): a margin of exactly 0 earns one half."""
+    return np.where(margin > 0, label, np.where(margin < 0, 1.0 - label, 0.5))
+
+
+def user_means(values: Array, users: NDArray[np.int64]) -> Array:
+    """Return the mean of each user's values, (U,), in the order of the sorted user numbers."""
+    _, number, count = np.unique(users, return_inverse=True, return_counts=True)
+    return np.bincount(number, values, len(count)) / count
+
+
+def bootstrap_interval(per_user: Array, draws: int, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean over users, resampling whole users."""
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(per_user), np.full(len(per_user), 1.0 / len(per_user)), size=draws)
+    means = counts @ per_user / len(per_user)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def negative_log_likelihood(margin: Array, label: Array) -> float:
+    """Return mean cross-entropy in nats; an uninformed prediction has ln 2 = 0.6931."""
+    return float(np.mean(np.logaddexp(0.0, margin) - label * margin))
+
+
+def brier(margin: Array, label: Array) -> float:
+    """Return the mean squared error of P(first); an uninformed prediction has 0.25."""
+    return float(np.mean(np.square(sigmoid(margin) - label)))
+
+
+def calibration_error(margin: Array, label: Array, bins: int) -> float:
+    """Return the expected calibration error of the predicted side over equal-mass bins."""
+    confidence = sigmoid(np.abs(margin))
+    order = np.argsort(confidence, kind="stable")
+    right = credit(margin, label)
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    gaps = [len(part) * abs(right[part].mean() - confidence[part].mean()) for part in parts]
+    return float(sum(gaps) / len(margin))
+
+
+def summarize(
+    margin: Array, label: Array, users: NDArray[np.int64], draws: int, bins: int
+) -> dict[str, float | int | list[float]]:
+    """Return the fields of one cell of ``metrics.json``; all inputs (n,), n > 0."""
+    right = credit(margin, label)
+    per_user = user_means(right, users)
+    low, high = bootstrap_interval(per_user, draws)
+    return {
+        "n_pairs": len(margin),
+        "n_users": len(per_user),
+        "accuracy": float(right.mean()),
+        "macro_accuracy": float(per_user.mean()),
+        "macro_ci95": [low, high],
+        "nll": negative_log_likelihood(margin, label),
+        "brier": brier(margin, label),
+        "ece": calibration_error(margin, label, bins),
+    }

@@ -1,0 +1,110 @@
+"""Predictions of a run on the splits it may be judged by, and their metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import torch
+
+from pal.cache.reader import FeatureStore
+from pal.config import Config
+from pal.errors import EvaluationError
+from pal.evaluate.metrics import sigmoid, summarize
+from pal.files import atomic_file, write_json
+from pal.tables import PreparedDataset
+from pal.train.checkpoint import TrainedHead
+from pal.train.datamodule import NO_USER, Pairs, drop_without_feature
+
+ROWS_AT_ONCE = 8192
+ZERO_SHOT = "0"
+
+
+def evaluate(config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> dict[str, Any]:
+    """Predict validation and test pairs, write ``predictions.parquet`` and ``metrics.json``, return the latter.
+
+    Unseen users are judged zero-shot, with the mean weights of the seen users. Raises EvaluationError if
+    the dataset was split otherwise than the one the run was trained on, or the features differ.
+    """
+    require_same_data(trained, dataset, store)
+    features = store.features()
+    frames = []
+    for split, population in (("val", "seen"), ("test", "seen"), ("test", "unseen")):
+        frame = drop_without_feature(dataset.pairs(split, population), store)  # type: ignore[arg-type]
+        if not frame.is_empty():
+            frames.append(predict(trained, frame, store, features))
+    predictions = pl.concat(frames)
+
+    def cell(population: str) -> dict[str, Any]:
+        rows = predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
+        if rows.is_empty():
+            return {}
+        return summarize(
+            rows["margin"].to_numpy(),
+            rows["label"].to_numpy(),
+            np.unique(rows["user_id"].to_numpy(), return_inverse=True)[1],
+            config.evaluate.bootstrap,
+            config.evaluate.ece_bins,
+        )
+
+    facts = trained.facts
+    metrics = {
+        **{key: facts[key] for key in ("run", "dataset", "encoder")},
+        "untrained": facts["untrained"],
+        "head": facts["train"]["head"],
+        "k": facts["train"]["k"],
+        **{key: facts[key] for key in ("seed", "params", "params_per_user", "seconds", "best_epoch")},
+        **{key: facts[key] for key in ("split_digest", "cache_fingerprint")},
+        "test_seen": cell("seen"),
+        "test_unseen": {ZERO_SHOT: cell("unseen")},
+    }
+    folder = config.paths.runs / facts["run"]
+    with atomic_file(folder / "predictions.parquet") as temporary:
+        pq.write_table(predictions.to_arrow(), temporary, compression="zstd")
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> None:
+    """Raise EvaluationError unless split and features are those of the training."""
+    run = trained.facts["run"]
+    for what, trained_on, present in (
+        ("split digest", trained.facts["split_digest"], dataset.split_digest),
+        ("cache fingerprint", trained.facts["cache_fingerprint"], store.fingerprint),
+    ):
+        if trained_on != present:
+            raise EvaluationError(
+                f"run {run} was trained on {dataset.name} with {what} {trained_on[:12]}, but the present one is "
+                f"{present[:12]}; train it again or prepare the dataset as it was (runs/{run}/config.yaml says how)"
+            )
+
+
+@torch.inference_mode()
+def predict(trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: torch.Tensor) -> pl.DataFrame:
+    """Return ``pair_id, user_id, split, population, margin, p, label`` for rows of ``pairs.parquet``."""
+    head = trained.head
+    pairs = Pairs.join(frame, store, trained.users, head.uses_prompt, "cpu")
+    population = head.users.population()
+    margins = []
+    for start in range(0, len(pairs), ROWS_AT_ONCE):
+        batch = pairs.batch(features, slice(start, start + ROWS_AT_ONCE))
+        weights = head.users(batch.user.clamp(min=0))
+        weights = torch.where((batch.user == NO_USER).unsqueeze(1), population, weights)
+        margins.append(head.margin(batch.prompt, batch.first, batch.second, weights))
+    margin = torch.cat(margins).double().numpy()
+    if not np.isfinite(margin).all():
+        raise EvaluationError(
+            f"run {trained.facts['run']} gives NaN or infinite margins; train it with a lower --set train.lr"
+        )
+    return frame.select("pair_id", "user_id", "split", "population").with_columns(
+        pl.Series("margin", margin), pl.Series("p", sigmoid(margin)), frame["label"]
+    )
+
+
+def load_run(config: Config, run: str) -> TrainedHead:
+    """Read a run by its name; raises EvaluationError."""
+    folder: Path = config.paths.runs / run
+    return TrainedHead.load(folder)

@@ -1,0 +1,3 @@
+from pal.cli import main
+
+main()

@@ -1,0 +1,245 @@
+"""The command line: resolve settings, call one function, print its result. No torch before a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pal import __version__
+from pal.errors import PalError
+
+if TYPE_CHECKING:
+    from pal.config import Settings
+
+app = typer.Typer(
+    name="pal",
+    help="Plural preferences from frozen features: encode once, train light PAL heads many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Look after caches of features.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Name of the dataset: demo, persona, simulated.")]
+Encoder = Annotated[
+    str | None, typer.Option("--encoder", "-e", help="Name of an encoder under embed: in pipeline.yaml.")
+]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Raw data: a path, or hf:REPO@REV for a dataset on the Hub.")
+]
+File = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; default: pipeline.yaml here, else the built-in one.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: dotted.key=value; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+
+
+def _settings(file: Path | None, overrides: list[str] | None, **options: Any) -> Settings:
+    """Resolve the configuration; keyword ``a__b`` stands for the dotted key ``a.b``."""
+    from pal.config import load
+
+    dotted = {name.replace("__", "."): value for name, value in options.items()}
+    dataset = dotted.pop("source_of", None)
+    settings = load(file, overrides or (), dotted)
+    if dataset is not None:  # --source belongs to the dataset that the other layers have chosen
+        settings = load(file, overrides or (), {**dotted, f"data.{settings.config.dataset}.source": dataset})
+    return settings
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    typer.echo(json.dumps(result) if as_json else text())
+
+
+@contextmanager
+def _progress(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error once something takes longer than two seconds; nothing when not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, delay=2, disable=not sys.stderr.isatty(), file=sys.stderr, leave=False) as bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+
+        yield advance
+
+
+@app.command()
+def prepare(
+    dataset: Dataset = None, source: Source = None, config: File = None, set_: Set = None, as_json: Json = False
+) -> None:
+    """Turn raw data into items and pairs under data/<dataset>."""
+    from pal import pipeline
+
+    settings = _settings(config, set_, dataset=dataset, source_of=source)
+    prepared = pipeline.prepare(settings.config)
+    counts = prepared.card["counts"]
+    _print(
+        {**prepared.card, "dir": str(prepared.folder)},
+        as_json,
+        lambda: (
+            f"{prepared.folder}: {counts['pairs']:,} pairs of {counts['seen_users']} seen and {counts['unseen_users']} "
+            f"unseen users over {counts['items']:,} items, {sum(prepared.card['rejects'].values())} rejects"
+        ),
+    )
+
+
+@app.command()
+def embed(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    source: Source = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Stage one: encode a dataset's unique items into the cache."""
+    from pal import pipeline
+
+    settings = _settings(config, set_, dataset=dataset, encoder=encoder, source_of=source)
+    with _progress(None, "items") as progress:
+        result = pipeline.embed(settings.config, progress)
+
+    def text() -> str:
+        if not result["encoded"]:
+            return f"{result['dir']}: all {result['reused']:,} features are there"
+        padding = 100.0 * (1.0 - result["tokens_real"] / max(1, result["tokens_padded"]))
+        return (
+            f"{result['dir']}: {result['encoded']:,} of {result['items_unique']:,} unique items encoded "
+            f"({result['items_total']:,} mentions) at {result['rows_per_s']:,.0f} items/s, {padding:.1f} % padding, "
+            f"{result['errors']} errors"
+        )
+
+    _print(result, as_json, text)
+
+
+@app.command()
+def train(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    head: Annotated[str | None, typer.Option("--head", help="pal-a or pal-b.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Stage two: train a head from cached features and evaluate it."""
+    from pal import pipeline
+
+    settings = _settings(config, set_, dataset=dataset, encoder=encoder, train__head=head, train__k=k, seed=seed)
+    with _progress(settings.config.train.epochs, "epochs") as progress:
+        metrics = pipeline.train(settings.config, run, progress)
+    _print(metrics, as_json, lambda: _runs_table([metrics]))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[list[str], typer.Option("--run", help="Name of a run; repeatable.")],
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of trained runs, with error bars."""
+    from pal import pipeline
+
+    result = pipeline.evaluate(_settings(config, set_).config, run)
+    _print(result, as_json, lambda: _runs_table(result["runs"]))
+
+
+@app.command()
+def demo(encoder: Encoder = None, config: File = None, set_: Set = None, as_json: Json = False) -> None:
+    """Both stages on built-in data: what plurality buys."""
+    from pal import pipeline
+
+    began = time.perf_counter()
+    result = pipeline.demo(_settings(config, set_, encoder=encoder).config, _say)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    _print(result, as_json, lambda: f"\n{_runs_table(result['runs'])}\n\n{result['seconds']:.0f} s in all")
+
+
+@app.command("config")
+def show_config(
+    dataset: Dataset = None, encoder: Encoder = None, config: File = None, set_: Set = None, as_json: Json = False
+) -> None:
+    """The resolved settings, and where each value came from."""
+    from pal.config import flatten
+
+    settings = _settings(config, set_, dataset=dataset, encoder=encoder)
+    rows = {key: (value, settings.origins.get(key, "default")) for key, value in flatten(settings.config).items()}
+
+    def text() -> str:
+        width = max(len(f"{key}: {value}") for key, (value, _) in rows.items())
+        return "\n".join(
+            f"{f'{key}: {json.dumps(value)}':<{width + 4}}# {origin}" for key, (value, origin) in rows.items()
+        )
+
+    _print({key: {"value": value, "origin": origin} for key, (value, origin) in rows.items()}, as_json, text)
+
+
+@cache_app.command("ls")
+def cache_ls(config: File = None, set_: Set = None, as_json: Json = False) -> None:
+    """List the caches with their state."""
+    from pal.cache.inspect import list_caches
+
+    caches = list_caches(_settings(config, set_).config.paths.cache)
+
+    def text() -> str:
+        return (
+            "\n".join(f"{c['dir']}  {c['state']}  {c['rows']:,} x {c['dim']} {c['dtype']}" for c in caches)
+            or "no caches"
+        )
+
+    _print({"caches": caches}, as_json, text)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")], as_json: Json = False
+) -> None:
+    """Hash every shard and check every value; exit code 1 if anything is wrong."""
+    from pal.cache.inspect import verify
+
+    result = verify(folder)
+    _print(result, as_json, lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound")
+
+
+def _runs_table(metrics: list[dict[str, Any]]) -> str:
+    from pal.evaluate.report import as_markdown, table_of_runs
+
+    return as_markdown(table_of_runs(metrics))
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a PalError becomes one sentence and exit code 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except PalError as error:
+        _say(f"pal: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say("pal: interrupted")
+        sys.exit(130)

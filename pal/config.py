@@ -1,0 +1,396 @@
+"""What pipeline.yaml may say: one frozen model per component, strict loading, no torch.
+
+Four layers, later ones win: the built-in pipeline.yaml, the file in the working directory (or
+``--config``), ``--set dotted.key=value``, and the options of a command. ``Settings.origins`` remembers
+which layer each value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from pal.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Salt = Annotated[str, Field(min_length=1, max_length=16)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Component(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DatasetConfig(Component):
+    """What every dataset can be told."""
+
+    source: str | None = None
+    """Path of the raw data or ``hf:REPO[@REVISION]``; null: what was prepared last, else the Hub."""
+    limit: PositiveInt | None = None
+    """Read only the first rows of the source."""
+    salt: Salt = "v1"
+    """Changes every random choice of the construction: split, order, sides."""
+
+
+class GroupedStatementsConfig(DatasetConfig):
+    """Groups of users who answer statements alike (method.md 3.2)."""
+
+    groups: PositiveInt = 2
+    """K*, the number of groups; group k owns the k-th interest."""
+    users: PositiveInt = 100
+    """Seen users, dealt to the groups in turn."""
+    unseen_users: Count = 50
+    """Test users that no head is trained on."""
+    validation_users: Count = 20
+    """Further unseen users, on whom few-shot settings are tuned."""
+    pairs_per_user: PositiveInt = 100
+    """Training pairs of a seen user, adaptation pairs of an unseen one."""
+    validation_pairs_per_user: PositiveInt = 50
+    """Pairs per user from the validation statements."""
+    test_pairs_per_user: PositiveInt = 50
+    """Pairs per user from the test statements."""
+    noise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of answers flipped at random."""
+
+
+class PersonaConfig(GroupedStatementsConfig):
+    """Anthropic's persona statements."""
+
+    personas: tuple[str, ...] = (
+        "interest-in-art",
+        "interest-in-literature",
+        "interest-in-math",
+        "interest-in-music",
+        "interest-in-science",
+        "interest-in-sports",
+    )
+    """Statement files; the first K* of them are used."""
+
+
+class DemoConfig(GroupedStatementsConfig):
+    """Statements that this project generates itself."""
+
+    groups: PositiveInt = 3
+    """K*, the number of groups, at most six."""
+
+
+class SimulatedConfig(DatasetConfig):
+    """Planted prototypes and users in feature space (method.md 3.1)."""
+
+    dim: PositiveInt = 16
+    """Feature dimension d."""
+    groups: PositiveInt = 3
+    """K*, the number of planted prototypes."""
+    users: PositiveInt = 100
+    """Seen users."""
+    unseen_users: Count = 50
+    """Test users that no head is trained on."""
+    validation_users: Count = 20
+    """Further unseen users, on whom few-shot settings are tuned."""
+    pairs_per_user: PositiveInt = 100
+    """Training pairs of a seen user, adaptation pairs of an unseen one."""
+    validation_pairs_per_user: PositiveInt = 50
+    """Fresh pairs per user for validation."""
+    test_pairs_per_user: PositiveInt = 50
+    """Fresh pairs per user for test."""
+    regime: Literal["partition", "mixture"] = "partition"
+    """True user weights: one prototype each, or Dirichlet(1, .., 1)."""
+    map: Literal["identity", "linear", "mlp"] = "linear"
+    """True map from feature space to preference space."""
+    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Temperature of the answers: P(first) = sigmoid(margin / noise); 0 answers by the sign."""
+
+
+class DataConfig(Component):
+    persona: PersonaConfig = PersonaConfig()
+    demo: DemoConfig = DemoConfig()
+    simulated: SimulatedConfig = SimulatedConfig()
+
+
+class EncoderConfig(Component):
+    """A frozen model and how an item becomes a feature under it."""
+
+    kind: Literal["hf-text", "identity"] = "hf-text"
+    """Which loader reads the model; ``identity`` stores features that the dataset brings."""
+    model: str | None = None
+    """Hub repository, local folder, or ``random:FAMILY`` for seeded random weights."""
+    revision: str = "main"
+    """Branch, tag or commit on the Hub; the commit it resolves to is recorded."""
+    layer: Annotated[int, Field(le=-1)] = -1
+    """-1: the last hidden state, after the final norm, which is what the model's own head reads; -2:
+    the output of the last block but one, before any final norm; and so on downwards."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """Over the real tokens: their mean, the first, or the last."""
+    max_length: PositiveInt = 512
+    """Tokens per item; longer texts are cut and counted."""
+    truncation_side: Literal["left", "right"] = "right"
+    """The end that is cut."""
+    padding_side: Literal["left", "right"] = "right"
+    """Where padding stands in a batch; changes nothing beyond rounding."""
+    normalize: bool = False
+    """Scale each feature to unit L2 norm."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of weights and activations."""
+    store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Dtype in the cache."""
+    trust_remote_code: bool = False
+    """Whether code from the model's repository may run."""
+    weights_sha256: str | None = None
+    """Expected SHA-256 of the weights file; anything else is refused."""
+    offline_package: str | None = None
+    """Installed Python package whose folder ``model`` holds the same weights, for machines without the Hub."""
+
+
+class EmbedConfig(Component):
+    """Stage one. Every other key names an encoder."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, EncoderConfig]
+
+    token_budget: PositiveInt | Literal["auto"] = "auto"
+    """Padded tokens per batch; auto: 4,096 on a CPU, 65,536 on a GPU."""
+    rows_per_shard: PositiveInt | None = None
+    """Items per shard, the unit of resume; null: 8,192."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    max_error_rate: Fraction = 0.01
+    """Share of failed items above which stage one stops."""
+
+    @property
+    def encoders(self) -> dict[str, EncoderConfig]:
+        return self.__pydantic_extra__
+
+
+class TrainConfig(Component):
+    """Stage two: one head."""
+
+    head: str = "pal-b"
+    """Name of the head, see ``pal train --help``."""
+    k: PositiveInt = 2
+    """Number of prototypes."""
+    latent_dim: PositiveInt | None = None
+    """Dimension d of the preference space; null: that of the features."""
+    mlp: str | None = None
+    """Architecture of f and g_k, ``mlp{L}-{relu|gelu|linear}-dropout{D}[-residual][-batchnorm]`` or
+    ``identity``; null: the head's own default."""
+    score: Literal["squared", "distance", "angle"] | None = None
+    """How an item compares with the ideal point; null: the head's own default."""
+    weights: Literal["mixture", "partition"] = "mixture"
+    """User weights in evaluation: the softmax, or one-hot at its maximum."""
+    loss: Literal["logistic", "hinge"] = "logistic"
+    """Loss on the margin."""
+    epochs: PositiveInt = 20
+    """Passes over the training pairs; the best epoch by validation loss is kept."""
+    batch_size: PositiveInt = 512
+    """Pairs per step."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of f and g_k."""
+    user_lr: PositiveFloat = 5e-2
+    """Learning rate of the user logits."""
+    prototype_lr: PositiveFloat = 5e-3
+    """Learning rate of the prototypes P (PAL-A)."""
+    scale_lr: PositiveFloat = 1e-2
+    """Learning rate of the logit scale (angle scores)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay of f and g_k; users, prototypes and scale have none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+
+class EvaluateConfig(Component):
+    """Error bars and calibration."""
+
+    bootstrap: PositiveInt = 2000
+    """Draws of the user-cluster bootstrap."""
+    ece_bins: PositiveInt = 15
+    """Equal-mass bins of the calibration error."""
+
+
+class PathsConfig(Component):
+    """Folders, relative to the working directory."""
+
+    data: Path = Path("data")
+    cache: Path = Path("cache")
+    runs: Path = Path("runs")
+    sweeps: Path = Path("sweeps")
+    exports: Path = Path("exports")
+
+
+class Config(Component):
+    """pipeline.yaml."""
+
+    dataset: str = "demo"
+    """Default of --dataset."""
+    encoder: str = "minilm"
+    """Default of --encoder."""
+    seed: Count = 0
+    """Default of --seed: initial weights and order of batches."""
+    paths: PathsConfig = PathsConfig()
+    data: DataConfig = DataConfig()
+    embed: EmbedConfig = Field(default_factory=lambda: EmbedConfig.model_validate({}))
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def dataset_config(self) -> DatasetConfig:
+        """Return the settings of the chosen dataset."""
+        known = sorted(type(self.data).model_fields)
+        if self.dataset not in known:
+            raise ConfigError(_unknown("dataset", self.dataset, known))
+        config: DatasetConfig = getattr(self.data, self.dataset)
+        return config
+
+    def encoder_config(self) -> EncoderConfig:
+        """Return the settings of the chosen encoder."""
+        if self.encoder not in self.embed.encoders:
+            raise ConfigError(_unknown("encoder", self.encoder, sorted(self.embed.encoders)))
+        return self.embed.encoders[self.encoder]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A resolved configuration, and for each dotted key the layer its value came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Resolve the configuration.
+
+    ``overrides`` are ``dotted.key=value`` strings, values in YAML; ``options`` maps dotted keys to
+    values typed on the command line, None meaning "not given". Raises ConfigError in one sentence.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    built_in = resources.files("pal").joinpath("pipeline.yaml").read_text(encoding="utf-8")
+    _merge(tree, _parse_yaml(built_in, "the built-in pipeline.yaml"), "built-in", origins)
+    if file is None and Path("pipeline.yaml").is_file():
+        file = Path("pipeline.yaml")
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}; give an existing file to --config") from error
+        _merge(tree, _parse_yaml(text, str(file)), str(file), origins)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set takes dotted.key=value, got {override!r}")
+        _merge(tree, _nest(key, _parse_value(text)), f"--set {override}", origins)
+    for key, value in (options or {}).items():
+        if value is not None:
+            _merge(tree, _nest(key, value), "option", origins)
+    try:
+        return Settings(Config.model_validate(tree), origins)
+    except ValidationError as error:
+        problems = "; ".join(_sentence(problem, origins) for problem in error.errors())
+        raise ConfigError(problems) from None
+
+
+def _parse_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" at line {place.line + 1}" if place else ""
+        raise ConfigError(f"{name} is not valid YAML{where}; mend it or remove it") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must hold keys and values, not {type(value).__name__}")
+    return value
+
+
+def _parse_value(text: str) -> Any:
+    value = yaml.safe_load(text) if text else None
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            return value
+    return value
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _merge(tree: dict[str, Any], layer: dict[str, Any], origin: str, origins: dict[str, str], prefix: str = "") -> None:
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            below = tree.setdefault(name, {})
+            if not isinstance(below, dict):
+                below = tree[name] = {}
+            _merge(below, value, origin, origins, f"{key}.")
+        else:
+            tree[name] = value
+            origins[key] = origin
+
+
+def _component_at(path: Iterable[Any]) -> type[BaseModel] | None:
+    """Return the model class that the keys of ``path`` lead to."""
+    component: Any = Config
+    for part in path:
+        if not (isinstance(component, type) and issubclass(component, BaseModel)):
+            return None
+        field = component.model_fields.get(str(part))
+        if field is None:
+            return EncoderConfig if component is EmbedConfig else None
+        component = field.annotation
+    return component if isinstance(component, type) and issubclass(component, BaseModel) else None
+
+
+def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(location)
+    # a union reports its branch as a further part of the location
+    while location and key not in origins and not any(name.startswith(f"{key}.") for name in origins):
+        location.pop()
+        key = ".".join(location)
+    source = f" (from {origins[key]})" if key in origins else ""
+    if problem["type"] == "extra_forbidden":
+        component = _component_at(location[:-1])
+        valid = sorted(component.model_fields) if component else []
+        return _unknown(f"key of {'.'.join(location[:-1]) or 'pipeline.yaml'}", location[-1], valid) + source
+    if location[:1] == ["embed"] and len(location) == 2 and problem["type"] == "model_type":
+        settings = sorted(EmbedConfig.model_fields)
+        return (
+            f"embed.{location[1]} is neither a setting ({', '.join(settings)}) nor an encoder with its own keys"
+            + source
+        )
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key} = {problem['input']!r} is not valid: {message}{source}"
+
+
+def _unknown(what: str, name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {what} {name!r}{hint} valid: {', '.join(valid)}"
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """Return a configuration as dotted keys and JSON values, in the order of the file."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, below)
+        else:
+            flat[prefix] = value
+
+    walk("", config.model_dump(mode="json"))
+    return flat

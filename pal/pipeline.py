@@ -1,0 +1,116 @@
+"""The stages as functions: what the command line calls, and a notebook can.
+
+Each takes a resolved Config, works on the folders it names and returns what ``--json`` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pal.config import Config
+from pal.errors import DataError
+from pal.tables import PreparedDataset
+
+if TYPE_CHECKING:
+    from pal.cache.reader import FeatureStore
+
+Progress = Callable[[int], None]
+
+
+def silent(steps: int) -> None:
+    """Report progress to nobody."""
+
+
+def prepare(config: Config) -> PreparedDataset:
+    """Turn the dataset's raw source into ``data/<dataset>``, unless it is there already."""
+    from pal.data.adapters import ADAPTERS
+    from pal.data.prepare import prepare as prepare_dataset
+
+    settings = config.dataset_config()
+    return prepare_dataset(config.dataset, settings, config.paths.data / config.dataset, ADAPTERS[config.dataset])
+
+
+def embed(config: Config, progress: Progress = silent) -> dict[str, Any]:
+    """Stage one: encode the dataset's unique items into the cache; prepares the dataset first if needed."""
+    config.encoder_config()
+    dataset = prepare(config)
+    from pal.embed.run import embed as embed_dataset
+
+    return embed_dataset(config, dataset, progress)
+
+
+def train(config: Config, run: str | None = None, progress: Progress = silent) -> dict[str, Any]:
+    """Stage two: train a head from cached features, then evaluate it; returns its metrics."""
+    dataset = open_dataset(config)
+    store = open_cache(config, dataset)
+    from pal.evaluate.run import evaluate as evaluate_head
+    from pal.train.run import train as train_head
+
+    trained = train_head(config, dataset, store, run or default_run(config), progress)
+    return evaluate_head(config, trained, dataset, store)
+
+
+def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
+    """Evaluate trained runs again, each on the dataset and encoder it was trained on."""
+    from pal.evaluate.run import evaluate as evaluate_head
+    from pal.evaluate.run import load_run
+
+    results = []
+    for run in runs:
+        trained = load_run(config, run)
+        own = config.model_copy(update={key: trained.facts[key] for key in ("dataset", "encoder")})
+        dataset = PreparedDataset.open(own.paths.data / own.dataset)
+        results.append(evaluate_head(own, trained, dataset, open_cache(own, dataset)))
+    return {"runs": results, "comparisons": []}
+
+
+def open_dataset(config: Config) -> PreparedDataset:
+    """Open the prepared dataset and make sure that it was prepared with the present settings."""
+    settings = config.dataset_config().model_dump(mode="json", exclude={"source"})
+    dataset = PreparedDataset.open(config.paths.data / config.dataset)
+    prepared: dict[str, Any] = dataset.card["settings"]
+    changed = [f"data.{config.dataset}.{key}" for key in settings if settings[key] != prepared.get(key)]
+    if changed:
+        listed = ", ".join(f"{key} = {settings[key.rpartition('.')[2]]!r}" for key in changed)
+        raise DataError(
+            f"{dataset.folder} was prepared with other settings than {listed}; "
+            f"run pal embed --dataset {config.dataset} with the same settings first"
+        )
+    return dataset
+
+
+def open_cache(config: Config, dataset: PreparedDataset) -> FeatureStore:
+    """Open the cache that the settings ask for; raises CacheError naming the command that makes it."""
+    from pal.cache.reader import FeatureStore
+    from pal.embed.run import locate_cache
+    from pal.errors import CacheError
+
+    _, spec, folder = locate_cache(config, dataset)
+    if not (folder / "manifest.json").is_file():
+        raise CacheError(
+            f"no complete cache in {folder}; run: pal embed --dataset {config.dataset} --encoder {config.encoder}"
+        )
+    return FeatureStore.open(folder, spec)
+
+
+def default_run(config: Config) -> str:
+    """Name a run by what distinguishes it."""
+    return f"{config.dataset}-{config.encoder}-{config.train.head}-k{config.train.k}-s{config.seed}"
+
+
+def demo(config: Config, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run both stages on the built-in data: one head for everyone, then one for K* groups."""
+    config = config.model_copy(update={"dataset": "demo"})
+    groups = config.data.demo.groups
+    report(f"1/3  data: {groups} groups of users who answer statements on {groups} interests")
+    report(f"2/3  embed: features of the unique texts under {config.encoder}")
+    cache = embed(config)
+    report(f"     {cache['encoded']} encoded, {cache['reused']} already there, in {cache['dir']}")
+    runs = []
+    for head in ("pal-a", "pal-b"):
+        for k in (1, groups):
+            report(f"3/3  train: {head} with K = {k}")
+            chosen = config.train.model_copy(update={"head": head, "k": k, "mlp": None, "score": None})
+            runs.append(train(config.model_copy(update={"train": chosen})))
+    return {"cache": cache, "runs": runs}

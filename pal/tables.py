@@ -1,0 +1,153 @@
+"""The prepared dataset: the tables that stages exchange, and how they are read back.
+
+    data/<dataset>/items.parquet     one row per unique model input
+    data/<dataset>/pairs.parquet     one row per comparison
+    data/<dataset>/rejects.parquet   one row per source row that became neither
+    data/<dataset>/dataset.json      what it is, where it came from, counts and digests
+
+Ids are 16 bytes; messages print them as 32 hex digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pal.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+ID_BYTES = 16
+SPLITS = ("train", "val", "test")
+POPULATIONS = ("seen", "unseen")
+Split = Literal["train", "val", "test"]
+Population = Literal["seen", "unseen"]
+
+
+def item_id(kind: str, *parts: str | bytes) -> bytes:
+    """Return the 16-byte name of an item: BLAKE2b-128 over its kind and its length-prefixed parts."""
+    state = hashlib.blake2b(kind.encode() + b"\0", digest_size=ID_BYTES)
+    for part in parts:
+        raw = part.encode("utf-8", errors="surrogatepass") if isinstance(part, str) else part
+        state.update(len(raw).to_bytes(8, "little"))
+        state.update(raw)
+    return state.digest()
+
+
+def items_schema() -> pa.Schema:
+    """``text`` holds text items; ``feature`` holds the float32 vector of items that bring their own."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("item_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("modality", pa.string(), nullable=False),
+            pa.field("text", pa.string()),
+            pa.field("feature", pa.binary()),
+        ]
+    )
+
+
+def pairs_schema() -> pa.Schema:
+    """``label`` is P(first preferred); ``prompt_id`` is null where a dataset has no prompts."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("pair_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("user_id", pa.string(), nullable=False),
+            pa.field("prompt_id", pa.binary(ID_BYTES)),
+            pa.field("first_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("second_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("label", pa.float64(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("population", pa.string(), nullable=False),
+        ]
+    )
+
+
+def rejects_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("source_row", pa.string(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A folder made by ``pal prepare``."""
+
+    folder: Path
+    card: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> PreparedDataset:
+        """Read the card of a prepared dataset; raises DataError where there is none."""
+        card = folder / "dataset.json"
+        if not card.is_file():
+            raise DataError(f"{folder} holds no prepared dataset; run: pal prepare --dataset {folder.name}")
+        try:
+            content = json.loads(card.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{card} is damaged; remove {folder} and run: pal prepare --dataset {folder.name}"
+            ) from error
+        return cls(folder, content)
+
+    @property
+    def name(self) -> str:
+        return str(self.card["name"])
+
+    @property
+    def split_digest(self) -> str:
+        return str(self.card["split_digest"])
+
+    @property
+    def items_digest(self) -> str:
+        return str(self.card["digests"]["items"])
+
+    def items(self, columns: list[str] | None = None) -> pa.Table:
+        """Read the items, sorted by id."""
+        return self._read("items.parquet", columns)
+
+    def pairs(
+        self,
+        split: Split | None = None,
+        population: Population | None = None,
+        columns: list[str] | None = None,
+    ) -> pl.DataFrame:
+        """Read the comparisons of one split and one population (None: of all), in the order of the file.
+
+        Rows of other splits never leave the reader: training code cannot see a test label by accident.
+        """
+        import polars as pl
+        import pyarrow.compute as pc
+
+        chosen = None
+        for column, value in (("split", split), ("population", population)):
+            if value is not None:
+                condition = pc.field(column) == value
+                chosen = condition if chosen is None else chosen & condition
+        frame = pl.from_arrow(self._read("pairs.parquet", columns, chosen))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def _read(self, name: str, columns: list[str] | None, chosen: Any = None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(self.folder / name, columns=columns, filters=chosen)
+        except (OSError, pa.ArrowInvalid) as error:
+            remedy = f"remove {self.folder} and run: pal prepare --dataset {self.folder.name}"
+            raise DataError(f"cannot read {self.folder / name} ({type(error).__name__}); {remedy}") from error

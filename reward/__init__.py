@@ -1,0 +1,1 @@
+"""A trained head as somebody else's reward."""

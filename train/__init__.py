@@ -1,0 +1,1 @@
+"""Stage two: light heads trained from cached features."""

@@ -1,0 +1,1 @@
+"""The heads: plain modules that know nothing of Lightning, files or configuration."""

@@ -1,0 +1,113 @@
+"""The MLPs f and g_1 .. g_K, named by the strings of the released code (method.md 1.5).
+
+Shapes: B rows, C copies, D input dimension, H output dimension.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from pal.errors import ConfigError
+
+_NAME = re.compile(r"mlp(\d+)-(relu|gelu|linear)-dropout(\d+)((?:-(?:residual|batchnorm|nobias))*)")
+_ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "linear": lambda x: x}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A parsed name. ``hidden_layers`` L hidden layers and one output layer: mlp2 has three matrices."""
+
+    name: str
+    hidden_layers: int = 0
+    activation: str = "linear"
+    dropout: float = 0.0
+    residual: bool = False
+    batchnorm: bool = False
+    bias: bool = True
+
+    @property
+    def is_identity(self) -> bool:
+        return self.name == "identity"
+
+    @classmethod
+    def parse(cls, name: str) -> Architecture:
+        """Read ``mlp{L}-{activation}-dropout{D}[-residual][-batchnorm][-nobias]`` or ``identity``.
+
+        The digits of D are decimals: dropout5 is 0.5, dropout75 is 0.75. Raises ConfigError.
+        """
+        if name == "identity":
+            return cls(name)
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ConfigError(
+                f"train.mlp = {name!r} is not an architecture; write identity or "
+                f"mlp<layers>-<relu|gelu|linear>-dropout<decimals>[-residual][-batchnorm][-nobias], "
+                f"e.g. mlp2-gelu-dropout0"
+            )
+        layers, activation, decimals, flags = match.groups()
+        return cls(
+            name,
+            hidden_layers=int(layers),
+            activation=activation,
+            dropout=float(f"0.{decimals}"),
+            residual="-residual" in flags,
+            batchnorm="-batchnorm" in flags,
+            bias="-nobias" not in flags,
+        )
+
+
+class MLPs(nn.Module):
+    """C independent MLPs of one architecture, evaluated together as batched matrix products."""
+
+    def __init__(self, copies: int, d_in: int, d_out: int, architecture: Architecture) -> None:
+        super().__init__()
+        if (architecture.residual or architecture.is_identity) and d_in != d_out:
+            raise ConfigError(
+                f"train.mlp = {architecture.name!r} keeps the dimension, so train.latent_dim must be {d_in}, "
+                f"not {d_out}; leave it null or drop -residual"
+            )
+        self.architecture = architecture
+        self.copies = copies
+        widths = [] if architecture.is_identity else [d_in] + [d_out] * (architecture.hidden_layers + 1)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for n_in, n_out in pairwise(widths):
+            bound = 1.0 / math.sqrt(n_in)  # what torch.nn.Linear draws from
+            self.weights.append(nn.Parameter(torch.empty(copies, n_out, n_in).uniform_(-bound, bound)))
+            if architecture.bias:
+                self.biases.append(nn.Parameter(torch.empty(copies, n_out).uniform_(-bound, bound)))
+        normed = architecture.hidden_layers if architecture.batchnorm else 0
+        self.norms = nn.ModuleList(nn.BatchNorm1d(copies * d_out) for _ in range(normed))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Map rows (B, D) by every copy: (C, B, H)."""
+        hidden_CBH = x_BD.expand(self.copies, *x_BD.shape)
+        for layer in range(len(self.weights)):
+            hidden_CBH = self._linear(layer, x_BD if layer == 0 else hidden_CBH)
+            if layer < len(self.weights) - 1:
+                hidden_CBH = self._hidden(layer, hidden_CBH)
+        return x_BD + hidden_CBH if self.architecture.residual else hidden_CBH
+
+    def _linear(self, layer: int, x: Tensor) -> Tensor:
+        weight_CHD = self.weights[layer]
+        bias_CH = self.biases[layer] if self.architecture.bias else None
+        if x.dim() == 2:  # all copies read the same rows: one product for all
+            flat = nn.functional.linear(x, weight_CHD.flatten(0, 1), None if bias_CH is None else bias_CH.flatten())
+            return flat.view(len(x), self.copies, -1).transpose(0, 1)
+        if bias_CH is None:
+            return torch.bmm(x, weight_CHD.mT)
+        return torch.baddbmm(bias_CH.unsqueeze(1), x, weight_CHD.mT)
+
+    def _hidden(self, layer: int, x_CBH: Tensor) -> Tensor:
+        """Normalise, drop out, activate: dropout stands before the activation, as in the released code."""
+        if self.architecture.batchnorm:
+            flat = x_CBH.transpose(0, 1).flatten(1)
+            x_CBH = self.norms[layer](flat).view(len(flat), self.copies, -1).transpose(0, 1)
+        x_CBH = nn.functional.dropout(x_CBH, self.architecture.dropout, self.training)
+        return _ACTIVATIONS[self.architecture.activation](x_CBH)

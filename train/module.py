@@ -1,0 +1,92 @@
+"""The Lightning wrapper round any head: loss, optimiser groups, and the best epoch kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor
+
+from pal.config import TrainConfig
+from pal.train.datamodule import Batch
+from pal.train.heads.head import IdealPointHead
+from pal.train.loss import LOSSES
+
+
+def optimiser_groups(head: IdealPointHead, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups, one per role; every parameter is in exactly one or this is our mistake."""
+    rates = {"maps": config.lr, "prototypes": config.prototype_lr, "users": config.user_lr, "scale": config.scale_lr}
+    roles = head.roles()
+    grouped = [parameter for parameters in roles.values() for parameter in parameters]
+    assert len(grouped) == len({id(p) for p in grouped}), "a parameter has two roles"
+    assert {id(p) for p in grouped} == {id(p) for p in head.parameters()}, "a parameter has no role"
+    return [
+        {
+            "params": parameters,
+            "lr": rates[role],
+            "weight_decay": config.weight_decay if role == "maps" else 0.0,
+            "name": role,
+        }
+        for role, parameters in roles.items()
+        if parameters
+    ]
+
+
+class HeadTraining(lightning.LightningModule):
+    """Trains one head. ``log`` collects a row per epoch, ``best_state`` the weights of the best one."""
+
+    def __init__(self, head: IdealPointHead, config: TrainConfig) -> None:
+        super().__init__()
+        self.head = head
+        self.config = config
+        self.loss = LOSSES[config.loss]
+        self.epoch_rows: list[dict[str, float]] = []
+        self.best_state: dict[str, Tensor] = {}
+        self.best_epoch = -1
+        self._best_loss = float("inf")
+        self._sums = {"train": torch.zeros(2), "val": torch.zeros(3)}
+
+    def margin(self, batch: Batch) -> Tensor:
+        """Return the margins of a batch under its users' weights, (B,)."""
+        margin: Tensor = self.head.margin(batch.prompt, batch.first, batch.second, self.head.users(batch.user))
+        return margin
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(optimiser_groups(self.head, self.config), fused=True)
+
+    def on_train_epoch_start(self) -> None:
+        self._sums["train"] = torch.zeros(2, device=self.device)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self.loss(self.margin(batch), batch.label)
+        self._sums["train"] += torch.stack([loss.detach().sum(), loss.new_tensor(len(loss))])
+        return loss.mean()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.head.constrain()
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums["val"] = torch.zeros(3, device=self.device)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        margin = self.margin(batch)
+        loss = self.loss(margin, batch.label).sum()
+        right = torch.where(margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)).sum()
+        self._sums["val"] += torch.stack([loss, right, loss.new_tensor(len(margin))])
+
+    def on_train_epoch_end(self) -> None:
+        loss, right, count = self._sums["val"].tolist()
+        train_loss, train_count = self._sums["train"].tolist()
+        val_loss = loss / count
+        self.epoch_rows.append(
+            {
+                "epoch": self.current_epoch + 1,
+                "train/loss": train_loss / train_count,
+                "val/loss": val_loss,
+                "val/acc": right / count,
+            }
+        )
+        if val_loss < self._best_loss:
+            self._best_loss, self.best_epoch = val_loss, self.current_epoch + 1
+            self.best_state = {name: value.detach().clone() for name, value in self.head.state_dict().items()}
