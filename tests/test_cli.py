@@ -1,0 +1,122 @@
+"""The command line: one object, one sentence, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAL = [sys.executable, "-m", "pal"]
+SIMULATED = ["--dataset", "simulated", "--encoder", "identity"]
+SMALL = [
+    f"--set=data.simulated.{key}={value}"
+    for key, value in (
+        ("users", 5), ("unseen_users", 3), ("validation_users", 1), ("pairs_per_user", 8),
+        ("validation_pairs_per_user", 4), ("test_pairs_per_user", 4),
+    )
+] + ["--set=train.epochs=1"]  # fmt: skip
+
+
+def pal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PAL, *arguments], capture_output=True, text=True)
+
+
+def one_object(*arguments: str) -> dict[str, Any]:
+    done = pal(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_prepare_embed_train_evaluate_speak_json() -> None:
+    assert one_object("prepare", "--dataset", "simulated", *SMALL)["counts"]["seen_users"] == 5
+    embedded = one_object("embed", *SIMULATED, *SMALL)
+    for key in (
+        "dataset",
+        "encoder",
+        "fingerprint",
+        "dir",
+        "items_total",
+        "items_unique",
+        "encoded",
+        "reused",
+        "errors",
+        "rows_per_s",
+    ):
+        assert key in embedded
+    assert set(embedded["seconds"]) == {"total", "read", "wait", "encode", "write"}
+    trained = one_object("train", *SIMULATED, *SMALL, "--head", "pal-a", "--k", "3", "--seed", "5", "--run", "mine")
+    assert (trained["run"], trained["head"], trained["k"], trained["seed"]) == ("mine", "pal-a", 3, 5)
+    for key in ("n_pairs", "n_users", "accuracy", "macro_accuracy", "macro_ci95", "nll", "ece"):
+        assert key in trained["test_seen"]
+        assert key in trained["test_unseen"]["0"]
+    assert trained["cache_fingerprint"] == embedded["fingerprint"]
+    assert one_object("evaluate", "--run", "mine", *SMALL)["runs"] == [trained]
+    assert one_object("cache", "ls")["caches"][0]["state"] == "complete"
+    assert one_object("cache", "verify", embedded["dir"])["rows"] == embedded["items_unique"]
+    assert one_object("config", "--set", "train.k=7")["train.k"] == {"value": 7, "origin": "--set train.k=7"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["embed", "--dataset", "nothing"], "unknown dataset 'nothing'"),
+        (["embed", "--encoder", "nothing"], "unknown encoder 'nothing'"),
+        (
+            ["prepare", "--dataset", "persona", "--source", "absent"],
+            "the source 'absent' of dataset persona does not exist",
+        ),
+        (["train", "--dataset", "demo"], "data/demo holds no prepared dataset; run: pal prepare --dataset demo"),
+        (["train", "--set", "train.nothing=1"], "unknown key of train 'nothing'"),
+        (["evaluate", "--run", "nothing"], "runs/nothing holds no trained head"),
+        (["cache", "verify", "nothing"], "no complete cache in nothing"),
+        (["config", "--config", "nothing.yaml"], "cannot read nothing.yaml"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_1(arguments: list[str], words: str) -> None:
+    done = pal(*arguments, "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not any(path.is_file() and path.name != ".digests.json" for path in Path().rglob("*"))
+
+
+def test_a_wrong_option_is_exit_code_2() -> None:
+    assert pal("train", "--nothing").returncode == 2
+
+
+def test_train_refuses_a_dataset_prepared_with_other_settings() -> None:
+    one_object("embed", *SIMULATED, *SMALL)
+    before = Path("data/simulated/dataset.json").read_bytes()
+    done = pal("train", *SIMULATED, *SMALL, "--set", "data.simulated.groups=2", "--head", "pal-a")
+    assert done.returncode == 1
+    assert "was prepared with other settings than data.simulated.groups = 2; run pal embed" in done.stderr
+    assert Path("data/simulated/dataset.json").read_bytes() == before
+
+
+def test_a_damaged_cache_stops_training_and_is_mended_by_embed() -> None:
+    folder = Path(one_object("embed", *SIMULATED, *SMALL)["dir"])
+    shard = next((folder / "shards").glob("*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"x")
+    done = pal("train", *SIMULATED, *SMALL, "--head", "pal-a")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
+    assert "is damaged or missing; run pal embed again" in done.stderr
+    assert one_object("embed", *SIMULATED, *SMALL)["encoded"] > 0
+    assert shard.read_bytes() == whole
+
+
+def test_demo_runs_outside_the_repository() -> None:
+    small = [arg.replace("simulated", "demo") for arg in SMALL] + [
+        "--set=data.demo.limit=300",
+        "--set=data.demo.groups=1",
+    ]
+    done = pal("demo", "--encoder", "tiny-text", *small)
+    assert done.returncode == 0, done.stderr
+    assert "(untrained encoder)" in done.stdout
+    assert "pal-b" in done.stdout

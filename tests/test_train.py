@@ -1,0 +1,334 @@
+"""Heads: the mathematics, the optimiser, and training that can be repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pal import pipeline
+from pal.config import Config, TrainConfig
+from pal.errors import CacheError, ConfigError, TrainError
+from pal.train.heads.head import LARGEST_SCALE, IdealPointHead, build_head
+from pal.train.heads.mlp import Architecture, MLPs
+from pal.train.heads.standardise import Standardiser
+from pal.train.heads.users import UserWeights
+from pal.train.loss import hinge, logistic
+from pal.train.module import optimiser_groups
+
+Configure = Callable[..., Config]
+DIM, USERS, ROWS = 8, 5, 40
+HEADS = [("pal-a", "squared"), ("pal-a", "distance"), ("pal-a", "angle"), ("pal-b", "squared"), ("pal-b", "angle")]
+every_head = pytest.mark.parametrize(("name", "score"), HEADS)
+
+
+def make(name: str, score: str, k: int = 3, **settings: Any) -> IdealPointHead:
+    torch.manual_seed(0)
+    head = build_head(TrainConfig(head=name, score=score, k=k, **settings), DIM, USERS)
+    return head.double().eval()
+
+
+def batch(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return prompts, first and second items, and user numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, ROWS, DIM, generator=generator, dtype=torch.float64)
+    return features[0], features[1], features[2], torch.randint(0, USERS, (ROWS,), generator=generator)
+
+
+def margins(head: IdealPointHead, swap: bool = False) -> torch.Tensor:
+    prompt, first, second, user = batch()
+    if swap:
+        first, second = second, first
+    return head.margin(prompt, first, second, head.users(user))
+
+
+@every_head
+def test_margin_is_the_difference_of_rewards(name: str, score: str) -> None:
+    head, (prompt, first, second, user) = make(name, score), batch()
+    w = head.users(user)
+    torch.testing.assert_close(margins(head), head.reward(prompt, first, w) - head.reward(prompt, second, w))
+
+
+@every_head
+def test_swapping_the_items_negates_the_margin(name: str, score: str) -> None:
+    head = make(name, score)
+    torch.testing.assert_close(margins(head, swap=True), -margins(head))
+
+
+@every_head
+def test_one_prototype_ignores_the_user(name: str, score: str) -> None:
+    head, (prompt, first, _, user) = make(name, score, k=1), batch()
+    rewards = [head.reward(prompt, first, head.users((user + shift) % USERS)) for shift in range(USERS)]
+    for other in rewards[1:]:
+        assert torch.equal(rewards[0], other)
+    rewards[0].sum().backward()
+    assert head.users.logits.grad is not None
+    assert not head.users.logits.grad.any()
+
+
+@every_head
+def test_permuting_prototypes_with_their_weights_changes_nothing(name: str, score: str) -> None:
+    head = make(name, score)
+    before, order = margins(head), torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        head.users.logits.copy_(head.users.logits[:, order])
+        if name == "pal-a":
+            head.prototypes_KD.copy_(head.prototypes_KD[order])  # type: ignore[operator, index]
+        else:
+            for parameter in head.g.parameters():  # type: ignore[union-attr]
+                parameter.copy_(parameter[order])
+    torch.testing.assert_close(margins(head), before)
+
+
+def reference_mlp(x: torch.Tensor, mlps: MLPs, copy: int) -> torch.Tensor:
+    """Apply one copy by hand."""
+    out = x
+    for layer, (weight, bias) in enumerate(zip(mlps.weights, mlps.biases, strict=True)):
+        out = out @ weight[copy].T + bias[copy]
+        if layer < len(mlps.weights) - 1:
+            out = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}[mlps.architecture.activation](out)
+    return x + out if mlps.architecture.residual else out
+
+
+@every_head
+def test_margins_are_those_of_the_equations(name: str, score: str) -> None:
+    """The equations of method.md 1.3 and 1.4, user by user, in float64."""
+    head, (prompt, first, second, user) = make(name, score), batch()
+    wanted = []
+    for row in range(ROWS):
+        w = torch.exp(head.users.logits[user[row]])
+        w = w / w.sum()
+        if name == "pal-a":
+            a = reference_mlp(sum(w[k] * head.prototypes_KD[k] for k in range(3)), head.f, 0)  # type: ignore[index, misc]
+        else:
+            a = sum(w[k] * reference_mlp(prompt[row], head.g, k) for k in range(3))  # type: ignore[arg-type, misc]
+        reward = []
+        for item in (first[row], second[row]):
+            z = reference_mlp(item, head.f, 0)
+            if score == "angle":
+                reward.append((z @ a) / (z.norm() * a.norm()) / 0.07)
+            else:
+                reward.append(-((z - a).norm() ** (2 if score == "squared" else 1)))
+        wanted.append(reward[0] - reward[1])
+    torch.testing.assert_close(margins(head), torch.stack(wanted), rtol=1e-5, atol=1e-9)
+
+
+@every_head
+def test_gradients_are_those_of_finite_differences(name: str, score: str) -> None:
+    head, (prompt, first, second, user) = make(name, score, mlp="mlp1-gelu-dropout0"), batch()
+    parameters = dict(head.named_parameters())
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        state = dict(zip(parameters, values, strict=True))
+
+        class Wrapped(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head = head
+
+            def forward(self) -> torch.Tensor:
+                margin = head.margin(prompt[:4], first[:4], second[:4], head.users(user[:4]))
+                return logistic(margin, torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)).mean()
+
+        return torch.func.functional_call(Wrapped(), {f"head.{n}": v for n, v in state.items()})  # type: ignore[no-any-return]
+
+    inputs = tuple(value.detach().clone().requires_grad_() for value in parameters.values())
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True, atol=1e-5)
+
+
+def test_user_weights_lie_on_the_simplex() -> None:
+    for mode in ("mixture", "partition"):
+        users = UserWeights(50, 4, mode).eval()
+        w = users(torch.arange(50))
+        assert (w >= 0).all()
+        torch.testing.assert_close(w.sum(dim=1), torch.ones(50))
+        torch.testing.assert_close(users.population().sum(), torch.tensor(1.0))
+    assert set(w.unique().tolist()) == {0.0, 1.0}  # a partition in evaluation
+    assert not set(users.train()(torch.arange(50)).unique().tolist()) <= {0.0, 1.0}  # soft in training
+
+
+def test_logits_matter_only_up_to_a_constant() -> None:
+    users = UserWeights(3, 4)
+    torch.testing.assert_close(users.of_logits(users.logits + 7.0), users.of_logits(users.logits))
+
+
+def test_losses_at_known_margins() -> None:
+    margin, label = torch.tensor([0.0, 2.0, -2.0, 0.5]), torch.tensor([1.0, 1.0, 1.0, 0.5])
+    torch.testing.assert_close(
+        logistic(margin, label),
+        torch.tensor(
+            [math.log(2), math.log1p(math.exp(-2)), math.log1p(math.exp(2)), math.log1p(math.exp(0.5)) - 0.25]
+        ),
+    )
+    torch.testing.assert_close(hinge(margin, label), torch.tensor([1.0, 0.0, 3.0, 1.0]))
+    torch.testing.assert_close(hinge(-margin, 1 - label), hinge(margin, label))
+    torch.testing.assert_close(logistic(-margin, 1 - label), logistic(margin, label))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("mlp2-gelu-dropout0", (2, "gelu", 0.0, False, False, True)),
+        ("mlp2-relu-dropout5-residual", (2, "relu", 0.5, True, False, True)),
+        ("mlp0-linear-dropout75-nobias", (0, "linear", 0.75, False, False, False)),
+        ("mlp1-relu-dropout2-residual-batchnorm", (1, "relu", 0.2, True, True, True)),
+        ("mlp1-relu-dropout2-batchnorm-residual", (1, "relu", 0.2, True, True, True)),
+    ],
+)
+def test_architecture_names(name: str, wanted: tuple[object, ...]) -> None:
+    made = Architecture.parse(name)
+    assert (made.hidden_layers, made.activation, made.dropout, made.residual, made.batchnorm, made.bias) == wanted
+    assert MLPs(2, DIM, DIM, made)(torch.randn(7, DIM)).shape == (2, 7, DIM)
+
+
+def test_parameter_count_is_that_of_the_method() -> None:
+    for dim, count in ((512, 787_968), (768, 1_771_776), (1024, 3_148_800)):
+        mlps = MLPs(1, dim, dim, Architecture.parse("mlp2-relu-dropout0"))
+        assert sum(parameter.numel() for parameter in mlps.parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["mlp2", "mlp2-tanh-dropout0", "mlp-gelu-dropout0", "Identity"])
+def test_a_bad_architecture_is_one_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.mlp = '{name}' is not an architecture"):
+        Architecture.parse(name)
+
+
+def test_a_residual_map_keeps_its_dimension() -> None:
+    with pytest.raises(ConfigError, match="train.latent_dim must be 8, not 4"):
+        make("pal-a", "squared", latent_dim=4)
+    assert make("pal-b", "angle", latent_dim=4).place(batch()[0]).shape == (ROWS, 4)
+
+
+def test_copies_share_nothing() -> None:
+    mlps = MLPs(2, DIM, DIM, Architecture.parse("mlp2-gelu-dropout0"))
+    mlps(torch.randn(3, DIM))[0].sum().backward()
+    for parameter in mlps.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[0].any()
+        assert not parameter.grad[1].any()
+
+
+def test_standardised_features_have_unit_expected_norm() -> None:
+    x = torch.randn(5000, DIM) * 3 + 7
+    x[:, 2] = 4.2
+    scaler = Standardiser(DIM)
+    scaler.fit(x)
+    y = scaler(x)
+    torch.testing.assert_close(y.mean(dim=0), torch.zeros(DIM), atol=1e-5, rtol=0)
+    assert y.square().sum(dim=1).mean().item() == pytest.approx((DIM - 1) / DIM, rel=1e-4)
+    assert not y[:, 2].any()
+
+
+@every_head
+def test_every_parameter_has_exactly_one_role(name: str, score: str) -> None:
+    head = make(name, score)
+    groups = {group["name"]: group for group in optimiser_groups(head, TrainConfig(weight_decay=0.3, user_lr=0.7))}
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(head.parameters()))
+    assert (groups["users"]["lr"], groups["users"]["weight_decay"]) == (0.7, 0.0)
+    assert groups["maps"]["weight_decay"] == 0.3
+    head.register_parameter("stray", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(AssertionError, match="no role"):
+        optimiser_groups(head, TrainConfig())
+
+
+def test_the_scale_comes_back_from_its_limit() -> None:
+    head = make("pal-b", "angle")
+    assert head.log_scale is not None
+    with torch.no_grad():
+        head.log_scale.fill_(9.0)
+    head.constrain()
+    assert head.log_scale.exp().item() == pytest.approx(LARGEST_SCALE)
+    margins(head).square().mean().backward()
+    assert head.log_scale.grad is not None
+    assert head.log_scale.grad.item() != 0.0
+
+
+def simulated(configure: Configure, **options: Any) -> Config:
+    settings = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 2}
+    return configure(settings | options)
+
+
+def test_training_twice_gives_the_same_bytes(configure: Configure) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    for run in ("one", "two"):
+        pipeline.train(config, run)
+    assert Path("runs/one/head.safetensors").read_bytes() == Path("runs/two/head.safetensors").read_bytes()
+    pipeline.train(config.model_copy(update={"seed": 1}), "three")
+    assert Path("runs/one/head.safetensors").read_bytes() != Path("runs/three/head.safetensors").read_bytes()
+
+
+def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Configure) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    for _ in range(2):
+        pipeline.train(config, "run")
+    names = {"config.yaml", "head.json", "head.safetensors", "metrics.json", "predictions.parquet", "log.csv"}
+    assert {path.name for path in Path("runs/run").iterdir()} == names
+    assert [path.name for path in Path("runs").iterdir()] == ["run"]
+    assert len(Path("runs/run/log.csv").read_text().splitlines()) == 3
+
+
+def test_training_reads_no_test_pair(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pal.train.run import train
+
+    config = simulated(configure)
+    pipeline.embed(config)
+    dataset = pipeline.open_dataset(config)
+    asked: list[Any] = []
+    original = type(dataset).pairs
+
+    def spy(self: Any, split: Any = None, population: Any = None, **rest: Any) -> Any:
+        asked.append((split, population))
+        return original(self, split, population, **rest)
+
+    monkeypatch.setattr(type(dataset), "pairs", spy)
+    train(config, dataset, pipeline.open_cache(config, dataset), "run")
+    assert asked == [("train", "seen"), ("val", "seen")]
+
+
+def test_planted_groups_are_learned(configure: Configure) -> None:
+    """Two planted ideal points: one prototype cannot follow both groups, two can."""
+    sizes = {
+        "users": 30,
+        "pairs_per_user": 100,
+        "validation_pairs_per_user": 30,
+        "test_pairs_per_user": 50,
+        "groups": 2,
+        "dim": 6,
+    }
+    options = {f"data.simulated.{key}": value for key, value in sizes.items()} | {
+        "train.epochs": 25, "train.batch_size": 128, "train.lr": 3e-3,
+    }  # fmt: skip
+    config = simulated(configure, **options)
+    pipeline.embed(config)
+    accuracy = {}
+    for k in (1, 2):
+        chosen = config.train.model_copy(update={"k": k})
+        accuracy[k] = pipeline.train(config.model_copy(update={"train": chosen}))["test_seen"]["macro_accuracy"]
+    assert accuracy[2] > 0.9
+    assert accuracy[2] > accuracy[1] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"train.head": "pal-c"}, ConfigError, "unknown head 'pal-c'; did you mean"),
+        ({"train.head": "pal-b"}, TrainError, "this head reads prompts, but the dataset has none; use --head pal-a"),
+        ({"train.device": "cuda"}, TrainError, "offers torch no GPU; use --set train.device=cpu"),
+        ({"encoder": "tiny-text"}, CacheError, "no complete cache in .*; run: pal embed --dataset simulated --encoder"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(
+    configure: Configure, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    if "train.device" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    pipeline.embed(simulated(configure))
+    with pytest.raises(error, match=words):
+        pipeline.train(simulated(configure, **options), "run")
+    assert not Path("runs/run").exists()

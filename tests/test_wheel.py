@@ -1,0 +1,31 @@
+"""The wheel, built and installed in a clean environment outside the checkout, runs the demo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_demo_in_a_clean_environment(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(REPOSITORY)], check=True
+    )
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    venv.create(tmp_path / "clean", with_pip=True)
+    binaries = tmp_path / "clean" / "bin"
+    pins = ["--constraint", str(REPOSITORY / "constraints.txt")]
+    subprocess.run([binaries / "pip", "install", "--quiet", *pins, f"{wheel}[offline]"], check=True)
+    done = subprocess.run(
+        [binaries / "pal", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    accuracy = {(run["head"], run["k"]): run["test_seen"]["macro_accuracy"] for run in json.loads(done.stdout)["runs"]}
+    for head in ("pal-a", "pal-b"):
+        assert accuracy[head, 3] > accuracy[head, 1] + 0.15
