@@ -9,10 +9,10 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
-EXTRAS   = offline
+EXTRAS   = offline,optuna
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train evaluate check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep evaluate check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ $(MANIFEST): FORCE .venv/ready
 
 train: $(MANIFEST)  ## stage two: cached features -> runs/
 	$(PAL) train $(CHOICE) $(ARGS)
+
+sweep: $(MANIFEST)  ## hundreds of heads from the cache -> sweeps/
+	$(PAL) sweep $(CHOICE) $(ARGS)
 
 evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
 	$(PAL) evaluate $(foreach run,$(RUNS),--run $(run)) $(ARGS)

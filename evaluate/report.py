@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import polars as pl
+
+MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
 
 
 def interval(cell: dict[str, Any]) -> str:
@@ -32,6 +37,40 @@ def table_of_runs(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def table_of_sweep(results: Path, rows: int = 10) -> list[list[str]]:
+    """Return header and rows of a sweep: settings averaged over seeds, the best by validation first."""
+    frame = pl.read_parquet(results).filter(pl.col("status") == "ok")
+    if frame.is_empty():
+        return [["no head was trained"]]
+    facts = {"head_id", "seed", "status", "error", "together", "best_epoch", "params", "seconds"}
+    axes = [name for name in frame.columns if name not in facts and not name.startswith(("val_", "test_"))]
+    axes = [name for name in axes if name in ("head", "k") or frame[name].n_unique() > 1]
+    grouped = frame.group_by(axes).agg(
+        pl.len().alias("seeds"),
+        *(pl.col(name).mean() for name in MEANS),
+        *(pl.col(name).min() for name in ("val_ci95_low", "test_ci95_low")),
+        *(pl.col(name).max() for name in ("val_ci95_high", "test_ci95_high")),
+        pl.col("seconds").sum(),
+    )
+    grouped = grouped.sort("val_macro_accuracy", descending=True).head(rows)
+    table = [[*axes, "seeds", "validation, by user", "test, by user", "test NLL", "s"]]
+    for row in grouped.iter_rows(named=True):
+        accuracies = [
+            f"{row[f'{s}_macro_accuracy']:.3f} [{row[f'{s}_ci95_low']:.3f}, {row[f'{s}_ci95_high']:.3f}]"
+            for s in ("val", "test")
+        ]
+        table.append(
+            [
+                *(f"{row[axis]}" for axis in axes),
+                f"{row['seeds']}",
+                *accuracies,
+                f"{row['test_nll']:.3f}",
+                f"{row['seconds']:.1f}",
+            ]
+        )
+    return table
 
 
 def as_markdown(rows: list[list[str]]) -> str:

@@ -18,12 +18,15 @@ from pal.files import atomic_file, write_json
 from pal.tables import PreparedDataset
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import NO_USER, Pairs, drop_without_feature
+from pal.train.run import TrainingData
 
 ROWS_AT_ONCE = 8192
 ZERO_SHOT = "0"
 
 
-def evaluate(config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> dict[str, Any]:
+def evaluate(
+    config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, folder: Path | None = None
+) -> dict[str, Any]:
     """Predict validation and test pairs, write ``predictions.parquet`` and ``metrics.json``, return the latter.
 
     Unseen users are judged zero-shot, with the mean weights of the seen users. Raises EvaluationError if
@@ -42,13 +45,7 @@ def evaluate(config: Config, trained: TrainedHead, dataset: PreparedDataset, sto
         rows = predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
         if rows.is_empty():
             return {}
-        return summarize(
-            rows["margin"].to_numpy(),
-            rows["label"].to_numpy(),
-            np.unique(rows["user_id"].to_numpy(), return_inverse=True)[1],
-            config.evaluate.bootstrap,
-            config.evaluate.ece_bins,
-        )
+        return cell_of(config, rows)
 
     facts = trained.facts
     metrics = {
@@ -61,11 +58,35 @@ def evaluate(config: Config, trained: TrainedHead, dataset: PreparedDataset, sto
         "test_seen": cell("seen"),
         "test_unseen": {ZERO_SHOT: cell("unseen")},
     }
-    folder = config.paths.runs / facts["run"]
+    folder = folder or config.paths.runs / facts["run"]
     with atomic_file(folder / "predictions.parquet") as temporary:
         pq.write_table(predictions.to_arrow(), temporary, compression="zstd")
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def judge(config: Config, trained: TrainedHead, data: TrainingData) -> dict[str, Any]:
+    """Return the flat metrics of one head of a sweep: ``val_*`` to select by, ``test_*`` to report."""
+    flat: dict[str, Any] = {}
+    for split in ("val", "test"):
+        frame = drop_without_feature(data.dataset.pairs(split, "seen"), data.store)
+        frame = frame.filter(pl.col("user_id").is_in(data.users))
+        cell = cell_of(config, predict(trained, frame, data.store, data.features.cpu()))
+        low, high = cell.pop("macro_ci95")
+        flat |= {f"{split}_{name}": value for name, value in cell.items()}
+        flat |= {f"{split}_ci95_low": low, f"{split}_ci95_high": high}
+    return flat
+
+
+def cell_of(config: Config, predictions: pl.DataFrame) -> dict[str, Any]:
+    """Return the metrics of one cell of the protocol."""
+    return summarize(
+        predictions["margin"].to_numpy(),
+        predictions["label"].to_numpy(),
+        np.unique(predictions["user_id"].to_numpy(), return_inverse=True)[1],
+        config.evaluate.bootstrap,
+        config.evaluate.ece_bins,
+    )
 
 
 def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> None:

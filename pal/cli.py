@@ -148,6 +148,35 @@ def train(
 
 
 @app.command()
+def sweep(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep; default: dataset and encoder.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Many heads from one cache in one process; a rerun trains only what is missing."""
+    from pal import pipeline
+
+    settings = _settings(config, set_, dataset=dataset, encoder=encoder)
+    with _progress(None, "heads") as progress:
+        summary = pipeline.sweep(settings.config, name, progress, _say)
+
+    def text() -> str:
+        from pal.evaluate.report import as_markdown, table_of_sweep
+
+        folder = settings.config.paths.sweeps / summary["name"]
+        return (
+            f"{as_markdown(table_of_sweep(folder / 'results.parquet'))}\n\n"
+            f"{summary['heads']} heads, {summary['trained']} trained now in {summary['seconds']:.1f} s "
+            f"({summary['mode']}), {summary['failed']} failed; {folder}"
+        )
+
+    _print(summary, as_json, text)
+
+
+@app.command()
 def evaluate(
     run: Annotated[list[str], typer.Option("--run", help="Name of a run; repeatable.")],
     config: File = None,

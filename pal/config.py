@@ -201,8 +201,36 @@ class TrainConfig(Component):
     """Learning rate of the logit scale (angle scores)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled weight decay of f and g_k; users, prototypes and scale have none."""
+    users: PositiveInt | None = None
+    """Train on the first so many seen users only; null: on all."""
+    pairs_per_user: PositiveInt | None = None
+    """Train on at most so many pairs of each seen user (learning curves); null: on all."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+
+
+class SweepConfig(Component):
+    """Many heads at once. Every other key is an axis with a list of values: a setting of ``train``, seed,
+    encoder or layer."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, tuple[Any, ...]]
+
+    sampler: Literal["grid", "random", "optuna"] = "grid"
+    """All combinations, independent draws, or draws that learn from results (extra optuna)."""
+    samples: PositiveInt = 64
+    """Heads of a random or optuna sweep."""
+    together: Literal["auto"] | PositiveInt = "auto"
+    """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep all."""
+    storage: str | None = None
+    """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH; null: a
+    journal in the sweep's folder."""
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        return self.__pydantic_extra__
 
 
 class EvaluateConfig(Component):
@@ -237,6 +265,7 @@ class Config(Component):
     data: DataConfig = DataConfig()
     embed: EmbedConfig = Field(default_factory=lambda: EmbedConfig.model_validate({}))
     train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = Field(default_factory=lambda: SweepConfig.model_validate({}))
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def dataset_config(self) -> DatasetConfig:
@@ -394,3 +423,15 @@ def flatten(config: BaseModel) -> dict[str, Any]:
 
     walk("", config.model_dump(mode="json"))
     return flat
+
+
+def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a configuration with some dotted keys replaced; raises ConfigError in one sentence."""
+    tree = config.model_dump()
+    for key, value in values.items():
+        _merge(tree, _nest(key, value), f"sweep {key}={value!r}", {})
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        origins = {key: "sweep" for key in values}
+        raise ConfigError("; ".join(_sentence(problem, origins) for problem in error.errors())) from None

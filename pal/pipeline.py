@@ -59,10 +59,47 @@ def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
     results = []
     for run in runs:
         trained = load_run(config, run)
-        own = config.model_copy(update={key: trained.facts[key] for key in ("dataset", "encoder")})
-        dataset = PreparedDataset.open(own.paths.data / own.dataset)
-        results.append(evaluate_head(own, trained, dataset, open_cache(own, dataset)))
+        results.append(evaluate_head(config, trained, *open_data_of(config, trained.facts)))
     return {"runs": results, "comparisons": []}
+
+
+def sweep(
+    config: Config, name: str | None = None, progress: Progress = silent, report: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Train every head of the sweep that is missing; the best by validation becomes the run ``<name>-best``."""
+    import shutil
+
+    from pal.evaluate.plot import plot_accuracy_against_k
+    from pal.evaluate.run import evaluate as evaluate_head
+    from pal.evaluate.run import judge
+    from pal.files import atomic_directory
+    from pal.train.checkpoint import TrainedHead
+    from pal.train.sweep import Sweep
+
+    def open_data(chosen: Config) -> tuple[PreparedDataset, FeatureStore]:
+        dataset = open_dataset(chosen)
+        return dataset, open_cache(chosen, dataset)
+
+    name = name or f"{config.dataset}-{config.encoder}"
+    open_data(config)  # what is wrong with the data is said before anything is planned
+    made = Sweep(config, name, open_data, judge, report)
+    summary = made.run(progress)
+    if summary["best"] is not None:
+        trained = TrainedHead.load(made.folder / "best")
+        evaluate_head(config, trained, *open_data_of(config, trained.facts), made.folder / "best")
+        with atomic_directory(config.paths.runs / summary["best"]["run"]) as folder:
+            shutil.copytree(made.folder / "best", folder, dirs_exist_ok=True)
+    plot_accuracy_against_k(made.folder / "results.parquet", made.folder / "accuracy_by_k.png")
+    return summary
+
+
+def open_data_of(config: Config, facts: dict[str, Any]) -> tuple[PreparedDataset, FeatureStore]:
+    """Open the dataset and the very cache that a run was trained on, whatever the settings say now."""
+    from pal.cache.reader import FeatureStore
+
+    dataset = PreparedDataset.open(config.paths.data / facts["dataset"])
+    folder = config.paths.cache / facts["dataset"] / f"{facts['encoder']}-{facts['cache_fingerprint'][:12]}"
+    return dataset, FeatureStore.open(folder)
 
 
 def open_dataset(config: Config) -> PreparedDataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,16 +106,32 @@ class PairBatches:
             yield self.pairs.batch(self.features, chosen if order is None else order[chosen])
 
 
+class SeedBatches:
+    """Batches of several seeds side by side: one list of batches a step, each in its own seed's order."""
+
+    def __init__(self, features: Tensor, pairs: Pairs, batch_size: int, seeds: Sequence[int]) -> None:
+        self.streams = [PairBatches(features, pairs, batch_size, seed) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self.streams[0])
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        yield from (list(batches) for batches in zip(*self.streams, strict=True))
+
+
 class PairsDataModule(lightning.LightningDataModule):
     """Training and validation pairs of the seen users, features resident on the device."""
 
-    def __init__(self, features: Tensor, train: Pairs, val: Pairs, batch_size: int, seed: int) -> None:
+    def __init__(self, features: Tensor, train: Pairs, val: Pairs, batch_size: int, seeds: int | Sequence[int]) -> None:
+        """A sequence of seeds gives the training batches of all of them side by side, for a stack of heads."""
         super().__init__()
         self.features, self.train_pairs, self.val_pairs = features, train, val
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seeds = batch_size, seeds
 
-    def train_dataloader(self) -> PairBatches:
-        return PairBatches(self.features, self.train_pairs, self.batch_size, self.seed)
+    def train_dataloader(self) -> PairBatches | SeedBatches:
+        if isinstance(self.seeds, int):
+            return PairBatches(self.features, self.train_pairs, self.batch_size, self.seeds)
+        return SeedBatches(self.features, self.train_pairs, self.batch_size, self.seeds)
 
     def val_dataloader(self) -> PairBatches:
         return PairBatches(self.features, self.val_pairs, 8 * self.batch_size, None)

@@ -14,9 +14,14 @@ from pal.train.heads.head import IdealPointHead
 from pal.train.loss import LOSSES
 
 
+def learning_rates(config: TrainConfig) -> dict[str, float]:
+    """Return the learning rate of each role of a parameter."""
+    return {"maps": config.lr, "prototypes": config.prototype_lr, "users": config.user_lr, "scale": config.scale_lr}
+
+
 def optimiser_groups(head: IdealPointHead, config: TrainConfig) -> list[dict[str, Any]]:
     """Return AdamW groups, one per role; every parameter is in exactly one or this is our mistake."""
-    rates = {"maps": config.lr, "prototypes": config.prototype_lr, "users": config.user_lr, "scale": config.scale_lr}
+    rates = learning_rates(config)
     roles = head.roles()
     grouped = [parameter for parameters in roles.values() for parameter in parameters]
     assert len(grouped) == len({id(p) for p in grouped}), "a parameter has two roles"
@@ -40,6 +45,7 @@ class HeadTraining(lightning.LightningModule):
         super().__init__()
         self.head = head
         self.config = config
+        self.epochs = config.epochs
         self.loss = LOSSES[config.loss]
         self.epoch_rows: list[dict[str, float]] = []
         self.best_state: dict[str, Tensor] = {}
@@ -49,7 +55,7 @@ class HeadTraining(lightning.LightningModule):
 
     def margin(self, batch: Batch) -> Tensor:
         """Return the margins of a batch under its users' weights, (B,)."""
-        margin: Tensor = self.head.margin(batch.prompt, batch.first, batch.second, self.head.users(batch.user))
+        margin: Tensor = self.head(batch.prompt, batch.first, batch.second, batch.user)
         return margin
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -8,16 +8,18 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import polars as pl
 import torch
 import yaml
 from torch import Tensor
 
 from pal.cache.reader import FeatureStore
-from pal.config import Config
+from pal.config import Config, TrainConfig
 from pal.errors import TrainError
 from pal.files import atomic_directory
 from pal.tables import PreparedDataset
@@ -27,6 +29,76 @@ from pal.train.heads.head import IdealPointHead, build_head, resolve
 from pal.train.module import HeadTraining
 
 Progress = Callable[[int], None]
+
+
+@dataclass
+class TrainingData:
+    """What all heads of one dataset, encoder and training set share."""
+
+    dataset: PreparedDataset
+    store: FeatureStore
+    users: list[str]
+    """ids of the seen users, sorted: the rows of every head's user table"""
+    features: Tensor
+    """(rows, dim) in the dtype of the cache, on the device"""
+    train: Pairs
+    val: Pairs
+
+    @classmethod
+    def load(cls, settings: TrainConfig, dataset: PreparedDataset, store: FeatureStore, device: str) -> TrainingData:
+        """Join the seen users' training and validation pairs to the features; test pairs are not read."""
+        frames = {split: drop_without_feature(dataset.pairs(split, "seen"), store) for split in ("train", "val")}
+        frames["train"] = subset(frames["train"], settings.users, settings.pairs_per_user)
+        chosen = frames["train"]["user_id"].unique().sort().to_list()
+        frames["val"] = frames["val"].filter(pl.col("user_id").is_in(chosen))
+        for split, frame in frames.items():
+            if frame.is_empty():
+                raise TrainError(
+                    f"dataset {dataset.name} has no {split} pairs of seen users; prepare it with more source rows"
+                )
+        with_prompt = frames["train"]["prompt_id"].null_count() == 0
+        pairs = {s: Pairs.join(frame, store, chosen, with_prompt, device) for s, frame in frames.items()}
+        return cls(dataset, store, chosen, store.features(device), pairs["train"], pairs["val"])
+
+    def new_head(self, settings: TrainConfig, seed: int) -> IdealPointHead:
+        """Build a head with the weights of a seed, its feature statistics fitted."""
+        lightning.seed_everything(seed, verbose=False)
+        head = build_head(settings, self.store.dim, len(self.users))
+        if head.uses_prompt and self.train.prompt is None:
+            raise TrainError("this head reads prompts, but the dataset has none; use --head pal-a")
+        standardise(head, self.features, self.train)
+        return head
+
+    def trained(
+        self, head: IdealPointHead, config: Config, settings: TrainConfig, run: str, seconds: float, best_epoch: int
+    ) -> TrainedHead:
+        """Wrap a fitted head with the facts that its run records."""
+        facts = {
+            "run": run,
+            "dataset": self.dataset.name,
+            "encoder": config.encoder,
+            "untrained": bool(self.store.manifest.get("untrained")),
+            "seed": config.seed,
+            "dim": self.store.dim,
+            "params": sum(parameter.numel() for parameter in head.parameters()),
+            "params_per_user": head.users.logits.shape[1],
+            "seconds": round(seconds, 3),
+            "best_epoch": best_epoch,
+            "split_digest": self.dataset.split_digest,
+            "cache_fingerprint": self.store.fingerprint,
+            "encoder_spec": self.store.manifest["spec"]["encoder"],
+            "train": settings.model_dump(mode="json"),
+        }
+        return TrainedHead(head.eval(), self.users, facts)
+
+
+def subset(frame: pl.DataFrame, users: int | None, pairs_per_user: int | None) -> pl.DataFrame:
+    """Keep the first users by name and each one's first pairs by id, which is a random but fixed order."""
+    if users is not None:
+        frame = frame.filter(pl.col("user_id").is_in(frame["user_id"].unique().sort()[:users].to_list()))
+    if pairs_per_user is not None:
+        frame = frame.filter(pl.int_range(pl.len()).over("user_id") < pairs_per_user)
+    return frame
 
 
 def train(
@@ -39,52 +111,28 @@ def train(
     """
     settings = resolve(config.train)
     device = choose_device(settings.device)
-    frames = {split: drop_without_feature(dataset.pairs(split, "seen"), store) for split in ("train", "val")}
-    for split, frame in frames.items():
-        if frame.is_empty():
-            raise TrainError(
-                f"dataset {dataset.name} has no {split} pairs of seen users; prepare it with more source rows"
-            )
-    users = frames["train"]["user_id"].unique().sort().to_list()
-
-    lightning.seed_everything(config.seed, verbose=False)
-    head = build_head(settings, store.dim, len(users))
-    features = store.features(device)
-    pairs = {s: Pairs.join(frame, store, users, head.uses_prompt, device) for s, frame in frames.items()}
-    standardise(head, features, pairs["train"])
-    module = HeadTraining(head, settings)
-    data = PairsDataModule(features, pairs["train"], pairs["val"], settings.batch_size, config.seed)
+    data = TrainingData.load(settings, dataset, store, device)
+    module = HeadTraining(data.new_head(settings, config.seed), settings)
     began = time.perf_counter()
-    fit(module, data, settings.epochs, device, progress)
-    seconds = time.perf_counter() - began
-
-    head.load_state_dict(module.best_state)
-    trained = TrainedHead(
-        head.eval(),
-        users,
-        {
-            "run": run,
-            "dataset": dataset.name,
-            "encoder": config.encoder,
-            "untrained": bool(store.manifest.get("untrained")),
-            "seed": config.seed,
-            "dim": store.dim,
-            "params": sum(parameter.numel() for parameter in head.parameters()),
-            "params_per_user": head.users.logits.shape[1],
-            "seconds": round(seconds, 3),
-            "best_epoch": module.best_epoch,
-            "split_digest": dataset.split_digest,
-            "cache_fingerprint": store.fingerprint,
-            "encoder_spec": store.manifest["spec"]["encoder"],
-            "train": settings.model_dump(mode="json"),
-        },
+    fit(
+        module, PairsDataModule(data.features, data.train, data.val, settings.batch_size, config.seed), device, progress
     )
-    with atomic_directory(config.paths.runs / run) as folder:
-        trained.save(folder)
-        write_log(folder / "log.csv", module.epoch_rows)
-        resolved = config.model_copy(update={"train": settings}).model_dump(mode="json")
-        (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    module.head.load_state_dict(module.best_state)
+    seconds = time.perf_counter() - began
+    trained = data.trained(module.head, config, settings, run, seconds, module.best_epoch)
+    save_run(config.paths.runs / run, trained, config, settings, module.epoch_rows)
     return trained
+
+
+def save_run(
+    folder: Path, trained: TrainedHead, config: Config, settings: TrainConfig, log: list[dict[str, float]]
+) -> None:
+    """Write a run as a whole: head, resolved configuration, one log row per epoch."""
+    with atomic_directory(folder) as temporary:
+        trained.save(temporary)
+        write_log(temporary / "log.csv", log)
+        resolved = config.model_copy(update={"train": settings}).model_dump(mode="json")
+        (temporary / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
 
 def standardise(head: IdealPointHead, features: Tensor, pairs: Pairs) -> None:
@@ -102,8 +150,8 @@ def standardise(head: IdealPointHead, features: Tensor, pairs: Pairs) -> None:
     head.to(features.device)
 
 
-def fit(module: HeadTraining, data: PairsDataModule, epochs: int, device: str, progress: Progress) -> None:
-    """Run Lightning's loop without its files and messages."""
+def fit(module: Any, data: PairsDataModule, device: str, progress: Progress) -> None:
+    """Run Lightning's loop, for ``module.epochs`` epochs, without its files and messages."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -117,7 +165,7 @@ def fit(module: HeadTraining, data: PairsDataModule, epochs: int, device: str, p
         trainer = lightning.Trainer(
             accelerator=kind,
             devices=[torch.device(device).index or 0] if kind == "gpu" else 1,
-            max_epochs=epochs,
+            max_epochs=module.epochs,
             callbacks=[Report()],
             deterministic=True,
             logger=False,

@@ -76,14 +76,32 @@ class IdealPointHead(nn.Module, ABC):
             return -difference.square().sum(dim=1)
         return -torch.linalg.vector_norm(difference, dim=1)
 
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Bring parameters back into their range after a step.
+    def forward(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor) -> Tensor:
+        """Return the margins of users of the table, (B,).
+
+        Where no prompt enters and the users are fewer than the rows, each ideal point is computed once.
+        """
+        users = self.users.logits.shape[0]
+        if self.uses_prompt or users >= user_B.shape[0]:
+            return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
+        everyone = torch.arange(users, device=user_B.device)
+        ideal_BH = self.ideal(None, self.users(everyone))[user_B]
+        first_BH, second_BH = self.place(torch.cat([first_BD, second_BD])).chunk(2)
+        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+
+    def upper_limits(self) -> dict[str, float]:
+        """Return the parameters that must be brought back after a step, by name, with their largest value.
 
         The scale is clamped itself and not in the forward pass, where it would lose its gradient for good.
         """
-        if self.log_scale is not None:
-            self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+        return {} if self.log_scale is None else {"log_scale": math.log(LARGEST_SCALE)}
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring parameters back into their range after a step."""
+        parameters = dict(self.named_parameters())
+        for name, limit in self.upper_limits().items():
+            parameters[name].clamp_(max=limit)
 
 
 def heads() -> dict[str, tuple[Callable[..., IdealPointHead], dict[str, str]]]:

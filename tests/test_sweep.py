@@ -1,0 +1,265 @@
+"""Many heads at once: the same heads that single runs give, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from pal import pipeline
+from pal.config import Config, TrainConfig
+from pal.errors import ConfigError
+from pal.train.heads.head import build_head
+from pal.train.space import grid, in_stacks, random, split_stack
+from pal.train.stack import Stack, StackedAdamW, widen
+
+Configure = Callable[..., Config]
+TIMES = {"seconds"}
+
+
+def sweeping(configure: Configure, axes: dict[str, list[Any]], **options: Any) -> Config:
+    settings = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 3}
+    empty = {f"sweep.{axis}": value for axis, value in {"head": ["pal-a"], "k": [2], "seed": [0], **axes}.items()}
+    config = configure(settings | empty | options)
+    pipeline.embed(config)
+    return config
+
+
+def results(name: str) -> pl.DataFrame:
+    return pl.read_parquet(f"sweeps/{name}/results.parquet")
+
+
+@pytest.mark.parametrize("together", [1, 2, 12])
+def test_each_head_is_the_one_that_a_single_run_trains(configure: Configure, together: int) -> None:
+    """Tolerance: 1e-3 on metrics; batched products round differently, and Adam carries that on."""
+    axes = {"k": [1, 2, 3], "seed": [0, 1], "lr": [1e-3, 3e-3]}
+    config = sweeping(configure, axes, **{"sweep.together": together})
+    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    assert (summary["heads"], summary["trained"], summary["failed"]) == (12, 12, 0)
+    assert summary["mode"] == ("loop" if together == 1 else "stacked")
+    for row in results("s").iter_rows(named=True):
+        train = config.train.model_copy(update={"k": row["k"], "lr": row["lr"]})
+        alone = pipeline.train(config.model_copy(update={"train": train, "seed": row["seed"]}), "alone")
+        assert row["params"] == alone["params"]
+        assert row["best_epoch"] == alone["best_epoch"]
+        for metric in ("accuracy", "macro_accuracy", "nll", "ece"):
+            assert row[f"test_{metric}"] == pytest.approx(alone["test_seen"][metric], abs=1e-3)
+
+
+def test_one_step_of_a_stack_is_that_of_torch(configure: Configure) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(3, 4, 5)
+    rates, decays = torch.tensor([1e-3, 1e-2, 1e-1]), torch.tensor([0.0, 0.1, 0.01])
+    stacked = {"p": values.clone()}
+    ours = StackedAdamW(stacked, {"p": rates.double()}, {"p": decays.double()})
+    single = [torch.nn.Parameter(value.clone()) for value in values]
+    theirs = [
+        torch.optim.AdamW([p], lr=float(r), weight_decay=float(d))
+        for p, r, d in zip(single, rates, decays, strict=True)
+    ]
+    for _ in range(5):
+        gradient = torch.randn(3, 4, 5)
+        ours.step({"p": gradient})
+        for parameter, optimiser, own in zip(single, theirs, gradient, strict=True):
+            parameter.grad = own.clone()
+            optimiser.step()
+    torch.testing.assert_close(stacked["p"], torch.stack([p.detach() for p in single]))
+
+
+def test_padding_with_prototypes_changes_no_margin_and_never_learns() -> None:
+    head = build_head(TrainConfig(head="pal-a", k=2), 8, 5).eval()
+    wide = widen(head, 4)
+    prompt, first, second, user = None, torch.randn(20, 8), torch.randn(20, 8), torch.randint(0, 5, (20,))
+    torch.testing.assert_close(wide(prompt, first, second, user), head(prompt, first, second, user))
+    wide(prompt, first, second, user).sum().backward()
+    assert wide.users.logits.grad is not None
+    assert not wide.users.logits.grad[:, 2:].any()
+    assert not wide.prototypes_KD.grad[2:].any()  # type: ignore[union-attr, index]
+    for name, value in widen(wide, 2).state_dict().items():
+        assert torch.equal(value, head.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ["pal-a", "pal-b"])
+def test_a_stack_gives_each_head_its_own_margins(name: str) -> None:
+    from pal.train.datamodule import Batch
+
+    heads = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        heads.append(build_head(TrainConfig(head=name, k=3), 8, 5).eval())
+    batches = [
+        Batch(torch.randn(9, 8), torch.randn(9, 8), torch.randn(9, 8), torch.randint(0, 5, (9,)), torch.ones(9))
+        for _ in range(2)
+    ]
+    stack = Stack(heads, seeds=2).eval()
+    wanted = [head(*batches[number // 2][:4]) for number, head in enumerate(heads)]
+    torch.testing.assert_close(stack.margins(batches), torch.stack(wanted))
+    torch.testing.assert_close(stack.margins(batches[:1]), torch.stack([head(*batches[0][:4]) for head in heads]))
+
+
+def test_a_rerun_trains_only_what_is_missing(configure: Configure) -> None:
+    config = sweeping(configure, {"k": [1, 2], "seed": [0, 1]}, **{"sweep.together": 4})
+    pipeline.sweep(config, "s")
+    before = results("s")
+    again = pipeline.sweep(config, "s")
+    assert (again["trained"], again["reused"]) == (0, 4)
+    assert_frame_equal(results("s"), before)
+    more = sweeping(configure, {"k": [1, 2, 3], "seed": [0, 1]}, **{"sweep.together": 4})
+    grown = pipeline.sweep(more, "s")
+    assert (grown["trained"], grown["reused"]) == (2, 4)
+
+
+def test_the_best_by_validation_is_an_ordinary_run(configure: Configure) -> None:
+    config = sweeping(configure, {"k": [1, 2, 3], "lr": [1e-4, 3e-3]})
+    best = pipeline.sweep(config, "s")["best"]
+    frame = results("s")
+    assert best["val_macro_accuracy"] == frame["val_macro_accuracy"].max()
+    metrics = pipeline.evaluate(config, ["s-best"])["runs"][0]
+    row = frame.filter(pl.col("head_id") == best["head_id"]).to_dicts()[0]
+    assert metrics["test_seen"]["macro_accuracy"] == pytest.approx(row["test_macro_accuracy"])
+    assert {p.name for p in Path("sweeps/s/best").iterdir()} == {p.name for p in Path("runs/s-best").iterdir()}
+    assert Path("sweeps/s/accuracy_by_k.png").stat().st_size > 1000
+
+
+def test_a_failing_head_is_a_row_and_is_tried_again(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pal.train import run as run_module
+
+    original = run_module.build_head
+
+    def fail_for_three(settings: TrainConfig, dim: int, users: int) -> Any:
+        if settings.k == 3:
+            raise RuntimeError("three is too many")
+        return original(settings, dim, users)
+
+    config = sweeping(configure, {"k": [1, 2, 3]}, **{"sweep.together": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "build_head", fail_for_three)
+        assert pipeline.sweep(config, "s")["failed"] == 1
+        failed = results("s").filter(pl.col("status") == "failed").to_dicts()
+        assert [(row["k"], row["error"]) for row in failed] == [(3, "RuntimeError: three is too many")]
+    assert pipeline.sweep(config, "s")["failed"] == 0
+    assert set(results("s")["status"]) == {"ok"}
+
+
+def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:
+    rates = [1e-6, 1e-5, 1e-3, 3e-3]
+    config = sweeping(
+        configure, {"lr": rates, "seed": [0, 1]}, **{"sweep.halving": 2, "sweep.together": 8, "train.epochs": 8}
+    )
+    summary = pipeline.sweep(config, "s")
+    assert summary["dropped"] == 6
+    kept = results("s").filter(pl.col("status") == "ok")
+    assert sorted(kept["seed"]) == [0, 1]
+    assert set(kept["lr"]) <= {1e-3, 3e-3}
+
+
+def test_axes_reach_encoders_layers_and_training_sets(configure: Configure) -> None:
+    options = {"dataset": "demo", "encoder": "tiny-text", "data.demo.groups": 2, "data.demo.limit": None}
+    for layer in (-1, -2):
+        sweeping(configure, {}, **options, **{"embed.tiny-text.layer": layer})
+    config = sweeping(configure, {"layer": [-1, -2], "pairs_per_user": [2, 10], "head": ["pal-a", "pal-b"]}, **options)
+    summary = pipeline.sweep(config, "s")
+    assert (summary["heads"], summary["failed"]) == (8, 0)
+    assert results("s")["test_nll"].n_unique() == 8
+
+
+def test_random_draws_are_repeatable_and_distinct(configure: Configure) -> None:
+    config = configure({"dataset": "simulated", "encoder": "identity", "sweep.sampler": "random", "sweep.samples": 20,
+                        "sweep.lr": [1e-4, 1e-3, 1e-2], "sweep.k": [1, 2, 3, 4]})  # fmt: skip
+    first = [one.id for one in random(config)]
+    assert first == [one.id for one in random(config)]
+    assert len(set(first)) == len(first) > 10
+
+
+def test_stacks_hold_equal_shapes_and_whole_seeds(configure: Configure) -> None:
+    axes = {
+        "sweep.head": ["pal-a", "pal-b"],
+        "sweep.k": [1, 2],
+        "sweep.seed": [0, 1],
+        "sweep.lr": [1e-3, 1e-2],
+        "sweep.mlp": [None],
+    }
+    config = configure({"dataset": "simulated", "encoder": "identity", **axes})
+    groups = in_stacks(list(grid(config)))
+    assert [len(group) for group in groups] == [8, 4, 4]  # PAL-A pads over K, PAL-B does not
+    for width in (1, 2, 4, 8):
+        parts = split_stack(groups[0], width)
+        assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in groups[0])
+        assert all(len(part) <= width for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"sweep.nothing": [1]}, "unknown axis of sweep 'nothing'"),
+        ({"sweep.k": [0]}, r"train.k = 0 is not valid"),
+        ({"sweep.head": ["pal-c"]}, "unknown head 'pal-c'"),
+        ({"sweep.k": 3}, "sweep.k"),
+    ],
+)
+def test_a_bad_axis_is_one_sentence(configure: Configure, axes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pipeline.sweep(sweeping(configure, {}, **axes), "s")
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///study.db"])
+def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | None) -> None:
+    pytest.importorskip("optuna")
+    options = {"sweep.sampler": "optuna", "sweep.samples": 6, "sweep.storage": storage}
+    axes = {"lr": [1e-4, 1e-3, 3e-3], "k": [1, 2, 3], "user_lr": [1e-2, 1e-1]}
+    config = sweeping(configure, axes, **options)
+    first = pipeline.sweep(config, "s")
+    assert first["failed"] == 0
+    assert 1 <= first["heads"] <= 6
+    again = pipeline.sweep(config, "s")
+    assert (again["heads"], again["trained"]) == (first["heads"], 0)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pal import pipeline
+from pal.config import load
+pipeline.sweep(load(Path("small.yaml")).config, sys.argv[1])
+"""
+
+
+def small_sweep(configure: Configure) -> None:
+    config = sweeping(
+        configure, {"k": [1, 2, 3], "seed": [0, 1, 2], "lr": [1e-3, 3e-3]}, **{"sweep.together": 3, "train.epochs": 4}
+    )
+    Path("small.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+
+
+def without_times(name: str) -> pl.DataFrame:
+    frame = results(name)
+    return frame.drop(set(frame.columns) & TIMES)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(configure: Configure, after: int) -> None:
+    """SIGKILL once some stacks are recorded, then the same command again."""
+    small_sweep(configure)
+    run = [sys.executable, "-c", PROGRAM]
+    subprocess.run([*run, "whole"], check=True)
+    process = subprocess.Popen([*run, "killed"])
+    recorded = Path("sweeps/killed/results.parquet")
+    while process.poll() is None and not (recorded.is_file() and len(pl.read_parquet(recorded)) >= 3 * after):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(results("killed")) < 18
+    subprocess.run([*run, "killed"], check=True)
+    assert_frame_equal(without_times("killed"), without_times("whole"))

@@ -1,0 +1,224 @@
+"""Many heads of one shape trained together: one forward and backward pass for all of them.
+
+Parameters of M heads are stacked along a new first dimension, and ``torch.func.vmap`` turns each operation
+of the head into one batched operation. Values may differ from head to head (seed, learning rates, weight
+decay, and for PAL-A the number of prototypes); shapes may not. Shapes: M heads = S seeds x R heads of one
+seed, B rows, D features, K prototypes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from pal.config import TrainConfig
+from pal.train.datamodule import Batch
+from pal.train.heads.head import IdealPointHead
+from pal.train.heads.pal_a import PalA
+from pal.train.loss import LOSSES
+from pal.train.module import learning_rates
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class StackedAdamW:
+    """AdamW whose learning rate and weight decay differ from head to head (Loshchilov & Hutter 2019, Alg. 2).
+
+    The arithmetic is torch.optim.AdamW's; only the rates are tensors that broadcast over the stack.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], rates: dict[str, Tensor], decays: dict[str, Tensor]) -> None:
+        """``parameters``: (M, ...) each; ``rates``, ``decays``: (M,) for each parameter by name."""
+        self.parameters = parameters
+        self.rates = {n: _over(rates[n], p) for n, p in parameters.items()}
+        self.shrink = {n: 1.0 - self.rates[n] * _over(decays[n], p) for n, p in parameters.items()}
+        self.first = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        self.second = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, Tensor]) -> None:
+        """Update all parameters in place."""
+        self.steps += 1
+        correct_1 = 1.0 - BETAS[0] ** self.steps
+        correct_2 = (1.0 - BETAS[1] ** self.steps) ** 0.5
+        for name, value in self.parameters.items():
+            gradient = gradients[name]
+            value.mul_(self.shrink[name])
+            self.first[name].lerp_(gradient, 1.0 - BETAS[0])
+            self.second[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
+            root = self.second[name].sqrt().div_(correct_2).add_(EPSILON)
+            value.sub_(self.first[name].div(root).mul_(self.rates[name] / correct_1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some heads of the stack only; the parameters were cut by the caller."""
+        for state in (self.rates, self.shrink, self.first, self.second):
+            for name in state:
+                state[name] = state[name][rows]
+
+
+def _over(values_M: Tensor, parameter: Tensor) -> Tensor:
+    return values_M.to(parameter).view(-1, *[1] * (parameter.dim() - 1))
+
+
+class Stack(nn.Module):
+    """The parameters of M heads, and their margins on a batch."""
+
+    def __init__(self, heads: Sequence[IdealPointHead], seeds: int) -> None:
+        """``heads`` are ordered by seed, equally many of each of the ``seeds`` seeds."""
+        super().__init__()
+        self.seeds = seeds
+        self.template = [copy.deepcopy(heads[0])]  # in a list, so that its parameters are not the stack's
+        self.names = [name for name, _ in heads[0].named_parameters()]
+        named = [dict(head.named_parameters()) for head in heads]
+        self.stacked = nn.ParameterList(torch.stack([own[name].detach() for own in named]) for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.stacked[0])
+
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.stacked, strict=True))
+
+    def state_of(self, head: int) -> dict[str, Tensor]:
+        """Return a copy of one head's parameters by name."""
+        return {name: value[head].detach().clone() for name, value in self.parameters_by_name().items()}
+
+    def margins(self, batches: Sequence[Batch]) -> Tensor:
+        """Return (M, B) margins; one batch per seed, or one for all."""
+        template = self.template[0]
+        template.train(self.training)
+        buffers = dict(template.named_buffers())
+        same = len(batches) == 1
+        groups = 1 if same else self.seeds
+        parameters = {
+            n: p.view(groups, len(self) // groups, *p.shape[1:]) for n, p in self.parameters_by_name().items()
+        }
+        batch = batches[0] if same else Batch(*(_stack_fields(batches, field) for field in Batch._fields))
+
+        def one(own: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+            prompt = inputs[0] if batch.prompt is not None else None
+            margin: Tensor = functional_call(template, {**own, **buffers}, (prompt, *inputs[-3:]))
+            return margin
+
+        inputs = [value for value in batch[:4] if value is not None]
+        over_heads = vmap(one, in_dims=(0, *[None] * len(inputs)), randomness="different")
+        if same:
+            return over_heads({n: p[0] for n, p in parameters.items()}, *inputs)
+        over_seeds = vmap(over_heads, in_dims=(0, *[0] * len(inputs)), randomness="different")
+        margin_SRB: Tensor = over_seeds(parameters, *inputs)
+        return margin_SRB.flatten(0, 1)
+
+
+def _stack_fields(batches: Sequence[Batch], field: str) -> Any:
+    values = [getattr(batch, field) for batch in batches]
+    return None if values[0] is None else torch.stack(values)
+
+
+def widen(head: IdealPointHead, k: int) -> IdealPointHead:
+    """Give a PAL-A head ``k`` prototypes: further ones get weight zero from every user, surplus ones are cut.
+
+    A logit of -inf is a weight of exactly 0 with a gradient of exactly 0, so padding never learns.
+    """
+    if head.k == k:
+        return head
+    assert isinstance(head, PalA), "only PAL-A's prototypes can be padded"
+    made = copy.deepcopy(head)
+    more = max(0, k - head.k)
+    logits = nn.functional.pad(head.users.logits.detach(), (0, more), value=float("-inf"))
+    prototypes = nn.functional.pad(head.prototypes_KD.detach(), (0, 0, 0, more))
+    made.users.logits = nn.Parameter(logits[:, :k].clone())
+    made.prototypes_KD = nn.Parameter(prototypes[:k].clone())
+    made.k = k
+    return made
+
+
+class StackTraining(lightning.LightningModule):
+    """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does for one."""
+
+    def __init__(
+        self, heads: Sequence[IdealPointHead], settings: Sequence[TrainConfig], seeds: int, halving: int | None = None
+    ) -> None:
+        """``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs; None keeps all."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.stack = Stack(heads, seeds)
+        self.settings = list(settings)
+        self.epochs = settings[0].epochs
+        self.loss = LOSSES[settings[0].loss]
+        roles = {id(p): role for role, group in heads[0].roles().items() for p in group}
+        self.role_of = {name: roles[id(p)] for name, p in heads[0].named_parameters()}
+        self.halving = halving
+        self.alive = list(range(len(heads)))
+        self.best_loss = [float("inf")] * len(heads)
+        self.best_epoch = [0] * len(heads)
+        self.best_state: list[dict[str, Tensor]] = [{} for _ in heads]
+        self._val_sum = torch.zeros(0)
+        self._val_count = 0
+
+    def configure_optimizers(self) -> None:
+        rates = [learning_rates(settings) for settings in self.settings]
+        by_name = {
+            n: torch.tensor([rate[role] for rate in rates], dtype=torch.float64) for n, role in self.role_of.items()
+        }
+        decays = {
+            n: torch.tensor([s.weight_decay if role == "maps" else 0.0 for s in self.settings], dtype=torch.float64)
+            for n, role in self.role_of.items()
+        }
+        self.adamw = StackedAdamW(self.stack.parameters_by_name(), by_name, decays)
+
+    def training_step(self, batches: list[Batch], _: int) -> None:
+        margin_MB = self.stack.margins(batches)
+        labels = batches[0].label if len(batches) == 1 else self._labels(batches)
+        loss = self.loss(margin_MB, labels).mean(dim=1).sum()  # a sum over heads: no head sees another's gradient
+        parameters = self.stack.parameters_by_name()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        self.adamw.step(dict(zip(parameters, gradients, strict=True)))
+        self._constrain(parameters)
+
+    def _labels(self, batches: list[Batch]) -> Tensor:
+        return torch.stack([batch.label for batch in batches]).repeat_interleave(len(self.stack) // len(batches), dim=0)
+
+    @torch.no_grad()
+    def _constrain(self, parameters: dict[str, Tensor]) -> None:
+        """Apply each head's own ``constrain``, which is elementwise, to the whole stack."""
+        template = self.stack.template[0]
+        for name, limit in template.upper_limits().items():
+            parameters[name].clamp_(max=limit)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sum, self._val_count = torch.zeros(len(self.stack), device=self.device), 0
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._val_sum += self.loss(self.stack.margins([batch]), batch.label).sum(dim=1)
+        self._val_count += len(batch.label)
+
+    def on_train_epoch_end(self) -> None:
+        for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
+            head = self.alive[place]
+            if loss < self.best_loss[head]:
+                self.best_loss[head], self.best_epoch[head] = loss, self.current_epoch + 1
+                self.best_state[head] = self.stack.state_of(place)
+        if self.halving and self.current_epoch + 1 in {max(1, self.epochs // 4), max(1, self.epochs // 2)}:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Keep the better heads of each seed, equally many, so that the stack stays rectangular."""
+        assert self.halving is not None
+        per_seed = len(self.stack) // self.stack.seeds
+        keep = max(1, per_seed // self.halving)
+        rows: list[int] = []
+        for seed in range(self.stack.seeds):
+            places = range(seed * per_seed, (seed + 1) * per_seed)
+            rows += sorted(sorted(places, key=lambda place: self.best_loss[self.alive[place]])[:keep])
+        chosen = torch.tensor(rows, device=self.device)
+        for number, parameter in enumerate(self.stack.stacked):
+            self.stack.stacked[number] = nn.Parameter(parameter.detach()[chosen])
+        self.adamw.parameters = self.stack.parameters_by_name()
+        self.adamw.keep(chosen)
+        self.alive = [self.alive[row] for row in rows]
