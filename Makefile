@@ -12,7 +12,7 @@ CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
 EXTRAS   = offline,optuna
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep evaluate check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep adapt evaluate check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ train: $(MANIFEST)  ## stage two: cached features -> runs/
 
 sweep: $(MANIFEST)  ## hundreds of heads from the cache -> sweeps/
 	$(PAL) sweep $(CHOICE) $(ARGS)
+
+adapt: .venv/ready  ## few-shot weights for new users of RUN=name
+	$(PAL) adapt --run $(RUN) $(ARGS)
 
 evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
 	$(PAL) evaluate $(foreach run,$(RUNS),--run $(run)) $(ARGS)

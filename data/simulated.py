@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from pal.chance import normals, uniforms
 from pal.config import SimulatedConfig
 from pal.data.prepare import Chunk
-from pal.data.split import normals, uniforms
 from pal.tables import Population, Split, item_id
 
 MLP_WIDTH = 4

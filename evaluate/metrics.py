@@ -58,6 +58,22 @@ def calibration_error(margin: Array, label: Array, bins: int) -> float:
     return float(sum(gaps) / len(margin))
 
 
+def area_under_curve(margin: Array, label: Array) -> float:
+    """Return the symmetrised AUC over pairs that are not ties: P(z_i + z_j > 0) of oriented margins, ties half."""
+    oriented = np.where(label > 0.5, margin, -margin)[label != 0.5]
+    if not len(oriented):
+        return float("nan")
+    mirrored = np.sort(-oriented)
+    above = np.searchsorted(mirrored, oriented, side="left") + np.searchsorted(mirrored, oriented, side="right")
+    return float(above.mean() / (2.0 * len(oriented)))
+
+
+def worst_decile(per_user: Array) -> float:
+    """Return the mean of the lowest tenth of users, at least one; sorting noise biases it downwards."""
+    lowest = np.sort(per_user)[: max(1, -(-len(per_user) // 10))]
+    return float(lowest.mean())
+
+
 def summarize(
     margin: Array, label: Array, users: NDArray[np.int64], draws: int, bins: int
 ) -> dict[str, float | int | list[float]]:
@@ -71,7 +87,9 @@ def summarize(
         "accuracy": float(right.mean()),
         "macro_accuracy": float(per_user.mean()),
         "macro_ci95": [low, high],
+        "worst_decile": worst_decile(per_user),
         "nll": negative_log_likelihood(margin, label),
         "brier": brier(margin, label),
         "ece": calibration_error(margin, label, bins),
+        "auc": area_under_curve(margin, label),
     }

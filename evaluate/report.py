@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from pal.files import atomic_file, write_json
 
 MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
 
@@ -37,6 +40,43 @@ def table_of_runs(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def table_of_shots(cells: dict[str, Any]) -> list[list[str]]:
+    """Return header and rows: unseen users by the number of their answers."""
+    rows = [["shots", "accuracy, by user", "worst decile", "NLL", "ECE", "worse than at 0 shots"]]
+    for shots, cell in cells.items():
+        numbers = (cell["worst_decile"], cell["nll"], cell["ece"], cell["harmed_vs_0"])
+        rows.append([shots, interval(cell), *(f"{number:.3f}" for number in numbers)])
+    return rows
+
+
+def table_of_comparisons(comparisons: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return header and rows: differences in accuracy by user, with paired intervals."""
+    rows = [["compared", "cell", "users", "difference", "p (Holm)", "users worse off", "by chance"]]
+    for c in comparisons:
+        low, high = c["ci95"]
+        difference = f"{c['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        shares = [f"{c['harmed']:.2f}", f"{c['harmed_by_chance']:.2f}"]
+        rows.append([f"{c['b']} - {c['a']}", c["cell"], f"{c['n_users']}", difference, f"{c['p_holm']:.4f}", *shares])
+    return rows
+
+
+def write_report(folder: Path, result: dict[str, Any]) -> str:
+    """Write ``evaluation.md``, ``.csv`` and ``.json`` into a folder and return the Markdown."""
+    runs = table_of_runs(result["runs"])
+    text = as_markdown(runs)
+    if result["comparisons"]:
+        text += "\n\n" + as_markdown(table_of_comparisons(result["comparisons"]))
+    with atomic_file(folder / "evaluation.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    with (
+        atomic_file(folder / "evaluation.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
+        csv.writer(stream).writerows(runs)
+    write_json(folder / "evaluation.json", result)
+    return text
 
 
 def table_of_sweep(results: Path, rows: int = 10) -> list[list[str]]:

@@ -177,17 +177,57 @@ def sweep(
 
 
 @app.command()
-def evaluate(
-    run: Annotated[list[str], typer.Option("--run", help="Name of a run; repeatable.")],
+def adapt(
+    run: Annotated[str, typer.Option("--run", help="Name of a run.")],
+    shots: Annotated[str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="map or sgd.")] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of trained runs, with error bars."""
+    """Few-shot weights for new users, everything else frozen."""
     from pal import pipeline
+    from pal.errors import ConfigError
 
-    result = pipeline.evaluate(_settings(config, set_).config, run)
-    _print(result, as_json, lambda: _runs_table(result["runs"]))
+    counts = None
+    if shots is not None:
+        try:
+            counts = [int(part) for part in shots.split(",")]
+        except ValueError as error:
+            raise ConfigError(f"--shots takes numbers with commas, e.g. 0,5,20, not {shots!r}") from error
+    settings = _settings(config, set_, adapt__shots=counts, adapt__method=method)
+    result = pipeline.adapt(settings.config, run)
+
+    def text() -> str:
+        from pal.evaluate.report import as_markdown, table_of_shots
+
+        return f"{as_markdown(table_of_shots(result['test_unseen']))}\n\n{result['n_users']} users, {result['method']}"
+
+    _print(result, as_json, text)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[str] | None, typer.Argument(help="Names of runs; the first is the baseline.")] = None,
+    run: Annotated[list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of trained runs, with error bars, and each run compared with the first."""
+    from pal import pipeline
+    from pal.errors import ConfigError
+
+    names = [*(runs or []), *(run or [])]
+    if not names:
+        raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
+    settings = _settings(config, set_)
+    result = pipeline.evaluate(settings.config, names)
+
+    from pal.evaluate.report import write_report
+
+    report = write_report(settings.config.paths.runs, result)
+    _print(result, as_json, lambda: report)
 
 
 @app.command()

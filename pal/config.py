@@ -181,10 +181,16 @@ class TrainConfig(Component):
     mlp: str | None = None
     """Architecture of f and g_k, ``mlp{L}-{relu|gelu|linear}-dropout{D}[-residual][-batchnorm]`` or
     ``identity``; null: the head's own default."""
-    score: Literal["squared", "distance", "angle"] | None = None
+    score: Literal["squared", "distance", "normalised", "angle"] | None = None
     """How an item compares with the ideal point; null: the head's own default."""
-    weights: Literal["mixture", "partition"] = "mixture"
-    """User weights in evaluation: the softmax, or one-hot at its maximum."""
+    learner: Literal["f(Pw)", "f(P)w", "Pw"] | None = None
+    """How PAL-A makes an ideal point of prototypes P and weights w; null: f(Pw)."""
+    weights: Literal["mixture", "partition", "gumbel"] = "mixture"
+    """User weights: the softmax; one-hot at its maximum in evaluation; or with Gumbel noise in training."""
+    bound: PositiveFloat | None = None
+    """beta: adds the sum of max(0, |a| - beta) over a batch's ideal points to the loss; null: off."""
+    ridge: PositiveFloat | None = None
+    """Ridge of the linear heads; null: chosen by the validation pairs."""
     loss: Literal["logistic", "hinge"] = "logistic"
     """Loss on the margin."""
     epochs: PositiveInt = 20
@@ -233,6 +239,17 @@ class SweepConfig(Component):
         return self.__pydantic_extra__
 
 
+class AdaptConfig(Component):
+    """New users from a few answers."""
+
+    shots: tuple[Count, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
+    """Answers per new user; each larger set contains the smaller ones."""
+    method: Literal["map", "sgd"] = "map"
+    """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released code."""
+    repeats: PositiveInt = 10
+    """Draws of the shots, averaged within each user."""
+
+
 class EvaluateConfig(Component):
     """Error bars and calibration."""
 
@@ -266,6 +283,7 @@ class Config(Component):
     embed: EmbedConfig = Field(default_factory=lambda: EmbedConfig.model_validate({}))
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = Field(default_factory=lambda: SweepConfig.model_validate({}))
+    adapt: AdaptConfig = AdaptConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def dataset_config(self) -> DatasetConfig:

@@ -5,6 +5,7 @@ Each takes a resolved Config, works on the folders it names and returns what ``-
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,37 @@ def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
     for run in runs:
         trained = load_run(config, run)
         results.append(evaluate_head(config, trained, *open_data_of(config, trained.facts)))
-    return {"runs": results, "comparisons": []}
+    return {"runs": results, "comparisons": compare(config, runs)}
+
+
+def compare(config: Config, runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare every further run with the first, on the predictions both have; same dataset and split only."""
+    import polars as pl
+
+    from pal.evaluate.compare import compare_runs
+    from pal.evaluate.run import load_run
+
+    digests = {load_run(config, run).facts["split_digest"] for run in runs}
+    if len(digests) > 1:
+        return []
+    tables = [(run, pl.read_parquet(config.paths.runs / run / "predictions.parquet")) for run in runs]
+    return compare_runs(tables[0], tables[1:], config.evaluate.bootstrap)
+
+
+def adapt(config: Config, run: str) -> dict[str, Any]:
+    """Adapt a run to unseen users, head frozen; its metrics file then has their cells."""
+    from pal.evaluate.few_shot import few_shot
+    from pal.evaluate.run import load_run
+    from pal.files import write_json
+
+    trained = load_run(config, run)
+    result = few_shot(config, trained, *open_data_of(config, trained.facts))
+    path = config.paths.runs / run / "metrics.json"
+    if path.is_file():
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics["test_unseen"] = {**metrics["test_unseen"], **result["test_unseen"]}
+        write_json(path, metrics)
+    return {"run": run, **result}
 
 
 def sweep(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OPEN_TO_ALL = {"config", "errors", "files", "tables"}
+OPEN_TO_ALL = {"chance", "config", "errors", "files", "tables"}
 KNOWS: dict[str, set[str]] = {
     "data": set(),
     "cache": set(),

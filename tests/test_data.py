@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pal.chance import bucket, draw, normals
 from pal.config import Config, DatasetConfig
 from pal.data.adapters import ADAPTERS
 from pal.data.prepare import Chunk, prepare
 from pal.data.simulated import Simulated
-from pal.data.split import bucket, draw, normals, split_of
+from pal.data.split import split_of
 from pal.errors import DataError
 from pal.tables import PreparedDataset, item_id
 

@@ -13,7 +13,8 @@ import torch
 from pal import pipeline
 from pal.config import Config, TrainConfig
 from pal.errors import CacheError, ConfigError, TrainError
-from pal.train.heads.head import LARGEST_SCALE, IdealPointHead, build_head
+from pal.train.heads.head import build_head
+from pal.train.heads.ideal_point import LARGEST_SCALE, IdealPointHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights

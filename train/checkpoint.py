@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from pal.config import TrainConfig
 from pal.errors import EvaluationError
-from pal.train.heads.head import IdealPointHead, build_head
+from pal.train.heads.head import Head, build_head
 
 
 @dataclass
 class TrainedHead:
     """A head in evaluation mode, with all that is needed to use it on other features of its encoder."""
 
-    head: IdealPointHead
+    head: Head
     users: list[str]
     """user ids in the order of the head's table"""
     facts: dict[str, Any]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pal.config import TrainConfig
 from pal.train.datamodule import Batch
-from pal.train.heads.head import IdealPointHead
+from pal.train.heads.head import Head
+from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.loss import LOSSES
 
 
@@ -19,7 +20,7 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     return {"maps": config.lr, "prototypes": config.prototype_lr, "users": config.user_lr, "scale": config.scale_lr}
 
 
-def optimiser_groups(head: IdealPointHead, config: TrainConfig) -> list[dict[str, Any]]:
+def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
     """Return AdamW groups, one per role; every parameter is in exactly one or this is our mistake."""
     rates = learning_rates(config)
     roles = head.roles()
@@ -41,7 +42,7 @@ def optimiser_groups(head: IdealPointHead, config: TrainConfig) -> list[dict[str
 class HeadTraining(lightning.LightningModule):
     """Trains one head. ``log`` collects a row per epoch, ``best_state`` the weights of the best one."""
 
-    def __init__(self, head: IdealPointHead, config: TrainConfig) -> None:
+    def __init__(self, head: Head, config: TrainConfig) -> None:
         super().__init__()
         self.head = head
         self.config = config
@@ -67,7 +68,13 @@ class HeadTraining(lightning.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.loss(self.margin(batch), batch.label)
         self._sums["train"] += torch.stack([loss.detach().sum(), loss.new_tensor(len(loss))])
-        return loss.mean()
+        return loss.mean() if self.config.bound is None else loss.mean() + self.bound_penalty(batch, self.config.bound)
+
+    def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
+        """sum_b max(0, |a_b| - beta) over the batch's ideal points before any normalisation (method.md 1.7)."""
+        assert isinstance(self.head, IdealPointHead)
+        ideal = self.head.ideal(batch.prompt, self.head.users(batch.user))
+        return (torch.linalg.vector_norm(ideal, dim=1) - beta).clamp(min=0.0).sum()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.head.constrain()

@@ -25,7 +25,7 @@ from pal.files import atomic_directory
 from pal.tables import PreparedDataset
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import Pairs, PairsDataModule, drop_without_feature
-from pal.train.heads.head import IdealPointHead, build_head, resolve
+from pal.train.heads.head import Head, build_head, resolve
 from pal.train.module import HeadTraining
 
 Progress = Callable[[int], None]
@@ -60,7 +60,7 @@ class TrainingData:
         pairs = {s: Pairs.join(frame, store, chosen, with_prompt, device) for s, frame in frames.items()}
         return cls(dataset, store, chosen, store.features(device), pairs["train"], pairs["val"])
 
-    def new_head(self, settings: TrainConfig, seed: int) -> IdealPointHead:
+    def new_head(self, settings: TrainConfig, seed: int) -> Head:
         """Build a head with the weights of a seed, its feature statistics fitted."""
         lightning.seed_everything(seed, verbose=False)
         head = build_head(settings, self.store.dim, len(self.users))
@@ -70,7 +70,7 @@ class TrainingData:
         return head
 
     def trained(
-        self, head: IdealPointHead, config: Config, settings: TrainConfig, run: str, seconds: float, best_epoch: int
+        self, head: Head, config: Config, settings: TrainConfig, run: str, seconds: float, best_epoch: int
     ) -> TrainedHead:
         """Wrap a fitted head with the facts that its run records."""
         facts = {
@@ -112,16 +112,29 @@ def train(
     settings = resolve(config.train)
     device = choose_device(settings.device)
     data = TrainingData.load(settings, dataset, store, device)
-    module = HeadTraining(data.new_head(settings, config.seed), settings)
     began = time.perf_counter()
-    fit(
-        module, PairsDataModule(data.features, data.train, data.val, settings.batch_size, config.seed), device, progress
-    )
-    module.head.load_state_dict(module.best_state)
-    seconds = time.perf_counter() - began
-    trained = data.trained(module.head, config, settings, run, seconds, module.best_epoch)
-    save_run(config.paths.runs / run, trained, config, settings, module.epoch_rows)
+    head, log, best_epoch = fit_head(data, settings, config.seed, progress)
+    trained = data.trained(head, config, settings, run, time.perf_counter() - began, best_epoch)
+    save_run(config.paths.runs / run, trained, config, settings, log)
     return trained
+
+
+def fit_head(
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress = lambda epochs: None
+) -> tuple[Head, list[dict[str, float]], int]:
+    """Return a fitted head, its log, and the epoch it is from (0 for heads that are solved at once)."""
+    head = data.new_head(settings, seed)
+    if head.is_solved:
+        head.solve(data, settings)
+        progress(settings.epochs)
+        return head, [{"epoch": 0}], 0
+    module = HeadTraining(head, settings)
+    batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, seed)
+    fit(module, batches, str(data.features.device), progress)
+    if not module.best_state:
+        raise TrainError("the validation loss was never finite; train with a lower --set train.lr")
+    head.load_state_dict(module.best_state)
+    return head, module.epoch_rows, module.best_epoch
 
 
 def save_run(
@@ -135,7 +148,7 @@ def save_run(
         (temporary / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
 
-def standardise(head: IdealPointHead, features: Tensor, pairs: Pairs) -> None:
+def standardise(head: Head, features: Tensor, pairs: Pairs) -> None:
     """Fit the head's feature statistics on the training pairs' distinct items and prompts."""
     for name, rows in (("item_scale", pairs.item_rows()), ("prompt_scale", pairs.prompt)):
         scaler = getattr(head, name, None)

@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 
 from pal.config import TrainConfig
 from pal.train.datamodule import Batch
-from pal.train.heads.head import IdealPointHead
+from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
 from pal.train.loss import LOSSES
 from pal.train.module import learning_rates
@@ -70,7 +70,7 @@ def _over(values_M: Tensor, parameter: Tensor) -> Tensor:
 class Stack(nn.Module):
     """The parameters of M heads, and their margins on a batch."""
 
-    def __init__(self, heads: Sequence[IdealPointHead], seeds: int) -> None:
+    def __init__(self, heads: Sequence[Head], seeds: int) -> None:
         """``heads`` are ordered by seed, equally many of each of the ``seeds`` seeds."""
         super().__init__()
         self.seeds = seeds
@@ -120,7 +120,7 @@ def _stack_fields(batches: Sequence[Batch], field: str) -> Any:
     return None if values[0] is None else torch.stack(values)
 
 
-def widen(head: IdealPointHead, k: int) -> IdealPointHead:
+def widen(head: Head, k: int) -> Head:
     """Give a PAL-A head ``k`` prototypes: further ones get weight zero from every user, surplus ones are cut.
 
     A logit of -inf is a weight of exactly 0 with a gradient of exactly 0, so padding never learns.
@@ -142,7 +142,7 @@ class StackTraining(lightning.LightningModule):
     """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does for one."""
 
     def __init__(
-        self, heads: Sequence[IdealPointHead], settings: Sequence[TrainConfig], seeds: int, halving: int | None = None
+        self, heads: Sequence[Head], settings: Sequence[TrainConfig], seeds: int, halving: int | None = None
     ) -> None:
         """``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs; None keeps all."""
         super().__init__()

@@ -24,9 +24,9 @@ from pal.errors import PalError, TrainError
 from pal.files import atomic_file, write_json
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import PairsDataModule, SeedBatches
-from pal.train.heads.head import IdealPointHead
+from pal.train.heads.head import Head, heads
 from pal.train.module import HeadTraining
-from pal.train.run import Progress, TrainingData, choose_device, fit, save_run
+from pal.train.run import Progress, TrainingData, choose_device, fit, fit_head, save_run
 from pal.train.space import Candidate, grid, in_stacks, random, split_stack
 from pal.train.stack import StackTraining, widen
 
@@ -40,7 +40,7 @@ class Fitted:
     """What training made of one candidate."""
 
     candidate: Candidate
-    head: IdealPointHead | None
+    head: Head | None
     """None if it was dropped on the way"""
     best_epoch: int
     seconds: float
@@ -192,7 +192,7 @@ class Sweep:
             self._worlds[one.world] = TrainingData.load(one.config.train, dataset, store, self.device)
         return self._worlds[one.world]
 
-    def _heads(self, stack: list[Candidate]) -> list[IdealPointHead]:
+    def _heads(self, stack: list[Candidate]) -> list[Head]:
         """Build each head as ``pal train`` would, then bring all to the largest K."""
         data = self._data(stack[0])
         heads = [data.new_head(one.config.train, one.config.seed) for one in stack]
@@ -216,15 +216,9 @@ class Sweep:
         self._write()
 
     def _fit_one(self, one: Candidate) -> Iterator[Fitted]:
-        data, settings = self._data(one), one.config.train
-        module = HeadTraining(data.new_head(settings, one.config.seed), settings)
         began = time.perf_counter()
-        batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, one.config.seed)
-        fit(module, batches, self.device, lambda epochs: None)
-        if not module.best_state:
-            raise TrainError("the validation loss was never finite; use a lower learning rate")
-        module.head.load_state_dict(module.best_state)
-        yield Fitted(one, module.head, module.best_epoch, time.perf_counter() - began)
+        head, _, best_epoch = fit_head(self._data(one), one.config.train, one.config.seed)
+        yield Fitted(one, head, best_epoch, time.perf_counter() - began)
 
     def _fit_stack(self, stack: list[Candidate]) -> Iterator[Fitted]:
         data, heads = self._data(stack[0]), self._heads(stack)
@@ -331,5 +325,6 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _can_stack(one: Candidate) -> bool:
-    """Batch normalisation keeps running statistics, which a stack would mix."""
-    return "batchnorm" not in (one.config.train.mlp or "")
+    """Batch normalisation keeps running statistics, which a stack would mix; solved heads take no steps."""
+    build, _ = heads()[one.config.train.head]
+    return not getattr(build, "is_solved", False) and "batchnorm" not in (one.config.train.mlp or "")

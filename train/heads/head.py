@@ -1,100 +1,69 @@
 """What every head offers, and the heads by name.
 
-A head computes r_u(prompt, item), a scalar per row, from features and *user weights*; its user table turns
-the numbers of users it was trained on into weights. A user outside the table brings weights of its own.
-Shapes: B rows, D features, K prototypes, N users, H latent dimension.
+A head computes r_u(prompt, item), a scalar per row, from features and the user's *code*; its user table turns
+the numbers of users it was trained on into codes. A user outside the table brings a code of its own.
+Shapes: B rows, D features, R numbers of a code (K prototypes for PAL), N users, H latent dimension.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pal.config import TrainConfig
 from pal.errors import ConfigError
-from pal.train.heads.mlp import Architecture, MLPs
-from pal.train.heads.standardise import Standardiser
-from pal.train.heads.users import UserWeights
+from pal.train.heads.users import UserTable
 
-FIRST_SCALE, LARGEST_SCALE = 1.0 / 0.07, 100.0
+if TYPE_CHECKING:
+    from pal.train.run import TrainingData
+
+Prepared = tuple[Tensor | None, ...]
 
 
-class IdealPointHead(nn.Module, ABC):
-    """A user prefers the item nearer to the ideal point: r = compare(f(item), ideal(prompt, w)).
+class Head(nn.Module, ABC):
+    """A reward on features. ``users`` is its user table."""
 
-    ``compare`` is -|z - a|^2 (squared), -|z - a| (distance) or tau <z, a> / |z||a| (angle), with tau a
-    learnable scale of at most 100.
-    """
-
-    uses_prompt: bool
-
-    def __init__(
-        self, dim: int, users: int, k: int, latent_dim: int, mlp: Architecture, score: str, weights: str
-    ) -> None:
-        super().__init__()
-        self.k = k
-        self.score = score
-        self.item_scale = Standardiser(dim)
-        self.f = MLPs(1, dim, latent_dim, mlp)
-        self.users = UserWeights(users, k, weights)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if score == "angle" else None
+    uses_prompt = False
+    """whether it reads the prompt's feature"""
+    is_solved = False
+    """whether ``solve`` finds its parameters, instead of gradient steps"""
+    users: UserTable
 
     @abstractmethod
-    def ideal(self, prompt_BD: Tensor | None, w_BK: Tensor) -> Tensor:
-        """Return the users' ideal points under the prompts, (B, H)."""
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
+        """Return r_u(prompt, item), (B,)."""
 
     @abstractmethod
     def roles(self) -> dict[str, list[nn.Parameter]]:
         """Return every parameter once, under ``maps``, ``prototypes``, ``users`` or ``scale``."""
 
-    def place(self, item_BD: Tensor) -> Tensor:
-        """Return f of the standardised items, (B, H)."""
-        placed: Tensor = self.f(self.item_scale(item_BD))[0]
-        return placed
-
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, w_BK: Tensor) -> Tensor:
-        """Return r_u(prompt, item), (B,)."""
-        return self.compare(self.place(item_BD), self.ideal(prompt_BD, w_BK))
-
-    def margin(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, w_BK: Tensor) -> Tensor:
+    def margin(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor) -> Tensor:
         """Return r_u(first) - r_u(second), (B,); positive means that the first is preferred."""
-        ideal_BH = self.ideal(prompt_BD, w_BK)
-        first_BH, second_BH = self.place(torch.cat([first_BD, second_BD])).chunk(2)
-        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
-
-    def compare(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
-        """Return the reward of placed items for ideal points, (B,)."""
-        if self.log_scale is not None:
-            return self.log_scale.exp() * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1)
-        difference = placed_BH - ideal_BH
-        if self.score == "squared":
-            return -difference.square().sum(dim=1)
-        return -torch.linalg.vector_norm(difference, dim=1)
+        return self.reward(prompt_BD, first_BD, code_BR) - self.reward(prompt_BD, second_BD, code_BR)
 
     def forward(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor) -> Tensor:
-        """Return the margins of users of the table, (B,).
+        """Return the margins of users of the table, (B,)."""
+        return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
 
-        Where no prompt enters and the users are fewer than the rows, each ideal point is computed once.
-        """
-        users = self.users.logits.shape[0]
-        if self.uses_prompt or users >= user_B.shape[0]:
-            return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
-        everyone = torch.arange(users, device=user_B.device)
-        ideal_BH = self.ideal(None, self.users(everyone))[user_B]
-        first_BH, second_BH = self.place(torch.cat([first_BD, second_BD])).chunk(2)
-        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
+        """Compute all that margins need of pairs whoever the user is, each with B rows: once per adaptation."""
+        return prompt_BD, first_BD, second_BD
+
+    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
+        """Return the margins of prepared pairs for U users' codes, (B,); ``user_B`` says whose each pair is."""
+        prompt, first, second = prepared
+        assert first is not None
+        assert second is not None
+        return self.margin(prompt, first, second, code_UR[user_B])
 
     def upper_limits(self) -> dict[str, float]:
-        """Return the parameters that must be brought back after a step, by name, with their largest value.
-
-        The scale is clamped itself and not in the forward pass, where it would lose its gradient for good.
-        """
-        return {} if self.log_scale is None else {"log_scale": math.log(LARGEST_SCALE)}
+        """Return the parameters that must be brought back after a step, by name, with their largest value."""
+        return {}
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -103,43 +72,51 @@ class IdealPointHead(nn.Module, ABC):
         for name, limit in self.upper_limits().items():
             parameters[name].clamp_(max=limit)
 
+    def solve(self, data: TrainingData, settings: TrainConfig) -> None:
+        """Find the parameters from all training pairs at once; only for heads that say ``is_solved``."""
+        raise NotImplementedError
 
-def heads() -> dict[str, tuple[Callable[..., IdealPointHead], dict[str, str]]]:
+
+def heads() -> dict[str, tuple[Callable[..., Head], dict[str, Any]]]:
     """Return each head's class and its own defaults for settings that are null."""
+    from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
+    from pal.train.heads.networks import BradleyTerryNetwork, UserEmbedding
     from pal.train.heads.pal_a import PalA
     from pal.train.heads.pal_b import PalB
 
     return {
-        "pal-a": (PalA, {"mlp": "mlp2-relu-dropout0-residual", "score": "squared"}),
+        "pal-a": (PalA, {"mlp": "mlp2-relu-dropout0-residual", "score": "squared", "learner": "f(Pw)"}),
         "pal-b": (PalB, {"mlp": "mlp2-gelu-dropout0", "score": "angle"}),
+        "bt-linear": (BradleyTerry, {}),
+        "bt-mlp": (BradleyTerryNetwork, {}),
+        "lore": (LowRank, {}),
+        "per-user": (PerUser, {}),
+        "drm": (Directions, {}),
+        "user-embedding": (UserEmbedding, {}),
     }
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill in the chosen head's defaults; raises ConfigError for an unknown head."""
+    """Fill in the chosen head's defaults; raises ConfigError for an unknown head or a setting it does not read."""
     table = heads()
     if config.head not in table:
         close = difflib.get_close_matches(config.head, table, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ConfigError(f"unknown head {config.head!r}{hint} valid: {', '.join(table)}")
-    defaults = {key: value for key, value in table[config.head][1].items() if getattr(config, key) is None}
-    return config.model_copy(update=defaults)
+    own = table[config.head][1]
+    for key in ("mlp", "score", "learner", "bound"):
+        reads = key in own or (key == "bound" and "score" in own)
+        if getattr(config, key) is not None and not reads:
+            raise ConfigError(
+                f"train.{key} = {getattr(config, key)!r} is not read by head {config.head}; leave it null"
+            )
+    return config.model_copy(update={key: value for key, value in own.items() if getattr(config, key) is None})
 
 
-def build_head(config: TrainConfig, dim: int, users: int) -> IdealPointHead:
+def build_head(config: TrainConfig, dim: int, users: int) -> Head:
     """Build an untrained head for features of ``dim`` dimensions and a table of ``users`` users.
 
     Weights are drawn from torch's global generator: seed it first.
     """
     config = resolve(config)
-    build, _ = heads()[config.head]
-    assert config.mlp is not None
-    return build(
-        dim=dim,
-        users=users,
-        k=config.k,
-        latent_dim=config.latent_dim or dim,
-        mlp=Architecture.parse(config.mlp),
-        score=config.score,
-        weights=config.weights,
-    )
+    return heads()[config.head][0](config, dim, users)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.head import IdealPointHead
-from pal.train.heads.mlp import Architecture, MLPs
+from pal.config import TrainConfig
+from pal.train.heads.head import Prepared
+from pal.train.heads.ideal_point import IdealPointHead
+from pal.train.heads.mlp import MLPs
 from pal.train.heads.standardise import Standardiser
 
 
@@ -21,20 +23,33 @@ class PalB(IdealPointHead):
 
     uses_prompt = True
 
-    def __init__(
-        self, dim: int, users: int, k: int, latent_dim: int, mlp: Architecture, score: str, weights: str
-    ) -> None:
-        super().__init__(dim, users, k, latent_dim, mlp, score, weights)
+    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
+        super().__init__(config, dim, users)
         self.prompt_scale = Standardiser(dim)
-        self.g = MLPs(k, dim, latent_dim, mlp)
+        self.g = MLPs(config.k, dim, self.latent_dim, self.architecture)
 
-    def ideal(self, prompt_BD: Tensor | None, w_BK: Tensor) -> Tensor:
+    def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
         assert prompt_BD is not None, "PAL-B needs prompts"
-        return torch.einsum("bk,kbh->bh", w_BK, self.g(self.prompt_scale(prompt_BD)))
+        return torch.einsum("bk,kbh->bh", code_BR, self.g(self.prompt_scale(prompt_BD)))
+
+    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
+        """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram matrices."""
+        assert prompt_BD is not None, "PAL-B needs prompts"
+        maps_BKH = self.g(self.prompt_scale(prompt_BD)).transpose(0, 1)
+        prepared: list[Tensor] = []
+        for item in (first_BD, second_BD):
+            placed = self.place(item)
+            prepared += [torch.einsum("bh,bkh->bk", placed, maps_BKH), placed.square().sum(dim=1)]
+        return *prepared, torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
+
+    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
+        inner_1, square_1, inner_2, square_2, gram = (value for value in prepared if value is not None)
+        w = code_UR[user_B]
+        return self.compare_mixed(inner_1, square_1, gram, w) - self.compare_mixed(inner_2, square_2, gram, w)
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
         return {
             "maps": [*self.f.parameters(), *self.g.parameters()],
             "users": list(self.users.parameters()),
-            "scale": [] if self.log_scale is None else [self.log_scale],
+            "scale": self.scale_parameters(),
         }

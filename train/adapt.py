@@ -1,0 +1,219 @@
+"""A new user from a few answers: everything frozen but the user's own numbers (evaluation.md 3.10).
+
+    omega* = argmin sum_j CE(m_j(omega), y_j) + (1/2)(omega - mu)^T Lambda (omega - mu)
+
+solved for all users at once by damped Gauss-Newton steps in R dimensions each. ``mu`` is where the seen users'
+mean code lies, ``Lambda`` comes from their spread. Shapes: U users, S shots at most, B pairs, R raw numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from pal.train.convex import cross_entropy
+from pal.train.heads.head import Head, Prepared
+from pal.train.heads.users import UserWeights
+
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+STEPS, TOLERANCE = 40, 1e-7
+RELEASED_EPOCHS, RELEASED_BATCH, RELEASED_LR = 20, 4, 5e-3
+
+
+@dataclass
+class Answers:
+    """Prepared pairs of new users: ``prepared`` and ``label`` have B rows, ``user`` says whose each is (0 .. U-1)."""
+
+    prepared: Prepared
+    label: Tensor
+    user: Tensor
+    users: int
+
+    def take(self, rows: Tensor) -> Answers:
+        """Return some of the pairs, users numbered as before."""
+        chosen = tuple(None if value is None else value[rows] for value in self.prepared)
+        return Answers(chosen, self.label[rows], self.user[rows], self.users)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """N(mean, precision^-1) over raw numbers; ``mean`` (R,), ``precision`` (R, R)."""
+
+    mean: Tensor
+    precision: Tensor
+
+
+@dataclass
+class Adapted:
+    """What is known of U users after adaptation."""
+
+    logits: Tensor
+    """(U, R)"""
+    codes: Tensor
+    """(U, R)"""
+    covariance: Tensor | None = None
+    """(U, R, R) of the raw numbers, by Laplace's approximation"""
+
+
+def make_prior(head: Head, strength: float, spread: str = "isotropic") -> Prior:
+    """Return the empirical prior of a head's seen users.
+
+    The mean is the raw row whose code is the seen users' mean code, so that no answers at all give the
+    zero-shot prediction. ``isotropic``: precision is ``strength`` times the identity; ``empirical``:
+    ``strength`` times the inverse of the seen users' covariance, shrunk by a tenth towards its mean variance.
+    """
+    logits = centred(head, head.users.logits.detach().float())
+    size = logits.shape[1]
+    population = head.users.population().detach().float()
+    mean = population.clamp(min=1e-6).log() if isinstance(head.users, UserWeights) else population
+    mean = centred(head, mean.unsqueeze(0))[0]
+    if spread == "isotropic" or size == 0:
+        return Prior(mean, strength * torch.eye(size, device=logits.device))
+    covariance = torch.cov(logits.T).reshape(size, size)
+    level = (covariance.diagonal().mean()).clamp(min=1e-6)
+    shrunk = 0.9 * covariance + 0.1 * level * torch.eye(size, device=logits.device)
+    return Prior(mean, strength * torch.linalg.inv(shrunk))
+
+
+def centred(head: Head, logits: Tensor) -> Tensor:
+    """Remove the constant that a softmax ignores."""
+    return logits - logits.mean(dim=1, keepdim=True) if isinstance(head.users, UserWeights) else logits
+
+
+def margins_and_slopes(head: Head, answers: Answers, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return margins (B,) and their derivatives by the own user's raw numbers (B, R).
+
+    A pair depends on its own user alone, so one forward-mode pass with the same tangent for all users gives a
+    whole column.
+    """
+
+    def margin(raw: Tensor) -> Tensor:
+        return head.prepared_margin(answers.prepared, head.users.of_logits(raw), answers.user)
+
+    columns = []
+    value = margin(logits)
+    for number in range(logits.shape[1]):
+        tangent = torch.zeros_like(logits)
+        tangent[:, number] = 1.0
+        value, column = jvp(margin, (logits,), (tangent,))[:2]
+        columns.append(column)
+    return value, torch.stack(columns, dim=1) if columns else value.new_zeros(len(value), 0)
+
+
+@torch.no_grad()
+def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool = False) -> Adapted:
+    """Return the maximum a posteriori of all users at once; a user without answers stays at the prior's mean."""
+    count, size = answers.users, len(prior.mean)
+    logits = prior.mean.repeat(count, 1)
+    if size == 0:
+        return Adapted(logits, head.users.of_logits(logits))
+
+    def objective(raw: Tensor) -> Tensor:
+        margin = head.prepared_margin(answers.prepared, head.users.of_logits(raw), answers.user)
+        away = raw - prior.mean
+        fit = logits.new_zeros(count).index_add_(0, answers.user, cross_entropy(margin, answers.label))
+        return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
+
+    current = objective(logits)
+    size_U = torch.ones(count, 1, device=logits.device)
+    curvature = prior.precision.repeat(count, 1, 1)
+    for _ in range(STEPS):
+        margin, slope_BR = margins_and_slopes(head, answers, logits)
+        gradient, curvature = _posterior(answers, prior, logits, margin, slope_BR)
+        step = torch.linalg.solve(curvature, gradient.unsqueeze(2)).squeeze(2)
+        following = objective(logits - size_U * step)
+        better = following < current
+        logits = torch.where(better.unsqueeze(1), logits - size_U * step, logits)
+        gain = torch.where(better, current - following, torch.zeros_like(current))
+        current = torch.where(better, following, current)
+        # a user whose step made it worse tries half of it from the same place
+        size_U = torch.where(better.unsqueeze(1), (2.0 * size_U).clamp(max=1.0), size_U / 2.0)
+        if bool(((gain < TOLERANCE) & (better | (size_U.squeeze(1) < 1e-4))).all()):
+            break
+    adapted = Adapted(logits, head.users.of_logits(logits))
+    if with_covariance:
+        margin, slope_BR = margins_and_slopes(head, answers, logits)
+        adapted.covariance = torch.linalg.inv(_posterior(answers, prior, logits, margin, slope_BR)[1])
+    return adapted
+
+
+def _posterior(
+    answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope_BR: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return gradient (U, R) and Gauss-Newton curvature (U, R, R) of the negative log posterior."""
+    count, size = logits.shape
+    p = torch.sigmoid(margin)
+    gradient = logits.new_zeros(count, size).index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * slope_BR)
+    gradient += (logits - prior.mean) @ prior.precision
+    weighted = (p * (1.0 - p)).unsqueeze(1) * slope_BR
+    outer = torch.einsum("br,bs->brs", weighted, slope_BR)
+    curvature = logits.new_zeros(count, size, size).index_add_(0, answers.user, outer) + prior.precision
+    return gradient, curvature
+
+
+def adapt_sgd(head: Head, answers: Answers, seed: int = 0) -> Adapted:
+    """Adapt as the released code does: N(0, 1) logits, AdamW at 5e-3 without decay, 20 epochs of batches of 4.
+
+    All users step together; each takes as many steps as its batches would, on the mean over its answers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(answers.users, head.users.logits.shape[1], generator=generator).to(answers.label.device)
+    logits.requires_grad_()
+    count = torch.bincount(answers.user, minlength=answers.users).clamp(min=1)
+    steps = RELEASED_EPOCHS * -(-int(count.max()) // RELEASED_BATCH)
+    optimiser = torch.optim.AdamW([logits], lr=RELEASED_LR, weight_decay=0.0)
+    for _ in range(steps if len(answers.label) else 0):
+        margin = head.prepared_margin(answers.prepared, head.users.of_logits(logits), answers.user)
+        loss = (cross_entropy(margin, answers.label) / count[answers.user]).sum()
+        (logits.grad,) = torch.autograd.grad(loss, [logits])
+        optimiser.step()
+    final = logits.detach()
+    return Adapted(final, head.users.of_logits(final))
+
+
+def tune_prior(head: Head, shots: Answers, judged: Answers) -> Prior:
+    """Choose strength and spread by the likelihood of validation users' judged pairs after their shots."""
+    best: tuple[float, Prior] | None = None
+    for spread in ("isotropic", "empirical"):
+        for strength in STRENGTHS:
+            prior = make_prior(head, strength, spread)
+            codes = adapt_map(head, shots, prior).codes
+            margin = head.prepared_margin(judged.prepared, codes, judged.user)
+            loss = float(cross_entropy(margin, judged.label).mean())
+            if best is None or loss < best[0]:
+                best = (loss, prior)
+    assert best is not None
+    return best[1]
+
+
+@torch.no_grad()
+def next_questions(head: Head, adapted: Adapted, prior: Prior, pool: Answers, asked: Tensor) -> Tensor:
+    """Return for each user the row of the pool whose answer tells most: argmax (1/2) ln(1 + s(1-s) g^T H^-1 g).
+
+    ``asked`` (B,) bool marks rows that are out of the question; a user with none left gets -1.
+    """
+    assert adapted.covariance is not None
+    margin, slope_BR = margins_and_slopes(head, pool, adapted.logits)
+    p = torch.sigmoid(margin)
+    variance = torch.einsum("br,brs,bs->b", slope_BR, adapted.covariance[pool.user], slope_BR)
+    gain = torch.where(asked, -torch.inf, 0.5 * torch.log1p(p * (1.0 - p) * variance))
+    highest = gain.new_full((pool.users,), -torch.inf).scatter_reduce_(0, pool.user, gain, "amax")
+    rows = torch.full((pool.users,), -1, dtype=torch.long, device=gain.device)
+    is_best = (gain == highest[pool.user]) & torch.isfinite(gain)
+    where = is_best.nonzero().squeeze(1).flip(0)  # the first of equals is written last
+    return rows.index_put_((pool.user[where],), where)
+
+
+def probability(margin: Tensor, slope_BR: Tensor, covariance_BRR: Tensor) -> Tensor:
+    """Return P(first) averaged over the uncertainty of the user's numbers: sigma(z / sqrt(1 + pi var / 8))."""
+    variance = torch.einsum("br,brs,bs->b", slope_BR, covariance_BRR, slope_BR)
+    return torch.sigmoid(margin / torch.sqrt(1.0 + torch.pi * variance / 8.0))
+
+
+def first_shots(order_rows: Sequence[Tensor], shots: int) -> Tensor:
+    """Return the rows of every user's first ``shots`` answers, given each user's rows in their order."""
+    return torch.cat([rows[:shots] for rows in order_rows]) if order_rows else torch.empty(0, dtype=torch.long)

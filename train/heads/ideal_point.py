@@ -1,0 +1,104 @@
+"""Heads with ideal points: what PAL-A and PAL-B share (arXiv 2406.08469).
+
+r = compare(z, a) of the placed item z = f(item) and the ideal point a. Shapes: B rows, D features, K
+prototypes, H latent dimension, U users.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pal.config import TrainConfig
+from pal.train.heads.head import Head
+from pal.train.heads.mlp import Architecture, MLPs
+from pal.train.heads.standardise import Standardiser
+from pal.train.heads.users import UserWeights
+
+FIRST_SCALE, LARGEST_SCALE = 1.0 / 0.07, 100.0
+SMALLEST_NORM = 1e-8
+
+
+class IdealPointHead(Head):
+    """A user prefers the item nearer to the ideal point.
+
+    ``score`` is one of: squared -|z - a|^2; distance -|z - a|; normalised -|z/|z| - a/|a||^2;
+    angle tau <z, a> / |z||a| with tau a learnable scale of at most 100.
+    """
+
+    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
+        super().__init__()
+        assert config.mlp is not None
+        assert config.score is not None
+        self.k = config.k
+        self.score = config.score
+        self.latent_dim = config.latent_dim or dim
+        self.architecture = Architecture.parse(config.mlp)
+        self.item_scale = Standardiser(dim)
+        self.f = MLPs(1, dim, self.latent_dim, self.architecture)
+        self.users: UserWeights = UserWeights(users, config.k, config.weights)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if self.score == "angle" else None
+
+    @abstractmethod
+    def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
+        """Return the users' ideal points under the prompts, not normalised, (B, H)."""
+
+    def place(self, item_BD: Tensor) -> Tensor:
+        """Return f of the standardised items, (B, H)."""
+        placed: Tensor = self.f(self.item_scale(item_BD))[0]
+        return placed
+
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
+        return self.compare(self.place(item_BD), self.ideal(prompt_BD, code_BR))
+
+    def margin(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor) -> Tensor:
+        return self._margin_to(self.ideal(prompt_BD, code_BR), first_BD, second_BD)
+
+    def forward(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor) -> Tensor:
+        """Return the margins of users of the table, (B,).
+
+        Where no prompt enters and the users are fewer than the rows, each ideal point is computed once.
+        """
+        users = self.users.logits.shape[0]
+        if self.uses_prompt or users >= user_B.shape[0]:
+            return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
+        everyone = torch.arange(users, device=user_B.device)
+        return self._margin_to(self.ideal(None, self.users(everyone))[user_B], first_BD, second_BD)
+
+    def _margin_to(self, ideal_BH: Tensor, first_BD: Tensor, second_BD: Tensor) -> Tensor:
+        first_BH, second_BH = self.place(torch.cat([first_BD, second_BD])).chunk(2)
+        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+
+    def compare(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
+        """Return the reward of placed items for ideal points, (B,)."""
+        if self.log_scale is not None:
+            return self.log_scale.exp() * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1)
+        if self.score == "normalised":
+            return 2.0 * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1) - 2.0  # -|z/|z| - a/|a||^2
+        difference = placed_BH - ideal_BH
+        if self.score == "squared":
+            return -difference.square().sum(dim=1)
+        return -torch.linalg.vector_norm(difference, dim=1)
+
+    def compare_mixed(self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor) -> Tensor:
+        """Return ``compare(z, sum_k w_k G_k)`` from <z, G_k>, |z|^2 and <G_k, G_l>, (B,), in K-space alone.
+
+        Where an ideal point is a mixture of fixed points, adaptation needs no latent vector more than once.
+        """
+        inner_B = (inner_BK * w_BK).sum(dim=1)
+        norm_B = torch.einsum("bk,bkl,bl->b", w_BK, gram_BKK, w_BK).clamp(min=SMALLEST_NORM**2)
+        if self.score in ("angle", "normalised"):
+            cosine_B = inner_B / (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
+            return 2.0 * cosine_B - 2.0 if self.log_scale is None else self.log_scale.exp() * cosine_B
+        distance_B = (square_B - 2.0 * inner_B + norm_B).clamp(min=0.0)
+        return -distance_B if self.score == "squared" else -(distance_B + SMALLEST_NORM**2).sqrt()
+
+    def upper_limits(self) -> dict[str, float]:
+        # the scale is clamped itself and not in the forward pass, where it would lose its gradient for good
+        return {} if self.log_scale is None else {"log_scale": math.log(LARGEST_SCALE)}
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [] if self.log_scale is None else [self.log_scale]
