@@ -74,7 +74,8 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             MEMCPY: lambda: np.copyto(target, features),
             "memcpy into a new array": features.copy,
-            "FeatureStore.open + features()": lambda: FeatureStore.open(store.folder).features(),
+            "FeatureStore.features() into an array in use": lambda: store.features(out=target.view(np.uint8)),
+            "FeatureStore.open + features() into a new array": lambda: FeatureStore.open(store.folder).features(),
             "numpy.load of .npy": lambda: torch.from_numpy(np.load(Path(folder) / "array.npy")),
             "pyarrow, FixedSizeList<float16>": read_lists,
             "polars scan of our shards": lambda: store.scan().select("feature").collect(),

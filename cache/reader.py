@@ -94,12 +94,17 @@ class FeatureStore:
         rows: np.ndarray = np.where(found, order[place] if len(names) else -1, -1)
         return rows
 
-    def features(self, device: str = "cpu") -> torch.Tensor:
-        """Copy all features to a device: (rows, dim) in the dtype of the cache."""
+    def features(self, device: str = "cpu", out: np.ndarray | None = None) -> torch.Tensor:
+        """Copy all features to a device: (rows, dim) in the dtype of the cache.
+
+        ``out``: (rows, dim * item size) uint8 to fill instead of new memory, whose first touch costs more than the copy.
+        """
         import torch
 
         width = self.dim * ITEM_BYTES[self.dtype]
-        if device.startswith("cuda"):
+        if out is not None:
+            target = out
+        elif device.startswith("cuda"):
             target = torch.empty(self.rows, width, dtype=torch.uint8, pin_memory=True).numpy()
         else:
             target = np.empty((self.rows, width), np.uint8)  # unlike torch, NumPy asks for huge pages: 3x the speed
