@@ -97,7 +97,7 @@ class FeatureStore:
     def features(self, device: str = "cpu", out: np.ndarray | None = None) -> torch.Tensor:
         """Copy all features to a device: (rows, dim) in the dtype of the cache.
 
-        ``out``: (rows, dim * item size) uint8 to fill instead of new memory, whose first touch costs more than the copy.
+        ``out``: (rows, dim * item size) uint8 to fill instead of new memory, whose first touch costs more than copying.
         """
         import torch
 

@@ -6,6 +6,8 @@ unchanged when the two items of a pair are swapped.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,29 @@ def sigmoid(margin: Array) -> Array:
 def credit(margin: Array, label: Array) -> Array:
     """Return each prediction's share of correctness, (n,): a margin of exactly 0 earns one half."""
     return np.where(margin > 0, label, np.where(margin < 0, 1.0 - label, 0.5))
+
+
+def credit_with_ties(p: Array, label: Array, threshold: float) -> Array:
+    """Return PickScore's credit (n,): a tie is predicted where |P(first) - P(second)| <= threshold.
+
+    1 where prediction and label agree, a tie on both sides included; 1/2 where exactly one of them is a tie.
+    """
+    predicted = np.where(np.abs(2.0 * p - 1.0) <= threshold, 0.5, np.where(p > 0.5, 1.0, 0.0))
+    labelled = np.where(label > 0.5, 1.0, np.where(label < 0.5, 0.0, 0.5))
+    one_tie = (predicted == 0.5) != (labelled == 0.5)
+    return np.where(predicted == labelled, 1.0, np.where(one_tie, 0.5, 0.0))
+
+
+def tie_threshold(p: Array, label: Array) -> float:
+    """Return the threshold of 0, 0.1, .. 1 with the best accuracy, the first of equals; for validation pairs."""
+    candidates = [step / 10.0 for step in range(11)]
+    return candidates[int(np.argmax([credit_with_ties(p, label, t).mean() for t in candidates]))]
+
+
+def tie_baseline(label: Array, threshold: float) -> float:
+    """Return the expected credit of uniformly random probabilities under a threshold."""
+    share = float(np.mean(label == 0.5))
+    return (threshold + (1.0 - threshold) / 2.0) * share + 0.5 * (1.0 - share)
 
 
 def user_means(values: Array, users: NDArray[np.int64]) -> Array:
@@ -75,10 +100,13 @@ def worst_decile(per_user: Array) -> float:
 
 
 def summarize(
-    margin: Array, label: Array, users: NDArray[np.int64], draws: int, bins: int
-) -> dict[str, float | int | list[float]]:
-    """Return the fields of one cell of ``metrics.json``; all inputs (n,), n > 0."""
-    right = credit(margin, label)
+    margin: Array, label: Array, users: NDArray[np.int64], draws: int, bins: int, right: Array | None = None
+) -> dict[str, Any]:
+    """Return the fields of one cell of ``metrics.json``; all inputs (n,), n > 0.
+
+    ``right`` is each prediction's credit under another rule than ``credit``.
+    """
+    right = credit(margin, label) if right is None else right
     per_user = user_means(right, users)
     low, high = bootstrap_interval(per_user, draws)
     return {

@@ -24,7 +24,21 @@ def interval(cell: dict[str, Any]) -> str:
 
 def table_of_runs(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return header and rows: accuracy per user on new prompts, seen users and zero-shot unseen ones."""
-    rows = [["run", "head", "K", "parameters", "seen users", "unseen users, 0-shot", "NLL", "ECE"]]
+    rows = [
+        [
+            "run",
+            "head",
+            "K",
+            "parameters",
+            "s",
+            "cache MB",
+            "seen users",
+            "worst decile",
+            "unseen, 0-shot",
+            "NLL",
+            "ECE",
+        ]
+    ]
     for m in metrics:
         seen = m["test_seen"]
         rows.append(
@@ -33,7 +47,10 @@ def table_of_runs(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
                 m["head"],
                 str(m["k"]),
                 f"{m['params']:,}",
+                f"{m['seconds']:.1f}",
+                f"{m['cache_bytes'] / 1e6:.1f}",
                 interval(seen),
+                f"{seen['worst_decile']:.3f}" if seen else "-",
                 interval(m["test_unseen"].get("0", {})),
                 f"{seen['nll']:.3f}" if seen else "-",
                 f"{seen['ece']:.3f}" if seen else "-",
@@ -62,10 +79,29 @@ def table_of_comparisons(comparisons: Sequence[dict[str, Any]]) -> list[list[str
     return rows
 
 
+def table_of_free(baselines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return header and rows of the baselines that cost nothing."""
+    rows = [["free baseline", "seen users", "unseen users"]]
+    rows += [[b["baseline"], interval(b["test_seen"]), interval(b["test_unseen"])] for b in baselines]
+    return rows
+
+
+def table_of_shots_by_run(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return header and rows: unseen users' accuracy for every number of shots that a run was adapted with."""
+    counts = sorted({int(shots) for m in metrics for shots in m["test_unseen"]})
+    rows = [["run, unseen users", *(f"{count} shots" for count in counts)]]
+    rows += [[m["run"], *(interval(m["test_unseen"].get(str(count), {})) for count in counts)] for m in metrics]
+    return rows
+
+
 def write_report(folder: Path, result: dict[str, Any]) -> str:
     """Write ``evaluation.md``, ``.csv`` and ``.json`` into a folder and return the Markdown."""
     runs = table_of_runs(result["runs"])
     text = as_markdown(runs)
+    if any(len(m["test_unseen"]) > 1 for m in result["runs"]):
+        text += "\n\n" + as_markdown(table_of_shots_by_run(result["runs"]))
+    for name, baselines in result["free_baselines"].items():
+        text += f"\n\nDataset {name}:\n\n" + as_markdown(table_of_free(baselines))
     if result["comparisons"]:
         text += "\n\n" + as_markdown(table_of_comparisons(result["comparisons"]))
     with atomic_file(folder / "evaluation.md") as temporary:

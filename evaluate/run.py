@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pyarrow.parquet as pq
 import torch
 
 from pal.cache.reader import FeatureStore
+from pal.cache.shard import ITEM_BYTES
 from pal.config import Config
 from pal.errors import EvaluationError
 from pal.evaluate.metrics import sigmoid, summarize
+from pal.evaluate.ties import TieRule
+from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, write_json
 from pal.tables import PreparedDataset
 from pal.train.checkpoint import TrainedHead
@@ -40,12 +44,14 @@ def evaluate(
         if not frame.is_empty():
             frames.append(predict(trained, frame, store, features))
     predictions = pl.concat(frames)
+    ties = TieRule.choose(config.evaluate.ties, predictions.filter(pl.col("split") == "val"))
+    votes = with_votes(dataset.pairs("test")).select("pair_id", "votes", "vote_share")
 
     def cell(population: str) -> dict[str, Any]:
         rows = predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
         if rows.is_empty():
             return {}
-        return cell_of(config, rows)
+        return cell_of(config, rows, ties) | by_division(rows, votes, config.evaluate.votes)
 
     facts = trained.facts
     metrics = {
@@ -55,38 +61,49 @@ def evaluate(
         "k": facts["train"]["k"],
         **{key: facts[key] for key in ("seed", "params", "params_per_user", "seconds", "best_epoch")},
         **{key: facts[key] for key in ("split_digest", "cache_fingerprint")},
+        "cache_bytes": store.rows * store.dim * ITEM_BYTES[store.dtype],
         "test_seen": cell("seen"),
         "test_unseen": {ZERO_SHOT: cell("unseen")},
     }
     folder = folder or config.paths.runs / facts["run"]
     with atomic_file(folder / "predictions.parquet") as temporary:
         pq.write_table(predictions.to_arrow(), temporary, compression="zstd")
-    write_json(folder / "metrics.json", metrics)
+    path = folder / "metrics.json"
+    if path.is_file():  # cells of adaptation stay, for the head is the same
+        before = json.loads(path.read_text(encoding="utf-8"))
+        metrics["test_unseen"] = {**before["test_unseen"], **metrics["test_unseen"]}
+        metrics |= {key: before[key] for key in ("adapted_by",) if key in before}
+    write_json(path, metrics)
     return metrics
 
 
 def judge(config: Config, trained: TrainedHead, data: TrainingData) -> dict[str, Any]:
     """Return the flat metrics of one head of a sweep: ``val_*`` to select by, ``test_*`` to report."""
     flat: dict[str, Any] = {}
+    ties: TieRule | None = None
     for split in ("val", "test"):
         frame = drop_without_feature(data.dataset.pairs(split, "seen"), data.store)
         frame = frame.filter(pl.col("user_id").is_in(data.users))
-        cell = cell_of(config, predict(trained, frame, data.store, data.features.cpu()))
+        predictions = predict(trained, frame, data.store, data.features.cpu())
+        ties = ties or TieRule.choose(config.evaluate.ties, predictions)
+        cell = cell_of(config, predictions, ties)
         low, high = cell.pop("macro_ci95")
         flat |= {f"{split}_{name}": value for name, value in cell.items()}
         flat |= {f"{split}_ci95_low": low, f"{split}_ci95_high": high}
     return flat
 
 
-def cell_of(config: Config, predictions: pl.DataFrame) -> dict[str, Any]:
-    """Return the metrics of one cell of the protocol."""
-    return summarize(
-        predictions["margin"].to_numpy(),
-        predictions["label"].to_numpy(),
-        np.unique(predictions["user_id"].to_numpy(), return_inverse=True)[1],
-        config.evaluate.bootstrap,
-        config.evaluate.ece_bins,
-    )
+def cell_of(config: Config, predictions: pl.DataFrame, ties: TieRule) -> dict[str, Any]:
+    """Return the metrics of one cell of the protocol; raises EvaluationError if it holds nothing but ties to drop."""
+    every_label = predictions["label"].to_numpy()
+    counted = predictions.filter(pl.Series(ties.keeps(every_label)))
+    if counted.is_empty():
+        raise EvaluationError("all pairs to be judged are ties, and evaluate.ties = 'drop' leaves none; use half")
+    margin, label = counted["margin"].to_numpy(), counted["label"].to_numpy()
+    users = np.unique(counted["user_id"].to_numpy(), return_inverse=True)[1]
+    settings = config.evaluate
+    cell = summarize(margin, label, users, settings.bootstrap, settings.ece_bins, ties.credit(margin, label))
+    return cell | ties.facts(every_label)
 
 
 def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> None:

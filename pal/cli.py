@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pal import __version__
-from pal.errors import PalError
+from pal.errors import PalError, PalWarning
 
 if TYPE_CHECKING:
     from pal.config import Settings
@@ -181,6 +182,11 @@ def adapt(
     run: Annotated[str, typer.Option("--run", help="Name of a run.")],
     shots: Annotated[str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="map or sgd.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="strict, or released: tuned on test.")] = None,
+    active: Annotated[bool | None, typer.Option("--active", help="Ask what tells most, not at random.")] = None,
+    grow: Annotated[
+        int | None, typer.Option("--grow", min=1, help="Add prototypes for users outside the hull.")
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -195,13 +201,25 @@ def adapt(
             counts = [int(part) for part in shots.split(",")]
         except ValueError as error:
             raise ConfigError(f"--shots takes numbers with commas, e.g. 0,5,20, not {shots!r}") from error
-    settings = _settings(config, set_, adapt__shots=counts, adapt__method=method)
+    settings = _settings(
+        config, set_, adapt__shots=counts, adapt__method=method, adapt__protocol=protocol, adapt__active=active
+    )
     result = pipeline.adapt(settings.config, run)
+    if grow is not None:
+        result["grown"] = pipeline.grow(settings.config, run, grow)
 
     def text() -> str:
         from pal.evaluate.report import as_markdown, table_of_shots
 
-        return f"{as_markdown(table_of_shots(result['test_unseen']))}\n\n{result['n_users']} users, {result['method']}"
+        far = result["outside_hull"]
+        lines = [as_markdown(table_of_shots(result["test_unseen"])), ""]
+        lines.append(f"{result['n_users']} users, {result['method']}; {len(far)} outside the prototypes' hull")
+        if far:
+            lines.append("  " + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5]))
+        if grow is not None:
+            made = result["grown"]
+            lines.append("nothing to grow for" if made is None else f"run {made['run']} has K = {made['k']}")
+        return "\n".join(lines)
 
     _print(result, as_json, text)
 
@@ -300,10 +318,17 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """Show what concerns the user as one sentence; other libraries' warnings are not the user's."""
+    if issubclass(category, PalWarning):
+        _say(f"pal: warning: {message}")
+
+
 def main() -> None:
     """Run the command line; a PalError becomes one sentence and exit code 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.showwarning = _show_warning
     try:
         app()
     except PalError as error:

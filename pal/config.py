@@ -246,6 +246,11 @@ class AdaptConfig(Component):
     """Answers per new user; each larger set contains the smaller ones."""
     method: Literal["map", "sgd"] = "map"
     """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released code."""
+    protocol: Literal["strict", "released"] = "strict"
+    """strict: tuned on validation users only; released: as the released code, whose few-shot epoch is chosen
+    on the test pairs."""
+    active: bool = False
+    """Whether the answers are asked for in the order that tells most, instead of at random."""
     repeats: PositiveInt = 10
     """Draws of the shots, averaged within each user."""
 
@@ -257,6 +262,11 @@ class EvaluateConfig(Component):
     """Draws of the user-cluster bootstrap."""
     ece_bins: PositiveInt = 15
     """Equal-mass bins of the calibration error."""
+    ties: Literal["half", "drop", "pickscore"] = "half"
+    """Pairs labelled as ties: earn one half whatever is predicted; are left out; or may be predicted, by a
+    threshold chosen on the validation pairs, as PickScore does."""
+    votes: Annotated[int, Field(ge=3)] = 5
+    """Answers of other users a pair needs to count as controversial or as consensus."""
 
 
 class PathsConfig(Component):
@@ -321,8 +331,7 @@ def load(
     """
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    built_in = resources.files("pal").joinpath("pipeline.yaml").read_text(encoding="utf-8")
-    _merge(tree, _parse_yaml(built_in, "the built-in pipeline.yaml"), "built-in", origins)
+    _merge(tree, _built_in("pipeline.yaml"), "built-in", origins)
     if file is None and Path("pipeline.yaml").is_file():
         file = Path("pipeline.yaml")
     if file is not None:
@@ -331,19 +340,39 @@ def load(
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}; give an existing file to --config") from error
         _merge(tree, _parse_yaml(text, str(file)), str(file), origins)
+    given: list[tuple[str, Any, str]] = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set takes dotted.key=value, got {override!r}")
-        _merge(tree, _nest(key, _parse_value(text)), f"--set {override}", origins)
-    for key, value in (options or {}).items():
-        if value is not None:
-            _merge(tree, _nest(key, value), "option", origins)
+        given.append((key, _parse_value(text), f"--set {override}"))
+    given += [(key, value, "option") for key, value in (options or {}).items() if value is not None]
+    _merge_preset(tree, origins, [(key, value) for key, value, _ in given])
+    for key, value, origin in given:
+        if not (key == "train.head" and value in presets()):
+            _merge(tree, _nest(key, value), origin, origins)
     try:
         return Settings(Config.model_validate(tree), origins)
     except ValidationError as error:
         problems = "; ".join(_sentence(problem, origins) for problem in error.errors())
         raise ConfigError(problems) from None
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Return the settings of ``train`` that a name of ``--head`` may stand for."""
+    return _built_in("presets.yaml")
+
+
+def _merge_preset(tree: dict[str, Any], origins: dict[str, str], given: Iterable[tuple[str, Any]]) -> None:
+    """Put a preset between the files and what was typed, if the head that was chosen last is the name of one."""
+    chosen = [value for key, value in given if key == "train.head"]
+    name = chosen[-1] if chosen else (tree.get("train") or {}).get("head")
+    if name in presets():
+        _merge(tree, {"train": presets()[name]}, f"preset {name}", origins)
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    return _parse_yaml(resources.files("pal").joinpath(name).read_text(encoding="utf-8"), f"the built-in {name}")
 
 
 def _parse_yaml(text: str, name: str) -> dict[str, Any]:
@@ -446,8 +475,10 @@ def flatten(config: BaseModel) -> dict[str, Any]:
 def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a configuration with some dotted keys replaced; raises ConfigError in one sentence."""
     tree = config.model_dump()
+    _merge_preset(tree, {}, values.items())
     for key, value in values.items():
-        _merge(tree, _nest(key, value), f"sweep {key}={value!r}", {})
+        if not (key == "train.head" and value in presets()):
+            _merge(tree, _nest(key, value), f"sweep {key}={value!r}", {})
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

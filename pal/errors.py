@@ -1,4 +1,4 @@
-"""What can go wrong on the user's side, as one tree.
+"""What can go wrong on the user's side, as one tree; and what is worth a warning.
 
     PalError                 one sentence: what is wrong, with the value, and what to do
     ├── ConfigError          pipeline.yaml, --set or an option
@@ -44,3 +44,7 @@ class TrainError(PalError):
 
 class EvaluationError(PalError):
     """A run cannot be evaluated on this dataset."""
+
+
+class PalWarning(UserWarning):
+    """Something that can go on, but that the user will want to know: one sentence, shown on standard error."""

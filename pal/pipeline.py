@@ -54,6 +54,7 @@ def train(config: Config, run: str | None = None, progress: Progress = silent) -
 
 def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
     """Evaluate trained runs again, each on the dataset and encoder it was trained on."""
+    from pal.evaluate.free import free_baselines
     from pal.evaluate.run import evaluate as evaluate_head
     from pal.evaluate.run import load_run
 
@@ -61,7 +62,10 @@ def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
     for run in runs:
         trained = load_run(config, run)
         results.append(evaluate_head(config, trained, *open_data_of(config, trained.facts)))
-    return {"runs": results, "comparisons": compare(config, runs)}
+    baselines = {}
+    for name in dict.fromkeys(result["dataset"] for result in results):
+        baselines[name] = free_baselines(config, PreparedDataset.open(config.paths.data / name))
+    return {"runs": results, "comparisons": compare(config, runs), "free_baselines": baselines}
 
 
 def compare(config: Config, runs: Sequence[str]) -> list[dict[str, Any]]:
@@ -79,19 +83,44 @@ def compare(config: Config, runs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def adapt(config: Config, run: str) -> dict[str, Any]:
-    """Adapt a run to unseen users, head frozen; its metrics file then has their cells."""
-    from pal.evaluate.few_shot import few_shot
-    from pal.evaluate.run import load_run
+    """Adapt a run to unseen users, head frozen; under the strict protocol its metrics file then has their cells."""
+    from pal.evaluate.few_shot import few_shot, new_users
+    from pal.evaluate.hull import outside_users
+    from pal.evaluate.run import load_run, require_same_data
     from pal.files import write_json
 
     trained = load_run(config, run)
-    result = few_shot(config, trained, *open_data_of(config, trained.facts))
+    dataset, store = open_data_of(config, trained.facts)
+    require_same_data(trained, dataset, store)
+    result = few_shot(config, trained, dataset, store)
+    users = new_users(trained, dataset, store, "test")
+    assert users is not None, "few_shot has judged them"
+    result["outside_hull"] = outside_users(trained, users, dataset, store)
     path = config.paths.runs / run / "metrics.json"
-    if path.is_file():
+    if path.is_file() and config.adapt.protocol == "strict":
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        metrics["test_unseen"] = {**metrics["test_unseen"], **result["test_unseen"]}
+        metrics["test_unseen"] = {"0": metrics["test_unseen"]["0"], **result["test_unseen"]}
+        metrics["adapted_by"] = result["method"]  # cells of two methods never stand in one row
         write_json(path, metrics)
     return {"run": run, **result}
+
+
+def grow(config: Config, run: str, count: int) -> dict[str, Any] | None:
+    """Add prototypes for unseen users outside the hull, as a new run ``<run>-grown``; None if there are none."""
+    from pal.evaluate.hull import grow_for_outside
+    from pal.evaluate.run import evaluate as evaluate_head
+    from pal.evaluate.run import load_run, require_same_data
+    from pal.train.run import save_run
+
+    trained = load_run(config, run)
+    dataset, store = open_data_of(config, trained.facts)
+    require_same_data(trained, dataset, store)
+    grown = grow_for_outside(trained, dataset, store, count, config.seed)
+    if grown is None:
+        return None
+    settings = type(config.train).model_validate(grown.facts["train"])
+    save_run(config.paths.runs / grown.facts["run"], grown, config, settings, [{"epoch": 0}])
+    return evaluate_head(config, grown, dataset, store)
 
 
 def sweep(

@@ -14,7 +14,7 @@ from pal.config import Config
 from pal.embed.encoder import load, locate
 from pal.embed.run import CPU_TOKEN_BUDGET
 from pal.embed.storage import from_stored
-from pal.errors import EvaluationError
+from pal.errors import EvaluationError, PalWarning
 from pal.train.checkpoint import TrainedHead
 
 
@@ -67,7 +67,7 @@ class Scorer:
         for user in users:
             if user is not None and user not in number and user not in self._warned:
                 self._warned.add(user)
-                warnings.warn(f"user {user!r} was not trained on; scored as the population", stacklevel=3)
+                warnings.warn(f"user {user!r} was not trained on; scored as the population", PalWarning, stacklevel=3)
         rows = [
             head.users.population() if user not in number else head.users(torch.tensor([number[user]]))[0]
             for user in users

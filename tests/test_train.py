@@ -217,7 +217,7 @@ def test_standardised_features_have_unit_expected_norm() -> None:
     x = torch.randn(5000, DIM) * 3 + 7
     x[:, 2] = 4.2
     scaler = Standardiser(DIM)
-    scaler.fit(x)
+    scaler.fit(x, torch.arange(len(x)))
     y = scaler(x)
     torch.testing.assert_close(y.mean(dim=0), torch.zeros(DIM), atol=1e-5, rtol=0)
     assert y.square().sum(dim=1).mean().item() == pytest.approx((DIM - 1) / DIM, rel=1e-4)

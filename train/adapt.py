@@ -8,7 +8,7 @@ mean code lies, ``Lambda`` comes from their spread. Shapes: U users, S shots at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from pal.train.heads.users import UserWeights
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STEPS, TOLERANCE = 40, 1e-7
+SMALLEST_WEIGHT = 1e-6
 RELEASED_EPOCHS, RELEASED_BATCH, RELEASED_LR = 20, 4, 5e-3
 
 
@@ -69,7 +70,7 @@ def make_prior(head: Head, strength: float, spread: str = "isotropic") -> Prior:
     logits = centred(head, head.users.logits.detach().float())
     size = logits.shape[1]
     population = head.users.population().detach().float()
-    mean = population.clamp(min=1e-6).log() if isinstance(head.users, UserWeights) else population
+    mean = population.clamp(min=SMALLEST_WEIGHT).log() if isinstance(head.users, UserWeights) else population
     mean = centred(head, mean.unsqueeze(0))[0]
     if spread == "isotropic" or size == 0:
         return Prior(mean, strength * torch.eye(size, device=logits.device))
@@ -80,8 +81,11 @@ def make_prior(head: Head, strength: float, spread: str = "isotropic") -> Prior:
 
 
 def centred(head: Head, logits: Tensor) -> Tensor:
-    """Remove the constant that a softmax ignores."""
-    return logits - logits.mean(dim=1, keepdim=True) if isinstance(head.users, UserWeights) else logits
+    """Remove the constant that a softmax ignores; a weight of zero counts as one in a million."""
+    if not isinstance(head.users, UserWeights):
+        return logits
+    logits = torch.maximum(logits, logits.amax(dim=1, keepdim=True) + math.log(SMALLEST_WEIGHT))
+    return logits - logits.mean(dim=1, keepdim=True)
 
 
 def margins_and_slopes(head: Head, answers: Answers, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +159,12 @@ def _posterior(
     return gradient, curvature
 
 
-def adapt_sgd(head: Head, answers: Answers, seed: int = 0) -> Adapted:
+def adapt_sgd(head: Head, answers: Answers, seed: int = 0, judged: Answers | None = None) -> Adapted:
     """Adapt as the released code does: N(0, 1) logits, AdamW at 5e-3 without decay, 20 epochs of batches of 4.
 
     All users step together; each takes as many steps as its batches would, on the mean over its answers.
+    ``judged`` reloads the epoch that is best on the very pairs it is judged by, as the released code does: for
+    reproduction only.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(answers.users, head.users.logits.shape[1], generator=generator).to(answers.label.device)
@@ -166,12 +172,19 @@ def adapt_sgd(head: Head, answers: Answers, seed: int = 0) -> Adapted:
     count = torch.bincount(answers.user, minlength=answers.users).clamp(min=1)
     steps = RELEASED_EPOCHS * -(-int(count.max()) // RELEASED_BATCH)
     optimiser = torch.optim.AdamW([logits], lr=RELEASED_LR, weight_decay=0.0)
-    for _ in range(steps if len(answers.label) else 0):
+    best, best_loss = logits.detach().clone(), math.inf
+    for step in range(steps if len(answers.label) else 0):
         margin = head.prepared_margin(answers.prepared, head.users.of_logits(logits), answers.user)
         loss = (cross_entropy(margin, answers.label) / count[answers.user]).sum()
         (logits.grad,) = torch.autograd.grad(loss, [logits])
         optimiser.step()
-    final = logits.detach()
+        if judged is not None and (step + 1) % max(1, steps // RELEASED_EPOCHS) == 0:
+            with torch.no_grad():
+                margin = head.prepared_margin(judged.prepared, head.users.of_logits(logits), judged.user)
+                now = float(cross_entropy(margin, judged.label).mean())
+            if now < best_loss:
+                best, best_loss = logits.detach().clone(), now
+    final = logits.detach() if judged is None else best
     return Adapted(final, head.users.of_logits(final))
 
 
@@ -191,7 +204,7 @@ def tune_prior(head: Head, shots: Answers, judged: Answers) -> Prior:
 
 
 @torch.no_grad()
-def next_questions(head: Head, adapted: Adapted, prior: Prior, pool: Answers, asked: Tensor) -> Tensor:
+def next_questions(head: Head, adapted: Adapted, pool: Answers, asked: Tensor) -> Tensor:
     """Return for each user the row of the pool whose answer tells most: argmax (1/2) ln(1 + s(1-s) g^T H^-1 g).
 
     ``asked`` (B,) bool marks rows that are out of the question; a user with none left gets -1.
@@ -214,6 +227,13 @@ def probability(margin: Tensor, slope_BR: Tensor, covariance_BRR: Tensor) -> Ten
     return torch.sigmoid(margin / torch.sqrt(1.0 + torch.pi * variance / 8.0))
 
 
-def first_shots(order_rows: Sequence[Tensor], shots: int) -> Tensor:
-    """Return the rows of every user's first ``shots`` answers, given each user's rows in their order."""
-    return torch.cat([rows[:shots] for rows in order_rows]) if order_rows else torch.empty(0, dtype=torch.long)
+def ask_in_turn(head: Head, pool: Answers, prior: Prior, most: int) -> Tensor:
+    """Return (most, U) rows of the pool: what to ask each user, one answer after another; -1 where none is left."""
+    asked = torch.zeros(len(pool.label), dtype=torch.bool, device=pool.label.device)
+    order = []
+    for _ in range(most):
+        adapted = adapt_map(head, pool.take(asked.nonzero().squeeze(1)), prior, with_covariance=True)
+        rows = next_questions(head, adapted, pool, asked)
+        asked[rows[rows >= 0]] = True
+        order.append(rows)
+    return torch.stack(order) if order else torch.empty(0, pool.users, dtype=torch.long)

@@ -25,6 +25,7 @@ from pal.files import atomic_directory
 from pal.tables import PreparedDataset
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import Pairs, PairsDataModule, drop_without_feature
+from pal.train.diagnose import warn_about_labels, warn_about_loss
 from pal.train.heads.head import Head, build_head, resolve
 from pal.train.module import HeadTraining
 
@@ -112,8 +113,10 @@ def train(
     settings = resolve(config.train)
     device = choose_device(settings.device)
     data = TrainingData.load(settings, dataset, store, device)
+    warn_about_labels(data.train, data.users)
     began = time.perf_counter()
     head, log, best_epoch = fit_head(data, settings, config.seed, progress)
+    warn_about_loss(min((row["val/loss"] for row in log if "val/loss" in row), default=0.0))
     trained = data.trained(head, config, settings, run, time.perf_counter() - began, best_epoch)
     save_run(config.paths.runs / run, trained, config, settings, log)
     return trained
@@ -154,10 +157,9 @@ def standardise(head: Head, features: Tensor, pairs: Pairs) -> None:
         scaler = getattr(head, name, None)
         if scaler is None or rows is None:
             continue
-        chosen = features[rows.unique()].float()
-        if not bool(torch.isfinite(chosen).all()):
+        scaler.fit(features, rows.unique())
+        if not bool(torch.isfinite(scaler.mean).all()):  # one NaN or infinity among the rows is enough
             raise TrainError("the cache holds NaN or infinite features; run: pal cache verify, then pal embed")
-        scaler.fit(chosen)
         if not bool(scaler.scale.any()):
             raise TrainError("all items have the same feature, so there is nothing to learn from; check the encoder")
     head.to(features.device)

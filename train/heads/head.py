@@ -32,6 +32,8 @@ class Head(nn.Module, ABC):
     """whether it reads the prompt's feature"""
     is_solved = False
     """whether ``solve`` finds its parameters, instead of gradient steps"""
+    is_amortised = False
+    """whether ``infer`` adapts it, instead of an optimisation over the raw numbers"""
     users: UserTable
 
     @abstractmethod
@@ -61,6 +63,10 @@ class Head(nn.Module, ABC):
         assert second is not None
         return self.margin(prompt, first, second, code_UR[user_B])
 
+    def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
+        """Return new users' codes by one pass over their answers, (U, R); only for heads that say ``is_amortised``."""
+        raise NotImplementedError
+
     def upper_limits(self) -> dict[str, float]:
         """Return the parameters that must be brought back after a step, by name, with their largest value."""
         return {}
@@ -83,6 +89,7 @@ def heads() -> dict[str, tuple[Callable[..., Head], dict[str, Any]]]:
     from pal.train.heads.networks import BradleyTerryNetwork, UserEmbedding
     from pal.train.heads.pal_a import PalA
     from pal.train.heads.pal_b import PalB
+    from pal.train.heads.variational import Variational
 
     return {
         "pal-a": (PalA, {"mlp": "mlp2-relu-dropout0-residual", "score": "squared", "learner": "f(Pw)"}),
@@ -93,6 +100,7 @@ def heads() -> dict[str, tuple[Callable[..., Head], dict[str, Any]]]:
         "per-user": (PerUser, {}),
         "drm": (Directions, {}),
         "user-embedding": (UserEmbedding, {}),
+        "vpl": (Variational, {}),
     }
 
 

@@ -1,0 +1,55 @@
+"""Pairs that several users answered: how divided they are, and how a head does where they are (evaluation.md 2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pal.evaluate.metrics import credit
+
+DIVIDED, AGREED = 0.60, 0.80
+
+
+def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add ``votes`` and ``vote_share``: answers of *other* users to the same comparison, and their mean label.
+
+    ``pairs`` has prompt_id, first_id, second_id, user_id, label; sides are brought into one order first, and a
+    user's own repeats are left out of the share.
+    """
+    first, second, label = pl.col("first_id"), pl.col("second_id"), pl.col("label")
+    swapped = first > second
+    low = pl.when(swapped).then(second).otherwise(first)
+    high = pl.when(swapped).then(first).otherwise(second)
+    oriented = pairs.with_columns(
+        _low=low, _high=high, _label=pl.when(swapped).then(1.0 - label).otherwise(label), _swapped=swapped
+    )
+    same = ["prompt_id", "_low", "_high"]
+    own = [*same, "user_id"]
+    counted = oriented.with_columns(
+        votes=pl.len().over(same) - pl.len().over(own),
+        _sum=pl.col("_label").sum().over(same) - pl.col("_label").sum().over(own),
+    )
+    mean = pl.when(pl.col("votes") > 0).then(pl.col("_sum") / pl.col("votes"))
+    share = pl.when(pl.col("_swapped")).then(1.0 - mean).otherwise(mean)
+    return counted.with_columns(vote_share=share).select(*pairs.columns, "votes", "vote_share")
+
+
+def by_division(predictions: pl.DataFrame, votes: pl.DataFrame, least: int) -> dict[str, Any]:
+    """Return accuracy and number of the controversial and of the consensus pairs; None where there are no such.
+
+    ``votes``: pair_id, votes, vote_share. Controversial: the others' majority is at most 0.6; consensus: at
+    least 0.8; both with at least ``least`` votes.
+    """
+    both = predictions.join(votes, on="pair_id").filter(pl.col("votes") >= least)
+    majority = pl.max_horizontal("vote_share", 1.0 - pl.col("vote_share"))
+    result: dict[str, Any] = {}
+    for name, rows in (
+        ("controversial", both.filter(majority <= DIVIDED)),
+        ("consensus", both.filter(majority >= AGREED)),
+    ):
+        right = credit(rows["margin"].to_numpy(), rows["label"].to_numpy())
+        result[f"n_{name}"] = len(right)
+        result[f"{name}_accuracy"] = float(np.mean(right)) if len(right) else None
+    return result
