@@ -1,4 +1,4 @@
-"""Accuracy on new pairs of seen users, K below, at and above K*; writes a table into docs/results/.
+"""Accuracy of heads on new pairs of seen users and on unseen users, with seeds; writes tables into docs/results/.
 
     python benchmarks/accuracy.py persona --source ../shared/persona
     python benchmarks/accuracy.py simulation
@@ -12,40 +12,48 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from pal import pipeline
 from pal.config import Config, load
 from pal.evaluate.report import as_markdown
+from pal.evaluate.run import load_run
 
-SIMULATION = {"train.epochs": 60, "train.user_lr": 2e-2, "encoder": "identity", "dataset": "simulated"}
-
-
-def persona(work: Path, source: str, seeds: int) -> Iterator[tuple[list[str], list[Config]]]:
-    for groups in (2, 4):
-        for head in ("pal-a", "pal-b"):
-            for k in (1, groups):
-                options = {
-                    "dataset": "persona", "data.persona.source": source, "data.persona.groups": groups,
-                    "train.head": head, "train.k": k,
-                }  # fmt: skip
-                yield [f"{groups}", head, f"{k}"], configs(work, options, seeds, "data.persona.salt")
+SIMULATION = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 60}
+SIMULATION |= {"train.user_lr": 2e-2}
+PLURAL = ("pal-a", "pal-b", "lore", "per-user", "drm", "user-embedding", "vpl")
+COMMON = (("pal-a", 1), ("pal-b", 1), ("bt-linear", 1), ("bt-mlp", 1))
+OWN = {"vpl": {"train.lr": 3e-4, "train.epochs": 60}}
 
 
-def simulation(work: Path, source: str, seeds: int) -> Iterator[tuple[list[str], list[Config]]]:
-    for k in (1, 2, 3, 5):
-        options = {**SIMULATION, "data.simulated.groups": 3, "train.head": "pal-a", "train.k": k}
-        yield ["3", "pal-a", f"{k}"], configs(work, options, seeds, "data.simulated.salt")
+@dataclass
+class Place:
+    """Where a campaign works, and for which seeds."""
+
+    folder: Path
+    source: str
+    seeds: int
+
+    def config(self, seed: int, options: dict[str, Any]) -> Config:
+        paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache", "runs")}
+        salt = {f"data.{options['dataset']}.salt": f"seed{seed}"}
+        return load(None, (), {**paths, **salt, "seed": seed, **options}).config
 
 
-def configs(work: Path, options: dict[str, Any], seeds: int, salt: str) -> list[Config]:
-    paths = {f"paths.{name}": str(work / name) for name in ("data", "cache", "runs")}
-    return [load(None, (), {**options, **paths, "seed": seed, salt: f"seed{seed}"}).config for seed in range(seeds)]
+def measure(config: Config, shots: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """Train one head and return its cells: ``seen`` and the numbers of shots."""
+    pipeline.embed(config)
+    metrics = pipeline.train(config)
+    cells = {"seen": metrics["test_seen"]}
+    chosen = config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": shots})})
+    return cells | pipeline.adapt(chosen, metrics["run"])["test_unseen"]
 
 
 def mean_and_interval(values: list[float]) -> str:
@@ -53,39 +61,119 @@ def mean_and_interval(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {spread:.3f}"
 
 
+def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
+    """Seen users and unseen ones at 0 and 20 shots, for every head, K* = 2 .. 6."""
+    shots = (0, 20)
+    header = ["K*", "head", "K", "seen users", "per seed", "NLL", *(f"unseen, {n} shots" for n in shots)]
+    for groups in (2, 4, 6, 3, 5):
+        rows = [header]
+        for head, k in (*((head, groups) for head in PLURAL), *COMMON):
+            options = {
+                "dataset": "persona", "data.persona.source": place.source, "data.persona.groups": groups,
+                "train.head": head, "train.k": k, **OWN.get(head, {}),
+            }  # fmt: skip
+            seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
+            seen = [cells["seen"]["accuracy"] for cells in seeds]
+            rows.append(
+                [
+                    f"{groups}", head, f"{k}", mean_and_interval(seen), " ".join(f"{value:.3f}" for value in seen),
+                    mean_and_interval([cells["seen"]["nll"] for cells in seeds]),
+                    *(mean_and_interval([cells[f"{n}"]["accuracy"] for cells in seeds]) for n in shots),
+                ]
+            )  # fmt: skip
+        yield f"K* = {groups}: accuracy", rows
+
+
+def simulation(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
+    """Accuracy over K, recovery of what was planted, unseen users, and how their error falls."""
+    yield "Accuracy of PAL-A, K* = 3, d = 16, partition, noiseless", by_k(place)
+    yield "Recovery of what was planted, K = K*, identity map, partition, noiseless", recovery(place)
+    yield "Excess error of unseen users over 200 shots, mixture, K = K*", decay(place)
+
+
+def by_k(place: Place) -> list[list[str]]:
+    shots = (0, 10, 20, 40, 100)
+    rows = [["K", "seen users", "per seed", *(f"unseen, {n} shots" for n in shots), "seen - unseen at 40"]]
+    for k in (1, 2, 3, 6):
+        options = {**SIMULATION, "data.simulated.groups": 3, "train.k": k}
+        seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
+        seen = [cells["seen"]["accuracy"] for cells in seeds]
+        gaps = [cells["seen"]["accuracy"] - cells["40"]["accuracy"] for cells in seeds]
+        unseen = [mean_and_interval([cells[f"{n}"]["accuracy"] for cells in seeds]) for n in shots]
+        per_seed = " ".join(f"{value:.3f}" for value in seen)
+        rows.append([f"{k}", mean_and_interval(seen), per_seed, *unseen, mean_and_interval(gaps)])
+    return rows
+
+
+def recovery(place: Place) -> list[list[str]]:
+    """Match learned prototypes to the planted ones by the users' weights (Hungarian)."""
+    from pal.data.simulated import Simulated
+
+    rows = [["K*", "mean |w - w*|", "per seed", "cosine of matched prototypes", "seen users"]]
+    for groups in (2, 3, 5):
+        errors, cosines, accuracy = [], [], []
+        for seed in range(place.seeds):
+            options = {
+                **SIMULATION, "data.simulated.groups": groups, "train.k": groups, "data.simulated.map": "identity",
+                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1,
+            }  # fmt: skip
+            config = place.config(seed, options)
+            accuracy.append(measure(config, (0,))["seen"]["accuracy"])
+            trained = load_run(config, pipeline.default_run(config))
+            truth = Simulated(config.data.simulated).truth()
+            of = dict(zip(truth["users"].tolist(), truth["weights"], strict=True))
+            planted = np.stack([of[name] for name in trained.users])
+            learned = trained.head.users.of_logits(trained.head.users.logits).detach().numpy()
+            order = linear_sum_assignment(-(planted.T @ learned))[1]
+            errors.append(float(np.abs(planted - learned[:, order]).mean()))
+            found = trained.head.prototypes_KD.detach().numpy()[order]
+            lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(truth["prototypes"], axis=1)
+            cosines.append(float(((found * truth["prototypes"]).sum(axis=1) / lengths).mean()))
+        listed = " ".join(f"{value:.3f}" for value in errors)
+        columns = [mean_and_interval(errors), listed, mean_and_interval(cosines), mean_and_interval(accuracy)]
+        rows.append([f"{groups}", *columns])
+    return rows
+
+
+def decay(place: Place) -> list[list[str]]:
+    """Excess error at m shots; the slope of its logarithm over ln m would be -1/2 for sqrt(K/m)."""
+    shots = (10, 20, 40, 80, 200)
+    rows = [["K", *(f"m = {m}" for m in shots[:-1]), "slope over ln m"]]
+    for k in (2, 4, 8):
+        options = {
+            **SIMULATION, "data.simulated.groups": k, "train.k": k, "data.simulated.regime": "mixture",
+            "data.simulated.pairs_per_user": 200, "data.simulated.unseen_users": 200,
+            "data.simulated.test_pairs_per_user": 200,
+        }  # fmt: skip
+        seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
+        excess = [[cells["200"]["accuracy"] - cells[f"{m}"]["accuracy"] for m in shots[:-1]] for cells in seeds]
+        mean = np.maximum(np.mean(excess, axis=0), 1e-6)
+        slope = np.polyfit(np.log(shots[:-1]), np.log(mean), 1)[0]
+        rows.append(
+            [f"{k}", *(mean_and_interval(list(column)) for column in zip(*excess, strict=True)), f"{slope:.2f}"]
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["persona", "simulation"])
     parser.add_argument("--source", default="hf:Anthropic/model-written-evals", help="raw persona statements")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
-    rows = [["K*", "head", "K", "accuracy", "per seed", "macro accuracy", "NLL"]]
-    with tempfile.TemporaryDirectory() as folder:
-        for names, seeds in globals()[arguments.what](Path(folder), arguments.source, arguments.seeds):
-            cells = []
-            for config in seeds:
-                pipeline.embed(config)
-                cells.append(pipeline.train(config)["test_seen"])
-            accuracy = [cell["accuracy"] for cell in cells]
-            rows.append(
-                [
-                    *names,
-                    mean_and_interval(accuracy),
-                    " ".join(f"{value:.3f}" for value in accuracy),
-                    mean_and_interval([cell["macro_accuracy"] for cell in cells]),
-                    mean_and_interval([cell["nll"] for cell in cells]),
-                ]
-            )
-            print(as_markdown([rows[0], rows[-1]]), flush=True)
-    command = f"python benchmarks/accuracy.py {arguments.what} --seeds {arguments.seeds}"
+    seeds = arguments.seeds or {"persona": 3, "simulation": 5}[arguments.what]
     text = (
-        f"# {arguments.what.capitalize()}: seen users, new pairs\n\n"
-        f"{date.today()}, `{command}`, {arguments.seeds} seeds, 100 users, 100 training and 50 test pairs each.\n\n"
-        f"{as_markdown(rows)}\n"
+        f"# {arguments.what.capitalize()}: what each head reaches\n\n"
+        f"{date.today()}, `python benchmarks/accuracy.py {arguments.what}`, {seeds} seeds, 100 seen users with 100 "
+        f"training and 50 test pairs each, 50 unseen users, unless a table says otherwise.\n"
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{arguments.what}.md").write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        for title, rows in globals()[arguments.what](Place(Path(folder), arguments.source, seeds)):
+            text += f"\n## {title}\n\n{as_markdown(rows)}\n"
+            print(f"{title}\n{as_markdown(rows)}", flush=True)
+            (arguments.out / f"{arguments.what}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

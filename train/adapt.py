@@ -188,6 +188,7 @@ def adapt_sgd(head: Head, answers: Answers, seed: int = 0, judged: Answers | Non
     return Adapted(final, head.users.of_logits(final))
 
 
+@torch.no_grad()
 def tune_prior(head: Head, shots: Answers, judged: Answers) -> Prior:
     """Choose strength and spread by the likelihood of validation users' judged pairs after their shots."""
     best: tuple[float, Prior] | None = None

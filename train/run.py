@@ -116,7 +116,8 @@ def train(
     warn_about_labels(data.train, data.users)
     began = time.perf_counter()
     head, log, best_epoch = fit_head(data, settings, config.seed, progress)
-    warn_about_loss(min((row["val/loss"] for row in log if "val/loss" in row), default=0.0))
+    if settings.loss == "logistic":
+        warn_about_loss(min((row["val/loss"] for row in log if "val/loss" in row), default=0.0))
     trained = data.trained(head, config, settings, run, time.perf_counter() - began, best_epoch)
     save_run(config.paths.runs / run, trained, config, settings, log)
     return trained

@@ -1,0 +1,304 @@
+"""New users: the prior, the batched solve, what stays frozen, active questions, growing, and the few-shot protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from pal import pipeline
+from pal.cache.reader import FeatureStore
+from pal.config import Config, TrainConfig
+from pal.data.simulated import Simulated
+from pal.errors import EvaluationError, PalWarning
+from pal.evaluate.few_shot import new_users
+from pal.evaluate.run import load_run
+from pal.tables import PreparedDataset
+from pal.train.adapt import Answers, adapt_map, adapt_sgd, make_prior, margins_and_slopes, probability
+from pal.train.checkpoint import TrainedHead
+from pal.train.convex import cross_entropy
+from pal.train.datamodule import Batch, Pairs
+from pal.train.diagnose import warn_about_labels, warn_about_loss
+from pal.train.grow import grow, outside, surprise
+from pal.train.heads.head import Head, build_head
+
+Configure = Callable[..., Config]
+DIM, USERS, K = 6, 7, 3
+ADAPTABLE = [("pal-a", "squared"), ("pal-a", "angle"), ("pal-b", "angle"), ("lore", None), ("per-user", None)]
+every_adaptable = pytest.mark.parametrize(("name", "score"), ADAPTABLE)
+SIMULATION = {
+    "dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.k": 3, "train.epochs": 40,
+    "train.user_lr": 2e-2, "data.simulated.users": 60, "data.simulated.unseen_users": 30, "data.simulated.groups": 3,
+    "data.simulated.pairs_per_user": 80, "data.simulated.validation_pairs_per_user": 40,
+    "data.simulated.test_pairs_per_user": 40, "data.simulated.validation_users": 15,
+}  # fmt: skip
+
+
+def make(name: str = "pal-a", score: str | None = "squared") -> Head:
+    torch.manual_seed(0)
+    return build_head(TrainConfig(head=name, k=K, score=score), DIM, USERS).eval()  # type: ignore[arg-type]
+
+
+def answers_of(head: Head, count: int = 60, users: int = USERS) -> Answers:
+    generator = torch.Generator().manual_seed(3)
+    prompt, first, second = torch.randn(3, count, DIM, generator=generator)
+    user = torch.arange(count) % users
+    label = (torch.rand(count, generator=generator) > 0.4).float()
+    with torch.no_grad():
+        return Answers(head.prepare(prompt, first, second), label, user, users)
+
+
+@every_adaptable
+def test_batched_solution_is_that_of_each_user_alone_by_another_solver(name: str, score: str | None) -> None:
+    head = make(name, score)
+    answers, prior = answers_of(head), make_prior(head, 0.5)
+    together = adapt_map(head, answers, prior).logits
+    for user in (0, USERS - 1):
+        rows = answers.take((answers.user == user).nonzero().squeeze(1))
+        rows.user = torch.zeros_like(rows.user)
+
+        def objective(raw: np.ndarray, rows: Answers = rows) -> float:
+            logits = torch.tensor(raw, dtype=torch.float32)[None]
+            margin = head.prepared_margin(rows.prepared, head.users.of_logits(logits), rows.user)
+            away = logits[0] - prior.mean
+            return float((cross_entropy(margin, rows.label).sum() + 0.5 * away @ prior.precision @ away).detach())
+
+        best = minimize(objective, together[user].numpy(), method="Nelder-Mead", options={"maxfev": 2000})
+        assert objective(together[user].numpy()) <= best.fun + 1e-3
+
+
+@every_adaptable
+def test_a_user_without_answers_stays_at_the_population(name: str, score: str | None) -> None:
+    head = make(name, score)
+    answers = answers_of(head, users=USERS)
+    silent = answers.take((answers.user != 2).nonzero().squeeze(1))
+    codes = adapt_map(head, silent, make_prior(head, 1.0)).codes
+    torch.testing.assert_close(codes[2], head.users.population(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_infinite_prior_leaves_everybody_at_the_mean() -> None:
+    head = make()
+    codes = adapt_map(head, answers_of(head), make_prior(head, 1e8)).codes
+    torch.testing.assert_close(codes, head.users.population().expand(USERS, -1), rtol=1e-3, atol=1e-4)
+
+
+@every_adaptable
+def test_slopes_are_the_derivatives_of_the_margins(name: str, score: str | None) -> None:
+    head = make(name, score).double()
+    answers = answers_of(make(name, score))
+    answers = Answers(
+        tuple(None if v is None else v.double() for v in answers.prepared), answers.label, answers.user, USERS
+    )
+    logits = head.users.logits.detach()
+    _, slopes = margins_and_slopes(head, answers, logits)
+    moved = logits.clone()
+    moved[:, 1] += 1e-6
+    base, later = (
+        head.prepared_margin(answers.prepared, head.users.of_logits(v), answers.user) for v in (logits, moved)
+    )
+    torch.testing.assert_close(slopes[:, 1].detach(), ((later - base) / 1e-6).detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", [adapt_sgd, lambda head, answers: adapt_map(head, answers, make_prior(head, 0.3))])
+def test_adapting_changes_no_byte_of_the_head(adapt: Any) -> None:
+    head = make()
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    adapt(head, answers_of(head))
+    for name, value in head.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_answers_leave_less_uncertainty_than_the_prior_and_uncertainty_pulls_towards_one_half() -> None:
+    head = make()
+    prior = make_prior(head, 0.3)
+    few, many = (adapt_map(head, answers_of(head, count), prior, with_covariance=True) for count in (14, 140))
+    assert few.covariance is not None
+    assert many.covariance is not None
+    for adapted in (few, many):
+        assert bool((torch.logdet(adapted.covariance) < -torch.logdet(prior.precision)).all())
+    answers = answers_of(head)
+    margin, slope = (value.detach() for value in margins_and_slopes(head, answers, few.logits))
+    p = probability(margin, slope, few.covariance[answers.user])
+    assert bool(((p - 0.5).abs() <= (torch.sigmoid(margin) - 0.5).abs() + 1e-6).all())
+
+
+def test_a_network_that_infers_is_not_optimised() -> None:
+    with pytest.raises(NotImplementedError):
+        make().infer((), torch.empty(0), torch.empty(0), 1)
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TrainedHead, PreparedDataset, FeatureStore]:
+    from pal.config import load
+
+    folder = tmp_path_factory.mktemp("simulation")
+    paths = {f"paths.{name}": str(folder / name) for name in ("data", "cache", "runs")}
+    config = load(None, (), {**SIMULATION, **paths, "evaluate.bootstrap": 200}).config
+    pipeline.embed(config)
+    pipeline.train(config, "one")
+    trained = load_run(config, "one")
+    return config, trained, *pipeline.open_data_of(config, trained.facts)
+
+
+def accuracy(trained: TrainedHead, judged: Answers, codes: torch.Tensor) -> float:
+    with torch.no_grad():
+        margin = trained.head.prepared_margin(judged.prepared, codes, judged.user)
+    return float(((margin > 0) == (judged.label > 0.5)).float().mean())
+
+
+def test_answers_help_and_one_answer_does_no_harm(simulation: Any) -> None:
+    config, *_ = simulation
+    chosen = config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": (0, 1, 5, 20)})})
+    cells = pipeline.adapt(chosen, "one")["test_unseen"]
+    scores = [cells[f"{n}"]["macro_accuracy"] for n in (0, 1, 5, 20)]
+    assert scores[1] >= scores[0]
+    assert scores[3] > scores[0] + 0.05
+    assert {cell["n_pairs"] for cell in cells.values()} == {30 * 40}, "one set of judged pairs for all shots"
+
+
+def test_true_weights_are_at_least_as_good_as_learned_ones(configure: Configure) -> None:
+    sizes = {"unseen_users": 40, "pairs_per_user": 60, "test_pairs_per_user": 100, "noise": 0.2, "map": "identity"}
+    options = {**SIMULATION, **{f"data.simulated.{key}": value for key, value in sizes.items()}}
+    config = configure({**options, "train.mlp": "identity", "train.learner": "Pw", "train.epochs": 1})
+    pipeline.embed(config)
+    pipeline.train(config, "one")
+    trained = load_run(config, "one")
+    dataset, store = pipeline.open_data_of(config, trained.facts)
+    truth = Simulated(config.data.simulated).truth()
+    head = trained.head
+    head.item_scale.mean.zero_()  # type: ignore[operator, union-attr]
+    head.item_scale.scale.fill_(1.0)  # type: ignore[operator, union-attr]
+    head.prototypes_KD.data = torch.from_numpy(truth["prototypes"]).float()
+    users = new_users(trained, dataset, store, "test")
+    assert users is not None
+    of = dict(zip(truth["users"].tolist(), truth["weights"], strict=True))
+    oracle = torch.from_numpy(np.stack([of[name] for name in users.names])).float()
+    learned = adapt_map(head, users.shots(20, 0), make_prior(head, 0.3)).codes
+    assert accuracy(trained, users.judged, oracle) >= accuracy(trained, users.judged, learned)
+    assert accuracy(trained, users.judged, learned) > 0.7
+
+
+def test_shots_are_nested_and_never_judged(simulation: Any) -> None:
+    _, trained, dataset, store = simulation
+    users = new_users(trained, dataset, store, "test")
+    assert users is not None
+    few, many = (set(map(tuple, users.shots(n, 3).prepared[0].tolist())) for n in (5, 10))
+    assert few < many
+    pool, judged = (set(dataset.pairs(s, "unseen")["pair_id"]) for s in ("train", "test"))
+    assert not pool & judged
+
+
+def test_asking_what_tells_most_beats_asking_at_random(simulation: Any) -> None:
+    config, *_ = simulation
+    cells = {}
+    for active in (False, True):
+        settings = config.adapt.model_copy(update={"shots": (0, 2), "active": active})
+        cells[active] = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")["test_unseen"]
+    assert cells[True]["0"]["macro_accuracy"] == cells[False]["0"]["macro_accuracy"]
+    assert cells[True]["2"]["nll"] < cells[False]["2"]["nll"]
+
+
+def test_released_protocol_is_labelled_and_leaves_the_metrics_file_alone(simulation: Any) -> None:
+    config, *_ = simulation
+    file = config.paths.runs / "one" / "metrics.json"
+    before = file.read_text()
+    settings = config.adapt.model_copy(update={"shots": (5,), "protocol": "released", "repeats": 2})
+    result = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
+    assert result["protocol"] == "released"
+    assert "test pairs" in result["method"]
+    assert file.read_text() == before
+
+
+def test_more_shots_than_answers_is_one_sentence(simulation: Any) -> None:
+    config, *_ = simulation
+    settings = config.adapt.model_copy(update={"shots": (5000,)})
+    with pytest.raises(EvaluationError, match=r"5000 shots.*only 80"):
+        pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
+
+
+def strangers(
+    trained: TrainedHead, store: FeatureStore, dataset: PreparedDataset, users: int
+) -> tuple[Batch, list[str]]:
+    """Return answers of users who prefer what every prototype dislikes: the far end of a direction."""
+    frame = dataset.pairs("train", "unseen").head(users * 60)
+    pairs = Pairs.join(frame, store, [], False, "cpu")
+    batch = pairs.batch(store.features().float(), slice(None))
+    far = 6.0 * torch.nn.functional.normalize(torch.ones(1, store.dim))
+    label = ((batch.first - far).square().sum(1) < (batch.second - far).square().sum(1)).float()
+    user = torch.arange(len(label)) % users
+    return Batch(None, batch.first, batch.second, user, label), [f"stranger {n}" for n in range(users)]
+
+
+def test_users_outside_the_hull_are_found_and_grown_for_without_touching_the_rest(simulation: Any) -> None:
+    _, trained, dataset, store = simulation
+    batch, names = strangers(trained, store, dataset, 6)
+    with torch.no_grad():
+        prepared = trained.head.prepare(None, batch.first, batch.second)
+    answers = Answers(prepared, batch.label, batch.user, len(names))
+    users = new_users(trained, dataset, store, "test")
+    assert users is not None
+    prior = make_prior(trained.head, 0.3)
+    usual = surprise(trained.head, users.shots(60, 0), prior)
+    assert float(outside(surprise(trained.head, answers, prior), usual).float().mean()) > 0.8
+    assert float(outside(usual, usual).float().mean()) < 0.1
+    grown = grow(trained, batch, names, count=1, seed=0)
+    old, new = trained.head.state_dict(), grown.head.state_dict()
+    for name, value in old.items():
+        kept = new[name][tuple(slice(0, size) for size in value.shape)]
+        assert torch.equal(kept, value), name
+    everyone = torch.arange(len(trained.users))
+    torch.testing.assert_close(
+        grown.head(None, batch.first, batch.second, everyone[batch.user]),
+        trained.head(None, batch.first, batch.second, everyone[batch.user]), rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    own = torch.arange(len(trained.users), len(grown.users))[batch.user]
+    margin = grown.head(None, batch.first, batch.second, own).detach()
+    before = float(surprise(trained.head, answers, prior).mean())
+    assert float(cross_entropy(margin, batch.label).mean()) < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [([1.0] * 6, "every training label prefers the first"), ([0.5] * 6, "all training labels are ties"),
+     ([0.0] * 6, "every training label prefers the second")],
+)  # fmt: skip
+def test_one_sided_labels_are_named_with_the_loss_they_lead_to(label: list[float], text: str) -> None:
+    rows = torch.arange(6)
+    with pytest.warns(PalWarning, match=text) as said:
+        warn_about_labels(Pairs(None, rows, rows, rows % 2, torch.tensor(label)), ["a", "b"])
+    assert "ln 2" in str(said[0].message)
+
+
+def test_users_with_one_pair_or_only_ties_are_named() -> None:
+    rows = torch.arange(6)
+    pairs = Pairs(None, rows, rows, torch.tensor([0, 1, 1, 2, 2, 2]), torch.tensor([1.0, 0.5, 0.5, 1.0, 0.0, 1.0]))
+    with pytest.warns(PalWarning) as said:
+        warn_about_labels(pairs, ["lonely", "undecided", "plain"])
+    texts = " ".join(str(one.message) for one in said)
+    assert "'lonely', have a single" in texts
+    assert "'undecided', have nothing but ties" in texts
+
+
+def test_a_loss_that_did_not_move_is_explained() -> None:
+    with pytest.warns(PalWarning, match=r"ln 2 = 0.6931.*raise --k"):
+        warn_about_loss(math.log(2.0))
+
+
+def test_unseen_users_without_answers_are_named(simulation: Any, tmp_path: Path) -> None:
+    _, trained, dataset, store = simulation
+    import shutil
+
+    folder = tmp_path / "simulated"
+    shutil.copytree(dataset.folder, folder)
+    frame = pl.read_parquet(folder / "pairs.parquet")
+    mute = frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"][0]
+    frame.filter((pl.col("user_id") != mute) | (pl.col("split") == "test")).write_parquet(folder / "pairs.parquet")
+    with pytest.raises(EvaluationError, match=rf"no pair to adapt from, e.g. '{mute}'"):
+        new_users(trained, PreparedDataset.open(folder), store, "test")
