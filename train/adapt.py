@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from pal.train.convex import cross_entropy
 from pal.train.heads.head import Head, Prepared
-from pal.train.heads.users import UserWeights
+from pal.train.heads.users import UserWeights, by_user
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-STEPS, TOLERANCE = 40, 1e-7
+STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP = 25, 8, 1e-5, 1e-3
+USERS_AT_ONCE = 512
 SMALLEST_WEIGHT = 1e-6
 RELEASED_EPOCHS, RELEASED_BATCH, RELEASED_LR = 20, 4, 5e-3
 
@@ -89,73 +89,113 @@ def centred(head: Head, logits: Tensor) -> Tensor:
 
 
 def margins_and_slopes(head: Head, answers: Answers, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return margins (B,) and their derivatives by the own user's raw numbers (B, R).
-
-    A pair depends on its own user alone, so one forward-mode pass with the same tangent for all users gives a
-    whole column.
-    """
-
-    def margin(raw: Tensor) -> Tensor:
-        return head.prepared_margin(answers.prepared, head.users.of_logits(raw), answers.user)
-
-    columns = []
-    value = margin(logits)
-    for number in range(logits.shape[1]):
-        tangent = torch.zeros_like(logits)
-        tangent[:, number] = 1.0
-        value, column = jvp(margin, (logits,), (tangent,))[:2]
-        columns.append(column)
-    return value, torch.stack(columns, dim=1) if columns else value.new_zeros(len(value), 0)
+    """Return margins (B,) and their derivatives by the own user's raw numbers (B, R)."""
+    codes = head.users.soft(logits)
+    margin, slope = head.margin_and_slope(answers.prepared, codes, answers.user)
+    return margin, head.users.pull_back(codes[answers.user], slope)
 
 
 @torch.no_grad()
 def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool = False) -> Adapted:
-    """Return the maximum a posteriori of all users at once; a user without answers stays at the prior's mean."""
-    count, size = answers.users, len(prior.mean)
-    logits = prior.mean.repeat(count, 1)
-    if size == 0:
+    """Return the maximum a posteriori of all users at once; a user without answers stays at the prior's mean.
+
+    Margins are made linear in the codes where a user stands, that problem is solved, and the solution is tried on the
+    true margins: a user whom it made worse tries half the way. So the head itself is asked a few times only.
+    Users who have arrived are left out of the work as soon as they are the majority.
+    """
+    logits = prior.mean.repeat(answers.users, 1)
+    if not len(prior.mean):
         return Adapted(logits, head.users.of_logits(logits))
-
-    def objective(raw: Tensor) -> Tensor:
-        margin = head.prepared_margin(answers.prepared, head.users.of_logits(raw), answers.user)
-        away = raw - prior.mean
-        fit = logits.new_zeros(count).index_add_(0, answers.user, cross_entropy(margin, answers.label))
-        return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
-
-    current = objective(logits)
-    size_U = torch.ones(count, 1, device=logits.device)
-    curvature = prior.precision.repeat(count, 1, 1)
+    live = torch.arange(answers.users, device=logits.device)
+    rest, here = answers, logits
+    margin, slope = head.margin_and_slope(rest.prepared, head.users.soft(here), rest.user)
+    loss = _objective(rest, prior, here, margin)
+    size = torch.ones_like(loss)
     for _ in range(STEPS):
-        margin, slope_BR = margins_and_slopes(head, answers, logits)
-        gradient, curvature = _posterior(answers, prior, logits, margin, slope_BR)
-        step = torch.linalg.solve(curvature, gradient.unsqueeze(2)).squeeze(2)
-        following = objective(logits - size_U * step)
-        better = following < current
-        logits = torch.where(better.unsqueeze(1), logits - size_U * step, logits)
-        gain = torch.where(better, current - following, torch.zeros_like(current))
-        current = torch.where(better, following, current)
-        # a user whose step made it worse tries half of it from the same place
-        size_U = torch.where(better.unsqueeze(1), (2.0 * size_U).clamp(max=1.0), size_U / 2.0)
-        if bool(((gain < TOLERANCE) & (better | (size_U.squeeze(1) < 1e-4))).all()):
-            break
+        away = _solve_linear(head, rest, prior, here, margin, slope) - here
+        tried = here + size.unsqueeze(1) * away
+        new_margin, new_slope = head.margin_and_slope(rest.prepared, head.users.soft(tried), rest.user)
+        new_loss = _objective(rest, prior, tried, new_margin)
+        better = new_loss < loss
+        arrived = torch.where(better, loss - new_loss < TOLERANCE, size < SMALLEST_STEP)
+        arrived |= away.abs().amax(dim=1) < SMALLEST_STEP
+        here = torch.where(better.unsqueeze(1), tried, here)
+        loss = torch.where(better, new_loss, loss)
+        own = better[rest.user]
+        margin, slope = torch.where(own, new_margin, margin), torch.where(own.unsqueeze(1), new_slope, slope)
+        size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
+        if 2 * int(arrived.sum()) >= len(arrived):
+            logits[live] = here
+            stay = ~arrived
+            if not bool(stay.any()):
+                break
+            rows = stay[rest.user]
+            rest = _only(rest, stay, rows)
+            live, here, loss, size = live[stay], here[stay], loss[stay], size[stay]
+            margin, slope = margin[rows], slope[rows]
+    logits[live] = here
     adapted = Adapted(logits, head.users.of_logits(logits))
     if with_covariance:
-        margin, slope_BR = margins_and_slopes(head, answers, logits)
-        adapted.covariance = torch.linalg.inv(_posterior(answers, prior, logits, margin, slope_BR)[1])
+        margin, raw_slope = margins_and_slopes(head, answers, logits)
+        adapted.covariance = torch.linalg.inv(_posterior(answers, prior, logits, margin, raw_slope)[1])
     return adapted
+
+
+def _solve_linear(head: Head, answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope: Tensor) -> Tensor:
+    """Return the raw numbers (U, R) that are best if margins were linear in the codes: damped Gauss-Newton."""
+    start = head.users.soft(logits)[answers.user]
+
+    def linear(raw: Tensor) -> tuple[Tensor, Tensor]:
+        code = head.users.soft(raw)[answers.user]
+        return margin + (slope * (code - start)).sum(dim=1), head.users.pull_back(code, slope)
+
+    here, (value, own_slope) = logits, linear(logits)
+    loss, size = _objective(answers, prior, here, value), torch.ones(answers.users, 1, device=logits.device)
+    for _ in range(INNER_STEPS):
+        gradient, curvature = _posterior(answers, prior, here, value, own_slope)
+        step = torch.linalg.solve(curvature, gradient.unsqueeze(2)).squeeze(2)
+        tried = here - size * step
+        value, own_slope = linear(tried)
+        new_loss = _objective(answers, prior, tried, value)
+        better = (new_loss < loss).unsqueeze(1)
+        gain = (loss - new_loss).max()
+        here, loss = torch.where(better, tried, here), torch.minimum(loss, new_loss)
+        size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
+        if bool(better.all()) and float(gain) < TOLERANCE:
+            break
+        if not bool(better.all()):
+            value, own_slope = linear(here)
+    return here
+
+
+def _only(answers: Answers, stay_U: Tensor, rows_B: Tensor) -> Answers:
+    """Return the answers of some users, who are numbered anew."""
+    number = stay_U.cumsum(0) - 1
+    chosen = answers.take(rows_B.nonzero().squeeze(1))
+    return Answers(chosen.prepared, chosen.label, number[chosen.user], int(stay_U.sum()))
+
+
+def _objective(answers: Answers, prior: Prior, logits: Tensor, margin: Tensor) -> Tensor:
+    """Return the negative log posterior of each user, (U,)."""
+    away = logits - prior.mean
+    fit = logits.new_zeros(answers.users).index_add_(0, answers.user, cross_entropy(margin, answers.label))
+    return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
 
 
 def _posterior(
     answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope_BR: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return gradient (U, R) and Gauss-Newton curvature (U, R, R) of the negative log posterior."""
-    count, size = logits.shape
     p = torch.sigmoid(margin)
-    gradient = logits.new_zeros(count, size).index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * slope_BR)
+    gradient = torch.zeros_like(logits).index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * slope_BR)
     gradient += (logits - prior.mean) @ prior.precision
-    weighted = (p * (1.0 - p)).unsqueeze(1) * slope_BR
-    outer = torch.einsum("br,bs->brs", weighted, slope_BR)
-    curvature = logits.new_zeros(count, size, size).index_add_(0, answers.user, outer) + prior.precision
+    curvature = prior.precision.repeat(answers.users, 1, 1)
+    for users in torch.arange(answers.users, device=logits.device).split(USERS_AT_ONCE):
+        rows = ((answers.user >= users[0]) & (answers.user <= users[-1])).nonzero().squeeze(1)
+        if len(rows):
+            weighted = (p[rows] * (1.0 - p[rows])).sqrt().unsqueeze(1) * slope_BR[rows]
+            table, _ = by_user(weighted, answers.user[rows] - users[0], len(users))
+            curvature[users] += table.mT @ table
     return gradient, curvature
 
 
@@ -174,7 +214,7 @@ def adapt_sgd(head: Head, answers: Answers, seed: int = 0, judged: Answers | Non
     optimiser = torch.optim.AdamW([logits], lr=RELEASED_LR, weight_decay=0.0)
     best, best_loss = logits.detach().clone(), math.inf
     for step in range(steps if len(answers.label) else 0):
-        margin = head.prepared_margin(answers.prepared, head.users.of_logits(logits), answers.user)
+        margin = head.prepared_margin(answers.prepared, head.users.soft(logits), answers.user)
         loss = (cross_entropy(margin, answers.label) / count[answers.user]).sum()
         (logits.grad,) = torch.autograd.grad(loss, [logits])
         optimiser.step()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp
 
 from pal.config import TrainConfig
 from pal.errors import ConfigError
@@ -62,6 +63,24 @@ class Head(nn.Module, ABC):
         assert first is not None
         assert second is not None
         return self.margin(prompt, first, second, code_UR[user_B])
+
+    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``prepared_margin`` and its derivatives by the own user's code, (B,) and (B, R).
+
+        A pair depends on its own user alone, so one forward-mode pass with the same tangent for all users gives
+        a whole column. Heads with a closed form override this.
+        """
+
+        def margin(code: Tensor) -> Tensor:
+            return self.prepared_margin(prepared, code, user_B)
+
+        columns = []
+        for number in range(code_UR.shape[1]):
+            tangent = torch.zeros_like(code_UR)
+            tangent[:, number] = 1.0
+            columns.append(jvp(margin, (code_UR,), (tangent,))[1])
+        value = margin(code_UR)
+        return value, torch.stack(columns, dim=1) if columns else value.new_zeros(len(value), 0)
 
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
         """Return new users' codes by one pass over their answers, (U, R); only for heads that say ``is_amortised``."""

@@ -83,18 +83,45 @@ class IdealPointHead(Head):
             return -difference.square().sum(dim=1)
         return -torch.linalg.vector_norm(difference, dim=1)
 
+    def slope(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
+        """Return the derivative of ``compare`` by the ideal point, (B, H)."""
+        if self.score in ("angle", "normalised"):
+            size_B1 = torch.linalg.vector_norm(ideal_BH, dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
+            z, a = nn.functional.normalize(placed_BH, dim=1, eps=SMALLEST_NORM), ideal_BH / size_B1
+            factor = 2.0 if self.log_scale is None else self.log_scale.exp()
+            return factor * (z - (z * a).sum(dim=1, keepdim=True) * a) / size_B1
+        away = placed_BH - ideal_BH
+        if self.score == "squared":
+            return 2.0 * away
+        return away / torch.linalg.vector_norm(away, dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
+
     def compare_mixed(self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor) -> Tensor:
         """Return ``compare(z, sum_k w_k G_k)`` from <z, G_k>, |z|^2 and <G_k, G_l>, (B,), in K-space alone.
 
         Where an ideal point is a mixture of fixed points, adaptation needs no latent vector more than once.
         """
         inner_B = (inner_BK * w_BK).sum(dim=1)
-        norm_B = torch.einsum("bk,bkl,bl->b", w_BK, gram_BKK, w_BK).clamp(min=SMALLEST_NORM**2)
+        norm_B = ((gram_BKK @ w_BK.unsqueeze(2)).squeeze(2) * w_BK).sum(dim=1).clamp(min=SMALLEST_NORM**2)
         if self.score in ("angle", "normalised"):
             cosine_B = inner_B / (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
             return 2.0 * cosine_B - 2.0 if self.log_scale is None else self.log_scale.exp() * cosine_B
         distance_B = (square_B - 2.0 * inner_B + norm_B).clamp(min=0.0)
         return -distance_B if self.score == "squared" else -(distance_B + SMALLEST_NORM**2).sqrt()
+
+    def slope_mixed(self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor) -> Tensor:
+        """Return the derivative of ``compare_mixed`` by the weights, (B, K)."""
+        gw_BK = (gram_BKK @ w_BK.unsqueeze(2)).squeeze(2)
+        norm_B1 = (gw_BK * w_BK).sum(dim=1, keepdim=True).clamp(min=SMALLEST_NORM**2)
+        mixed_B1, square_B1 = (inner_BK * w_BK).sum(dim=1, keepdim=True), square_B.unsqueeze(1)
+        if self.score in ("angle", "normalised"):
+            factor = 2.0 if self.log_scale is None else self.log_scale.exp()
+            size_B1 = (norm_B1 * square_B1.clamp(min=SMALLEST_NORM**2)).sqrt()
+            return factor * (inner_BK - mixed_B1 / norm_B1 * gw_BK) / size_B1
+        toward_BK = 2.0 * (inner_BK - gw_BK)
+        if self.score == "squared":
+            return toward_BK
+        distance_B1 = (square_B1 - 2.0 * mixed_B1 + norm_B1).clamp(min=0.0) + SMALLEST_NORM**2
+        return toward_BK / (2.0 * distance_B1.sqrt())
 
     def upper_limits(self) -> dict[str, float]:
         # the scale is clamped itself and not in the forward pass, where it would lose its gradient for good

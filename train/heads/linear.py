@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pal.config import TrainConfig
 from pal.train.convex import Rows, best_ridge, fit_low_rank, fit_shrunk_users, rows_of
-from pal.train.heads.head import Head
+from pal.train.heads.head import Head, Prepared
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import NoUsers, UserTable, UserVectors, UserWeights
 
@@ -32,12 +32,36 @@ class LinearHead(Head):
         self.item_scale = Standardiser(dim)
         self.users = users
 
-    def theta(self, code_BR: Tensor) -> Tensor:
-        """Return each row's direction, (B, D)."""
-        raise NotImplementedError
-
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
         return (self.item_scale(item_BD) * self.theta(code_BR)).sum(dim=1)
+
+    def basis(self) -> Tensor | None:
+        """Return the directions that codes mix, (D, R); None for codes that are directions themselves."""
+        raise NotImplementedError
+
+    def offset(self) -> Tensor | float:
+        """Return the direction that every code is added to, (D,)."""
+        return 0.0
+
+    def theta(self, code_BR: Tensor) -> Tensor:
+        """Return each row's direction, (B, D)."""
+        basis = self.basis()
+        return self.offset() + (code_BR if basis is None else code_BR @ basis.T)
+
+    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
+        """Reduce pairs to what codes are multiplied with, (B, R), and what all users have in common, (B,)."""
+        x = self.item_scale(first_BD) - self.item_scale(second_BD)
+        basis = self.basis()
+        return x if basis is None else x @ basis, (x * self.offset()).sum(dim=1)
+
+    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
+        return self.margin_and_slope(prepared, code_UR, user_B)[0]
+
+    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
+        slope_BR, common_B = prepared
+        assert slope_BR is not None
+        assert common_B is not None
+        return common_B + (slope_BR * code_UR[user_B]).sum(dim=1), slope_BR
 
     def rows(self, data: TrainingData) -> tuple[Rows, Rows]:
         """Return standardised differences, labels and users of the training and validation pairs."""
@@ -51,8 +75,11 @@ class BradleyTerry(LinearHead):
         super().__init__(dim, NoUsers(users))
         self.theta_D = nn.Parameter(torch.zeros(dim))
 
-    def theta(self, code_BR: Tensor) -> Tensor:
-        return self.theta_D.expand(len(code_BR), -1)
+    def basis(self) -> Tensor:
+        return self.theta_D.new_zeros(len(self.theta_D), 0)
+
+    def offset(self) -> Tensor:
+        return self.theta_D
 
     def solve(self, data: TrainingData, settings: TrainConfig) -> None:
         train, val = self.rows(data)
@@ -69,16 +96,8 @@ class LowRank(LinearHead):
         super().__init__(dim, UserWeights(users, config.k, config.weights))
         self.basis_DK = nn.Parameter(torch.randn(dim, config.k))
 
-    def theta(self, code_BR: Tensor) -> Tensor:
-        return code_BR @ self.basis_DK.T
-
-    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> tuple[Tensor | None, ...]:
-        return ((self.item_scale(first_BD) - self.item_scale(second_BD)) @ self.basis_DK,)
-
-    def prepared_margin(self, prepared: tuple[Tensor | None, ...], code_UR: Tensor, user_B: Tensor) -> Tensor:
-        (projected_BK,) = prepared
-        assert projected_BK is not None
-        return (projected_BK * code_UR[user_B]).sum(dim=1)
+    def basis(self) -> Tensor:
+        return self.basis_DK
 
     def solve(self, data: TrainingData, settings: TrainConfig) -> None:
         train, val = self.rows(data)
@@ -99,8 +118,11 @@ class PerUser(LinearHead):
         super().__init__(dim, UserVectors(users, dim, spread=0.0))
         self.theta_D = nn.Parameter(torch.zeros(dim))
 
-    def theta(self, code_BR: Tensor) -> Tensor:
-        return self.theta_D + code_BR
+    def basis(self) -> None:
+        return None
+
+    def offset(self) -> Tensor:
+        return self.theta_D
 
     def solve(self, data: TrainingData, settings: TrainConfig) -> None:
         train, val = self.rows(data)
@@ -118,8 +140,8 @@ class Directions(LinearHead):
         super().__init__(dim, UserVectors(users, min(config.k, dim), spread=0.0))
         self.basis_DK = nn.Parameter(torch.zeros(dim, min(config.k, dim)))
 
-    def theta(self, code_BR: Tensor) -> Tensor:
-        return code_BR @ self.basis_DK.T
+    def basis(self) -> Tensor:
+        return self.basis_DK
 
     def solve(self, data: TrainingData, settings: TrainConfig) -> None:
         train, val = self.rows(data)

@@ -47,6 +47,12 @@ class PalB(IdealPointHead):
         w = code_UR[user_B]
         return self.compare_mixed(inner_1, square_1, gram, w) - self.compare_mixed(inner_2, square_2, gram, w)
 
+    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
+        inner_1, square_1, inner_2, square_2, gram = (value for value in prepared if value is not None)
+        w = code_UR[user_B]
+        slope = self.slope_mixed(inner_1, square_1, gram, w) - self.slope_mixed(inner_2, square_2, gram, w)
+        return self.prepared_margin(prepared, code_UR, user_B), slope
+
     def roles(self) -> dict[str, list[nn.Parameter]]:
         return {
             "maps": [*self.f.parameters(), *self.g.parameters()],

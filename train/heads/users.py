@@ -22,6 +22,14 @@ class UserTable(nn.Module, ABC):
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         """Turn raw numbers into codes, row by row; also those of users who are not in the table."""
 
+    def soft(self, logits_BR: Tensor) -> Tensor:
+        """Return codes that change smoothly with the raw numbers: what adaptation optimises over."""
+        return self.of_logits(logits_BR)
+
+    def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
+        """Turn derivatives by soft codes into derivatives by raw numbers."""
+        return slope_BR
+
     def forward(self, user_B: Tensor) -> Tensor:
         """Return the codes of users given by row number."""
         return self.of_logits(self.logits[user_B])
@@ -50,6 +58,12 @@ class UserWeights(UserTable):
             return nn.functional.gumbel_softmax(logits_BR, dim=1)
         return logits_BR.softmax(dim=1)
 
+    def soft(self, logits_BR: Tensor) -> Tensor:
+        return logits_BR.softmax(dim=1)
+
+    def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
+        return code_BR * (slope_BR - (code_BR * slope_BR).sum(dim=1, keepdim=True))  # (diag(w) - w w^T) s
+
 
 class UserVectors(UserTable):
     """A free vector per user, drawn small at first."""
@@ -71,3 +85,14 @@ class NoUsers(UserTable):
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         return logits_BR
+
+
+def by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor]:
+    """Lay rows out by user, padded with zeros: (U, M, H), and which places are real, (U, M)."""
+    order = user_B.argsort(stable=True)
+    count_U = torch.bincount(user_B, minlength=users)
+    place = torch.arange(len(user_B), device=user_B.device) - (count_U.cumsum(0) - count_U)[user_B[order]]
+    table = rows_BH.new_zeros(users, max(1, int(count_U.max())), rows_BH.shape[1])
+    table = table.index_put((user_B[order], place), rows_BH[order])
+    real = torch.arange(table.shape[1], device=user_B.device) < count_U.unsqueeze(1)
+    return table, real

@@ -24,7 +24,7 @@ from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.standardise import Standardiser
-from pal.train.heads.users import UserVectors
+from pal.train.heads.users import UserVectors, by_user
 from pal.train.loss import LOSSES
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Variational(Head):
         is_first = (label >= 0.5).unsqueeze(1)
         first, second = self.item_scale(first_BD), self.item_scale(second_BD)
         pair = torch.cat([torch.where(is_first, first, second), torch.where(is_first, second, first)], dim=1)
-        answers_UMH, real_UM = _by_user(self.read_answer(pair), user, users)
+        answers_UMH, real_UM = by_user(self.read_answer(pair), user, users)
         q, k, v = self.query(answers_UMH), self.key(answers_UMH), self.value(answers_UMH)
         weight = (q @ k.mT / math.sqrt(q.shape[2])).masked_fill(~real_UM.unsqueeze(1), -1e9).softmax(dim=2)
         pooled = ((weight @ v) * real_UM.unsqueeze(2)).sum(dim=1) / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
@@ -125,17 +125,6 @@ class Variational(Head):
             "maps": [p for name, p in self.named_parameters() if name != "users.logits"],
             "users": list(self.users.parameters()),
         }
-
-
-def _by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor]:
-    """Lay rows out by user, padded with zeros: (U, M, H), and which places are real, (U, M)."""
-    order = user_B.argsort(stable=True)
-    count_U = torch.bincount(user_B, minlength=users)
-    place = torch.arange(len(user_B), device=user_B.device) - (count_U.cumsum(0) - count_U)[user_B[order]]
-    table = rows_BH.new_zeros(users, max(1, int(count_U.max())), rows_BH.shape[1])
-    table = table.index_put((user_B[order], place), rows_BH[order])
-    real = torch.arange(table.shape[1], device=user_B.device) < count_U.unsqueeze(1)
-    return table, real
 
 
 def _episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

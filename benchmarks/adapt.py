@@ -1,0 +1,72 @@
+"""Ten thousand new users at once: MAP adaptation at 20 shots, K = 8, against one solver call per user.
+
+python benchmarks/adapt.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from pal.config import TrainConfig
+from pal.evaluate.report import as_markdown
+from pal.train.adapt import Answers, adapt_map, make_prior
+from pal.train.heads.head import build_head
+
+DIM, K, SHOTS = 384, 8, 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--alone", type=int, default=50, help="users adapted one by one, for the ratio")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/adapt.md"))
+    arguments = parser.parse_args()
+    rows = [["head", "score", "preparing pairs, s", "adapting all, s", "one by one, s for all", "ratio"]]
+    for name, score, learner in (
+        ("pal-a", "squared", "f(Pw)"),
+        ("pal-a", "squared", "f(P)w"),
+        ("pal-b", "angle", None),
+    ):
+        torch.manual_seed(0)
+        head = build_head(TrainConfig(head=name, score=score, learner=learner, k=K), DIM, 200).eval()
+        count = arguments.users * SHOTS
+        user = torch.arange(count) % arguments.users
+        began = time.perf_counter()
+        with torch.no_grad():
+            parts = [head.prepare(*(torch.randn(len(r), DIM) for _ in range(3))) for r in user.split(8192)]
+            prepared = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        preparing = time.perf_counter() - began
+        truth = head.users.of_logits(2.0 * torch.randn(arguments.users, K))
+        with torch.no_grad():  # answers of users whom the head describes, up to chance
+            margin = head.prepared_margin(prepared, truth, user)
+            label = (torch.rand(count) < torch.sigmoid(4.0 * margin / margin.std())).float()
+        answers, prior = Answers(prepared, label, user, arguments.users), make_prior(head, 0.3)
+        began = time.perf_counter()
+        together = adapt_map(head, answers, prior).codes
+        seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        for number in range(arguments.alone):
+            own = answers.take((user == number).nonzero().squeeze(1))
+            own.user, own.users = torch.zeros_like(own.user), 1
+            codes = adapt_map(head, own, prior).codes[0]
+            torch.testing.assert_close(codes, together[number], rtol=0.0, atol=0.05)
+        alone = (time.perf_counter() - began) * arguments.users / arguments.alone
+        cells = [f"{preparing:.2f}", f"{seconds:.2f}", f"{alone:.0f}", f"{alone / seconds:.0f}"]
+        rows.append([name if learner is None else f"{name}, {learner}", score, *cells])
+    text = (
+        f"# Adapting new users\n\n{date.today()}, `python benchmarks/adapt.py`: {arguments.users:,} users, "
+        f"{SHOTS} shots, K = {K}, d = {DIM}, {torch.get_num_threads()} threads, {platform.machine()}; one by one: "
+        f"{arguments.alone} users measured.\n\n{as_markdown(rows)}\n"
+    )
+    arguments.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Ties, votes, free baselines and paired comparisons, on numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pal import pipeline
+from pal.config import Config
+from pal.errors import EvaluationError
+from pal.evaluate.compare import chance_of_harm, compare_runs, holm, sign_flip_p
+from pal.evaluate.free import free_baselines, free_margins
+from pal.evaluate.metrics import credit_with_ties, tie_baseline, tie_threshold
+from pal.evaluate.run import cell_of
+from pal.evaluate.ties import TieRule
+from pal.evaluate.votes import by_division, with_votes
+from pal.tables import PreparedDataset
+
+Configure = Callable[..., Config]
+
+
+def test_pickscore_credit_is_its_table() -> None:
+    p = np.array([0.9, 0.9, 0.9, 0.52, 0.52, 0.52, 0.1])
+    label = np.array([1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0])
+    assert credit_with_ties(p, label, 0.1).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_threshold_is_the_first_best_of_tenths() -> None:
+    p, label = np.array([0.55, 0.55, 0.95]), np.array([0.5, 0.5, 1.0])
+    assert tie_threshold(p, label) == pytest.approx(0.2)  # |p0 - p1| = 0.1 is not certain to be <= 0.1 in floats
+    assert tie_threshold(np.array([0.9, 0.1]), np.array([1.0, 0.0])) == 0.0
+
+
+def test_random_baseline_counts_ties() -> None:
+    assert tie_baseline(np.array([0.5, 1.0]), 0.2) == pytest.approx((0.2 + 0.4) * 0.5 + 0.25)
+
+
+def predictions(label: list[float], margin: list[float], users: list[str]) -> pl.DataFrame:
+    return pl.DataFrame({"user_id": users, "margin": margin, "label": label, "p": [0.5] * len(label)})
+
+
+def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
+    frame = predictions([1.0, 0.5, 0.0], [2.0, 0.01, 1.0], ["a", "a", "b"])
+    rules = TieRule("half"), TieRule("drop"), TieRule("pickscore", 0.1)
+    half, drop, pick = (cell_of(configure(), frame, rule) for rule in rules)
+    assert half["accuracy"] == pytest.approx(0.5)
+    assert (drop["accuracy"], drop["n_pairs"], drop["n_ties"]) == (0.5, 2, 1)
+    assert pick["accuracy"] == pytest.approx(2 / 3)
+    assert pick["tie_threshold"] == 0.1
+    with pytest.raises(EvaluationError, match="all pairs to be judged are ties"):
+        cell_of(configure(), predictions([0.5], [1.0], ["a"]), TieRule("drop"))
+
+
+def test_votes_leave_the_own_answer_out_and_know_the_sides() -> None:
+    pairs = pl.DataFrame(
+        {
+            "pair_id": [b"1", b"2", b"3", b"4"],
+            "prompt_id": [None] * 4,
+            "first_id": [b"x", b"y", b"x", b"z"],
+            "second_id": [b"y", b"x", b"y", b"x"],
+            "user_id": ["a", "b", "c", "a"],
+            "label": [1.0, 0.0, 0.0, 1.0],
+        },
+        schema_overrides={"prompt_id": pl.Binary},
+    )
+    found = with_votes(pairs)
+    assert found["votes"].to_list() == [2, 2, 2, 0]
+    # a: others say x over y (b, swapped) and y over x (c); b: a says x, c says y; c: both say x
+    assert found["vote_share"].to_list() == [0.5, 0.5, 1.0, None]
+    judged = found.select("pair_id", "label").with_columns(margin=pl.lit(1.0))
+    cells = by_division(judged, found.select("pair_id", "votes", "vote_share"), least=2)
+    assert (cells["n_controversial"], cells["n_consensus"]) == (2, 1)
+    assert cells["controversial_accuracy"] == 0.5
+    assert cells["consensus_accuracy"] == 0.0
+    assert by_division(judged, found, least=9)["controversial_accuracy"] is None
+
+
+def test_free_baselines_read_no_test_label(configure: Configure) -> None:
+    config = configure({"dataset": "demo"})
+    pipeline.prepare(config)
+    dataset = PreparedDataset.open(config.paths.data / "demo")
+    frame = dataset.pairs("test", "seen")
+    other = frame.with_columns(label=1.0 - pl.col("label"))
+    for which in ("first", "length", "majority"):
+        assert np.array_equal(free_margins(dataset, frame, which), free_margins(dataset, other, which))
+    rows = {row["baseline"]: row for row in free_baselines(config, dataset)}
+    assert rows["majority"]["test_seen"]["accuracy"] == 0.5, "test statements are not among the training ones"
+    assert 0.3 < rows["first"]["test_seen"]["accuracy"] < 0.7
+
+
+def test_length_prefers_the_longer_text(configure: Configure) -> None:
+    config = configure({"dataset": "demo"})
+    pipeline.prepare(config)
+    dataset = PreparedDataset.open(config.paths.data / "demo")
+    texts = dict(zip(*(dataset.items().column(c).to_pylist() for c in ("item_id", "text")), strict=True))
+    frame = dataset.pairs("test", "seen")
+    expected = [
+        np.sign(len(texts[a]) - len(texts[b])) for a, b in zip(frame["first_id"], frame["second_id"], strict=True)
+    ]
+    assert free_margins(dataset, frame, "length").tolist() == expected
+
+
+def test_holm_adjusts_in_steps() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_sign_flips_give_certainty_only_where_users_agree() -> None:
+    assert sign_flip_p(np.full(20, 0.1), 2000) < 0.005
+    assert sign_flip_p(np.array([0.1, -0.1] * 10), 2000) > 0.9
+
+
+def test_harm_by_chance_is_that_of_coins() -> None:
+    assert chance_of_harm(np.array([2])) == pytest.approx(0.5 * (1 - 0.5))
+    assert chance_of_harm(np.array([0])) == 0.0
+
+
+def test_comparison_is_paired_by_pair_and_user() -> None:
+    base = pl.DataFrame(
+        {
+            "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4, "split": ["test"] * 8,
+            "population": ["seen"] * 8, "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
+        }
+    )  # fmt: skip
+    better = base.with_columns(margin=pl.lit(1.0)).reverse()
+    (row,) = compare_runs(("base", base), [("better", better)], 200)
+    assert row["difference"] == pytest.approx(0.5)
+    assert row["harmed"] == 0.0
+    assert row["n_pairs"] == 8
