@@ -16,23 +16,31 @@ from torch import Tensor
 
 from pal.train.convex import cross_entropy
 from pal.train.heads.head import Head, Prepared
-from pal.train.heads.users import UserWeights, by_user
+from pal.train.heads.users import UserWeights, blocks_of_users, by_user
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP = 25, 8, 1e-5, 1e-3
-USERS_AT_ONCE = 512
 SMALLEST_WEIGHT = 1e-6
 RELEASED_EPOCHS, RELEASED_BATCH, RELEASED_LR = 20, 4, 5e-3
 
 
 @dataclass
 class Answers:
-    """Prepared pairs of new users: ``prepared`` and ``label`` have B rows, ``user`` says whose each is (0 .. U-1)."""
+    """Prepared pairs of new users: ``prepared`` and ``label`` have B rows, ``user`` says whose each is (0 .. U-1).
+
+    Rows are put in the order of their users; each user's own keep theirs.
+    """
 
     prepared: Prepared
     label: Tensor
     user: Tensor
     users: int
+
+    def __post_init__(self) -> None:
+        if bool((self.user.diff() < 0).any()):
+            order = self.user.argsort(stable=True)
+            self.prepared = tuple(None if value is None else value[order] for value in self.prepared)
+            self.label, self.user = self.label[order], self.user[order]
 
     def take(self, rows: Tensor) -> Answers:
         """Return some of the pairs, users numbered as before."""
@@ -190,12 +198,10 @@ def _posterior(
     gradient = torch.zeros_like(logits).index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * slope_BR)
     gradient += (logits - prior.mean) @ prior.precision
     curvature = prior.precision.repeat(answers.users, 1, 1)
-    for users in torch.arange(answers.users, device=logits.device).split(USERS_AT_ONCE):
-        rows = ((answers.user >= users[0]) & (answers.user <= users[-1])).nonzero().squeeze(1)
-        if len(rows):
-            weighted = (p[rows] * (1.0 - p[rows])).sqrt().unsqueeze(1) * slope_BR[rows]
-            table, _ = by_user(weighted, answers.user[rows] - users[0], len(users))
-            curvature[users] += table.mT @ table
+    weighted_BR = (p * (1.0 - p)).sqrt().unsqueeze(1) * slope_BR
+    for users, rows in blocks_of_users(answers.user, answers.users):
+        table, _ = by_user(weighted_BR[rows], answers.user[rows] - users.start, users.stop - users.start)
+        curvature[users] += table.mT @ table
     return gradient, curvature
 
 

@@ -67,8 +67,8 @@ class Head(nn.Module, ABC):
     def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``prepared_margin`` and its derivatives by the own user's code, (B,) and (B, R).
 
-        A pair depends on its own user alone, so one forward-mode pass with the same tangent for all users gives
-        a whole column. Heads with a closed form override this.
+        Rows are sorted by user. A pair depends on its own user alone, so one forward-mode pass with the same
+        tangent for all users gives a whole column. Heads with a closed form override this.
         """
 
         def margin(code: Tensor) -> Tensor:

@@ -94,6 +94,27 @@ class MLPs(nn.Module):
                 hidden_CBH = self._hidden(layer, hidden_CBH)
         return x_BD + hidden_CBH if self.architecture.residual else hidden_CBH
 
+    @torch.no_grad()
+    def along(self, x_BD: Tensor, direction_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the only copy's outputs (B, H) and their derivatives along the directions, (K, B, H).
+
+        Not for training mode: dropout would be drawn, and batch normalisation would couple the rows.
+        """
+        hidden_BH, slope_KBH = x_BD, direction_KD.unsqueeze(1)
+        for layer, weight_CHD in enumerate(self.weights):
+            bias_H = self.biases[layer][0] if self.architecture.bias else None
+            hidden_BH = nn.functional.linear(hidden_BH, weight_CHD[0], bias_H)
+            slope_KBH = slope_KBH @ weight_CHD[0].T  # after the first layer (K, 1, H): the same for all rows
+            if layer < len(self.weights) - 1:
+                with torch.enable_grad():
+                    before_BH = hidden_BH.requires_grad_()
+                    after_BH = self._hidden(layer, before_BH.unsqueeze(0))[0]
+                    (own_BH,) = torch.autograd.grad(after_BH.sum(), before_BH)  # it acts on each number alone
+                hidden_BH, slope_KBH = after_BH.detach(), slope_KBH * own_BH
+        if self.architecture.residual:
+            hidden_BH, slope_KBH = x_BD + hidden_BH, direction_KD.unsqueeze(1) + slope_KBH
+        return hidden_BH, slope_KBH.expand(-1, *hidden_BH.shape)
+
     def _linear(self, layer: int, x: Tensor) -> Tensor:
         weight_CHD = self.weights[layer]
         bias_CH = self.biases[layer] if self.architecture.bias else None

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
 
 from pal.config import TrainConfig
 from pal.train.heads.head import Prepared
 from pal.train.heads.ideal_point import IdealPointHead
-from pal.train.heads.users import by_user
-
-USERS_AT_ONCE = 512
+from pal.train.heads.users import blocks_of_users, by_user
 
 
 class PalA(IdealPointHead):
@@ -47,59 +44,50 @@ class PalA(IdealPointHead):
         return mapped
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        return self.place(first_BD), self.place(second_BD)
+        """Place both items. For squared distances z_1 - z_2 and |z_2|^2 - |z_1|^2 say all that margins need."""
+        first_BH, second_BH = self.place(first_BD), self.place(second_BD)
+        if self.score != "squared":
+            return first_BH, second_BH
+        apart_BH = first_BH - second_BH
+        return apart_BH, -(apart_BH * (first_BH + second_BH)).sum(dim=1)
 
     def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
-        first_BH, second_BH = prepared
-        assert first_BH is not None
-        assert second_BH is not None
-        ideal_BH = self.ideal(None, code_UR)[user_B]
-        if self.score == "squared":  # |z_2 - a|^2 - |z_1 - a|^2 without the squares of a
-            return ((first_BH - second_BH) * (2.0 * ideal_BH - first_BH - second_BH)).sum(dim=1)
-        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+        return self._margin(prepared, self.ideal(None, code_UR)[user_B])
+
+    def _margin(self, prepared: Prepared, ideal_BH: Tensor) -> Tensor:
+        one, other = prepared
+        assert one is not None
+        assert other is not None
+        if self.score == "squared":
+            return 2.0 * (one * ideal_BH).sum(dim=1) + other
+        return self.compare(one, ideal_BH) - self.compare(other, ideal_BH)
 
     def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """For f(Pw), f is differentiated once per user and not once per pair."""
-        if self.learner != "f(Pw)":
+        if self.learner == "f(Pw)":
+            ideal_UH, jacobian_KUH = self.f.along(code_UR @ self.prototypes_KD, self.prototypes_KD)
+        else:
             points_KH = self.fixed_points()
-            ideal_UH = code_UR @ points_KH
-            return self._by_blocks(prepared, ideal_UH, points_KH.T.expand(len(code_UR), -1, -1), user_B)
-        base_UD = code_UR @ self.prototypes_KD
-
-        def column(direction_D: Tensor) -> tuple[Tensor, Tensor]:
-            primal, tangent = jvp(lambda x: self.f(x)[0], (base_UD,), (direction_D.expand_as(base_UD),))[:2]
-            return primal, tangent
-
-        ideal_UH, jacobian_KUH = vmap(column, out_dims=(None, 0))(self.prototypes_KD)  # type: ignore[arg-type]
-        return self._by_blocks(prepared, ideal_UH, jacobian_KUH.permute(1, 2, 0), user_B)
-
-    def _by_blocks(
-        self, prepared: Prepared, ideal_UH: Tensor, jacobian_UHK: Tensor, user_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return margins and their slopes for users' ideal points and the points' derivatives, some users at a time."""
-        first_BH, second_BH = prepared
-        assert first_BH is not None
-        assert second_BH is not None
-        margin = first_BH.new_empty(len(user_B))
-        slope = first_BH.new_empty(len(user_B), jacobian_UHK.shape[2])
-        order = user_B.argsort(stable=True)
-        count = torch.bincount(user_B, minlength=len(ideal_UH))
-        stop = 0
-        for users in torch.arange(len(ideal_UH), device=user_B.device).split(USERS_AT_ONCE):
-            start, stop = stop, stop + int(count[users].sum())
-            rows = order[start:stop]
-            if not len(rows):
-                continue
-            first, second, ideal = first_BH[rows], second_BH[rows], ideal_UH[user_B[rows]]
-            margin[rows] = self.compare(first, ideal) - self.compare(second, ideal)
-            toward = (
-                2.0 * (first - second)
-                if self.score == "squared"
-                else self.slope(first, ideal) - self.slope(second, ideal)
-            )
-            table, real = by_user(toward, user_B[rows] - users[0], len(users))
-            slope[rows] = (table @ jacobian_UHK[users])[real]
-        return margin, slope
+            ideal_UH, jacobian_KUH = code_UR @ points_KH, points_KH.unsqueeze(1).expand(-1, len(code_UR), -1)
+        one, other = prepared
+        assert one is not None
+        assert other is not None
+        margins, slopes = [], []
+        for users, rows in blocks_of_users(user_B, len(code_UR)):
+            here, jacobian_UHK = user_B[rows] - users.start, jacobian_KUH[:, users].permute(1, 2, 0)
+            if self.score == "squared":  # one product gives slopes and margins
+                table_UMH, real_UM = by_user(one[rows], here, users.stop - users.start)
+                both = torch.cat([jacobian_UHK, ideal_UH[users].unsqueeze(2)], dim=2)
+                found_BK = 2.0 * (table_UMH @ both)[real_UM]
+                margins.append(found_BK[:, -1] + other[rows])
+                slopes.append(found_BK[:, :-1])
+            else:
+                ideal_BH = ideal_UH[user_B[rows]]
+                margins.append(self._margin((one[rows], other[rows]), ideal_BH))
+                toward_BH = self.slope(one[rows], ideal_BH) - self.slope(other[rows], ideal_BH)
+                table_UMH, real_UM = by_user(toward_BH, here, users.stop - users.start)
+                slopes.append((table_UMH @ jacobian_UHK)[real_UM])
+        return torch.cat(margins), torch.cat(slopes)
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
         return {

@@ -7,9 +7,12 @@ other heads a free vector, for homogeneous ones nothing. Shapes: N users, R raw 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+USERS_AT_ONCE = 512
 
 
 class UserTable(nn.Module, ABC):
@@ -88,11 +91,23 @@ class NoUsers(UserTable):
 
 
 def by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor]:
-    """Lay rows out by user, padded with zeros: (U, M, H), and which places are real, (U, M)."""
-    order = user_B.argsort(stable=True)
+    """Lay rows that are sorted by user out by user, padded with zeros: (U, M, H), and which places are real, (U, M)."""
     count_U = torch.bincount(user_B, minlength=users)
-    place = torch.arange(len(user_B), device=user_B.device) - (count_U.cumsum(0) - count_U)[user_B[order]]
-    table = rows_BH.new_zeros(users, max(1, int(count_U.max())), rows_BH.shape[1])
-    table = table.index_put((user_B[order], place), rows_BH[order])
-    real = torch.arange(table.shape[1], device=user_B.device) < count_U.unsqueeze(1)
-    return table, real
+    most = max(1, int(count_U.max()))
+    real_UM = torch.arange(most, device=user_B.device) < count_U.unsqueeze(1)
+    if len(user_B) == users * most:  # all have equally many: nothing to pad
+        return rows_BH.view(users, most, -1), real_UM
+    table_UMH = rows_BH.new_zeros(users, most, rows_BH.shape[1])
+    table_UMH[real_UM] = rows_BH
+    return table_UMH, real_UM
+
+
+def blocks_of_users(user_B: Tensor, users: int) -> Iterator[tuple[slice, slice]]:
+    """Yield some users at a time and their rows, which are sorted by user: what then is in memory stays small."""
+    stops = torch.bincount(user_B, minlength=users).cumsum(0)
+    start = 0
+    for first in range(0, users, USERS_AT_ONCE):
+        last = min(first + USERS_AT_ONCE, users)
+        stop = int(stops[last - 1])
+        yield slice(first, last), slice(start, stop)
+        start = stop

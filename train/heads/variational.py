@@ -64,6 +64,8 @@ class Variational(Head):
 
     def posterior(self, first_BD: Tensor, second_BD: Tensor, label: Tensor, user: Tensor, users: int) -> list[Tensor]:
         """Return mu and log variance of each of U users from all their answers, (U, H) each; order changes nothing."""
+        order = user.argsort()
+        first_BD, second_BD, label, user = first_BD[order], second_BD[order], label[order], user[order]
         is_first = (label >= 0.5).unsqueeze(1)
         first, second = self.item_scale(first_BD), self.item_scale(second_BD)
         pair = torch.cat([torch.where(is_first, first, second), torch.where(is_first, second, first)], dim=1)
