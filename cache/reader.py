@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 COPY_THREADS = 4
-COPY_BYTES = 16 << 20
+COPY_BYTES = 4 << 20
 
 
 class FeatureStore:
@@ -115,9 +115,14 @@ class FeatureStore:
                 for row in range(0, len(group), step):
                     piece = group[row : row + step]
                     begin = int(start + offset + row)
-                    pieces.append((target[begin : begin + len(piece)], piece))
+                    pieces.append((shard, piece, target[begin : begin + len(piece)]))
+
+        def copy(shard: Shard, piece: np.ndarray, into: np.ndarray) -> None:
+            np.copyto(into, piece)
+            shard.forget(piece)
+
         with ThreadPoolExecutor(COPY_THREADS) as pool:  # copies release the interpreter lock
-            for _ in pool.map(lambda pair: np.copyto(*pair), pieces):
+            for _ in pool.map(copy, *zip(*pieces, strict=True)) if pieces else ():
                 pass
         return torch.from_numpy(target).view(getattr(torch, self.dtype)).to(device, non_blocking=True)
 

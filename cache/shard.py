@@ -6,6 +6,7 @@ Parquet reader opens the file, and we copy the vectors straight from it at memor
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,18 @@ class Shard:
         self.width = field.type.byte_width
         self.dim = self.width // ITEM_BYTES[self.dtype]
         self.rows = self.metadata.num_rows
-        self._map = np.memmap(path, np.uint8, "r")
+        with open(path, "rb") as file:
+            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._map = np.frombuffer(self._mmap, np.uint8)
         self.groups: list[np.ndarray] = [self._group(number) for number in range(self.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *(len(group) for group in self.groups)])
+
+    def forget(self, rows: np.ndarray) -> None:
+        """Unmap the pages behind some rows of ``groups`` once they are copied: they count as this process's memory."""
+        start = rows.ctypes.data - self._map.ctypes.data
+        if 0 <= start < len(self._map):  # decoded groups are not views of the file
+            first = start - start % mmap.PAGESIZE
+            self._mmap.madvise(mmap.MADV_DONTNEED, first, start + rows.nbytes - first)
 
     def item_ids(self) -> np.ndarray:
         """Return the ids, (rows,) of dtype S16."""

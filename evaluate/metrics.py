@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+COUNTS_AT_ONCE = 1 << 18
+
 
 def sigmoid(margin: Array) -> Array:
     """Return P(first) for logit ``margin``, without overflow."""
@@ -57,8 +59,11 @@ def user_means(values: Array, users: NDArray[np.int64]) -> Array:
 def bootstrap_interval(per_user: Array, draws: int, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean over users, resampling whole users."""
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(per_user), np.full(len(per_user), 1.0 / len(per_user)), size=draws)
-    means = counts @ per_user / len(per_user)
+    users = len(per_user)
+    at_once = max(1, COUNTS_AT_ONCE // users)
+    sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    counts = (generator.multinomial(users, np.full(users, 1.0 / users), size=size) for size in sizes)
+    means = np.concatenate([block @ per_user for block in counts]) / users
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

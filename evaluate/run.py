@@ -24,7 +24,7 @@ from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import NO_USER, Pairs, drop_without_feature
 from pal.train.run import TrainingData
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
 
 
@@ -82,9 +82,11 @@ def judge(config: Config, trained: TrainedHead, data: TrainingData) -> dict[str,
     flat: dict[str, Any] = {}
     ties: TieRule | None = None
     for split in ("val", "test"):
-        frame = drop_without_feature(data.dataset.pairs(split, "seen"), data.store)
-        frame = frame.filter(pl.col("user_id").is_in(data.users))
-        predictions = predict(trained, frame, data.store, data.features.cpu())
+        if split not in data.judged:
+            frame = drop_without_feature(data.dataset.pairs(split, "seen"), data.store)
+            frame = frame.filter(pl.col("user_id").is_in(data.users))
+            data.judged[split] = frame, Pairs.join(frame, data.store, data.users, data.train.prompt is not None, "cpu")
+        predictions = predict_joined(trained, *data.judged[split], data.features.cpu())
         ties = ties or TieRule.choose(config.evaluate.ties, predictions)
         cell = cell_of(config, predictions, ties)
         low, high = cell.pop("macro_ci95")
@@ -120,19 +122,25 @@ def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: Fea
             )
 
 
-@torch.inference_mode()
 def predict(trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: torch.Tensor) -> pl.DataFrame:
     """Return ``pair_id, user_id, split, population, margin, p, label`` for rows of ``pairs.parquet``."""
+    pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
+    return predict_joined(trained, frame, pairs, features)
+
+
+@torch.inference_mode()
+def predict_joined(trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: torch.Tensor) -> pl.DataFrame:
+    """Return what ``predict`` does for rows whose features are known already."""
     head = trained.head
-    pairs = Pairs.join(frame, store, trained.users, head.uses_prompt, "cpu")
     population = head.users.population()
-    margins = []
+    margin_B = torch.empty(len(pairs))  # filled in place: results kept between blocks would fragment the heap
     for start in range(0, len(pairs), ROWS_AT_ONCE):
-        batch = pairs.batch(features, slice(start, start + ROWS_AT_ONCE))
+        rows = slice(start, start + ROWS_AT_ONCE)
+        batch = pairs.batch(features, rows)
         weights = head.users(batch.user.clamp(min=0))
         weights = torch.where((batch.user == NO_USER).unsqueeze(1), population, weights)
-        margins.append(head.margin(batch.prompt, batch.first, batch.second, weights))
-    margin = torch.cat(margins).double().numpy()
+        margin_B[rows] = head.margin(batch.prompt, batch.first, batch.second, weights)
+    margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(
             f"run {trained.facts['run']} gives NaN or infinite margins; train it with a lower --set train.lr"

@@ -47,8 +47,8 @@ def items_schema() -> pa.Schema:
         [
             pa.field("item_id", pa.binary(ID_BYTES), nullable=False),
             pa.field("modality", pa.string(), nullable=False),
-            pa.field("text", pa.string()),
-            pa.field("feature", pa.binary()),
+            pa.field("text", pa.large_string()),
+            pa.field("feature", pa.large_binary()),
         ]
     )
 

@@ -8,7 +8,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import Pairs, PairsDataModule, drop_without_feature
 from pal.train.diagnose import warn_about_labels, warn_about_loss
 from pal.train.heads.head import Head, build_head, resolve
+from pal.train.heads.standardise import Standardiser
 from pal.train.module import HeadTraining
 
 Progress = Callable[[int], None]
@@ -44,6 +46,8 @@ class TrainingData:
     """(rows, dim) in the dtype of the cache, on the device"""
     train: Pairs
     val: Pairs
+    judged: dict[str, tuple[pl.DataFrame, Pairs]] = field(default_factory=dict)
+    """what evaluation has read and joined, by split"""
 
     @classmethod
     def load(cls, settings: TrainConfig, dataset: PreparedDataset, store: FeatureStore, device: str) -> TrainingData:
@@ -67,8 +71,21 @@ class TrainingData:
         head = build_head(settings, self.store.dim, len(self.users))
         if head.uses_prompt and self.train.prompt is None:
             raise TrainError("this head reads prompts, but the dataset has none; use --head pal-a")
-        standardise(head, self.features, self.train)
-        return head
+        for name, fitted in (("item_scale", self.item_scale), ("prompt_scale", self.prompt_scale)):
+            scaler = getattr(head, name, None)
+            if scaler is not None and fitted is not None:
+                scaler.load_state_dict(fitted.state_dict())
+        return head.to(self.features.device)
+
+    @cached_property
+    def item_scale(self) -> Standardiser:
+        """Statistics of the training pairs' distinct items, fitted once for all heads."""
+        return statistics_of(self.features, self.train.item_rows())
+
+    @cached_property
+    def prompt_scale(self) -> Standardiser | None:
+        """Statistics of the training pairs' distinct prompts, where there are any."""
+        return None if self.train.prompt is None else statistics_of(self.features, self.train.prompt)
 
     def trained(
         self, head: Head, config: Config, settings: TrainConfig, run: str, seconds: float, best_epoch: int
@@ -152,18 +169,15 @@ def save_run(
         (temporary / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
 
-def standardise(head: Head, features: Tensor, pairs: Pairs) -> None:
-    """Fit the head's feature statistics on the training pairs' distinct items and prompts."""
-    for name, rows in (("item_scale", pairs.item_rows()), ("prompt_scale", pairs.prompt)):
-        scaler = getattr(head, name, None)
-        if scaler is None or rows is None:
-            continue
-        scaler.fit(features, rows.unique())
-        if not bool(torch.isfinite(scaler.mean).all()):  # one NaN or infinity among the rows is enough
-            raise TrainError("the cache holds NaN or infinite features; run: pal cache verify, then pal embed")
-        if not bool(scaler.scale.any()):
-            raise TrainError("all items have the same feature, so there is nothing to learn from; check the encoder")
-    head.to(features.device)
+def statistics_of(features: Tensor, rows: Tensor) -> Standardiser:
+    """Return the statistics of some rows' features; raises TrainError where they are of no use."""
+    fitted = Standardiser(features.shape[1])
+    fitted.fit(features, rows.unique())
+    if not bool(torch.isfinite(fitted.mean).all()):  # one NaN or infinity among the rows is enough
+        raise TrainError("the cache holds NaN or infinite features; run: pal cache verify, then pal embed")
+    if not bool(fitted.scale.any()):
+        raise TrainError("all items have the same feature, so there is nothing to learn from; check the encoder")
+    return fitted
 
 
 def fit(module: Any, data: PairsDataModule, device: str, progress: Progress) -> None:

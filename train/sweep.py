@@ -9,6 +9,7 @@ sweeps/<name>/best/             the best head by validation, an ordinary run
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,8 @@ class Sweep:
         if best is not None:
             self._publish_best(next(one for one in candidates if one.id == best["head_id"]))
         write_json(self.folder / "summary.json", summary)
+        self._worlds.clear()  # the features are large, and Lightning's loops hold them in cycles
+        gc.collect()
         return summary
 
     def _planned(self, candidates: list[Candidate], progress: Progress) -> int:

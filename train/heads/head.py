@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from pal.config import TrainConfig
 from pal.errors import ConfigError
@@ -67,20 +66,16 @@ class Head(nn.Module, ABC):
     def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``prepared_margin`` and its derivatives by the own user's code, (B,) and (B, R).
 
-        Rows are sorted by user. A pair depends on its own user alone, so one forward-mode pass with the same
-        tangent for all users gives a whole column. Heads with a closed form override this.
+        Rows are sorted by user. A pair depends on its own user alone, so one backward pass through a code for
+        each row gives all derivatives. Heads with a closed form override this.
         """
-
-        def margin(code: Tensor) -> Tensor:
-            return self.prepared_margin(prepared, code, user_B)
-
-        columns = []
-        for number in range(code_UR.shape[1]):
-            tangent = torch.zeros_like(code_UR)
-            tangent[:, number] = 1.0
-            columns.append(jvp(margin, (code_UR,), (tangent,))[1])
-        value = margin(code_UR)
-        return value, torch.stack(columns, dim=1) if columns else value.new_zeros(len(value), 0)
+        with torch.enable_grad():
+            own_BR = code_UR[user_B].detach().requires_grad_()
+            margin = self.prepared_margin(prepared, own_BR, torch.arange(len(user_B), device=user_B.device))
+            if not own_BR.shape[1]:
+                return margin.detach(), own_BR.detach()
+            (slope_BR,) = torch.autograd.grad(margin.sum(), own_BR)
+        return margin.detach(), slope_BR
 
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
         """Return new users' codes by one pass over their answers, (U, R); only for heads that say ``is_amortised``."""

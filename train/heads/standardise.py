@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 1024
 
 
 class Standardiser(nn.Module):
@@ -25,18 +25,24 @@ class Standardiser(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, features_ND: Tensor, rows: Tensor) -> None:
-        """Take the statistics from some rows of a table of features, in float64, a block at a time."""
-        blocks = rows.split(ROWS_AT_ONCE)
-        mean, largest, square = (torch.zeros(self.mean.shape, dtype=torch.float64) for _ in range(3))
-        for block in blocks:
-            x = features_ND[block].double().cpu()
-            mean += x.sum(dim=0) / len(rows)
-            largest = torch.maximum(largest, x.abs().amax(dim=0))
-        for block in blocks:
-            square += (features_ND[block].double().cpu() - mean).square().sum(dim=0) / len(rows)
-        std = square.sqrt()
+        """Take the statistics from some rows of a table of features: one pass, a block at a time.
+
+        Sums are of differences from the first block's mean, in float32 within a block and float64 across blocks.
+        """
+        centre: Tensor | None = None
+        total, square, largest = (torch.zeros(self.mean.shape, dtype=torch.float64) for _ in range(3))
+        for block in rows.split(ROWS_AT_ONCE):
+            x = features_ND[block].float()
+            centre = x.mean(dim=0) if centre is None else centre
+            largest = torch.maximum(largest, x.abs().amax(dim=0).double().cpu())
+            x -= centre
+            total += x.sum(dim=0).double().cpu()
+            square += x.square().sum(dim=0).double().cpu()
+        assert centre is not None, "no rows to take statistics from"
+        away = total / len(rows)
+        std = (square / len(rows) - away.square()).clamp(min=0.0).sqrt()
         varies = std > 1e-6 * largest.clamp(min=1e-30)
-        self.mean = mean.float()
+        self.mean = (centre.double().cpu() + away).float()
         self.scale = torch.where(varies, 1.0 / (std.clamp(min=1e-30) * math.sqrt(len(std))), 0.0).float()
 
     def forward(self, x_BD: Tensor) -> Tensor:
