@@ -28,7 +28,7 @@ from pal.evaluate.run import load_run
 
 SIMULATION = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 60}
 SIMULATION |= {"train.user_lr": 2e-2}
-PLURAL = ("pal-a", "pal-b", "lore", "per-user", "drm", "user-embedding", "vpl")
+PLURAL = ("pal-a", "pal-b", "lore", "per-user", "drm", "user-embedding")  # and vpl, which takes minutes per run
 COMMON = (("pal-a", 1), ("pal-b", 1), ("bt-linear", 1), ("bt-mlp", 1))
 OWN = {"vpl": {"train.lr": 3e-4, "train.epochs": 60}}
 
@@ -40,6 +40,7 @@ class Place:
     folder: Path
     source: str
     seeds: int
+    heads: tuple[str, ...] = PLURAL
 
     def config(self, seed: int, options: dict[str, Any]) -> Config:
         paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache", "runs")}
@@ -67,7 +68,7 @@ def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
     header = ["K*", "head", "K", "seen users", "per seed", "NLL", *(f"unseen, {n} shots" for n in shots)]
     for groups in (2, 4, 6, 3, 5):
         rows = [header]
-        for head, k in (*((head, groups) for head in PLURAL), *COMMON):
+        for head, k in (*((head, groups) for head in place.heads), *COMMON):
             options = {
                 "dataset": "persona", "data.persona.source": place.source, "data.persona.groups": groups,
                 "train.head": head, "train.k": k, **OWN.get(head, {}),
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("what", choices=["persona", "simulation"])
     parser.add_argument("--source", default="hf:Anthropic/model-written-evals", help="raw persona statements")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--heads", nargs="+", default=PLURAL, help="plural heads of the persona tables")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     seeds = arguments.seeds or {"persona": 3, "simulation": 5}[arguments.what]
@@ -170,7 +172,9 @@ def main() -> None:
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for title, rows in globals()[arguments.what](Place(Path(folder), arguments.source, seeds)):
+        for title, rows in globals()[arguments.what](
+            Place(Path(folder), arguments.source, seeds, tuple(arguments.heads))
+        ):
             text += f"\n## {title}\n\n{as_markdown(rows)}\n"
             print(f"{title}\n{as_markdown(rows)}", flush=True)
             (arguments.out / f"{arguments.what}.md").write_text(text, encoding="utf-8")
