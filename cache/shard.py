@@ -138,10 +138,14 @@ class Shard:
         self.groups: list[np.ndarray] = [self._group(number) for number in range(self.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *(len(group) for group in self.groups)])
 
+    def is_view(self, rows: np.ndarray) -> bool:
+        """Say whether some rows of ``groups`` are the file's own bytes and not a decoded copy."""
+        return 0 <= rows.ctypes.data - self._map.ctypes.data < len(self._map)
+
     def forget(self, rows: np.ndarray) -> None:
         """Unmap the pages behind some rows of ``groups`` once they are copied: they count as this process's memory."""
-        start = rows.ctypes.data - self._map.ctypes.data
-        if 0 <= start < len(self._map):  # decoded groups are not views of the file
+        if self.is_view(rows):
+            start = rows.ctypes.data - self._map.ctypes.data
             first = start - start % mmap.PAGESIZE
             self._mmap.madvise(mmap.MADV_DONTNEED, first, start + rows.nbytes - first)
 

@@ -197,7 +197,7 @@ class TrainConfig(Component):
     """Passes over the training pairs; the best epoch by validation loss is kept."""
     batch_size: PositiveInt = 512
     """Pairs per step."""
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = 3e-3
     """Learning rate of f and g_k."""
     user_lr: PositiveFloat = 5e-2
     """Learning rate of the user logits."""

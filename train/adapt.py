@@ -3,13 +3,14 @@
     omega* = argmin sum_j CE(m_j(omega), y_j) + (1/2)(omega - mu)^T Lambda (omega - mu)
 
 solved for all users at once by damped Gauss-Newton steps in R dimensions each. ``mu`` is where the seen users'
-mean code lies, ``Lambda`` comes from their spread. Shapes: U users, S shots at most, B pairs, R raw numbers.
+mean code lies, or the mean of the community whose members would have answered most alike; ``Lambda`` comes from
+their spread. Shapes: U users, S shots at most, B pairs, R raw numbers, C communities.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from pal.train.heads.head import Head, Prepared
 from pal.train.heads.users import UserWeights, blocks_of_users, by_user
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+SPREADS = ("isotropic", "empirical", "community")
 STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP = 25, 8, 1e-5, 1e-3
 SMALLEST_WEIGHT = 1e-6
 RELEASED_EPOCHS, RELEASED_BATCH, RELEASED_LR = 20, 4, 5e-3
@@ -50,10 +52,19 @@ class Answers:
 
 @dataclass(frozen=True)
 class Prior:
-    """N(mean, precision^-1) over raw numbers; ``mean`` (R,), ``precision`` (R, R)."""
+    """N(mean, precision^-1) over raw numbers; ``mean`` (R,) or, once users are known, (U, R); ``precision`` (R, R).
+
+    ``centres`` (C, R) are the means of the seen users' communities: other places to start from, since margins
+    of mixed maps are not concave. ``by_community``: each user's prior lies around the best of them.
+    """
 
     mean: Tensor
     precision: Tensor
+    centres: Tensor
+    by_community: bool = False
+
+    def around(self, mean_UR: Tensor) -> Prior:
+        return replace(self, mean=mean_UR)
 
 
 @dataclass
@@ -73,19 +84,29 @@ def make_prior(head: Head, strength: float, spread: str = "isotropic") -> Prior:
 
     The mean is the raw row whose code is the seen users' mean code, so that no answers at all give the
     zero-shot prediction. ``isotropic``: precision is ``strength`` times the identity; ``empirical``:
-    ``strength`` times the inverse of the seen users' covariance, shrunk by a tenth towards its mean variance.
+    ``strength`` times the inverse of the seen users' covariance, shrunk by a tenth towards its mean variance;
+    ``community``: isotropic around the community that fits a user's answers best, a mixture of Gaussians
+    of which each user keeps one.
     """
     logits = centred(head, head.users.logits.detach().float())
     size = logits.shape[1]
     population = head.users.population().detach().float()
     mean = population.clamp(min=SMALLEST_WEIGHT).log() if isinstance(head.users, UserWeights) else population
     mean = centred(head, mean.unsqueeze(0))[0]
-    if spread == "isotropic" or size == 0:
-        return Prior(mean, strength * torch.eye(size, device=logits.device))
+    centres = communities(logits) if isinstance(head.users, UserWeights) else logits[:0]
+    if spread != "empirical" or size == 0:
+        precision = strength * torch.eye(size, device=logits.device)
+        return Prior(mean, precision, centres, by_community=spread == "community")
     covariance = torch.cov(logits.T).reshape(size, size)
     level = (covariance.diagonal().mean()).clamp(min=1e-6)
     shrunk = 0.9 * covariance + 0.1 * level * torch.eye(size, device=logits.device)
-    return Prior(mean, strength * torch.linalg.inv(shrunk))
+    return Prior(mean, strength * torch.linalg.inv(shrunk), centres)
+
+
+def communities(logits_NR: Tensor) -> Tensor:
+    """Return the mean raw numbers of the seen users who lean to the same prototype, one row for each that has some."""
+    leaning = logits_NR.argmax(dim=1)
+    return torch.stack([logits_NR[leaning == k].mean(dim=0) for k in leaning.unique().tolist()])
 
 
 def centred(head: Head, logits: Tensor) -> Tensor:
@@ -111,9 +132,10 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     true margins: a user whom it made worse tries half the way. So the head itself is asked a few times only.
     Users who have arrived are left out of the work as soon as they are the majority.
     """
-    logits = prior.mean.repeat(answers.users, 1)
-    if not len(prior.mean):
+    logits, prior = _start(head, answers, prior)
+    if not logits.shape[1]:
         return Adapted(logits, head.users.of_logits(logits))
+    whole = prior
     live = torch.arange(answers.users, device=logits.device)
     rest, here = answers, logits
     margin, slope = head.margin_and_slope(rest.prepared, head.users.soft(here), rest.user)
@@ -138,15 +160,31 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
             if not bool(stay.any()):
                 break
             rows = stay[rest.user]
-            rest = _only(rest, stay, rows)
+            rest, prior = _only(rest, stay, rows), prior.around(prior.mean[stay])
             live, here, loss, size = live[stay], here[stay], loss[stay], size[stay]
             margin, slope = margin[rows], slope[rows]
     logits[live] = here
     adapted = Adapted(logits, head.users.of_logits(logits))
     if with_covariance:
         margin, raw_slope = margins_and_slopes(head, answers, logits)
-        adapted.covariance = torch.linalg.inv(_posterior(answers, prior, logits, margin, raw_slope)[1])
+        adapted.covariance = torch.linalg.inv(_posterior(answers, whole, logits, margin, raw_slope)[1])
     return adapted
+
+
+def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:
+    """Return where each user starts, (U, R), the best of the prior's mean and the communities; and its own prior."""
+    mean_UR = prior.mean.repeat(answers.users, 1)
+    if not len(prior.centres) or not len(answers.label):
+        return mean_UR, prior.around(mean_UR)
+    starts_CR = torch.cat([prior.mean.unsqueeze(0), prior.centres])
+    margins_BC = head.margins_of_each(answers.prepared, head.users.soft(starts_CR))
+    misfit_BC = cross_entropy(margins_BC, answers.label.unsqueeze(1))
+    fit_UC = misfit_BC.new_zeros(answers.users, len(starts_CR)).index_add_(0, answers.user, misfit_BC)
+    if not prior.by_community:
+        away_CR = starts_CR - prior.mean
+        fit_UC += 0.5 * ((away_CR @ prior.precision) * away_CR).sum(dim=1)
+    start_UR = starts_CR[fit_UC.argmin(dim=1)]  # without answers all are equal, and the first, the mean, is taken
+    return start_UR, prior.around(start_UR if prior.by_community else mean_UR)
 
 
 def _solve_linear(head: Head, answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope: Tensor) -> Tensor:
@@ -238,7 +276,7 @@ def adapt_sgd(head: Head, answers: Answers, seed: int = 0, judged: Answers | Non
 def tune_prior(head: Head, shots: Answers, judged: Answers) -> Prior:
     """Choose strength and spread by the likelihood of validation users' judged pairs after their shots."""
     best: tuple[float, Prior] | None = None
-    for spread in ("isotropic", "empirical"):
+    for spread in SPREADS:
         for strength in STRENGTHS:
             prior = make_prior(head, strength, spread)
             codes = adapt_map(head, shots, prior).codes

@@ -63,6 +63,15 @@ class Head(nn.Module, ABC):
         assert second is not None
         return self.margin(prompt, first, second, code_UR[user_B])
 
+    def margins_of_each(self, prepared: Prepared, code_CR: Tensor) -> Tensor:
+        """Return the margins of all prepared pairs under each of C codes, (B, C)."""
+        rows = next(len(value) for value in prepared if value is not None)
+        columns = []
+        for c in range(len(code_CR)):
+            user_B = torch.full((rows,), c, dtype=torch.long, device=code_CR.device)
+            columns.append(self.prepared_margin(prepared, code_CR, user_B))
+        return torch.stack(columns, dim=1)
+
     def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``prepared_margin`` and its derivatives by the own user's code, (B,) and (B, R).
 

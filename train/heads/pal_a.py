@@ -62,6 +62,14 @@ class PalA(IdealPointHead):
             return 2.0 * (one * ideal_BH).sum(dim=1) + other
         return self.compare(one, ideal_BH) - self.compare(other, ideal_BH)
 
+    def margins_of_each(self, prepared: Prepared, code_CR: Tensor) -> Tensor:
+        one, other = prepared
+        if self.score != "squared":
+            return super().margins_of_each(prepared, code_CR)
+        assert one is not None
+        assert other is not None
+        return 2.0 * (one @ self.ideal(None, code_CR).T) + other.unsqueeze(1)
+
     def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """For f(Pw), f is differentiated once per user and not once per pair."""
         if self.learner == "f(Pw)":
