@@ -106,6 +106,45 @@ def test_slopes_are_the_derivatives_of_the_margins(name: str, score: str | None)
     torch.testing.assert_close(slopes[:, 1].detach(), ((later - base) / 1e-6).detach(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("spread", ["isotropic", "community"])
+@pytest.mark.parametrize(("name", "score"), [("pal-a", "squared"), ("pal-a", "angle"), ("pal-b", "angle")])
+def test_a_new_user_ends_no_worse_than_in_any_community(name: str, score: str | None, spread: str) -> None:
+    head = make(name, score)
+    with torch.no_grad():
+        head.users.logits.copy_(4.0 * torch.nn.functional.one_hot(torch.arange(USERS) % K, K))
+    answers, prior = answers_of(head), make_prior(head, 0.5, spread)
+    assert len(prior.centres) == K
+    adapted = adapt_map(head, answers, prior)
+
+    def misfit(logits: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        margin = head.prepared_margin(answers.prepared, head.users.of_logits(logits), answers.user)
+        fit = torch.zeros(USERS).index_add_(0, answers.user, cross_entropy(margin, answers.label))
+        return fit + 0.25 * (logits - means).square().sum(dim=1)
+
+    ends = []
+    places = torch.cat([prior.mean[None], prior.centres])
+    for centre in places:
+        there = centre.expand(USERS, -1)
+        ends.append(misfit(there, there if spread == "community" else prior.mean))
+    own_mean = torch.stack([misfit(adapted.logits, centre) for centre in places]).amin(dim=0)
+    reached = own_mean if spread == "community" else misfit(adapted.logits, prior.mean)
+    assert bool((reached <= torch.stack(ends).amin(dim=0) + 1e-4).all())
+
+
+def test_answers_that_follow_one_community_lead_into_it() -> None:
+    head = make("pal-a", "squared")
+    with torch.no_grad():
+        head.users.logits.copy_(4.0 * torch.nn.functional.one_hot(torch.arange(USERS) % K, K))
+    answers = answers_of(head, count=40 * USERS)
+    with torch.no_grad():
+        scale = 10.0  # sure answers: a little of another community's map explains them worse
+        margin = scale * head.prepared_margin(answers.prepared, head.users.of_logits(head.users.logits), answers.user)
+    answers.label = torch.sigmoid(margin)
+    for spread in ("isotropic", "community"):
+        codes = adapt_map(head, answers, make_prior(head, 0.1, spread)).codes
+        assert codes.argmax(dim=1).tolist() == (torch.arange(USERS) % K).tolist()
+
+
 @pytest.mark.parametrize("adapt", [adapt_sgd, lambda head, answers: adapt_map(head, answers, make_prior(head, 0.3))])
 def test_adapting_changes_no_byte_of_the_head(adapt: Any) -> None:
     head = make()
