@@ -110,7 +110,7 @@ def recovery(place: Place) -> list[list[str]]:
     """Match learned prototypes to the planted ones by the users' weights (Hungarian)."""
     from pal.data.simulated import Simulated
 
-    rows = [["K*", "mean |w - w*|", "per seed", "cosine of matched prototypes", "seen users"]]
+    rows = [["K*", "mean abs(w - w*)", "per seed", "cosine of matched prototypes", "seen users"]]
     for groups in (2, 3, 5):
         errors, cosines, accuracy = [], [], []
         for seed in range(place.seeds):
