@@ -131,7 +131,7 @@ def embed(
 def train(
     dataset: Dataset = None,
     encoder: Encoder = None,
-    head: Annotated[str | None, typer.Option("--head", help="pal-a or pal-b.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset; a wrong name lists them all.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")] = None,
