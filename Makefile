@@ -9,7 +9,7 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
-EXTRAS   = offline,optuna
+EXTRAS   = offline,optuna,ray
 
 .DEFAULT_GOAL = help
 .PHONY: help setup demo data embed train sweep adapt evaluate check format test test-all typings dist bench clean FORCE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pal.errors import CacheError
-from pal.files import atomic_file
+from pal.files import inflight
 from pal.tables import ID_BYTES
 
 DEFAULT_ROWS_PER_SHARD = 8192
@@ -45,8 +47,10 @@ def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask]) -> None
     position = np.concatenate([np.arange(len(task), dtype=np.int32) for task in tasks])
     buffer = pa.py_buffer(np.ascontiguousarray(item_ids))
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(item_ids), [None, buffer])
-    with atomic_file(path) as temporary:
+    with inflight(path) as temporary:
         pq.write_table(pa.table({"item_id": ids, "shard": shard, "position": position}), temporary, compression="zstd")
+        with suppress(FileExistsError):  # whoever plans first plans for all
+            os.link(temporary, path)
 
 
 def read_plan(path: Path) -> list[ShardTask]:

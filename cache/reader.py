@@ -146,6 +146,15 @@ class FeatureStore:
         for start in range(0, self.rows, rows):
             yield self.gather(np.arange(start, min(start + rows, self.rows)))
 
+    def score_weight(self) -> torch.Tensor | None:
+        """Return the encoder's own linear score head, (labels, dim) float32, where it is a reward model."""
+        path = self.folder / "score.safetensors"
+        if not path.is_file():
+            return None
+        from safetensors.torch import load_file
+
+        return load_file(path)["weight"]
+
     def scan(self) -> pl.LazyFrame:
         """Return the shards as a polars LazyFrame; float16 and float32 features appear as arrays."""
         import polars as pl

@@ -104,6 +104,20 @@ class CacheWriter:
             self.manifest_path.unlink(missing_ok=True)
         return pending
 
+    def withdraw_failed(self, tasks: list[ShardTask]) -> None:
+        """Withdraw the receipts of shards with failed items, so that they are encoded again."""
+        for task in tasks:
+            receipt = self.receipt(task)
+            if receipt is not None and receipt["errors"]:
+                (self.shards / f"{task.stem}.json").unlink()
+
+    def earlier_attempts(self, task: ShardTask) -> dict[bytes, int]:
+        """Return how often each failed item of a shard has been tried."""
+        path = self.folder / "errors" / f"{task.stem}.parquet"
+        if not path.is_file():
+            return {}
+        return dict(pl.read_parquet(path, columns=["item_id", "attempts"]).iter_rows())
+
     def commit(self, task: ShardTask, encoded: EncodedShard, producer: dict[str, str]) -> dict[str, Any]:
         """Make a shard durable, receipt last, and return its receipt (the winner's, if we lost a race)."""
         began = time.perf_counter()

@@ -20,7 +20,7 @@ from pal.errors import DataError
 from pal.files import atomic_directory
 from pal.tables import ID_BYTES, PreparedDataset, items_schema, pairs_schema, rejects_schema
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 COMPARED = ["user_id", "prompt_id", "first_id", "second_id"]
 
 

@@ -19,8 +19,3 @@ def token_budget_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarr
         stop = start + max(1, budget // longest)
         yield order[start:stop]
         start = stop
-
-
-def padded_tokens(n_tokens: np.ndarray, rows: np.ndarray) -> int:
-    """Return how many tokens a batch of these rows has with its padding."""
-    return int(n_tokens[rows].max(initial=0)) * len(rows)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pal.config import EncoderConfig
 from pal.errors import EncoderError
 
+if TYPE_CHECKING:
+    import torch
+
+Failures = dict[int, tuple[str, str, str]]
+"""rows that cannot be encoded: stage, class and message of the error"""
+
 
 @dataclass
 class Inputs:
-    """Items of one shard, ready to be encoded."""
+    """Items of one shard, read but not yet in batches."""
 
     n_tokens: np.ndarray
     """(n,) int32, what encoding the item costs, without padding"""
@@ -23,30 +29,40 @@ class Inputs:
     """(n,) bool"""
     payload: Any
     """what the encoder itself needs"""
-    failures: dict[int, tuple[str, str, str]] = field(default_factory=dict)
-    """rows that cannot be encoded: stage, class and message of the error"""
+    failures: Failures = field(default_factory=dict)
+    answers_cut: int = 0
+    """truncated items with context of which even the text itself was too long"""
+
+
+@dataclass
+class Batch:
+    """Some rows of a shard in the model's own form, still on the CPU."""
+
+    rows: np.ndarray
+    """the rows that could be loaded; those that could not are in ``failures``"""
+    tensors: Any
+    failures: Failures = field(default_factory=dict)
+    padded: int = 0
+    """tokens that the model computes, padding included"""
 
 
 class Encoder(Protocol):
-    """A loaded frozen model."""
+    """A loaded frozen model. Several taps are several features of the same forward pass, in a fixed order."""
 
     def prepare(self, items: Any) -> Inputs:
-        """Tokenise or decode rows of ``items.parquet`` (a pyarrow Table); runs in its own thread."""
-        ...
-
-    def encode(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
-        """Encode some rows as one batch: (len(rows), dim * itemsize) uint8, the stored bytes.
-
-        Raises EncoderError if a value is finite when computed but not when stored.
-        """
+        """Tokenise or measure rows of ``items.parquet`` (a pyarrow Table); runs ahead in its own thread."""
         ...
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         """Cut the rows into batches; the same inputs give the same batches."""
         ...
 
-    def is_finite(self, stored: np.ndarray) -> np.ndarray:
-        """Tell for each stored row whether all its values are finite."""
+    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+        """Pad or decode some rows; runs ahead in several threads."""
+        ...
+
+    def encode(self, batch: Batch) -> list[torch.Tensor]:
+        """Return one (n, dim) tensor per tap, on the device, possibly before it is done computing them."""
         ...
 
 
@@ -57,7 +73,7 @@ class EncoderSource:
     name: str
     config: EncoderConfig
     folder: Path | None
-    """files of the model; None where there are none"""
+    """files of the model, or the file of its weights; None where there are none"""
     spec: dict[str, Any]
     """the ``encoder`` block of the cache's specification"""
     revision: str
@@ -74,27 +90,46 @@ def locate(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
     if config.kind == "identity":
         spec = {"kind": "identity", "store_dtype": config.store_dtype}
         return EncoderSource(name, config, None, spec, revision="none", untrained=False)
-    from pal.embed.weights import text_source
+    if config.kind == "open-clip":
+        from pal.embed.openclip import open_clip_source
 
-    return text_source(name, config, digests)
+        return open_clip_source(name, config, digests)
+    from pal.embed.weights import hub_source
+
+    return hub_source(name, config, digests)
 
 
-def load(source: EncoderSource, device: str, token_budget: int) -> Encoder:
-    """Load an encoder on a device."""
-    if source.config.kind == "identity":
+def load(source: EncoderSource, device: str, token_budget: int, layers: Sequence[int], compiled: bool) -> Encoder:
+    """Load an encoder on a device; ``layers`` are its taps, and all but text models have one."""
+    config = source.config
+    if config.kind == "hf-text":
+        from pal.embed.text import TextEncoder
+
+        return TextEncoder.load(source, device, token_budget, layers, compiled)
+    if len(layers) > 1:
+        raise EncoderError(f"encoder {source.name} gives one layer at a time; run pal embed once for each of {layers}")
+    if config.kind == "identity":
         from pal.embed.identity import IdentityEncoder
 
-        return IdentityEncoder(source.config)
-    from pal.embed.text import TextEncoder
+        return IdentityEncoder()
+    if config.kind == "open-clip":
+        from pal.embed.openclip import open_clip_towers
 
-    return TextEncoder.load(source, device, token_budget)
+        towers = open_clip_towers(source, device)
+    else:
+        from pal.embed.hfclip import hf_clip_towers
+
+        towers = hf_clip_towers(source, device)
+    from pal.embed.towers import TowersEncoder
+
+    return TowersEncoder(towers, source, device, token_budget, compiled)
 
 
-def require_modality(name: str, present: Sequence[str], wanted: str) -> None:
+def require_modality(name: str, present: Sequence[str], readable: Sequence[str]) -> None:
     """Raise EncoderError if a dataset has items that an encoder of this kind cannot read."""
-    others = sorted(set(present) - {wanted})
+    others = sorted(set(present) - set(readable))
     if others:
         raise EncoderError(
-            f"encoder {name} reads {wanted} items, but the dataset has {', '.join(others)} items; "
+            f"encoder {name} reads {' and '.join(readable)} items, but the dataset has {', '.join(others)} items; "
             f"choose another --encoder"
         )

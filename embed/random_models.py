@@ -20,6 +20,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 1024},
     "llama": {"hidden_size": WIDTH, "num_key_value_heads": 2, **_SHAPE},
+    "mistral": {"hidden_size": WIDTH, "num_key_value_heads": 2, **_SHAPE},
+    "qwen2": {"hidden_size": WIDTH, "num_key_value_heads": 2, **_SHAPE},
+    "gemma2": {"hidden_size": WIDTH, "num_key_value_heads": 2, "head_dim": 16, **_SHAPE},
+    "distilbert": {"dim": WIDTH, "n_layers": 3, "n_heads": 4, "hidden_dim": 128, "max_position_embeddings": 1024},
+}  # fmt: skip
+
+
+_TOWER = {"hidden_size": WIDTH, **_SHAPE}
+_EYE = {**_TOWER, "image_size": 32, "patch_size": 8}
+CLIP_FAMILIES: dict[str, dict[str, Any]] = {
+    "clip": {"text_config": {**_TOWER, "max_position_embeddings": 77}, "vision_config": {**_EYE, "hidden_size": 96},
+             "projection_dim": 48},
+    "siglip": {"text_config": {**_TOWER, "max_position_embeddings": 64}, "vision_config": _EYE},
 }  # fmt: skip
 
 
@@ -40,6 +53,27 @@ def random_model(family: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return AutoModel.from_config(config).eval()
+
+
+def random_clip(family: str) -> tuple[Any, Any, Any]:
+    """Build a model of two towers with weights from the fixed seed, its image processor and a byte tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModel, CLIPImageProcessor, SiglipImageProcessor
+
+    tokenizer = byte_tokenizer()
+    settings = {key: dict(value) if isinstance(value, dict) else value for key, value in CLIP_FAMILIES[family].items()}
+    settings["text_config"] |= {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    side = settings["vision_config"]["image_size"]
+    if family == "clip":
+        processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    else:
+        processor = SiglipImageProcessor(size={"height": side, "width": side})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval(), processor, tokenizer
 
 
 def byte_tokenizer() -> Any:

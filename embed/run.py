@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import platform
+import errno
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,54 @@ from pal.cache.reader import FeatureStore
 from pal.cache.spec import Spec, folder_of, make_spec
 from pal.cache.writer import CacheWriter
 from pal.config import Config
-from pal.embed.encoder import EncoderSource, load, locate
+from pal.embed.encoder import EncoderSource, locate
+from pal.embed.images import in_source_order
 from pal.errors import CacheError, EncoderError
 from pal.files import inflight
 from pal.tables import PreparedDataset
 
-CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 65_536
 Progress = Callable[[int], None]
+ITEM_COLUMNS = (
+    "item_id", "modality", "text", "context", "image_file", "image_column", "image_group", "image_row", "feature",
+)  # fmt: skip
+
+
+@dataclass
+class Job:
+    """What there is to embed: one cache per tap, all from the same items in the same order."""
+
+    config: Config
+    dataset: PreparedDataset
+    source: EncoderSource
+    specs: list[Spec]
+    folders: list[Path]
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.config.embed.layers) or [self.source.config.layer]
+
+    def with_absolute_paths(self) -> Job:
+        """Return the same job for a process that works in another folder."""
+        source = replace(self.source, folder=self.source.folder and self.source.folder.absolute())
+        dataset = replace(self.dataset, folder=self.dataset.folder.absolute())
+        folders = [folder.absolute() for folder in self.folders]
+        return replace(self, source=source, dataset=dataset, folders=folders)
+
+    def items(self) -> Any:
+        """Return the items as a pyarrow Table in the order of the plan."""
+        return in_source_order(self.dataset.items(list(ITEM_COLUMNS)))
+
+    def open(self) -> tuple[list[CacheWriter], list[ShardTask]]:
+        """Open the folders and return their common tasks."""
+        writers = [CacheWriter(folder, spec) for folder, spec in zip(self.folders, self.specs, strict=True)]
+        ids = _ids(in_source_order(self.dataset.items([name for name in ITEM_COLUMNS if name != "text"])))
+        plans = [writer.plan(ids, self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD) for writer in writers]
+        if any(plan != plans[0] for plan in plans):
+            raise CacheError(
+                f"the caches of layers {self.layers} were begun with different embed.rows_per_shard; embed one layer "
+                f"at a time, or remove one of {', '.join(str(folder) for folder in self.folders)}"
+            )
+        return writers, plans[0]
 
 
 def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSource, Spec, Path]:
@@ -34,54 +76,60 @@ def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSourc
     return source, spec, folder_of(config.paths.cache, dataset.name, config.encoder, spec)
 
 
-def embed(config: Config, dataset: PreparedDataset, progress: Progress = lambda rows: None) -> dict[str, Any]:
+def locate_job(config: Config, dataset: PreparedDataset) -> Job:
+    """Return what there is to embed: the encoder's own layer, or all of ``embed.layers``."""
+    found = []
+    for layer in config.embed.layers or (config.encoder_config().layer,):
+        encoder = config.encoder_config().model_copy(update={"layer": layer})
+        embed = config.embed.model_copy(update={config.encoder: encoder})
+        found.append(locate_cache(config.model_copy(update={"embed": embed}), dataset))
+    return Job(config, dataset, found[0][0], [spec for _, spec, _ in found], [folder for _, _, folder in found])
+
+
+def embed(
+    config: Config, dataset: PreparedDataset, progress: Progress = lambda rows: None, retry_errors: bool = False
+) -> dict[str, Any]:
     """Fill the cache of a dataset under an encoder and return what was done (contract.md, ``pal embed``).
 
     ``progress`` is called with the number of items finished since the last call. A complete and
-    undamaged cache is left as it is; no model is loaded for it.
+    undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards with failed
+    items again. With several layers the answer is about the first; ``dirs`` names all.
     """
     began = time.perf_counter()
-    source, spec, folder = locate_cache(config, dataset)
+    job = locate_job(config, dataset)
     summary = {
         "dataset": dataset.name,
         "encoder": config.encoder,
-        "untrained": source.untrained,
+        "untrained": job.source.untrained,
         "items_total": dataset.card["counts"]["item_mentions"],
         "items_unique": dataset.card["counts"]["items"],
     }
     seconds = dict.fromkeys(("total", "read", "wait", "encode", "write"), 0.0)
-    totals = {"encoded": 0, "tokens_real": 0, "tokens_padded": 0}
-    store = _complete(folder, spec)
-    if store is None:
-        writer = CacheWriter(folder, spec)
-        items = dataset.items()
-        tasks = writer.plan(_ids(items), config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)
-        pending = writer.pending(tasks)
-        progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
-        for receipt in _encode(config, source, writer, items, pending):
-            for name in ("read", "wait", "encode", "write"):
-                seconds[name] += receipt["seconds"][name]
-            totals["encoded"] += receipt["rows"]
-            totals["tokens_real"] += receipt["tokens_real"]
-            totals["tokens_padded"] += receipt["tokens_padded"]
-            progress(receipt["rows"] + receipt["errors"])
-            _require_few_errors(config, folder, tasks)
-        facts = {
-            "dataset": dataset.name,
-            "encoder": config.encoder,
-            "revision": source.revision,
-            "untrained": source.untrained,
-            "dedup_ratio": summary["items_total"] / max(1, summary["items_unique"]),
-            "seconds": time.perf_counter() - began,
-        }
-        writer.finalize(tasks, facts)
-        store = FeatureStore.open(folder, spec)
-    _point_to(folder, config.encoder)
+    totals = dict.fromkeys(("encoded", "tokens_real", "tokens_padded", "truncated", "answers_cut"), 0)
+    stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
+    if any(store is None or (retry_errors and store.manifest["errors"]) for store in stores):
+        try:
+            for receipt in _fill(job, progress, retry_errors, summary, began):
+                for name in ("read", "wait", "encode", "write"):
+                    seconds[name] += receipt["seconds"][name]
+                for name in totals:
+                    totals[name] += receipt["rows" if name == "encoded" else name]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CacheError(
+                f"no space is left for {job.folders[0]}; free some and run pal embed again: finished shards are kept"
+            ) from error
+        stores = [FeatureStore.open(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
+    store = stores[0]
+    assert store is not None
+    _point_to(job.folders[0], config.encoder)
     seconds["total"] = time.perf_counter() - began
     return {
         **summary,
         "fingerprint": store.fingerprint,
-        "dir": str(folder),
+        "dir": str(job.folders[0]),
+        "dirs": [str(folder) for folder in job.folders],
         "dim": store.dim,
         **totals,
         "reused": store.rows - totals["encoded"],
@@ -89,6 +137,64 @@ def embed(config: Config, dataset: PreparedDataset, progress: Progress = lambda 
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "rows_per_s": round(totals["encoded"] / seconds["encode"], 1) if seconds["encode"] else 0.0,
     }
+
+
+def _fill(
+    job: Job, progress: Progress, retry_errors: bool, summary: dict[str, Any], began: float
+) -> Iterator[dict[str, Any]]:
+    """Encode what is missing and yield the new receipts; the manifests are written at the end."""
+    from pal.embed.executors import execute, share_of_this_task
+
+    writers, tasks = job.open()
+    if retry_errors:
+        for writer in writers:
+            writer.withdraw_failed(tasks)
+    numbers = {task.number for writer in writers for task in writer.pending(tasks)}
+    for writer in writers:  # a shard missing in one tap is encoded for all
+        for task in tasks:
+            if task.number in numbers:
+                (writer.shards / f"{task.stem}.json").unlink(missing_ok=True)
+    pending = [task for task in tasks if task.number in numbers]
+    progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
+    mine = share_of_this_task(job.config, pending)
+    for receipt in execute(job, writers, mine):
+        yield receipt
+        progress(receipt["rows"] + receipt["errors"])
+        _require_few_errors(job.config, job.folders[0], tasks)
+    if len(mine) < len(pending) and any(writers[0].receipt(task) is None for task in pending):
+        raise CacheError(
+            f"{job.folders[0]}: this task's {len(mine)} shards are done, others are not yet; whichever task ends last "
+            f"completes the cache"
+        )
+    facts = {
+        "dataset": summary["dataset"],
+        "encoder": summary["encoder"],
+        "revision": job.source.revision,
+        "untrained": job.source.untrained,
+        "dedup_ratio": summary["items_total"] / max(1, summary["items_unique"]),
+        "seconds": time.perf_counter() - began,
+    }
+    _keep_score_head(job)
+    for writer in writers:
+        writer.finalize(tasks, facts)
+
+
+def _keep_score_head(job: Job) -> None:
+    """Lay a reward model's own linear head beside the features that it reads."""
+    if job.source.config.kind != "hf-text":
+        return
+    from pal.embed.weights import score_head
+
+    weight = score_head(job.source)
+    if weight is None:
+        return
+    from safetensors.torch import save_file
+
+    for folder, spec in zip(job.folders, job.specs, strict=True):
+        if spec["encoder"]["norm"] == "post" and spec["encoder"]["pooling"] == "last":
+            with inflight(folder / "score.safetensors") as temporary:
+                save_file({"weight": weight.contiguous()}, temporary)
+                temporary.replace(folder / "score.safetensors")
 
 
 def _complete(folder: Path, spec: Spec) -> FeatureStore | None:
@@ -99,40 +205,6 @@ def _complete(folder: Path, spec: Spec) -> FeatureStore | None:
         return FeatureStore.open(folder, spec)
     except CacheError:
         return None
-
-
-def _encode(config: Config, source: EncoderSource, writer: CacheWriter, items: Any, pending: list[ShardTask]) -> Any:
-    """Yield the receipts of pending tasks; the model is loaded only if there are any."""
-    if not pending:
-        return
-    import torch
-
-    from pal.embed.runner import ShardRunner
-
-    device = config.embed.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    budget = config.embed.token_budget
-    if budget == "auto":
-        budget = GPU_TOKEN_BUDGET if device.startswith("cuda") else CPU_TOKEN_BUDGET
-    encoder = load(source, device, budget)
-    yield from ShardRunner(encoder, items, writer, device, _producer(device)).run(pending)
-
-
-def _producer(device: str) -> dict[str, str]:
-    """Return the software and hardware that make the features, for the record."""
-    import torch
-    import transformers
-
-    import pal
-
-    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {
-        "pal": pal.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hardware": hardware,
-    }
 
 
 def _ids(items: Any) -> np.ndarray:

@@ -1,47 +1,86 @@
-"""One shard at a time: read, encode, commit. Reading the next and writing the last happen meanwhile."""
+"""One shard at a time: read, encode, commit. Reading and loading ahead, copying back and writing happen meanwhile."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from pal.cache.plan import ShardTask
 from pal.cache.writer import CacheWriter, EncodedShard
-from pal.embed.batching import padded_tokens
-from pal.embed.encoder import Encoder, Inputs
-from pal.embed.storage import moments
+from pal.embed.encoder import Batch, Encoder, Failures, Inputs
+from pal.embed.storage import finite_rows, moments, to_stored
 from pal.errors import EncoderError, PalError
 from pal.tables import ID_BYTES
+
+BATCHES_AHEAD = 2
+MOST_LOADERS = 16
 
 
 @dataclass
 class _Read:
     item_ids: np.ndarray
     inputs: Inputs
+    attempts: dict[bytes, int]
     seconds: float
+
+
+@dataclass
+class _Done:
+    """What has been encoded of a shard so far: one table of stored bytes per tap."""
+
+    rows: int
+    taps: int
+    failures: Failures
+    tables: list[np.ndarray | None] = field(init=False)
+    is_stored: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tables = [None] * self.taps
+        self.is_stored = np.zeros(self.rows, bool)
+
+    def store(self, rows: np.ndarray, features: list[torch.Tensor], dtype: str) -> None:
+        """Bring features to the CPU and into their rows; those that are not finite become failures."""
+        for tap, feature in enumerate(features):
+            stored = to_stored(feature, dtype)
+            if self.tables[tap] is None:
+                self.tables[tap] = np.zeros((self.rows, stored.shape[1]), np.uint8)
+            self.tables[tap][rows] = stored  # type: ignore[index]
+            for row in rows[~finite_rows(stored, dtype)].tolist():
+                self.failures[row] = ("nonfinite", "NonFinite", "the feature holds NaN or infinity")
+        self.is_stored[rows] = True
 
 
 class ShardRunner:
     """Holds a loaded encoder and does tasks; every executor gives it the same work in any order."""
 
     def __init__(
-        self, encoder: Encoder, items: Any, writer: CacheWriter, device: str, producer: dict[str, str]
-    ) -> None:
-        """``items``: the pyarrow Table of ``items.parquet``, sorted by id, as the plan numbers them."""
+        self, encoder: Encoder, items: Any, writers: Sequence[CacheWriter], device: str, producer: dict[str, str],
+        loaders: int | None = None,
+    ) -> None:  # fmt: skip
+        """``items``: the pyarrow Table of the items in the order of the plan; one writer per tap of the encoder."""
         self.encoder = encoder
         self.items = items
-        self.writer = writer
+        self.writers = list(writers)
+        self.dtype = self.writers[0].spec["encoder"]["store_dtype"]
         self.device = device
         self.producer = producer
+        self.loaders = loaders or min(MOST_LOADERS, os.cpu_count() or 1)
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
-        """Do the tasks in order and yield each receipt once its shard is committed."""
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as committer:
+        """Do the tasks in order and yield each one's receipt (of the first tap) once its shards are committed."""
+        with (
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(self.loaders) as self._loading,
+            ThreadPoolExecutor(1) as committer,
+        ):
             following = reader.submit(self._read, tasks[0]) if tasks else None
             committing: Future[dict[str, Any]] | None = None
             for number, task in enumerate(tasks):
@@ -54,7 +93,7 @@ class ShardRunner:
                 encoded = self._encode(read, waited)
                 if committing is not None:
                     yield committing.result()
-                committing = committer.submit(self.writer.commit, task, encoded, self.producer)
+                committing = committer.submit(self._commit, task, encoded)
             if committing is not None:
                 yield committing.result()
 
@@ -62,61 +101,67 @@ class ShardRunner:
         began = time.perf_counter()
         rows = self.items.slice(task.start, len(task))
         ids = np.array(rows.column("item_id").to_pylist(), dtype="S16")
-        return _Read(ids, self.encoder.prepare(rows), time.perf_counter() - began)
+        attempts = self.writers[0].earlier_attempts(task)
+        return _Read(ids, self.encoder.prepare(rows), attempts, time.perf_counter() - began)
 
-    def _encode(self, read: _Read, waited: float) -> EncodedShard:
+    def _commit(self, task: ShardTask, encoded: list[EncodedShard]) -> dict[str, Any]:
+        receipts = [w.commit(task, shard, self.producer) for w, shard in zip(self.writers, encoded, strict=True)]
+        return receipts[0]
+
+    def _encode(self, read: _Read, waited: float) -> list[EncodedShard]:
+        """Encode a shard: batches are loaded ahead in threads, and one stays on the device while the next is begun."""
         began = time.perf_counter()
-        inputs, total = read.inputs, len(read.item_ids)
-        dtype = self.writer.spec["encoder"]["store_dtype"]
-        stored: np.ndarray | None = None
-        failures = dict(inputs.failures)
+        done = _Done(len(read.item_ids), len(self.writers), dict(read.inputs.failures))
         padded = 0
-        for batch in self.encoder.batches(inputs):
-            rows = np.array([row for row in batch if row not in failures], dtype=np.int64)
-            if not len(rows):
-                continue
-            padded += padded_tokens(inputs.n_tokens, rows)
-            for part, values in self._encode_batch(inputs, rows, failures):
-                if stored is None:
-                    stored = np.zeros((total, values.shape[1]), np.uint8)
-                stored[part] = values
-                for row in part[~self.encoder.is_finite(values)]:
-                    failures[int(row)] = ("nonfinite", "NonFinite", "the feature holds NaN or infinity")
-        if stored is None:
-            examples = sorted({message for _, _, message in failures.values()})
-            raise EncoderError(f"no item of a whole shard of {total} could be encoded: {'; '.join(examples[:3])}")
-        kept = np.array([row for row in range(total) if row not in failures], dtype=np.int64)
-        return EncodedShard(
-            item_ids=read.item_ids[kept],
-            n_tokens=inputs.n_tokens[kept],
-            truncated=inputs.truncated[kept],
-            features=stored[kept],
-            dtype=dtype,
-            errors=[
-                {
-                    "item_id": bytes(read.item_ids[row]).ljust(ID_BYTES, b"\0"),
-                    "stage": stage,
-                    "error_class": kind,
-                    "message": message,
-                    "attempts": 1,
-                }
-                for row, (stage, kind, message) in sorted(failures.items())
-            ],
-            seconds={"read": read.seconds, "wait": waited, "encode": time.perf_counter() - began},
-            statistics=moments(stored[kept], dtype),
-            measures={
-                "tokens_real": int(inputs.n_tokens[kept].sum()),
-                "tokens_padded": padded,
-                "device": self.device,
-            },
-        )
+        running: tuple[np.ndarray, list[torch.Tensor]] | None = None
+        for batch, wait in self._loaded(read.inputs):
+            waited += wait
+            padded += batch.padded
+            done.failures.update(batch.failures)
+            for rows, features in self._encode_batch(read.inputs, batch, done.failures):
+                if running is not None:
+                    done.store(*running, self.dtype)
+                running = rows, features
+        if running is not None:
+            done.store(*running, self.dtype)
+        if not done.is_stored.any():
+            examples = sorted({message for _, _, message in done.failures.values()})
+            raise EncoderError(f"no item of a whole shard of {done.rows} could be encoded: {'; '.join(examples[:3])}")
+        return self._shards(read, done, padded, {"wait": waited, "encode": time.perf_counter() - began})
+
+    def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:
+        """Yield the batches in order, and how long each was waited for."""
+        ahead: deque[Future[Batch]] = deque()
+        numbers = self.encoder.batches(inputs)
+
+        def submit() -> None:
+            for rows in numbers:
+                chosen = rows[[row not in inputs.failures for row in rows.tolist()]]
+                if len(chosen):
+                    ahead.append(self._loading.submit(self.encoder.load_batch, inputs, chosen))
+                    return
+
+        for _ in range(self.loaders + BATCHES_AHEAD):
+            submit()
+        while ahead:
+            began = time.perf_counter()
+            batch = ahead.popleft().result()
+            waited = time.perf_counter() - began
+            submit()
+            if len(batch.rows):
+                yield batch, waited
+            elif batch.failures:
+                yield Batch(batch.rows, None, batch.failures), waited
 
     def _encode_batch(
-        self, inputs: Inputs, rows: np.ndarray, failures: dict[int, tuple[str, str, str]]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Encode a batch whole; if that fails, item by item, so that one bad item costs only itself."""
+        self, inputs: Inputs, batch: Batch, failures: Failures
+    ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
+        """Encode a batch whole; without memory in halves, after other errors item by item: a bad item costs itself."""
+        rows = batch.rows
+        if not len(rows):
+            return
         try:
-            yield rows, self.encoder.encode(inputs, rows)
+            yield rows, self.encoder.encode(batch)
             return
         except PalError:
             raise
@@ -124,5 +169,48 @@ class ShardRunner:
             if len(rows) == 1:
                 failures[int(rows[0])] = ("encode", type(error).__name__, str(error)[:500])
                 return
-        for row in rows:
-            yield from self._encode_batch(inputs, np.array([row]), failures)
+            in_halves = isinstance(error, torch.OutOfMemoryError)
+        parts = np.array_split(rows, 2) if in_halves else [rows[i : i + 1] for i in range(len(rows))]
+        for part in parts:
+            yield from self._encode_batch(inputs, self.encoder.load_batch(inputs, part), failures)
+
+    def _shards(self, read: _Read, done: _Done, padded: int, seconds: dict[str, float]) -> list[EncodedShard]:
+        """Return what there is to commit, one shard per tap."""
+        inputs = read.inputs
+        kept = np.array([row for row in range(done.rows) if row not in done.failures], dtype=np.int64)
+        names = [bytes(value).ljust(ID_BYTES, b"\0") for value in read.item_ids]
+        errors = [
+            {
+                "item_id": names[row],
+                "stage": stage,
+                "error_class": kind,
+                "message": message,
+                "attempts": read.attempts.get(names[row], 0) + 1,
+            }
+            for row, (stage, kind, message) in sorted(done.failures.items())
+        ]
+        measures = {
+            "tokens_real": int(inputs.n_tokens[kept].sum()),
+            "tokens_padded": padded,
+            "truncated": int(inputs.truncated[kept].sum()),
+            "answers_cut": inputs.answers_cut,
+            "rows_per_s": round(len(kept) / max(seconds["encode"], 1e-9), 1),
+            "device": self.device,
+        }
+        shards = []
+        for table in done.tables:
+            assert table is not None
+            shards.append(
+                EncodedShard(
+                    item_ids=read.item_ids[kept],
+                    n_tokens=inputs.n_tokens[kept],
+                    truncated=inputs.truncated[kept],
+                    features=table[kept],
+                    dtype=self.dtype,
+                    errors=errors,
+                    seconds={"read": read.seconds, **seconds},
+                    statistics=moments(table[kept], self.dtype),
+                    measures=measures,
+                )
+            )
+        return shards

@@ -1,65 +1,62 @@
-"""Text encoders from transformers: base model, any layer, pooling that knows where the padding is."""
+"""Text encoders from transformers: base model, any layers, pooling that knows where the padding is."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from pal.config import EncoderConfig
 from pal.embed.batching import token_budget_batches
-from pal.embed.encoder import EncoderSource, Inputs, require_modality
-from pal.embed.storage import finite_rows, to_stored
+from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
+from pal.embed.rendering import Rendered, Renderer, Tokens
 from pal.embed.weights import RANDOM
 from pal.errors import EncoderError
 
-TOKENISE_AT_ONCE = 4096
 
-
-@dataclass
-class Tokens:
-    """Token ids of many texts, end to end: text i is ``ids[starts[i]:starts[i + 1]]``."""
-
-    ids: np.ndarray
-    starts: np.ndarray
-
-
-class _LayerReached(Exception):
-    """Ends a forward pass at the wanted layer; the layers above never run."""
+class _LastLayerReached(Exception):
+    """Ends a forward pass at the highest wanted layer; the layers above never run."""
 
 
 class TextEncoder:
     """A frozen base model (no language-model head) with its tokenizer and pooling."""
 
-    def __init__(self, model: Any, tokenizer: Any, source: EncoderSource, device: str, token_budget: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, source: EncoderSource, device: str, token_budget: int,
+        layers: Sequence[int] = (), compiled: bool = False,
+    ) -> None:  # fmt: skip
+        """``layers`` are the taps, in this order; none means the encoder's own."""
         config = source.config
         self.name = source.name
         self.config = config
         self.device = torch.device(device)
         self.token_budget = token_budget
+        self.renderer = Renderer(source.name, tokenizer, config)
         self.model = (
             model.to(device=self.device, dtype=getattr(torch, config.compute_dtype)).eval().requires_grad_(False)
         )
-        self.tokenizer = tokenizer
-        self.tokenizer.truncation_side = config.truncation_side
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.options = {"use_cache": False} if "use_cache" in accepted else {}
-        self.block = None if config.layer == -1 else blocks_of(model)[config.layer]
+        self.layers = list(layers) or [config.layer]
+        self.taps = {layer: tap_of(model, layer, config.norm, source.name) for layer in self.layers}
+        self.forward = torch.compile(self.model, dynamic=True) if compiled else self.model
 
     @classmethod
-    def load(cls, source: EncoderSource, device: str, token_budget: int) -> TextEncoder:
+    def load(
+        cls, source: EncoderSource, device: str, token_budget: int, layers: Sequence[int] = (), compiled: bool = False
+    ) -> TextEncoder:
         """Load weights and tokenizer from the located files, or build the random model."""
         assert source.config.model is not None
         if source.config.model.startswith(RANDOM):
             from pal.embed.random_models import byte_tokenizer, random_model
 
             model = random_model(source.config.model.removeprefix(RANDOM))
-            return cls(model, byte_tokenizer(), source, device, token_budget)
+            return cls(model, byte_tokenizer(), source, device, token_budget, layers, compiled)
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -72,58 +69,25 @@ class TextEncoder:
             )
         except (OSError, ValueError) as error:
             raise EncoderError(f"cannot load encoder {source.name} from {source.folder}: {error}") from error
-        return cls(model, tokenizer, source, device, token_budget)
+        return cls(model, tokenizer, source, device, token_budget, layers, compiled)
 
     def prepare(self, items: Any) -> Inputs:
-        """Tokenise the ``text`` column."""
-        require_modality(self.name, items.column("modality").unique().to_pylist(), "text")
-        texts = items.column("text").to_pylist()
-        failures = {
-            row: ("tokenize", "EmptyText", "the text is empty")
-            for row, text in enumerate(texts)
-            if not (text or "").strip()
-        }
-        pieces: list[np.ndarray] = []
-        truncated = np.zeros(len(texts), bool)
-        for start in range(0, len(texts), TOKENISE_AT_ONCE):
-            # the whole text is tokenised, since only then is it known whether anything was cut
-            chunk = [text or "" for text in texts[start : start + TOKENISE_AT_ONCE]]
-            batch = self.tokenizer(chunk, add_special_tokens=True, verbose=False)
-            for place, ids in enumerate(batch["input_ids"], start=start):
-                if len(ids) > self.config.max_length:
-                    truncated[place] = True
-                    ids = self._cut(texts[place])
-                pieces.append(np.asarray(ids, dtype=np.int32))
-        lengths = np.array([len(piece) for piece in pieces], dtype=np.int32)
-        tokens = Tokens(np.concatenate(pieces or [np.empty(0, np.int32)]), np.concatenate([[0], np.cumsum(lengths)]))
-        return Inputs(lengths, truncated, tokens, failures)
-
-    def _cut(self, text: str) -> list[int]:
-        """Tokenise to the maximal length, special tokens kept."""
-        ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.config.max_length)["input_ids"]
-        return ids
+        """Render and tokenise the ``text`` column behind its ``context``."""
+        require_modality(self.name, items.column("modality").unique().to_pylist(), ["text"])
+        texts, failures = texts_of(items)
+        contexts = items.column("context").to_pylist() if "context" in items.column_names else [None] * len(texts)
+        rendered = [
+            Rendered("", 0) if row in failures else self.renderer.render(text, context)
+            for row, (text, context) in enumerate(zip(texts, contexts, strict=True))
+        ]
+        tokens, truncated, answers_cut = self.renderer.tokenise(rendered)
+        return Inputs(np.diff(tokens.starts).astype(np.int32), truncated, tokens, failures, answers_cut)
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         return token_budget_batches(inputs.n_tokens, self.token_budget)
 
-    @torch.inference_mode()
-    def encode(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
-        """Run one batch and return the stored bytes of its features."""
-        return to_stored(self.features(inputs, rows), self.config.store_dtype)
-
-    @torch.inference_mode()
-    def features(self, inputs: Inputs, rows: np.ndarray) -> torch.Tensor:
-        """Run one batch and return (len(rows), dim) float32 features."""
-        ids, mask = self._pad(inputs, rows)
-        hidden = self._hidden_state(ids, mask)
-        pooled = pool(hidden, mask, self.config.pooling)
-        return torch.nn.functional.normalize(pooled, dim=1) if self.config.normalize else pooled
-
-    def is_finite(self, stored: np.ndarray) -> np.ndarray:
-        return finite_rows(stored, self.config.store_dtype)
-
-    def _pad(self, inputs: Inputs, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids and mask, both (len(rows), longest)."""
+    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+        """Lay token ids out, both (len(rows), longest): ids and mask."""
         tokens: Tokens = inputs.payload
         lengths = inputs.n_tokens[rows]
         longest = max(1, int(lengths.max()))
@@ -133,30 +97,69 @@ class TextEncoder:
         mask = (place >= 0) & (place < lengths[:, None])
         ids = np.full(mask.shape, self.pad_id, np.int64)
         ids[mask] = tokens.ids[(tokens.starts[rows][:, None] + place)[mask]]
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        return Batch(rows, (torch.from_numpy(ids), torch.from_numpy(mask)), padded=mask.size)
 
-    def _hidden_state(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the chosen layer's states, (n, length, dim)."""
+    @torch.inference_mode()
+    def encode(self, batch: Batch) -> list[torch.Tensor]:
+        """Return (n, dim) float32 features of each tap."""
+        ids, mask = to_device(batch.tensors, self.device)
+        states = self._hidden_states(ids, mask)
+        pooled = [pool(states[layer], mask, self.config.pooling) for layer in self.layers]
+        return [torch.nn.functional.normalize(p, dim=1) for p in pooled] if self.config.normalize else pooled
+
+    def _hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return the states of all taps, (n, length, dim) each."""
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), **self.options}
         if self.takes_positions and self.config.padding_side == "left":
             # without them, left padding would shift the positions of models that count from the margin
             arguments["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        if self.block is None:
-            return torch.as_tensor(self.model(**arguments).last_hidden_state)
-        reached: list[torch.Tensor] = []
+        reached: dict[int, torch.Tensor] = {}
+        wanted = {layer: block for layer, block in self.taps.items() if block is not None}
+        runs_through = len(wanted) < len(self.taps)
+        highest = max(wanted, default=0)
 
-        def stop_here(module: Any, args: Any, output: Any) -> None:
-            reached.append(output[0] if isinstance(output, tuple) else output)
-            raise _LayerReached
+        def keep(layer: int) -> Any:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                reached[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == highest and not runs_through:
+                    raise _LastLayerReached
 
-        handle = self.block.register_forward_hook(stop_here)
+            return hook
+
+        handles = [block.register_forward_hook(keep(layer)) for layer, block in wanted.items()]
         try:
-            self.model(**arguments)
-        except _LayerReached:
+            last = torch.as_tensor((self.model if wanted else self.forward)(**arguments).last_hidden_state)
+            reached.update((layer, last) for layer, block in self.taps.items() if block is None)
+        except _LastLayerReached:
             pass
         finally:
-            handle.remove()
-        return reached[0]
+            for handle in handles:
+                handle.remove()
+        return reached
+
+
+def texts_of(items: Any) -> tuple[list[str], Failures]:
+    """Return the ``text`` column, and which rows hold none that can be read."""
+    import pyarrow as pa
+
+    texts, failures = [], {}
+    for row, raw in enumerate(items.column("text").cast(pa.large_binary()).to_pylist()):
+        text = ""
+        try:
+            text = (raw or b"").decode("utf-8")
+            if not text.strip():
+                failures[row] = ("tokenize", "EmptyText", "the text is empty")
+        except UnicodeDecodeError as error:
+            failures[row] = ("decode", "UnicodeDecodeError", f"the text is not UTF-8: {error.reason} at {error.start}")
+        texts.append(text)
+    return texts, failures
+
+
+def to_device(tensors: Any, device: torch.device) -> list[torch.Tensor]:
+    """Copy without waiting where the device allows it."""
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -173,6 +176,23 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return hidden[everyone, first].float()
     last = torch.where(mask, position, -1).amax(dim=1).clamp(min=0)
     return hidden[everyone, last].float()
+
+
+def norm_of(config: EncoderConfig) -> str:
+    """Return ``post`` if features are read after the model's final norm, else ``pre``."""
+    if config.norm == "post" and config.layer != -1:
+        raise EncoderError(f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1")
+    return config.norm or ("post" if config.layer == -1 else "pre")
+
+
+def tap_of(model: Any, layer: int, norm: str | None, name: str) -> Any:
+    """Return the block after which a layer is read, or None for the model's own last hidden state."""
+    if layer == -1 and norm != "pre":
+        return None
+    blocks = blocks_of(model)
+    if -layer > len(blocks):
+        raise EncoderError(f"encoder {name} has {len(blocks)} blocks, so layer {layer} does not exist")
+    return blocks[layer]
 
 
 def blocks_of(model: Any) -> Any:

@@ -17,29 +17,27 @@ from pal.files import file_sha256, write_json
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # what besides the weights changes features: the architecture and the tokenizer
 MODEL_SETTINGS = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
 RANDOM = "random:"
 log = logging.getLogger(__name__)
 
 
-def text_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
-    """Locate a text encoder and state everything its features depend on."""
+def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
+    """Locate a transformers model and state everything its features depend on."""
     if not config.model:
         raise EncoderError(f"embed.{name}.model is not set; give a Hub repository, a local folder or random:FAMILY")
     if config.model.startswith(RANDOM):
-        from pal.embed.random_models import FAMILIES, SEED
+        from pal.embed.random_models import CLIP_FAMILIES, FAMILIES, SEED
 
-        family = config.model.removeprefix(RANDOM)
-        if family not in FAMILIES:
-            raise EncoderError(
-                f"embed.{name}.model = {config.model!r}, but random models exist for {', '.join(FAMILIES)}"
-            )
+        family, known = config.model.removeprefix(RANDOM), FAMILIES if config.kind == "hf-text" else CLIP_FAMILIES
+        if family not in known:
+            raise EncoderError(f"embed.{name}.model = {config.model!r}, but random models exist for {', '.join(known)}")
         identity: dict[str, Any] = {"model": config.model, "weights": f"seed {SEED}"}
         return EncoderSource(name, config, None, _spec(config, identity), revision="seeded", untrained=True)
     folder, revision = find_model(name, config)
-    memory = _DigestMemory(digests)
+    memory = DigestMemory(digests)
     weights = {path.name: memory.sha256(path) for path in weight_files(folder)}
     if not weights:
         raise EncoderError(
@@ -110,19 +108,31 @@ def _packaged_model(package: str | None) -> Path | None:
 
 
 def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
-    # padding_side is left out: it changes features only by rounding, like the batch size
-    names = (
-        "kind", "layer", "pooling", "max_length", "truncation_side", "normalize", "compute_dtype", "store_dtype",
-    )  # fmt: skip
-    return {
-        **identity,
-        **{name: getattr(config, name) for name in names},
-        "engine": "transformers",
-        "attention": "sdpa",
-    }
+    names = ["kind", "layer", "normalize", "compute_dtype", "store_dtype"]
+    further = {"engine": "transformers", "attention": "sdpa"}
+    if config.kind == "hf-text":
+        from pal.embed.text import norm_of
+
+        # padding_side is left out: it changes features only by rounding, like the batch size
+        names += ["pooling", "max_length", "truncation_side", "template"]
+        further["norm"] = norm_of(config)
+    return {**identity, **{name: getattr(config, name) for name in names}, **further}
 
 
-class _DigestMemory:
+def score_head(source: EncoderSource) -> Any | None:
+    """Return the (labels, dim) float32 tensor of a reward model's own linear score head, if its files have one."""
+    if source.folder is None or not source.folder.is_dir():
+        return None
+    from safetensors import safe_open
+
+    for path in weight_files(source.folder):
+        with safe_open(path, "pt") as file:
+            if "score.weight" in file.keys():  # noqa: SIM118, it is no dict
+                return file.get_tensor("score.weight").float()
+    return None
+
+
+class DigestMemory:
     """SHA-256 of large files, remembered by path, size and time stamp: a no-op run hashes nothing."""
 
     def __init__(self, file: Path) -> None:

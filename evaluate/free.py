@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from pal.cache.reader import FeatureStore
 from pal.config import Config
 from pal.evaluate.metrics import Array, summarize
 from pal.tables import PreparedDataset
+from pal.train.datamodule import drop_without_feature
 
 FREE = ("first", "length", "majority")
 
@@ -49,21 +53,44 @@ def _texts(dataset: PreparedDataset) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(dataset.items(["item_id", "text"])))
 
 
-def free_baselines(config: Config, dataset: PreparedDataset) -> list[dict[str, Any]]:
-    """Return a row per free baseline with its cells on test pairs of seen and of unseen users."""
+def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
+    """Return margins under the encoder's own score head, for a reward model; raises CacheError without a feature."""
+    weight = store.score_weight()
+    assert weight is not None
+
+    def scores(side: str) -> Array:
+        features = store.gather(store.index(np.array(frame[side].to_list(), dtype="S16"))).float()
+        return (features @ weight[0]).double().numpy()
+
+    return scores("first_id") - scores("second_id")
+
+
+def free_baselines(
+    config: Config, dataset: PreparedDataset, stores: Mapping[str, FeatureStore] | None = None
+) -> list[dict[str, Any]]:
+    """Return a row per free baseline with its cells on test pairs of seen and of unseen users.
+
+    ``stores``: caches by encoder; those of reward models are judged by their own score, ``reference <encoder>``.
+    """
     has_text = _texts(dataset)["text"].null_count() == 0
+    kinds: dict[str, Callable[[pl.DataFrame], Array]] = {
+        which: partial(free_margins, dataset, which=which) for which in FREE if which != "length" or has_text
+    }
+    for encoder, store in (stores or {}).items():
+        if store.score_weight() is not None:
+            kinds[f"reference {encoder}"] = partial(reference_margins, store)
     rows = []
-    for which in FREE:
-        if which == "length" and not has_text:
-            continue
+    for which, margins in kinds.items():
         cells: dict[str, dict[str, Any]] = {}
         for population in ("seen", "unseen"):
             frame = dataset.pairs("test", population)
+            for store in (stores or {}).values():
+                frame = drop_without_feature(frame, store)
             if frame.is_empty():
                 cells[population] = {}
                 continue
             users = np.unique(frame["user_id"].to_numpy(), return_inverse=True)[1]
-            margin = free_margins(dataset, frame, which)
+            margin = margins(frame)
             label = frame["label"].to_numpy().astype(np.float64)
             cells[population] = summarize(margin, label, users, config.evaluate.bootstrap, config.evaluate.ece_bins)
         rows.append({"baseline": which, "test_seen": cells["seen"], "test_unseen": cells["unseen"]})

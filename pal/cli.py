@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,28 +103,37 @@ def embed(
     dataset: Dataset = None,
     encoder: Encoder = None,
     source: Source = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="local, ray or slurm.")] = None,
+    ray_address: Annotated[str | None, typer.Option("--ray-address", help="A running Ray cluster.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to take in one pass, e.g. --layers=-1,-2; a cache each.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Compare a sample of the cache with the model.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try failed items again.")] = False,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Stage one: encode a dataset's unique items into the cache."""
     from pal import pipeline
+    from pal.embed import messages
 
-    settings = _settings(config, set_, dataset=dataset, encoder=encoder, source_of=source)
-    with _progress(None, "items") as progress:
-        result = pipeline.embed(settings.config, progress)
-
-    def text() -> str:
-        if not result["encoded"]:
-            return f"{result['dir']}: all {result['reused']:,} features are there"
-        padding = 100.0 * (1.0 - result["tokens_real"] / max(1, result["tokens_padded"]))
-        return (
-            f"{result['dir']}: {result['encoded']:,} of {result['items_unique']:,} unique items encoded "
-            f"({result['items_total']:,} mentions) at {result['rows_per_s']:,.0f} items/s, {padding:.1f} % padding, "
-            f"{result['errors']} errors"
-        )
-
-    _print(result, as_json, text)
+    settings = _settings(
+        config, set_, dataset=dataset, encoder=encoder, source_of=source, embed__executor=executor,
+        embed__ray_address=ray_address, embed__layers=None if layers is None else _numbers("--layers", layers),
+    ).config  # fmt: skip
+    if dry_run:
+        planned = pipeline.forecast(settings)
+        _print(planned, as_json, lambda: messages.of_forecast(planned))
+        return
+    if self_test:
+        tested = pipeline.self_test(settings)
+        _print(tested, as_json, lambda: messages.of_self_test(tested))
+        return
+    with _progress(None, "items") as progress, redirect_stdout(sys.stderr):  # Ray tells of its nodes on standard output
+        result = pipeline.embed(settings, progress, retry_errors)
+    _print(result, as_json, lambda: messages.of_embed(result))
 
 
 @app.command()
@@ -193,14 +202,8 @@ def adapt(
 ) -> None:
     """Few-shot weights for new users, everything else frozen."""
     from pal import pipeline
-    from pal.errors import ConfigError
 
-    counts = None
-    if shots is not None:
-        try:
-            counts = [int(part) for part in shots.split(",")]
-        except ValueError as error:
-            raise ConfigError(f"--shots takes numbers with commas, e.g. 0,5,20, not {shots!r}") from error
+    counts = None if shots is None else _numbers("--shots", shots)
     settings = _settings(
         config, set_, adapt__shots=counts, adapt__method=method, adapt__protocol=protocol, adapt__active=active
     )
@@ -303,6 +306,15 @@ def cache_verify(
 
     result = verify(folder)
     _print(result, as_json, lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    from pal.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes whole numbers with commas between them, not {text!r}") from error
 
 
 def _runs_table(metrics: list[dict[str, Any]]) -> str:

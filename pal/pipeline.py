@@ -32,13 +32,29 @@ def prepare(config: Config) -> PreparedDataset:
     return prepare_dataset(config.dataset, settings, config.paths.data / config.dataset, ADAPTERS[config.dataset])
 
 
-def embed(config: Config, progress: Progress = silent) -> dict[str, Any]:
+def embed(config: Config, progress: Progress = silent, retry_errors: bool = False) -> dict[str, Any]:
     """Stage one: encode the dataset's unique items into the cache; prepares the dataset first if needed."""
     config.encoder_config()
     dataset = prepare(config)
     from pal.embed.run import embed as embed_dataset
 
-    return embed_dataset(config, dataset, progress)
+    return embed_dataset(config, dataset, progress, retry_errors)
+
+
+def forecast(config: Config) -> dict[str, Any]:
+    """Say what stage one would cost; prepares the dataset if needed, loads no model."""
+    config.encoder_config()
+    from pal.embed.forecast import forecast as forecast_dataset
+
+    return forecast_dataset(config, prepare(config))
+
+
+def self_test(config: Config) -> dict[str, Any]:
+    """Compare a sample of the cache with live forward passes."""
+    dataset = open_dataset(config)
+    from pal.embed.selftest import self_test as test_cache
+
+    return test_cache(config, dataset)
 
 
 def train(config: Config, run: str | None = None, progress: Progress = silent) -> dict[str, Any]:
@@ -59,12 +75,15 @@ def evaluate(config: Config, runs: Sequence[str]) -> dict[str, Any]:
     from pal.evaluate.run import load_run
 
     results = []
+    stores: dict[str, dict[str, FeatureStore]] = {}
     for run in runs:
         trained = load_run(config, run)
-        results.append(evaluate_head(config, trained, *open_data_of(config, trained.facts)))
+        dataset, store = open_data_of(config, trained.facts)
+        results.append(evaluate_head(config, trained, dataset, store))
+        stores.setdefault(dataset.name, {})[trained.facts["encoder"]] = store
     baselines = {}
-    for name in dict.fromkeys(result["dataset"] for result in results):
-        baselines[name] = free_baselines(config, PreparedDataset.open(config.paths.data / name))
+    for name, used in stores.items():
+        baselines[name] = free_baselines(config, PreparedDataset.open(config.paths.data / name), used)
     return {"runs": results, "comparisons": compare(config, runs), "free_baselines": baselines}
 
 

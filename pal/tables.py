@@ -40,7 +40,12 @@ def item_id(kind: str, *parts: str | bytes) -> bytes:
 
 
 def items_schema() -> pa.Schema:
-    """``text`` holds text items; ``feature`` holds the float32 vector of items that bring their own."""
+    """What an item is. ``modality`` says which columns count.
+
+    text: ``text``, and where it answers something ``context``, the turns before it as JSON [{"role", "content"}, ..];
+    image: its bytes stay in the source, ``image_file`` being the image itself, or a Parquet file that holds it in
+    column ``image_column`` at row ``image_row`` of row group ``image_group``; feature: a float32 vector in ``feature``.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -48,6 +53,11 @@ def items_schema() -> pa.Schema:
             pa.field("item_id", pa.binary(ID_BYTES), nullable=False),
             pa.field("modality", pa.string(), nullable=False),
             pa.field("text", pa.large_string()),
+            pa.field("context", pa.large_string()),
+            pa.field("image_file", pa.string()),
+            pa.field("image_column", pa.string()),
+            pa.field("image_group", pa.int32()),
+            pa.field("image_row", pa.int64()),
             pa.field("feature", pa.large_binary()),
         ]
     )

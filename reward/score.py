@@ -12,8 +12,8 @@ import torch
 
 from pal.config import Config
 from pal.embed.encoder import load, locate
-from pal.embed.run import CPU_TOKEN_BUDGET
-from pal.embed.storage import from_stored
+from pal.embed.executors import CPU_TOKEN_BUDGET
+from pal.embed.storage import from_stored, to_stored
 from pal.errors import EvaluationError, PalWarning
 from pal.train.checkpoint import TrainedHead
 
@@ -31,7 +31,7 @@ class Scorer:
             raise EvaluationError(
                 f"run {run} was trained under other settings of encoder {config.encoder}; restore them"
             )
-        self.encoder = load(source, "cpu", CPU_TOKEN_BUDGET)
+        self.encoder = load(source, "cpu", CPU_TOKEN_BUDGET, [source.config.layer], False)
         self.store_dtype = source.config.store_dtype
         self._warned: set[str] = set()
 
@@ -42,13 +42,12 @@ class Scorer:
         if inputs.failures:
             row, (_, _, message) = next(iter(inputs.failures.items()))
             raise EvaluationError(f"text {row} cannot be scored: {message}")
-        out: np.ndarray | None = None
-        for rows in self.encoder.batches(inputs):
-            stored = self.encoder.encode(inputs, rows)
-            out = np.empty((len(texts), stored.shape[1]), np.uint8) if out is None else out
-            out[rows] = stored
-        assert out is not None, "no texts"
-        return from_stored(out, self.store_dtype)
+        batches = list(self.encoder.batches(inputs))
+        encoded = [self.encoder.encode(self.encoder.load_batch(inputs, rows))[0] for rows in batches]
+        stored = from_stored(to_stored(torch.cat(encoded), self.store_dtype), self.store_dtype)
+        features = torch.empty_like(stored)
+        features[torch.from_numpy(np.concatenate(batches))] = stored
+        return features
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], items: Sequence[str], users: Sequence[str | None]) -> list[float]:

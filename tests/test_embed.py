@@ -16,9 +16,10 @@ import torch
 from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config, EncoderConfig
+from pal.embed import encoder as encoder_module
 from pal.embed import run as run_module
-from pal.embed.batching import padded_tokens, token_budget_batches
-from pal.embed.encoder import locate
+from pal.embed.batching import token_budget_batches
+from pal.embed.encoder import Batch, locate
 from pal.embed.random_models import FAMILIES, byte_tokenizer, random_model
 from pal.embed.storage import finite_rows, from_stored, to_stored
 from pal.embed.text import TextEncoder, pool
@@ -33,12 +34,11 @@ def encoder(family: str, **settings: Any) -> TextEncoder:
     return TextEncoder.load(locate("tiny", config, Path(".digests.json")), "cpu", token_budget=10_000)
 
 
-def encode(made: TextEncoder, texts: list[str], batch: int | None = None) -> torch.Tensor:
+def encode(made: TextEncoder, texts: list[str], batch: int | None = None, tap: int = 0) -> torch.Tensor:
     inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
-    rows = np.arange(len(texts))
-    return torch.cat(
-        [made.features(inputs, rows[i : i + (batch or len(rows))]) for i in range(0, len(rows), batch or len(rows))]
-    )
+    rows, size = np.arange(len(texts)), batch or len(texts)
+    parts = [made.encode(made.load_batch(inputs, rows[i : i + size])) for i in range(0, len(rows), size)]
+    return torch.cat([part[tap] for part in parts])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -77,7 +77,7 @@ def test_long_texts_are_cut_at_the_chosen_end_and_marked(side: str, kept: slice)
     inputs = made.prepare(pa.table({"modality": ["text"] * 2, "text": [text, "short"]}))
     assert inputs.truncated.tolist() == [True, False]
     assert inputs.n_tokens.tolist() == [10, 7]
-    cut = made.tokenizer.decode(inputs.payload.ids[:10], skip_special_tokens=True)
+    cut = made.renderer.tokenizer.decode(inputs.payload.ids[:10], skip_special_tokens=True)
     assert cut == text[kept]
 
 
@@ -85,8 +85,9 @@ def test_batches_hold_the_budget_and_every_row_once() -> None:
     lengths = np.random.default_rng(0).integers(1, 500, 1000).astype(np.int32)
     batches = list(token_budget_batches(lengths, 4096))
     assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
-    assert all(padded_tokens(lengths, rows) <= 4096 for rows in batches)
-    assert sum(padded_tokens(lengths, rows) for rows in batches) < 1.05 * lengths.sum()
+    padded = [int(lengths[rows].max()) * len(rows) for rows in batches]
+    assert all(tokens <= 4096 for tokens in padded)
+    assert sum(padded) < 1.05 * lengths.sum()
     alone = list(token_budget_batches(np.array([9000, 5], np.int32), 4096))
     assert [rows.tolist() for rows in alone] == [[0], [1]]
 
@@ -121,7 +122,7 @@ def test_a_rerun_encodes_nothing_and_loads_no_model(configure: Configure, monkey
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(run_module, "load", refuse)
+    monkeypatch.setattr(encoder_module, "load", refuse)
     second = pipeline.embed(config)
     assert (second["encoded"], second["reused"]) == (0, first["encoded"])
     assert manifest.stat().st_mtime_ns == stamp
@@ -164,16 +165,16 @@ def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
 
 
 def test_failed_items_are_rows_of_the_errors_table(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TextEncoder.features
+    original = TextEncoder.encode
 
-    def fail_on_some(self: TextEncoder, inputs: Any, rows: np.ndarray) -> torch.Tensor:
-        if 3 in rows:
+    def fail_on_some(self: TextEncoder, batch: Batch) -> list[torch.Tensor]:
+        if 3 in batch.rows:
             raise RuntimeError("cannot encode this")
-        out = original(self, inputs, rows).clone()
-        out[rows == 5] = torch.nan
-        return out
+        out = original(self, batch)[0].clone()
+        out[batch.rows == 5] = torch.nan
+        return [out]
 
-    monkeypatch.setattr(TextEncoder, "features", fail_on_some)
+    monkeypatch.setattr(TextEncoder, "encode", fail_on_some)
     result = pipeline.embed(configure())
     assert (result["encoded"], result["errors"]) == (598, 2)
     errors = pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")
@@ -183,15 +184,15 @@ def test_failed_items_are_rows_of_the_errors_table(configure: Configure, monkeyp
     ]
     trained = pipeline.train(configure({"train.head": "pal-b"}))  # pairs of failed items are left out
     assert trained["test_seen"]["n_pairs"] > 0
-    monkeypatch.setattr(TextEncoder, "features", lambda s, i, r: fail_twelve(original, s, i, r))
+    monkeypatch.setattr(TextEncoder, "encode", lambda made, batch: fail_twelve(original, made, batch))
     with pytest.raises(EncoderError, match=r"12 of 600 items failed, more than embed.max_error_rate = 0.01"):
         pipeline.embed(configure({"embed.tiny-text.pooling": "cls"}))
 
 
-def fail_twelve(original: Any, made: TextEncoder, inputs: Any, rows: np.ndarray) -> torch.Tensor:
-    if (rows < 12).any():
+def fail_twelve(original: Any, made: TextEncoder, batch: Batch) -> list[torch.Tensor]:
+    if (batch.rows < 12).any():
         raise RuntimeError("cannot encode this")
-    result: torch.Tensor = original(made, inputs, rows)
+    result: list[torch.Tensor] = original(made, batch)
     return result
 
 

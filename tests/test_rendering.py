@@ -1,0 +1,128 @@
+"""Texts with context: templates, and what is lost when they are too long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pal.config import EncoderConfig
+from pal.embed.encoder import locate
+from pal.embed.random_models import byte_tokenizer, random_model
+from pal.embed.rendering import Renderer
+from pal.embed.text import TextEncoder, pool
+from pal.errors import EncoderError
+
+CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] | trim }}</s>{% endfor %}"
+PROMPT = json.dumps([{"role": "user", "content": "first"}, {"role": "user", "content": "second"}])
+
+
+def renderer(chat: bool = False, **settings: Any) -> Renderer:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT if chat else None
+    return Renderer("mine", tokenizer, EncoderConfig(**({"template": "chat"} if chat else {}), **settings))
+
+
+def read(made: Renderer, text: str, context: str | None) -> tuple[str, bool, int]:
+    """Return what the model would read, whether anything was cut, and how many answers were."""
+    tokens, truncated, cut = made.tokenise([made.render(text, context)])
+    return made.tokenizer.decode(tokens.ids, skip_special_tokens=True), bool(truncated[0]), cut
+
+
+def test_context_stands_before_the_text() -> None:
+    assert renderer().render("answer", PROMPT).text == "first\n\nsecond\n\nanswer"
+    assert renderer(template="Q: {context} A: {text}").render("answer", PROMPT).text == "Q: first\n\nsecond A: answer"
+    assert renderer().render("alone", None).text == "alone"
+    chat = renderer(chat=True).render(" answer ", PROMPT)
+    assert chat.text == "<s>user: first</s><s>user: second</s><s>assistant: answer</s>"
+    assert chat.text[chat.own :].startswith("answer")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_context_is_cut_first_and_from_its_start(chat: bool) -> None:
+    made = renderer(chat, max_length=30)
+    context = json.dumps([{"role": "user", "content": "x" * 50 + "end"}])
+    text, truncated, cut = read(made, "the answer", context)
+    assert truncated
+    assert not cut
+    assert text.endswith("the answer")
+    assert "end" in text
+    assert len(made.tokenise([made.render("the answer", context)])[0].ids) == 30
+
+
+def test_an_answer_too_long_alone_is_cut_at_its_end_and_counted() -> None:
+    text, truncated, cut = read(renderer(max_length=12), "0123456789abcdef", PROMPT)
+    assert (text, truncated, cut) == ("0123456789", True, 1)  # the model's own marks take two places
+
+
+def test_templates_that_cannot_work_are_one_sentence() -> None:
+    with pytest.raises(EncoderError, match="has no chat template"):
+        Renderer("mine", byte_tokenizer(), EncoderConfig(template="chat"))
+    with pytest.raises(EncoderError, match=r"must be 'chat', or hold \{context\} and end with \{text\}"):
+        renderer(template="{text} then {context}")
+
+
+def encoder(family: str = "llama", layers: tuple[int, ...] = (), **settings: Any) -> TextEncoder:
+    config = EncoderConfig(model=f"random:{family}", store_dtype="float32", **settings)
+    return TextEncoder.load(locate("tiny", config, Path(".digests.json")), "cpu", 10_000, layers)
+
+
+def features(made: TextEncoder, texts: list[str]) -> list[torch.Tensor]:
+    inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
+    return made.encode(made.load_batch(inputs, np.arange(len(texts))))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "opt"])
+def test_several_layers_of_one_pass_are_those_of_single_passes(family: str) -> None:
+    texts = ["some words", "a longer text with more words"]
+    together = features(encoder(family, layers=(-2, -1, -3)), texts)
+    for layer, feature in zip((-2, -1, -3), together, strict=True):
+        torch.testing.assert_close(feature, features(encoder(family, layer=layer), texts)[0])
+
+
+def test_the_last_layer_can_be_read_before_the_final_norm() -> None:
+    texts = ["some words"]
+    before, after = features(encoder(norm="pre"), texts)[0], features(encoder(), texts)[0]
+    assert not torch.allclose(before, after)
+    model = random_model("llama")
+    ids = torch.tensor([byte_tokenizer()(texts[0])["input_ids"]])
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True)
+        hidden: list[torch.Tensor] = []
+        model.layers[-1].register_forward_hook(lambda m, a, out: hidden.append(out))
+        model(ids)
+    assert torch.equal(pool(hidden[0], torch.ones_like(ids), "mean"), before)
+    torch.testing.assert_close(pool(model.norm(hidden[0]), torch.ones_like(ids), "mean"), after)
+    torch.testing.assert_close(states.last_hidden_state, model.norm(hidden[0]))
+
+
+def test_layers_that_do_not_exist_are_one_sentence() -> None:
+    with pytest.raises(EncoderError, match="encoder tiny has 3 blocks, so layer -4 does not exist"):
+        encoder(layer=-4)
+    with pytest.raises(EncoderError, match="layer -2 lies before the final norm"):
+        encoder(layer=-2, norm="post")
+
+
+def test_text_that_cannot_be_read_is_a_failure_with_a_reason() -> None:
+    made = encoder("bert")
+    raw = pa.array([b"fine", b"\xff\xfe broken", b"", None, b"   "], pa.large_binary())
+    text = pa.LargeStringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    inputs = made.prepare(pa.table({"modality": ["text"] * 5, "text": text}))
+    assert {row: failure[:2] for row, failure in inputs.failures.items()} == {
+        1: ("decode", "UnicodeDecodeError"),
+        2: ("tokenize", "EmptyText"),
+        3: ("tokenize", "EmptyText"),
+        4: ("tokenize", "EmptyText"),
+    }
+
+
+def test_a_text_of_ten_megabytes_is_cut_and_marked() -> None:
+    made = encoder("bert", max_length=64)
+    inputs = made.prepare(pa.table({"modality": ["text"], "text": ["0123456789" * 1_000_000]}))
+    assert inputs.n_tokens.tolist() == [64]
+    assert inputs.truncated.tolist() == [True]
