@@ -105,10 +105,10 @@ def main() -> None:
     table = as_markdown(rows)
     text = (
         f"# Stage one against sentence-transformers {__version__}\n\n{date.today()}, `python benchmarks/embed.py "
-        f"--statements {arguments.statements} --users {arguments.users}`, MiniLM in float32 on {arguments.device}, persona texts, "
-        f"{torch.get_num_threads()} threads, {platform.machine()}, median of {ROUNDS} alternating rounds; peer batch "
-        f"size {arguments.batch}. Ours includes writing, syncing and hashing the shards. Padding: {100 * padding:.1f} % "
-        f"of the tokens computed.\n\n{table}\n"
+        f"--statements {arguments.statements} --users {arguments.users}`, MiniLM in float32 on {arguments.device}, "
+        f"persona texts, {torch.get_num_threads()} threads, {platform.machine()}, median of {ROUNDS} alternating "
+        f"rounds; peer batch size {arguments.batch}. Ours includes writing, syncing and hashing the shards. "
+        f"Padding: {100 * padding:.1f} % of the tokens computed.\n\n{table}\n"
     )
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)

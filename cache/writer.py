@@ -104,6 +104,12 @@ class CacheWriter:
             self.manifest_path.unlink(missing_ok=True)
         return pending
 
+    def width(self) -> int | None:
+        """Return the bytes of one feature if a shard has been committed, else None."""
+        for path in self.shards.glob("part-*.json"):
+            return int(_read_json(path)["dim"]) * ITEM_BYTES[self.spec["encoder"]["store_dtype"]]
+        return None
+
     def withdraw_failed(self, tasks: list[ShardTask]) -> None:
         """Withdraw the receipts of shards with failed items, so that they are encoded again."""
         for task in tasks:

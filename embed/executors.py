@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pal.embed.run import Job
     from pal.embed.runner import ShardRunner
 
-CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 65_536
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 1024, 65_536  # padded tokens; on a CPU a batch should stay in its caches
 POLL_SECONDS = 0.2
 
 
@@ -151,7 +151,8 @@ def on_ray(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iter
         job = job.with_absolute_paths()  # all nodes see the same file system, but work in other folders
         build = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(Actor)
         actors = [build.remote(job, "cuda:0" if gpus else settings.device.replace("auto", "cpu")) for _ in range(count)]
-        waiting, running = list(tasks), {}
+        waiting = list(tasks)
+        running: dict[Any, Any] = {}
         idle = list(actors)
         while waiting or running:
             while waiting and idle:

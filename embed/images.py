@@ -1,4 +1,4 @@
-"""Images by the items' pointers: bytes from an image file or from a Parquet column, decoded or refused with a reason."""
+"""Images by the items' pointers: bytes from a file or a Parquet column, decoded or refused with a reason."""
 
 from __future__ import annotations
 

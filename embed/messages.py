@@ -27,8 +27,8 @@ def of_forecast(planned: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"cache    {', '.join(planned['dirs'])}",
-            f"items    {planned['items_total']:,} mentions, {planned['items_unique']:,} unique ({saved:.1f} times fewer), "
-            f"{planned['items_done']:,} done, {planned['images']:,} images",
+            f"items    {planned['items_total']:,} mentions, {planned['items_unique']:,} unique "
+            f"({saved:.1f} times fewer), {planned['items_done']:,} done, {planned['images']:,} images",
             f"tokens   about {planned['tokens_estimated']:,} of text (4 characters each)",
             f"size     {size} in {planned['shards']:,} shards",
             f"time     {time}",

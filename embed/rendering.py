@@ -94,7 +94,7 @@ class Renderer:
             ids: list[int] = self.tokenizer(rendered.text, **settings)["input_ids"]
             return ids, False
         if not self.tokenizer.is_fast:
-            raise EncoderError(f"encoder {self.name} has no fast tokenizer, which cutting a prompt needs; cut it before")
+            raise EncoderError(f"encoder {self.name} has no fast tokenizer, which cutting a prompt needs")
         read = self.tokenizer(
             rendered.text,
             add_special_tokens=special,

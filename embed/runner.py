@@ -124,9 +124,12 @@ class ShardRunner:
                 running = rows, features
         if running is not None:
             done.store(*running, self.dtype)
-        if not done.is_stored.any():
-            examples = sorted({message for _, _, message in done.failures.values()})
-            raise EncoderError(f"no item of a whole shard of {done.rows} could be encoded: {'; '.join(examples[:3])}")
+        if not done.is_stored.any():  # a shard without a row is fine, if we know how wide its rows would be
+            widths = [writer.width() for writer in self.writers]
+            if None in widths:
+                examples = sorted({message for _, _, message in done.failures.values()})
+                raise EncoderError(f"none of the first {done.rows} items could be encoded: {'; '.join(examples[:3])}")
+            done.tables = [np.zeros((done.rows, width or 0), np.uint8) for width in widths]
         return self._shards(read, done, padded, {"wait": waited, "encode": time.perf_counter() - began})
 
     def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:

@@ -17,8 +17,8 @@ from pal.files import file_sha256, write_json
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # what besides the weights changes features: the architecture and the tokenizer
 MODEL_SETTINGS = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer.model",
+    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 RANDOM = "random:"
 log = logging.getLogger(__name__)

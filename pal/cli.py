@@ -109,7 +109,7 @@ def embed(
         str | None, typer.Option("--layers", help="Layers to take in one pass, e.g. --layers=-1,-2; a cache each.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
-    self_test: Annotated[bool, typer.Option("--self-test", help="Compare a sample of the cache with the model.")] = False,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Compare cached rows with the model.")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try failed items again.")] = False,
     config: File = None,
     set_: Set = None,
@@ -140,7 +140,7 @@ def embed(
 def train(
     dataset: Dataset = None,
     encoder: Encoder = None,
-    head: Annotated[str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset; a wrong name lists them all.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")] = None,

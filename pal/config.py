@@ -122,7 +122,7 @@ class EncoderConfig(Component):
     """Which loader reads the model: a transformers text model, a transformers model with image and text towers, an
     OpenCLIP model; ``identity`` stores features that the dataset brings."""
     model: str | None = None
-    """Hub repository, local folder, name of an OpenCLIP architecture, or ``random:FAMILY`` for seeded random weights."""
+    """Hub repository, local folder, OpenCLIP architecture, or ``random:FAMILY`` for seeded random weights."""
     pretrained: str | None = None
     """OpenCLIP: tag of the weights, or a local file; ``random`` for seeded random weights of the real shape."""
     revision: str = "main"

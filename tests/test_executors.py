@@ -119,7 +119,8 @@ def test_a_ray_node_that_dies_costs_no_item(configure: Configure) -> None:
             "--set", "data.demo.validation_pairs_per_user=5", "--set", "data.demo.test_pairs_per_user=5",
             "--set", "embed.rows_per_shard=5", "--set", "embed.actors=2", "--set", f"paths.cache={folder}",
         ]  # fmt: skip
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         until = time.monotonic() + 120
         while len(list(folder.glob("demo/tiny-text-*/shards/part-*.json"))) < 20 and time.monotonic() < until:
             time.sleep(0.02)

@@ -138,7 +138,8 @@ def test_two_processes_fill_the_same_cache() -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "none", folder], capture_output=True, check=False)
+    command = ["mount", "-t", "tmpfs", "-o", "size=220k", "none", folder]
+    mount = subprocess.run(command, capture_output=True, check=False)
     if mount.returncode:
         pytest.skip("this user may not mount a small disk")
     yield folder

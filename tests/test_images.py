@@ -64,7 +64,7 @@ class Pictures:
         pq.write_table(rows, folder / "images.parquet", row_group_size=7)
         self.items: dict[bytes, dict[str, Any]] = {}
         for number, raw in enumerate(images):
-            name = item_id("image", raw + b"#%d" % number if not raw else raw)
+            name = item_id("image", raw if raw else raw + b"#%d" % number)
             pointer: dict[str, Any] = {
                 "image_file": str(folder / "images.parquet"), "image_column": "jpg_0",
                 "image_group": number // 7, "image_row": number % 7,
@@ -89,7 +89,8 @@ class Pictures:
             {"item_id": p, "modality": "text", "text": t, "image_file": None, "image_column": None, "image_group": None,
              "image_row": None} for p, t in zip(prompts, PROMPTS, strict=True)
         ]  # fmt: skip
-        binary = {"item_id": pl.Binary, "text": pl.String, "image_group": pl.Int32, "image_row": pl.Int64, "image_column": pl.String}
+        binary = {"item_id": pl.Binary, "text": pl.String, "image_group": pl.Int32, "image_row": pl.Int64,
+                  "image_column": pl.String}  # fmt: skip
         pairs = [
             {"user_id": "u", "prompt_id": prompts[n % 3], "first_id": names[n], "second_id": names[n + 1], "label": 1.0,
              "split": ("train", "val", "test")[n % 3], "population": "seen"} for n in range(len(names) - 1)
