@@ -47,7 +47,7 @@ def forecast(config: Config, dataset: PreparedDataset) -> dict[str, Any]:
         "shards": -(-len(items) // (config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)),
         "dim": dim,
         "bytes": None if size is None else size * len(job.folders),
-        "seconds": round((len(items) - done) / max(rates), 1) if rates else None,
+        "seconds": round((len(items) - done) / max(rates), 3) if rates else None,
     }
 
 

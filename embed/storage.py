@@ -25,7 +25,10 @@ def to_stored(features: torch.Tensor, dtype: str) -> np.ndarray:
 
 def from_stored(stored: np.ndarray, dtype: str) -> torch.Tensor:
     """Return (n, dim) values in the store dtype from (n, dim * itemsize) bytes."""
-    return torch.from_numpy(np.ascontiguousarray(stored)).view(getattr(torch, dtype))
+    values = torch.from_numpy(np.ascontiguousarray(stored))
+    if not len(stored):  # a view of no rows has no strides to change
+        return torch.empty(0, stored.shape[1] // getattr(torch, dtype).itemsize, dtype=getattr(torch, dtype))
+    return values.view(getattr(torch, dtype))
 
 
 def finite_rows(stored: np.ndarray, dtype: str) -> np.ndarray:
