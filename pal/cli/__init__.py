@@ -1,0 +1,43 @@
+"""The command line: resolve settings, call one function, print its result. No torch before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from pal import __version__
+from pal.cli import data, features, heads, project  # noqa: F401, importing a file adds its commands
+from pal.cli.app import app, say
+from pal.errors import PalError, PalWarning
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """Show what concerns the user as one sentence; other libraries' warnings are not the user's."""
+    if issubclass(category, PalWarning):
+        say(f"pal: warning: {message}")
+
+
+def main() -> None:
+    """Run the command line; a PalError becomes one sentence and exit code 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except PalError as error:
+        say(f"pal: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("pal: interrupted")
+        sys.exit(130)

@@ -1,0 +1,85 @@
+"""The application, and what its commands share: options, settings, output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pal.config import Settings
+
+app = typer.Typer(
+    name="pal",
+    help="Plural preferences from frozen features: encode once, train light PAL heads many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Name of the dataset: demo, persona, simulated.")]
+Encoder = Annotated[
+    str | None, typer.Option("--encoder", "-e", help="Name of an encoder under embed: in pipeline.yaml.")
+]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Raw data: a path, or hf:REPO@REV for a dataset on the Hub.")
+]
+File = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; default: pipeline.yaml here, else the built-in one.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: dotted.key=value; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+
+
+def settings_of(file: Path | None, overrides: list[str] | None, **options: Any) -> Settings:
+    """Resolve the configuration; keyword ``a__b`` stands for the dotted key ``a.b``."""
+    from pal.config import load
+
+    dotted = {name.replace("__", "."): value for name, value in options.items()}
+    dataset = dotted.pop("source_of", None)
+    settings = load(file, overrides or (), dotted)
+    if dataset is not None:  # --source belongs to the dataset that the other layers have chosen
+        settings = load(file, overrides or (), {**dotted, f"data.{settings.config.dataset}.source": dataset})
+    return settings
+
+
+def say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def show(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    typer.echo(json.dumps(result) if as_json else text())
+
+
+@contextmanager
+def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error once something takes longer than two seconds; nothing when not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, delay=2, disable=not sys.stderr.isatty(), file=sys.stderr, leave=False) as bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+
+        yield advance
+
+
+def numbers_of(option: str, text: str) -> list[int]:
+    from pal.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes whole numbers with commas between them, not {text!r}") from error
+
+
+def runs_table(metrics: list[dict[str, Any]]) -> str:
+    from pal.evaluate.report import as_markdown, table_of_runs
+
+    return as_markdown(table_of_runs(metrics))

@@ -1,0 +1,83 @@
+"""pal embed and pal cache: stage one and its caches."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pal.cli.app import Dataset, Encoder, File, Json, Set, Source, app, numbers_of, progress_bar, settings_of, show
+
+cache_app = typer.Typer(help="Look after caches of features.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@app.command()
+def embed(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    source: Source = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="local, ray or slurm.")] = None,
+    ray_address: Annotated[str | None, typer.Option("--ray-address", help="A running Ray cluster.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to take in one pass, e.g. --layers=-1,-2; a cache each.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Compare cached rows with the model.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try failed items again.")] = False,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Stage one: encode a dataset's unique items into the cache."""
+    from pal import pipeline
+    from pal.embed import messages
+
+    settings = settings_of(
+        config, set_, dataset=dataset, encoder=encoder, source_of=source, embed__executor=executor,
+        embed__ray_address=ray_address, embed__layers=None if layers is None else numbers_of("--layers", layers),
+    ).config  # fmt: skip
+    if dry_run:
+        planned = pipeline.forecast(settings)
+        show(planned, as_json, lambda: messages.of_forecast(planned))
+        return
+    if self_test:
+        tested = pipeline.self_test(settings)
+        show(tested, as_json, lambda: messages.of_self_test(tested))
+        return
+    with (
+        progress_bar(None, "items") as progress,
+        redirect_stdout(sys.stderr),
+    ):  # Ray tells of its nodes on standard output
+        result = pipeline.embed(settings, progress, retry_errors)
+    show(result, as_json, lambda: messages.of_embed(result))
+
+
+@cache_app.command("ls")
+def cache_ls(config: File = None, set_: Set = None, as_json: Json = False) -> None:
+    """List the caches with their state."""
+    from pal.cache.inspect import list_caches
+
+    caches = list_caches(settings_of(config, set_).config.paths.cache)
+
+    def text() -> str:
+        return (
+            "\n".join(f"{c['dir']}  {c['state']}  {c['rows']:,} x {c['dim']} {c['dtype']}" for c in caches)
+            or "no caches"
+        )
+
+    show({"caches": caches}, as_json, text)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")], as_json: Json = False
+) -> None:
+    """Hash every shard and check every value; exit code 1 if anything is wrong."""
+    from pal.cache.inspect import verify
+
+    result = verify(folder)
+    show(result, as_json, lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound")

@@ -1,0 +1,137 @@
+"""pal train, sweep, adapt and evaluate: stage two."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pal.cli.app import (
+    Dataset,
+    Encoder,
+    File,
+    Json,
+    Set,
+    app,
+    numbers_of,
+    progress_bar,
+    runs_table,
+    say,
+    settings_of,
+    show,
+)  # fmt: skip
+
+
+@app.command()
+def train(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    head: Annotated[str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Stage two: train a head from cached features and evaluate it."""
+    from pal import pipeline
+
+    settings = settings_of(config, set_, dataset=dataset, encoder=encoder, train__head=head, train__k=k, seed=seed)
+    with progress_bar(settings.config.train.epochs, "epochs") as progress:
+        metrics = pipeline.train(settings.config, run, progress)
+    show(metrics, as_json, lambda: runs_table([metrics]))
+
+
+@app.command()
+def sweep(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep; default: dataset and encoder.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Many heads from one cache in one process; a rerun trains only what is missing."""
+    from pal import pipeline
+
+    settings = settings_of(config, set_, dataset=dataset, encoder=encoder)
+    with progress_bar(None, "heads") as progress:
+        summary = pipeline.sweep(settings.config, name, progress, say)
+
+    def text() -> str:
+        from pal.evaluate.report import as_markdown, table_of_sweep
+
+        folder = settings.config.paths.sweeps / summary["name"]
+        return (
+            f"{as_markdown(table_of_sweep(folder / 'results.parquet'))}\n\n"
+            f"{summary['heads']} heads, {summary['trained']} trained now in {summary['seconds']:.1f} s "
+            f"({summary['mode']}), {summary['failed']} failed; {folder}"
+        )
+
+    show(summary, as_json, text)
+
+
+@app.command()
+def adapt(
+    run: Annotated[str, typer.Option("--run", help="Name of a run.")],
+    shots: Annotated[str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="map or sgd.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="strict, or released: tuned on test.")] = None,
+    active: Annotated[bool | None, typer.Option("--active", help="Ask what tells most, not at random.")] = None,
+    grow: Annotated[
+        int | None, typer.Option("--grow", min=1, help="Add prototypes for users outside the hull.")
+    ] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Few-shot weights for new users, everything else frozen."""
+    from pal import pipeline
+
+    counts = None if shots is None else numbers_of("--shots", shots)
+    settings = settings_of(
+        config, set_, adapt__shots=counts, adapt__method=method, adapt__protocol=protocol, adapt__active=active
+    )
+    result = pipeline.adapt(settings.config, run)
+    if grow is not None:
+        result["grown"] = pipeline.grow(settings.config, run, grow)
+
+    def text() -> str:
+        from pal.evaluate.report import as_markdown, table_of_shots
+
+        far = result["outside_hull"]
+        lines = [as_markdown(table_of_shots(result["test_unseen"])), ""]
+        lines.append(f"{result['n_users']} users, {result['method']}; {len(far)} outside the prototypes' hull")
+        if far:
+            lines.append("  " + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5]))
+        if grow is not None:
+            made = result["grown"]
+            lines.append("nothing to grow for" if made is None else f"run {made['run']} has K = {made['k']}")
+        return "\n".join(lines)
+
+    show(result, as_json, text)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[str] | None, typer.Argument(help="Names of runs; the first is the baseline.")] = None,
+    run: Annotated[list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of trained runs, with error bars, and each run compared with the first."""
+    from pal import pipeline
+    from pal.errors import ConfigError
+
+    names = [*(runs or []), *(run or [])]
+    if not names:
+        raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
+    settings = settings_of(config, set_)
+    result = pipeline.evaluate(settings.config, names)
+
+    from pal.evaluate.report import write_report
+
+    report = write_report(settings.config.paths.runs, result)
+    show(result, as_json, lambda: report)
