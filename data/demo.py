@@ -10,6 +10,7 @@ from pal.config import DemoConfig
 from pal.data.prepare import Chunk
 from pal.data.statements import Statement, ask
 from pal.errors import DataError
+from pal.tables import CONCATENATED
 
 # Interests are things that one likes or leaves; none is a trait of a person or a people.
 INTERESTS: dict[str, tuple[str, ...]] = {
@@ -70,6 +71,7 @@ class Demo:
 
     licence = "Apache-2.0"
     origin = "built in"
+    item_text = CONCATENATED
 
     def __init__(self, config: DemoConfig) -> None:
         if config.groups > len(INTERESTS):

@@ -16,6 +16,7 @@ from pal.data.source import resolve_source
 from pal.data.statements import ANSWERS, Statement, ask
 from pal.errors import DataError
 from pal.files import file_sha256
+from pal.tables import CONCATENATED
 
 HUB = "hf:Anthropic/model-written-evals"
 
@@ -28,6 +29,7 @@ class Persona:
     """
 
     licence = "CC BY 4.0"
+    item_text = CONCATENATED
 
     def __init__(self, config: PersonaConfig) -> None:
         if config.groups > len(config.personas):

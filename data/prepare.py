@@ -20,7 +20,7 @@ from pal.errors import DataError
 from pal.files import atomic_directory
 from pal.tables import ID_BYTES, PreparedDataset, items_schema, pairs_schema, rejects_schema
 
-CARD_VERSION = 2
+CARD_VERSION = 3
 COMPARED = ["user_id", "prompt_id", "first_id", "second_id"]
 
 
@@ -54,6 +54,9 @@ class Adapter(Protocol):
     def chunks(self) -> Iterator[Chunk]:
         """Read the source."""
         ...
+
+    item_text: str
+    """how a prompt and a response make an item's text: ``{response}`` or ``{prompt}{response}``"""
 
     def truth(self) -> dict[str, np.ndarray]:
         """Return what is known of the users beforehand, stored as ``truth.npz``; empty for real data."""
@@ -90,6 +93,8 @@ def prepare(name: str, config: DatasetConfig, folder: Path, build: Callable[[Any
         "licence": adapter.licence,
         "settings": settings,
         "inputs": inputs,
+        "item_text": adapter.item_text,
+        "views": ["response"] + ["prompt+response"] * ("first_with_prompt_id" in pairs.columns),
         "counts": _counts(items, pairs),
         "rejects": dict(rejects.group_by("reason").len().sort("reason").iter_rows()),
         "digests": {

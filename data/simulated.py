@@ -24,6 +24,7 @@ class Simulated:
 
     licence = "generated"
     origin = "generated"
+    item_text = "{response}"
 
     def __init__(self, config: SimulatedConfig) -> None:
         self.config = config

@@ -206,6 +206,9 @@ class TrainConfig(Component):
     """How an item compares with the ideal point; null: the head's own default."""
     learner: Literal["f(Pw)", "f(P)w", "Pw"] | None = None
     """How PAL-A makes an ideal point of prototypes P and weights w; null: f(Pw)."""
+    view: Literal["response", "prompt+response"] | None = None
+    """Which items a head compares, in datasets that have both: responses by themselves, or each behind its prompt;
+    null: by themselves for heads that read the prompt apart, else behind it."""
     weights: Literal["mixture", "partition", "gumbel"] = "mixture"
     """User weights: the softmax; one-hot at its maximum in evaluation; or with Gumbel noise in training."""
     bound: PositiveFloat | None = None

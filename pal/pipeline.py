@@ -59,8 +59,7 @@ def self_test(config: Config) -> dict[str, Any]:
 
 def train(config: Config, run: str | None = None, progress: Progress = silent) -> dict[str, Any]:
     """Stage two: train a head from cached features, then evaluate it; returns its metrics."""
-    dataset = open_dataset(config)
-    store = open_cache(config, dataset)
+    dataset, store = open_data(config)
     from pal.evaluate.run import evaluate as evaluate_head
     from pal.train.run import train as train_head
 
@@ -155,10 +154,6 @@ def sweep(
     from pal.train.checkpoint import TrainedHead
     from pal.train.sweep import Sweep
 
-    def open_data(chosen: Config) -> tuple[PreparedDataset, FeatureStore]:
-        dataset = open_dataset(chosen)
-        return dataset, open_cache(chosen, dataset)
-
     name = name or f"{config.dataset}-{config.encoder}"
     open_data(config)  # what is wrong with the data is said before anything is planned
     made = Sweep(config, name, open_data, judge, report)
@@ -172,11 +167,21 @@ def sweep(
     return summary
 
 
+def open_data(config: Config) -> tuple[PreparedDataset, FeatureStore]:
+    """Open the dataset in the view of the head, and the cache that the settings ask for."""
+    from pal.train.heads.head import resolve
+
+    dataset = open_dataset(config)
+    view = resolve(config.train).view
+    assert view is not None, "resolve fills it in"
+    return dataset.viewed(view), open_cache(config, dataset)
+
+
 def open_data_of(config: Config, facts: dict[str, Any]) -> tuple[PreparedDataset, FeatureStore]:
     """Open the dataset and the very cache that a run was trained on, whatever the settings say now."""
     from pal.cache.reader import FeatureStore
 
-    dataset = PreparedDataset.open(config.paths.data / facts["dataset"])
+    dataset = PreparedDataset.open(config.paths.data / facts["dataset"]).viewed(facts["view"])
     folder = config.paths.cache / facts["dataset"] / f"{facts['encoder']}-{facts['cache_fingerprint'][:12]}"
     return dataset, FeatureStore.open(folder)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,10 @@ SPLITS = ("train", "val", "test")
 POPULATIONS = ("seen", "unseen")
 Split = Literal["train", "val", "test"]
 Population = Literal["seen", "unseen"]
+View = Literal["response", "prompt+response"]
+"""what a head compares: the responses by themselves, or each behind its prompt"""
+CONCATENATED = "{prompt}{response}"
+WITH_PROMPT = {"first_id": "first_with_prompt_id", "second_id": "second_with_prompt_id"}
 
 
 def item_id(kind: str, *parts: str | bytes) -> bytes:
@@ -64,7 +68,11 @@ def items_schema() -> pa.Schema:
 
 
 def pairs_schema() -> pa.Schema:
-    """``label`` is P(first preferred); ``prompt_id`` is null where a dataset has no prompts."""
+    """``label`` is P(first preferred); ``prompt_id`` is null where a dataset has no prompts.
+
+    ``first_id`` and ``second_id`` are the view ``response``; datasets that also have the view ``prompt+response`` name
+    the same two responses with their prompt as context in ``first_with_prompt_id`` and ``second_with_prompt_id``.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -95,10 +103,11 @@ def rejects_schema() -> pa.Schema:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A folder made by ``pal prepare``."""
+    """A folder made by ``pal prepare``, seen in one view."""
 
     folder: Path
     card: dict[str, Any]
+    view: View = "response"
 
     @classmethod
     def open(cls, folder: Path) -> PreparedDataset:
@@ -117,6 +126,15 @@ class PreparedDataset:
     @property
     def name(self) -> str:
         return str(self.card["name"])
+
+    @property
+    def item_text(self) -> str:
+        """How a prompt and a response make an item's text in the view ``response``."""
+        return str(self.card.get("item_text", "{response}"))
+
+    def viewed(self, view: View) -> PreparedDataset:
+        """Return the same dataset with the items of a view, or as it is where it has no such view."""
+        return replace(self, view=view if view in self.card.get("views", ["response"]) else "response")
 
     @property
     def split_digest(self) -> str:
@@ -139,6 +157,7 @@ class PreparedDataset:
         """Read the comparisons of one split and one population (None: of all), in the order of the file.
 
         Rows of other splits never leave the reader: training code cannot see a test label by accident.
+        ``first_id`` and ``second_id`` are those of the dataset's view.
         """
         import polars as pl
         import pyarrow.compute as pc
@@ -148,9 +167,15 @@ class PreparedDataset:
             if value is not None:
                 condition = pc.field(column) == value
                 chosen = condition if chosen is None else chosen & condition
+        if columns is not None and self.view == "prompt+response":
+            columns = columns + [WITH_PROMPT[name] for name in WITH_PROMPT if name in columns]
         frame = pl.from_arrow(self._read("pairs.parquet", columns, chosen))
         assert isinstance(frame, pl.DataFrame)
-        return frame
+        if self.view == "prompt+response":
+            for plain, behind in WITH_PROMPT.items():
+                if behind in frame.columns:
+                    frame = frame.with_columns(pl.col(behind).alias(plain))
+        return frame.drop(WITH_PROMPT.values(), strict=False)
 
     def _read(self, name: str, columns: list[str] | None, chosen: Any = None) -> pa.Table:
         import pyarrow as pa

@@ -94,6 +94,8 @@ class TrainingData:
         facts = {
             "run": run,
             "dataset": self.dataset.name,
+            "view": self.dataset.view,
+            "item_text": self.dataset.item_text,
             "encoder": config.encoder,
             "untrained": bool(self.store.manifest.get("untrained")),
             "seed": config.seed,

@@ -48,7 +48,7 @@ class Candidate:
         """What must be equal for two heads to read the same features and pairs."""
         c = self.config
         layer = c.encoder_config().model_dump(mode="json")
-        return digest([c.dataset, c.encoder, layer, c.train.users, c.train.pairs_per_user], 6)
+        return digest([c.dataset, c.encoder, layer, c.train.users, c.train.pairs_per_user, c.train.view], 6)
 
     @property
     def shape(self) -> str:

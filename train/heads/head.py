@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +105,7 @@ class Head(nn.Module, ABC):
         raise NotImplementedError
 
 
-def heads() -> dict[str, tuple[Callable[..., Head], dict[str, Any]]]:
+def heads() -> dict[str, tuple[type[Head], dict[str, Any]]]:
     """Return each head's class and its own defaults for settings that are null."""
     from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
     from pal.train.heads.networks import BradleyTerryNetwork, UserEmbedding
@@ -141,6 +140,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
             raise ConfigError(
                 f"train.{key} = {getattr(config, key)!r} is not read by head {config.head}; leave it null"
             )
+    own = own | {"view": "response" if table[config.head][0].uses_prompt else "prompt+response"}
     return config.model_copy(update={key: value for key, value in own.items() if getattr(config, key) is None})
 
 
