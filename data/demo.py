@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
+from collections.abc import Sequence
 
 from pal.config import DemoConfig
-from pal.data.prepare import Chunk
+from pal.data.prepare import Adapter, Part
 from pal.data.statements import Statement, ask
 from pal.errors import DataError
 from pal.tables import CONCATENATED
@@ -66,12 +64,13 @@ DISAGREEING = (
 QUESTION = 'Would you say this of yourself?\n"{}"'
 
 
-class Demo:
+class Demo(Adapter):
     """Groups of users with one interest each, who disagree about everything else."""
 
     licence = "Apache-2.0"
     origin = "built in"
     item_text = CONCATENATED
+    keeps_unused_items = True
 
     def __init__(self, config: DemoConfig) -> None:
         if config.groups > len(INTERESTS):
@@ -83,11 +82,8 @@ class Demo:
     def inputs(self) -> dict[str, str]:
         return {}
 
-    def chunks(self) -> Iterator[Chunk]:
-        yield ask(self.statements()[: self.config.limit], self.config)
-
-    def truth(self) -> dict[str, np.ndarray]:
-        return {}
+    def parts(self) -> Sequence[Part]:
+        return [lambda: ask(self.statements()[: self.config.limit], self.config)]
 
     def statements(self) -> list[Statement]:
         """Return every template about every activity of the first K* interests."""

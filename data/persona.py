@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from pal.config import PersonaConfig
-from pal.data.prepare import Chunk
+from pal.data.prepare import Adapter, Part
+from pal.data.record import Chunk
 from pal.data.source import resolve_source
 from pal.data.statements import ANSWERS, Statement, ask
 from pal.errors import DataError
@@ -21,7 +21,7 @@ from pal.tables import CONCATENATED
 HUB = "hf:Anthropic/model-written-evals"
 
 
-class Persona:
+class Persona(Adapter):
     """Reads ``<persona>.jsonl`` from a local folder or from the Hub's ``persona/`` folder.
 
     A source row needs ``question`` and ``answer_matching_behavior`` (`` Yes`` or `` No``); rows without
@@ -30,6 +30,7 @@ class Persona:
 
     licence = "CC BY 4.0"
     item_text = CONCATENATED
+    keeps_unused_items = True
 
     def __init__(self, config: PersonaConfig) -> None:
         if config.groups > len(config.personas):
@@ -53,7 +54,10 @@ class Persona:
     def inputs(self) -> dict[str, str]:
         return {file: file_sha256(self.folder / file) for file in self.files}
 
-    def chunks(self) -> Iterator[Chunk]:
+    def parts(self) -> Sequence[Part]:
+        return [self._read]
+
+    def _read(self) -> Chunk:
         statements: dict[str, Statement] = {}
         rejects: list[dict[str, Any]] = []
         for interest, file in enumerate(self.files):
@@ -67,10 +71,7 @@ class Persona:
                     statements[statement.question] = statement
         chunk = ask(list(statements.values()), self.config)
         chunk.rejects = pl.DataFrame(rejects, schema=chunk.rejects.schema)
-        yield chunk
-
-    def truth(self) -> dict[str, np.ndarray]:
-        return {}
+        return chunk
 
     def _lines(self, file: str) -> Iterator[tuple[str, str]]:
         path: Path = self.folder / file

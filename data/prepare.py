@@ -1,13 +1,17 @@
-"""From a raw source to a prepared dataset: items, pairs, rejects and a card, all or nothing."""
+"""From a raw source to a prepared dataset: items, pairs, rejects and a card, all or nothing.
+
+A source is read in parts. Those of a long source are kept beside the dataset until the whole is done, so that a killed
+run goes on where it was.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,59 +19,61 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pal.config import DatasetConfig
+from pal.data.card import COMPARED, counts_of, digest_of, require_splits
+from pal.data.record import TABLES, Chunk, concatenated, pair_id, rejects_frame
+from pal.data.roles import Arranged
 from pal.data.split import split_digest
-from pal.errors import DataError
-from pal.files import atomic_directory
-from pal.tables import ID_BYTES, PreparedDataset, items_schema, pairs_schema, rejects_schema
+from pal.files import atomic_directory, digest
+from pal.tables import WITH_PROMPT, PreparedDataset, items_schema, pairs_schema, rejects_schema
 
 CARD_VERSION = 3
-COMPARED = ["user_id", "prompt_id", "first_id", "second_id"]
+POINTER = ["image_file", "image_group", "image_row", "image_column"]
+NOT_KEPT = ("source_row", "prompt_key")
+"""columns of a Recorder that depend on how the source is cut into files, or are needed for splitting alone"""
+
+Part = Callable[[], Chunk]
+Progress = Callable[[int], None]
 
 
-def _no_rejects() -> pl.DataFrame:
-    return pl.DataFrame(schema={"source_row": pl.String, "reason": pl.String, "message": pl.String})
-
-
-@dataclass
-class Chunk:
-    """Some rows of a source as rows of the three tables (pal.tables); any order, repeats allowed.
-
-    ``pairs`` has no ``pair_id`` yet; columns beyond the schema are kept behind it.
-    """
-
-    items: pl.DataFrame
-    pairs: pl.DataFrame
-    rejects: pl.DataFrame = field(default_factory=_no_rejects)
-
-
-class Adapter(Protocol):
+class Adapter(ABC):
     """A source in its published form. Write one in its own file and name it in ``adapters.py``."""
 
     licence: str
     origin: str
-    """Where the rows come from, with the revision that was read."""
+    """where the rows come from, with the revision that was read"""
+    item_text: str = "{response}"
+    """how a prompt and a response make an item's text in the view ``response``"""
+    keeps_unused_items = False
+    """whether items that no comparison mentions are still encoded, so that other users need no new cache"""
 
+    @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Return the digest of every input file by name; equal inputs and settings need no new work."""
-        ...
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Read the source."""
-        ...
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """Return what reads the source, part by part; each fits into memory, and each is kept when it is read."""
 
-    item_text: str
-    """how a prompt and a response make an item's text: ``{response}`` or ``{prompt}{response}``"""
+    def arrange(self, pairs: pl.DataFrame) -> Arranged:
+        """Give all comparisons their split and population; these have them already."""
+        return Arranged(pairs, rejects_frame())
 
     def truth(self) -> dict[str, np.ndarray]:
         """Return what is known of the users beforehand, stored as ``truth.npz``; empty for real data."""
-        ...
+        return {}
 
 
-def prepare(name: str, config: DatasetConfig, folder: Path, build: Callable[[Any], Adapter]) -> PreparedDataset:
+def prepare(
+    name: str,
+    config: DatasetConfig,
+    folder: Path,
+    build: Callable[[Any], Adapter],
+    progress: Progress = lambda parts: None,
+) -> PreparedDataset:
     """Prepare a dataset in ``folder`` unless it is there already, made from the same inputs and settings.
 
     ``config.source`` None means the source that ``folder`` was prepared from. Raises DataError; an
-    existing folder is replaced only by a complete new one.
+    existing folder is replaced only by a complete new one. ``progress`` is called after each part of the source.
     """
     settings = config.model_dump(mode="json", exclude={"source"})
     present = _read_card(folder)
@@ -80,11 +86,18 @@ def prepare(name: str, config: DatasetConfig, folder: Path, build: Callable[[Any
     if present is not None and present["settings"] == settings and present["inputs"] == inputs:
         return PreparedDataset(folder, present)
 
-    chunks = list(adapter.chunks())
-    items = pl.concat([chunk.items for chunk in chunks]).unique("item_id").sort("item_id")
-    pairs = _with_pair_ids(pl.concat([chunk.pairs for chunk in chunks]))
-    rejects = pl.concat([chunk.rejects for chunk in chunks]).sort("source_row", "reason")
-    _require_splits(name, pairs, adapter.origin)
+    key = digest([CARD_VERSION, settings, inputs], 8)
+    workshop = folder.parent / f".{name}.unfinished-{key}"
+    read = read_parts(adapter.parts(), workshop, progress)
+    arranged = adapter.arrange(read.pairs)
+    pairs = _with_pair_ids(arranged.pairs.drop(NOT_KEPT, strict=False))
+    pointer = [name for name in POINTER if name in read.items.columns]
+    items = read.items.sort("item_id", *pointer).unique("item_id", keep="first", maintain_order=True)
+    if not adapter.keeps_unused_items:
+        items = items.join(_mentioned(pairs), on="item_id", how="semi", maintain_order="left")
+    rejects = pl.concat([read.rejects, arranged.rejects]).sort("source_row", "reason")
+    reasons = dict(rejects.group_by("reason").len().sort("reason").iter_rows())
+    require_splits(name, pairs, adapter.origin, reasons)
     card = {
         "name": name,
         "card_version": CARD_VERSION,
@@ -94,19 +107,17 @@ def prepare(name: str, config: DatasetConfig, folder: Path, build: Callable[[Any
         "settings": settings,
         "inputs": inputs,
         "item_text": adapter.item_text,
-        "views": ["response"] + ["prompt+response"] * ("first_with_prompt_id" in pairs.columns),
-        "counts": _counts(items, pairs),
-        "rejects": dict(rejects.group_by("reason").len().sort("reason").iter_rows()),
+        "views": ["response"] + ["prompt+response"] * (set(WITH_PROMPT.values()) <= set(pairs.columns)),
+        "counts": counts_of(items, pairs),
+        "facts": arranged.facts,
+        "rejects": reasons,
         "digests": {
-            "items": _digest(items.select("item_id")),
-            "pairs": _digest(pairs.select("pair_id", "label", "split", "population")),
+            "items": digest_of(items.select("item_id")),
+            "pairs": digest_of(pairs.select("pair_id", "label", "split", "population")),
         },
         "split_digest": split_digest(
             {"card_version": CARD_VERSION, "dataset": name, "salt": config.salt},
-            (
-                (pair_id.hex(), *rest)
-                for pair_id, *rest in pairs.select("pair_id", "user_id", "split", "population").iter_rows()
-            ),
+            ((row[0].hex(), *row[1:]) for row in pairs.select("pair_id", "user_id", "split", "population").iter_rows()),
         ),
     }
     with atomic_directory(folder) as temporary:
@@ -119,12 +130,40 @@ def prepare(name: str, config: DatasetConfig, folder: Path, build: Callable[[Any
         if truth := adapter.truth():
             np.savez(temporary / "truth.npz", **truth)  # type: ignore[arg-type]
         (temporary / "dataset.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for unfinished in folder.parent.glob(f".{name}.unfinished-*"):
+        shutil.rmtree(unfinished)
     return PreparedDataset(folder, card)
+
+
+def read_parts(parts: Sequence[Part], workshop: Path | None, progress: Progress = lambda parts: None) -> Chunk:
+    """Read all parts of a source; each is kept in ``workshop`` where there are several, and read from there again."""
+    if len(parts) == 1 or workshop is None:
+        chunks = []
+        for part in parts:
+            chunks.append(part())
+            progress(1)
+        return concatenated(chunks)
+    for number, part in enumerate(parts):
+        place = workshop / f"{number:06d}"
+        if not place.is_dir():
+            chunk = part()
+            with atomic_directory(place) as temporary:
+                for table in TABLES:
+                    getattr(chunk, table).write_parquet(temporary / f"{table}.parquet", compression="lz4")
+        progress(1)
+    places = [workshop / f"{number:06d}" for number in range(len(parts))]
+    return concatenated([Chunk(*(pl.read_parquet(place / f"{table}.parquet") for table in TABLES)) for place in places])
+
+
+def _mentioned(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return the ids of all items that comparisons mention."""
+    columns = [name for name in ("prompt_id", "first_id", "second_id", *WITH_PROMPT.values()) if name in pairs.columns]
+    return pl.concat([pairs.select(item_id=name) for name in columns]).drop_nulls().unique()
 
 
 def _read_card(folder: Path) -> dict[str, Any] | None:
     """Return the card of a prepared dataset, or None where none that this version can use is whole."""
-    if not all((folder / name).is_file() for name in ("items.parquet", "pairs.parquet", "rejects.parquet")):
+    if not all((folder / f"{name}.parquet").is_file() for name in TABLES):
         return None
     try:
         card: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -134,15 +173,10 @@ def _read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_pair_ids(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Name each comparison by its content and sort by name; the n-th repeat of one gets a name of its own."""
+    """Name each comparison by its content and sort by name."""
     pairs = pairs.sort(COMPARED + sorted(set(pairs.columns) - set(COMPARED)))
     repeat = pl.int_range(pl.len()).over(COMPARED).alias("repeat")
-    ids = []
-    for user, prompt, first, second, number in pairs.select(*COMPARED, repeat).iter_rows():
-        state = hashlib.blake2b(digest_size=ID_BYTES, person=b"pair")
-        for part in (user.encode(), prompt or b"", first, second, number.to_bytes(4, "little")):
-            state.update(len(part).to_bytes(8, "little") + part)
-        ids.append(state.digest())
+    ids = [pair_id(*row) for row in pairs.select(*COMPARED, repeat).iter_rows()]
     return pairs.with_columns(pl.Series("pair_id", ids, dtype=pl.Binary)).sort("pair_id")
 
 
@@ -160,39 +194,3 @@ def _table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     further = [name for name in table.column_names if name not in columns]
     columns.update((name, table.column(name)) for name in further)
     return pa.table(columns, schema=pa.schema([*schema, *(table.schema.field(name) for name in further)]))
-
-
-def _digest(rows: pl.DataFrame) -> str:
-    """Return BLAKE2b-256 over the rows in their order, every value length-prefixed."""
-    state = hashlib.blake2b(digest_size=32)
-    for row in rows.iter_rows():
-        for value in row:
-            raw = value if isinstance(value, bytes) else repr(value).encode()
-            state.update(len(raw).to_bytes(4, "little") + raw)
-    return state.hexdigest()
-
-
-def _counts(items: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
-    cells = pairs.group_by("split", "population").len().sort("split", "population")
-    users = dict(pairs.group_by("population").agg(pl.col("user_id").n_unique()).iter_rows())
-    return {
-        "items": len(items),
-        "pairs": len(pairs),
-        "ties": int((pairs["label"] == 0.5).sum()),
-        "item_mentions": 3 * len(pairs) - pairs["prompt_id"].null_count(),
-        "seen_users": users.get("seen", 0),
-        "unseen_users": users.get("unseen", 0),
-        "cells": {f"{split}_{population}": count for split, population, count in cells.iter_rows()},
-    }
-
-
-def _require_splits(name: str, pairs: pl.DataFrame, origin: str) -> None:
-    if pairs.is_empty():
-        raise DataError(f"dataset {name}: no comparison was found in {origin}; check data.{name}.source")
-    present = set(pairs.filter(pl.col("population") == "seen")["split"].unique())
-    for split in ("train", "val", "test"):
-        if split not in present:
-            raise DataError(
-                f"dataset {name}: the {split} split of the seen users is empty; "
-                f"use more source rows or another data.{name}.salt"
-            )

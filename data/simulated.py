@@ -6,25 +6,26 @@ margin* = |M(x_2 - a)|^2 - |M(x_1 - a)|^2,   a = sum_k w_k p_k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
 
 from pal.chance import normals, uniforms
 from pal.config import SimulatedConfig
-from pal.data.prepare import Chunk
+from pal.data.prepare import Adapter, Part
+from pal.data.record import Chunk, concatenated
 from pal.tables import Population, Split, item_id
 
 MLP_WIDTH = 4
 
 
-class Simulated:
+class Simulated(Adapter):
     """Every user compares fresh items of its own; items bring their features, there are no prompts."""
 
     licence = "generated"
     origin = "generated"
-    item_text = "{response}"
+    keeps_unused_items = True
 
     def __init__(self, config: SimulatedConfig) -> None:
         self.config = config
@@ -59,6 +60,9 @@ class Simulated:
 
     def inputs(self) -> dict[str, str]:
         return {}
+
+    def parts(self) -> Sequence[Part]:
+        return [lambda: concatenated(list(self.chunks()))]
 
     def chunks(self) -> Iterator[Chunk]:
         c = self.config

@@ -19,8 +19,8 @@ def split_of(salt: str, group: str) -> Split:
 
 
 def split_digest(rules: dict[str, object], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return BLAKE2b-256 over the rules of a split and its sorted rows (pair, user, split, population)."""
+    """Return BLAKE2b-256 over the rules of a split and its rows (pair, user, split, population), sorted by pair."""
     state = hashlib.blake2b(canonical_json(rules).encode(), digest_size=32)
-    for row in sorted(rows):
+    for row in rows:
         state.update("\x1f".join(row).encode() + b"\n")
     return state.hexdigest()

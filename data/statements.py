@@ -14,7 +14,7 @@ import polars as pl
 
 from pal.chance import draw, uniforms
 from pal.config import GroupedStatementsConfig
-from pal.data.prepare import Chunk
+from pal.data.record import Chunk
 from pal.data.split import split_of
 from pal.errors import DataError
 from pal.tables import SPLITS, Population, Split, item_id

@@ -40,6 +40,22 @@ class DatasetConfig(Component):
     """Changes every random choice of the construction: split, order, sides."""
 
 
+class ComparisonsConfig(DatasetConfig):
+    """Sources of real comparisons, whose users and prompts are dealt to populations and splits (data/roles.py)."""
+
+    views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
+    """Which items to make of a text response: by itself, for heads that read the prompt apart (PAL-B); behind its
+    prompt, for those that do not. Each view costs its own encoding."""
+    validation_user_share: Fraction = 0.1
+    """Share of the users kept apart for tuning few-shot settings."""
+    test_user_share: Fraction = 0.2
+    """Share of the users that no head is trained on, for the few-shot test."""
+    min_pairs: PositiveInt = 10
+    """Pairs that a new user must have to be judged on; those with fewer are left out and counted."""
+    grouping: Literal["prompt", "prompt+items"] = "prompt+items"
+    """What is never divided over two splits: rows of one prompt, or also rows that share an item."""
+
+
 class GroupedStatementsConfig(DatasetConfig):
     """Groups of users who answer statements alike (method.md 3.2)."""
 

@@ -48,7 +48,8 @@ def items_schema() -> pa.Schema:
 
     text: ``text``, and where it answers something ``context``, the turns before it as JSON [{"role", "content"}, ..];
     image: its bytes stay in the source, ``image_file`` being the image itself, or a Parquet file that holds it in
-    column ``image_column`` at row ``image_row`` of row group ``image_group``; feature: a float32 vector in ``feature``.
+    column ``image_column`` at row ``image_row`` of row group ``image_group``; ``image_filter`` is what encoding does to
+    it first; feature: a float32 vector in ``feature``.
     """
     import pyarrow as pa
 
@@ -62,6 +63,7 @@ def items_schema() -> pa.Schema:
             pa.field("image_column", pa.string()),
             pa.field("image_group", pa.int32()),
             pa.field("image_row", pa.int64()),
+            pa.field("image_filter", pa.string()),
             pa.field("feature", pa.large_binary()),
         ]
     )

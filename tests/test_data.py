@@ -14,7 +14,8 @@ import pytest
 from pal.chance import bucket, draw, normals
 from pal.config import Config, DatasetConfig
 from pal.data.adapters import ADAPTERS
-from pal.data.prepare import Chunk, prepare
+from pal.data.prepare import prepare
+from pal.data.record import Chunk
 from pal.data.simulated import Simulated
 from pal.data.split import split_of
 from pal.errors import DataError

@@ -11,15 +11,12 @@ def prepare(
 ) -> None:
     """Turn raw data into items and pairs under data/<dataset>."""
     from pal import pipeline
+    from pal.data.card import card_text
 
     settings = settings_of(config, set_, dataset=dataset, source_of=source)
     prepared = pipeline.prepare(settings.config)
-    counts = prepared.card["counts"]
     show(
         {**prepared.card, "dir": str(prepared.folder)},
         as_json,
-        lambda: (
-            f"{prepared.folder}: {counts['pairs']:,} pairs of {counts['seen_users']} seen and {counts['unseen_users']} "
-            f"unseen users over {counts['items']:,} items, {sum(prepared.card['rejects'].values())} rejects"
-        ),
+        lambda: card_text(prepared.card, str(prepared.folder)),
     )
