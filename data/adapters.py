@@ -7,7 +7,14 @@ from typing import Any
 
 from pal.data.demo import Demo
 from pal.data.persona import Persona
+from pal.data.pickapic import PickAFilter, PickAPic
 from pal.data.prepare import Adapter
 from pal.data.simulated import Simulated
 
-ADAPTERS: dict[str, Callable[[Any], Adapter]] = {"demo": Demo, "persona": Persona, "simulated": Simulated}
+ADAPTERS: dict[str, Callable[[Any], Adapter]] = {
+    "demo": Demo,
+    "persona": Persona,
+    "pickafilter": PickAFilter,
+    "pickapic": PickAPic,
+    "simulated": Simulated,
+}

@@ -122,7 +122,7 @@ def _json_lines(file: Path) -> Iterator[Row | str]:
                 yield row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _opened(file: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")
 
 
@@ -142,7 +142,7 @@ def _csv(file: Path) -> Iterator[Row | str]:
     with open(file, newline="", encoding="utf-8-sig", errors="replace") as stream:
         for row in csv.DictReader(stream):
             if None in row:
-                yield f"{len(row[None])} fields more than the header has"  # type: ignore[index]
+                yield f"{len(row[None])} fields more than the header has"
             else:
                 yield {name: value if value != "" else None for name, value in row.items()}
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pal.data.filters import render
+
 LARGEST_PIXELS = 100_000_000
 GROUPS_KEPT = 4
-COLUMNS = ("image_file", "image_column", "image_group", "image_row")
+COLUMNS = ("image_file", "image_column", "image_group", "image_row", "image_filter")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Pointer:
     column: str | None = None
     group: int | None = None
     row: int | None = None
+    filter: str | None = None
+    """what is done to the decoded image before the model's own preprocessing"""
 
     @classmethod
     def of(cls, items: Any) -> list[Pointer | None]:
         """Return the pointer of each row of a pyarrow Table; None where the item is no image."""
         rows = zip(*(items.column(name).to_pylist() for name in COLUMNS), strict=True)
-        return [None if file is None else cls(file, column, group, row) for file, column, group, row in rows]
+        return [None if place[0] is None else cls(*place) for place in rows]
 
 
 class ImageReader:
@@ -66,6 +70,12 @@ def read_group(file: str, column: str, group: int) -> Any:
 
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=[column]).column(0)
+
+
+def decode_filtered(raw: bytes, pointer: Pointer) -> Any:
+    """Return the decoded image as its pointer wants it."""
+    image = decode(raw)
+    return image if pointer.filter is None else render(image, pointer.filter)
 
 
 def decode(raw: bytes) -> Any:

@@ -26,7 +26,8 @@ from pal.tables import PreparedDataset
 
 Progress = Callable[[int], None]
 ITEM_COLUMNS = (
-    "item_id", "modality", "text", "context", "image_file", "image_column", "image_group", "image_row", "feature",
+    "item_id", "modality", "text", "context", "image_file", "image_column", "image_group", "image_row",
+    "image_filter", "feature",
 )  # fmt: skip
 
 

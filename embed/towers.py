@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
-from pal.embed.images import ImageReader, Pointer, decode
+from pal.embed.images import ImageReader, Pointer, decode_filtered
 from pal.embed.text import texts_of, to_device
 
 READABLE = ["image", "text"]
@@ -91,7 +91,7 @@ class TowersEncoder:
             try:
                 raw = self.reader.bytes_of(pointer)
                 stage = "decode"
-                pixels.append(self.towers.transform(decode(raw)))
+                pixels.append(self.towers.transform(decode_filtered(raw, pointer)))
                 kept.append(row)
             except Exception as error:  # whatever a damaged file makes a decoder say is that item's error
                 failures[row] = (stage, type(error).__name__, f"{pointer.file}: {error}"[:500])

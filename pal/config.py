@@ -56,6 +56,47 @@ class ComparisonsConfig(DatasetConfig):
     """What is never divided over two splits: rows of one prompt, or also rows that share an item."""
 
 
+class ImageSourceConfig(ComparisonsConfig):
+    """Sources with images, whose bytes stay where they are."""
+
+    views: tuple[Literal["response", "prompt+response"], ...] = ("response",)
+    """As for text responses; an image is the same item in both."""
+    fetch_images: bool = False
+    """Whether images that the source names by URL alone are downloaded, from public addresses over http(s)."""
+    image_folder: Path = Path("data/images")
+    """Where downloaded images are kept, named by the hash of their URL."""
+    largest_image: PositiveInt = 20_000_000
+    """Bytes of an image above which a download is broken off."""
+    fetch_seconds: PositiveFloat = 30.0
+    """Time after which a download is given up."""
+
+
+class PickapicConfig(ImageSourceConfig):
+    """Pick-a-Pic v1 and v2 (method.md 3.4), whose own splits are kept."""
+
+    validation_user_share: Fraction = 0.0
+    """Share of the users kept apart for tuning few-shot settings; none in the published protocol."""
+    test_user_share: Fraction = 0.0
+    """Share of the users that no head is trained on; none in the published protocol."""
+    ties: Literal["keep", "drop", "half", "soft"] = "keep"
+    """Pairs labelled 0.5: keep them everywhere; drop them; half: judge by them (one half is earned) but do not train on
+    them; soft: train on them (as a target of one half) but do not judge by them."""
+    judged_on: Literal["full", "unique"] = "full"
+    """The source's validation and test splits, or its validation_unique and test_unique, which repeat rows of those."""
+    leaking_rankings: Path | None = None
+    """File of the ranking ids to leave out of the test split (.pt, .json, .txt or .csv), for the part of the v2 test
+    that PickScore's training did not see; null: leave out none."""
+
+
+class PickafilterConfig(PickapicConfig):
+    """Pick-a-Filter: Pick-a-Pic with a colour filter that one half of the users likes (method.md 3.5)."""
+
+    beta: Fraction = 1.0
+    """Share of the pairs in which one image is filtered."""
+    strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Gain of the favoured colour channel, loss of the opposite one; the published strength is not known to us."""
+
+
 class GroupedStatementsConfig(DatasetConfig):
     """Groups of users who answer statements alike (method.md 3.2)."""
 
@@ -129,6 +170,8 @@ class DataConfig(Component):
     persona: PersonaConfig = PersonaConfig()
     demo: DemoConfig = DemoConfig()
     simulated: SimulatedConfig = SimulatedConfig()
+    pickapic: PickapicConfig = PickapicConfig()
+    pickafilter: PickafilterConfig = PickafilterConfig()
 
 
 class EncoderConfig(Component):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from PIL import Image
 
 from pal.cache.reader import FeatureStore
 from pal.config import Config, DatasetConfig
-from pal.data.prepare import Chunk, prepare
+from pal.data.prepare import Adapter, Part, prepare
+from pal.data.record import Chunk
 from pal.embed import hfclip, openclip
 from pal.embed.encoder import locate
 from pal.embed.run import embed
@@ -53,7 +54,7 @@ def picture(number: int) -> bytes:
     return out.getvalue()
 
 
-class Pictures:
+class Pictures(Adapter):
     """A source of images in a Parquet file and in single files, under prompts, as Pick-a-Pic has them."""
 
     licence, origin = "none", "made here"
@@ -78,10 +79,10 @@ class Pictures:
     def inputs(self) -> dict[str, str]:
         return {}
 
-    def truth(self) -> dict[str, np.ndarray]:
-        return {}
+    def parts(self) -> list[Part]:
+        return [self.read]
 
-    def chunks(self) -> Iterator[Chunk]:
+    def read(self) -> Chunk:
         names = list(self.items)
         rows = [{"item_id": name, **self.items[name]} for name in names]
         prompts = [item_id("text", text) for text in PROMPTS]
@@ -96,7 +97,7 @@ class Pictures:
              "split": ("train", "val", "test")[n % 3], "population": "seen"} for n in range(len(names) - 1)
         ]  # fmt: skip
         ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
-        yield Chunk(pl.DataFrame(rows, schema_overrides=binary), pl.DataFrame(pairs, schema_overrides=ids))
+        return Chunk(pl.DataFrame(rows, schema_overrides=binary), pl.DataFrame(pairs, schema_overrides=ids))
 
 
 def dataset_of(images: list[bytes]) -> tuple[PreparedDataset, Pictures]:
