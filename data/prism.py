@@ -16,6 +16,7 @@ from pal.config import PrismConfig
 from pal.data.prepare import Part
 from pal.data.record import Chunk, Comparison, Recorder, Reject, Text, Turn, preferred
 from pal.data.rows import Row, RowAdapter
+from pal.errors import DataError
 
 Answer = dict[str, Any]
 
@@ -33,7 +34,9 @@ class Prism(RowAdapter):
         super().__init__(config)
         conversations = [file for file in self.files if "conversations" in self.name_of(file)]
         self.by_utterance = not conversations
-        self.files = conversations or self.files
+        self.files = conversations or [file for file in self.files if "utterances" in self.name_of(file)]
+        if not self.files:
+            raise DataError(f"{config.source} is neither conversations nor utterances; keep the published file names")
 
     def parts(self) -> Sequence[Part]:
         """Return a part per file; utterances of one conversation may lie in several files, so they are one part."""
@@ -44,7 +47,7 @@ class Prism(RowAdapter):
         if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
             yield Reject(place, "malformed", "conversation_history is not a list of objects")
             return
-        yield from self._conversation(row.get("user_id"), _turns(history), place)
+        yield from self._conversation(str(row.get("user_id") or ""), _turns(history), place)
 
     def _read_utterances(self) -> Chunk:
         recorder = Recorder(self.config.views)

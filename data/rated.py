@@ -62,7 +62,6 @@ class RatedAdapter(RowAdapter):
         for one in self.drawn(rows):
             recorder.add(one)
             served.add(one.source_row)
-        for row in rows:
-            if row.place not in served:
-                recorder.add(Reject(row.place, "not-drawn", "no user drew a pair of this row"))
+        for place in (one.place for one in rows if one.place not in served):
+            recorder.add(Reject(place, "not-drawn", "no user drew a pair of this row"))
         return recorder.chunk()

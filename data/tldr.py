@@ -22,7 +22,7 @@ import polars as pl
 from pal.chance import bucket
 from pal.config import TldrConfig
 from pal.data.prepare import Part
-from pal.data.record import REJECT_COLUMNS, Comparison, Reject, Text, preferred, prompt_key, question
+from pal.data.record import REJECT_COLUMNS, Chunk, Comparison, Reject, Text, is_unicode, preferred, prompt_key, question
 from pal.data.roles import Arranged, prompt_groups
 from pal.data.rows import Row, RowAdapter
 from pal.errors import DataError
@@ -30,12 +30,12 @@ from pal.errors import DataError
 MINORITY_RANKS = (3, 4, 5)
 """of the seen workers by training rows, the first being 0: they prefer the shorter summary"""
 VALIDATION_SHARE = 0.1
-UNSEEN_MINORITY = frozenset(
+MINORITY_IDS = (
     "7FbjqRA85D0kaKh9cHs5BlfTGRQ3gM ISkqTUKflxjg9CBXeghrNug5YTZ3zS r3rJgaEN7p04d65VAVAejoMN02DsM9 "
     "7rETShtxBTLBtbJKVyfpUYUNJjQAOC 9HS4pwiJ58yNGPK9vPujWyDapy5e0k JwYQFRg76uas70g5HPUxA0jq6sEIo1 "
-    "44Z8ttpKcY6Kr1sNymNnBA0nL0h4dZ aCMzb5a4UFnlycf71vTCuPTLxeDhTB sC4a4UNRMSYCGopXr3K8znnyna6TVh".split()
+    "44Z8ttpKcY6Kr1sNymNnBA0nL0h4dZ aCMzb5a4UFnlycf71vTCuPTLxeDhTB sC4a4UNRMSYCGopXr3K8znnyna6TVh"
 )
-UNSEEN_MAJORITY = frozenset(
+MAJORITY_IDS = (
     "RMwrIV50cNusBthNvLs1wSNdqFpQAg M4bdOszgybjO2qg2Dth5I1GOYAvE7V gMlGeJl1vsMERrbmC7W717zpVevUh8 "
     "OKFDIsAZl6Qa0m9x26f5Ao4S0uc7Ca uvzut5OK2bvei9zoCDdktcfLENYioY iL7GfrbN2PeB3KInidqSxUdxYcTZmG "
     "BYcMzzjuFgaA59QDKoAgY07PyyG0qC p7cM83bE3XsWlS9lTIvYCNfCVgOeTK rmgbTjW1stlproQnuHE2bUpK78Jxle "
@@ -43,8 +43,9 @@ UNSEEN_MAJORITY = frozenset(
     "thott7XepukYSbOL2QgSlyXd0rgHvr 3AFaFd3w9NjDGnO51kupLyK1N44DQ2 I2enBRrckFHw3KjJRSfKgsBwg4tmZy "
     "D8z53gLFLFqhZowaegbtxmSGa0jqv0 a0nhcJKlk2aO06xuBTMkeHdx8MDY5w EeOYhWlpz7e45kXvg0RrfkjalZgkiz "
     "a7zXgbkuY6lk3vdt0q2Qf7SrZQgZ86 9UQLCFxeYndGNfHEUP3yRt8XZhrrPr 9YhRKOwkljIQ3NKf5CCV7BGjOcdPHu "
-    "mjwVX7RHTcfOfLTYGdBvms3vy8LTtP".split()
+    "mjwVX7RHTcfOfLTYGdBvms3vy8LTtP"
 )
+UNSEEN_MINORITY, UNSEEN_MAJORITY = frozenset(MINORITY_IDS.split()), frozenset(MAJORITY_IDS.split())
 MINORITY_SHARE = 9 / 31
 """of the published unseen workers; for those that no list names"""
 
@@ -86,18 +87,25 @@ class Tally:
 
 class Tldr(RowAdapter):
     hub = "openai/summarize_from_feedback"
-    patterns = ("comparisons/*.parquet", "comparisons*.parquet", "train*.parquet", "validation*.parquet", "*.json",
-                "*.jsonl")  # fmt: skip
+    patterns = ("comparisons*.parquet", "train*.parquet", "validation*.parquet", "batch*.json", "cnndm*.json",
+                "edit_b2_eval_test.json")  # fmt: skip
     licence = "modified MIT (labels); the posts are Reddit's, from TL;DR (CC BY 4.0)"
     published = Published()
     config: TldrConfig
     by_length: ClassVar[bool]
 
+    def __init__(self, config: TldrConfig) -> None:
+        super().__init__(config)
+        compared = [file for file in self.files if "axis" not in self.name_of(file)]
+        self.files = [file for file in compared if file.suffix == ".parquet"] or compared
+        if not self.files:
+            raise DataError(f"{config.source} holds ratings along axes only; give --source PATH of the comparisons")
+
     def parts(self) -> Sequence[Part]:
         """Return one part: who is seen depends on counts over all rows, and the source is small."""
         return [self._read_all]
 
-    def _read_all(self) -> Any:
+    def _read_all(self) -> Chunk:
         self.tally = Tally()
         return self.read(self.files, self.config.limit)
 
@@ -115,9 +123,9 @@ class Tldr(RowAdapter):
             return Reject(place, "malformed", "summaries are not two objects")
         policies = [str(summary.get("policy")) for summary in summaries]
         if not all("sup" in policy and "ppo" not in policy for policy in policies):
-            return Reject(place, "other-policy", f"policies {policies[0]} and {policies[1]}: not both supervised")
+            return Reject(place, "other-policy", f"policies {policies[0]!r} and {policies[1]!r}: not both supervised")
         worker = row.get("worker")
-        if not isinstance(worker, str) or not worker.strip():
+        if not isinstance(worker, str) or not worker.strip() or not is_unicode(worker):
             return Reject(place, "no-user", "the row names no worker")
         self.tally.ranked[split, worker] += 1
         info = row.get("info")
@@ -183,9 +191,6 @@ class Tldr(RowAdapter):
         for worker, count in most("validation"):
             if worker not in roles and count >= self.config.validation_worker_rows:
                 roles[worker] = "test" if count >= self.config.test_worker_rows else "val"
-        for worker, count in most("validation"):
-            if roles.get(worker) == "val" and count >= self.config.test_worker_rows:
-                roles[worker] = "test"
         return roles
 
     def _group(self, worker: str, rank: int) -> str:
@@ -201,7 +206,7 @@ class Tldr(RowAdapter):
         seen = [worker for worker, role in roles.items() if role == "seen"]
         training = sum(self.tally.usable["train", worker] for worker in seen)
         unseen = [worker for worker, role in roles.items() if role == "test"]
-        validation = math.ceil(training / 10)
+        validation = -(-training // 10)
         sizes = {
             "train": training - validation,
             "val": validation,
@@ -235,7 +240,11 @@ class Tldr(RowAdapter):
         trainable = pairs.filter(seen & (own == "train") & ~pl.col("judged"))
         validation = self._validation_groups(trainable, seen_workers)
         split = (
-            pl.when(seen & (own == "train") & pl.col("prompt_group").is_in(list(validation)))
+            pl.when(
+                seen
+                & (own == "train")
+                & pl.col("prompt_group").is_in(pl.Series(sorted(validation), dtype=pl.Binary).implode())
+            )
             .then(pl.lit("val"))
             .when(seen)
             .then(own)
