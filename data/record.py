@@ -222,14 +222,15 @@ def _problem(row: Comparison) -> Reject | None:
             if not item.text.strip():
                 return Reject(row.source_row, "empty-text", "one of the two texts is empty")
             texts.append(item.text)
-    if any(not _is_unicode(text) for text in [*texts, row.user_id]):
+    if any(not is_unicode(text) for text in [*texts, row.user_id]):
         return Reject(row.source_row, "invalid-unicode", "a text holds half of a surrogate pair")
     if row.first.id == row.second.id:
         return Reject(row.source_row, "identical-items", "the two items are the same")
     return None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Say whether a text can be stored: JSON may escape half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -142,7 +142,7 @@ def prompt_groups(pairs: pl.DataFrame, grouping: str) -> list[bytes]:
     """
     first, second = (np.array(pairs[name].to_list(), dtype="S16") for name in ("first_id", "second_id"))
     keys = np.array([value or b"" for value in pairs["prompt_key"].to_list()], dtype="S16")
-    keys = np.where(keys == b"", np.minimum(first, second), keys)
+    keys = np.where(keys == b"", np.where(first < second, first, second), keys)
     names, own = np.unique(keys, return_inverse=True)
     by_items = np.full(len(pairs), True) if grouping == "prompt+items" else pairs["prompt_key"].is_null().to_numpy()
     items = np.unique(np.concatenate([first[by_items], second[by_items]]), return_inverse=True)[1]

@@ -9,7 +9,9 @@ import numpy as np
 
 def bucket(kind: str, salt: str, key: str) -> float:
     """Place a key uniformly in [0, 1) (evaluation.md 1.2); ``kind`` and ``salt`` have at most 16 bytes."""
-    state = hashlib.blake2b(key.encode("utf-8"), digest_size=8, salt=salt.encode(), person=kind.encode())
+    state = hashlib.blake2b(
+        key.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt.encode(), person=kind.encode()
+    )
     return float(int.from_bytes(state.digest(), "big") >> 11) / 2.0**53
 
 

@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Component(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
 
 
 class DatasetConfig(Component):
@@ -166,12 +166,84 @@ class SimulatedConfig(DatasetConfig):
     """Temperature of the answers: P(first) = sigmoid(margin / noise); 0 answers by the sign."""
 
 
+class TldrConfig(ComparisonsConfig):
+    """Reddit TL;DR comparisons with their workers, dealt as in method.md 3.3."""
+
+    seen_workers: PositiveInt = 10
+    """Workers with most training rows, on whom heads are trained."""
+    test_worker_rows: PositiveInt = 100
+    """Other workers with so many validation rows are the unseen test users."""
+    validation_worker_rows: PositiveInt = 50
+    """Those with fewer than that, but at least so many, are the unseen validation users."""
+    published_sizes: bool = True
+    """Whether the full source must give the published split sizes; false goes on whatever they are."""
+
+
+class PrismConfig(ComparisonsConfig):
+    """PRISM: conversations in which people score the answers of several models."""
+
+    rule: Literal["chosen", "scores"] = "chosen"
+    """chosen: at each turn the chosen answer against each other one; scores: all pairs of answers of a turn by their
+    scores, equal scores being a tie."""
+
+
+class PersonalLlmConfig(ComparisonsConfig):
+    """PersonalLLM: simulated users who mix the rewards of ten reward models."""
+
+    users: PositiveInt = 100
+    """Simulated users of all populations together."""
+    alpha: PositiveFloat = 0.1
+    """Concentration of the Dirichlet weights: small is one reward model per user, large is everybody alike."""
+    pairs_per_user: PositiveInt = 200
+    """Prompts drawn per user from the training rows, one pair of responses each."""
+    test_pairs_per_user: PositiveInt = 50
+    """The same from the test rows."""
+
+
+class UltraFeedbackPConfig(ComparisonsConfig):
+    """UltraFeedback's ratings, answered by users who look at one attribute each."""
+
+    users: PositiveInt = 40
+    """Simulated users of all populations together, dealt to the attributes in turn."""
+    attributes: Annotated[
+        tuple[Literal["helpfulness", "honesty", "instruction_following", "truthfulness"], ...], Field(min_length=1)
+    ] = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+    """What the users look at."""
+    pairs_per_user: PositiveInt = 200
+    """Pairs drawn per user; fewer where the source has fewer."""
+    controversial: bool = True
+    """Whether to keep only pairs of which two attributes prefer different responses."""
+
+
+class HhConfig(ComparisonsConfig):
+    """Anthropic's helpful and harmless comparisons, which name no people."""
+
+    users_per_subset: PositiveInt = 20
+    """Names that the prompts of each subset are dealt to."""
+
+
 class DataConfig(Component):
+    """A field per dataset; in keys, ``--dataset`` and saved files its name has hyphens for underscores."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
     persona: PersonaConfig = PersonaConfig()
     demo: DemoConfig = DemoConfig()
     simulated: SimulatedConfig = SimulatedConfig()
     pickapic: PickapicConfig = PickapicConfig()
     pickafilter: PickafilterConfig = PickafilterConfig()
+    tldr_length: TldrConfig = TldrConfig()
+    tldr_real: TldrConfig = TldrConfig()
+    prism: PrismConfig = PrismConfig()
+    personalllm: PersonalLlmConfig = PersonalLlmConfig()
+    ultrafeedback_p: UltraFeedbackPConfig = UltraFeedbackPConfig()
+    hh: HhConfig = HhConfig()
 
 
 class EncoderConfig(Component):
@@ -220,7 +292,7 @@ class EncoderConfig(Component):
 class EmbedConfig(Component):
     """Stage one. Every other key names an encoder."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
     __pydantic_extra__: dict[str, EncoderConfig]
 
     token_budget: PositiveInt | Literal["auto"] = "auto"
@@ -302,7 +374,7 @@ class SweepConfig(Component):
     """Many heads at once. Every other key is an axis with a list of values: a setting of ``train``, seed,
     encoder or layer."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
     __pydantic_extra__: dict[str, tuple[Any, ...]]
 
     sampler: Literal["grid", "random", "optuna"] = "grid"
@@ -381,10 +453,10 @@ class Config(Component):
 
     def dataset_config(self) -> DatasetConfig:
         """Return the settings of the chosen dataset."""
-        known = sorted(type(self.data).model_fields)
+        known = _keys(DataConfig)
         if self.dataset not in known:
-            raise ConfigError(_unknown("dataset", self.dataset, known))
-        config: DatasetConfig = getattr(self.data, self.dataset)
+            raise ConfigError(_unknown("dataset", self.dataset, sorted(known)))
+        config: DatasetConfig = getattr(self.data, known[self.dataset])
         return config
 
     def encoder_config(self) -> EncoderConfig:
@@ -499,16 +571,21 @@ def _merge(tree: dict[str, Any], layer: dict[str, Any], origin: str, origins: di
             origins[key] = origin
 
 
+def _keys(component: type[BaseModel]) -> dict[str, str]:
+    """Return the fields of a component by the key that a user types."""
+    return {field.alias or name: name for name, field in component.model_fields.items()}
+
+
 def _component_at(path: Iterable[Any]) -> type[BaseModel] | None:
     """Return the model class that the keys of ``path`` lead to."""
     component: Any = Config
     for part in path:
         if not (isinstance(component, type) and issubclass(component, BaseModel)):
             return None
-        field = component.model_fields.get(str(part))
-        if field is None:
+        name = _keys(component).get(str(part))
+        if name is None:
             return EncoderConfig if component is EmbedConfig else None
-        component = field.annotation
+        component = component.model_fields[name].annotation
     return component if isinstance(component, type) and issubclass(component, BaseModel) else None
 
 
@@ -522,7 +599,7 @@ def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
     source = f" (from {origins[key]})" if key in origins else ""
     if problem["type"] == "extra_forbidden":
         component = _component_at(location[:-1])
-        valid = sorted(component.model_fields) if component else []
+        valid = sorted(_keys(component)) if component else []
         return _unknown(f"key of {'.'.join(location[:-1]) or 'pipeline.yaml'}", location[-1], valid) + source
     if location[:1] == ["embed"] and len(location) == 2 and problem["type"] == "model_type":
         settings = sorted(EmbedConfig.model_fields)
@@ -535,8 +612,9 @@ def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
 
 
 def _unknown(what: str, name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    variants = [other for other in valid if other.startswith(f"{name}-")]
+    close = variants or difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
     return f"unknown {what} {name!r}{hint} valid: {', '.join(valid)}"
 
 
