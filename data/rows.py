@@ -11,7 +11,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import polars as pl
 
@@ -123,7 +123,9 @@ def _json_lines(file: Path) -> Iterator[Row | str]:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")
+    if file.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(file, "rb"))
+    return open(file, "rb")
 
 
 def _json(file: Path) -> Iterator[Row | str]:
@@ -142,7 +144,7 @@ def _csv(file: Path) -> Iterator[Row | str]:
     with open(file, newline="", encoding="utf-8-sig", errors="replace") as stream:
         for row in csv.DictReader(stream):
             if None in row:
-                yield f"{len(row[None])} fields more than the header has"  # type: ignore[index]
+                yield f"{len(row[None])} fields more than the header has"
             else:
                 yield {name: value if value != "" else None for name, value in row.items()}
 
