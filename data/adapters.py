@@ -7,6 +7,7 @@ from typing import Any
 
 from pal.data.demo import Demo
 from pal.data.hh import Hh
+from pal.data.pairs import OwnPairs
 from pal.data.persona import Persona
 from pal.data.personalllm import PersonalLlm
 from pal.data.pickapic import PickAFilter, PickAPic
@@ -19,6 +20,7 @@ from pal.data.ultrafeedback import UltraFeedbackP
 ADAPTERS: dict[str, Callable[[Any], Adapter]] = {
     "demo": Demo,
     "hh": Hh,
+    "pairs": OwnPairs,
     "persona": Persona,
     "personalllm": PersonalLlm,
     "pickafilter": PickAFilter,

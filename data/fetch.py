@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pal.config import ImageSourceConfig
+from pal.data.record import Image, image_content_id
 from pal.files import atomic_file
 
 BLOCK = 1 << 16
@@ -52,6 +54,17 @@ def fetch(
             raise error.reason from error
         raise
     return target
+
+
+def fetched_image(url: str, config: ImageSourceConfig) -> Image | str:
+    """Return a downloaded image, or why there is none."""
+    if not config.fetch_images:
+        return f"{url[:200]} is a URL; download it with --fetch-images, or use a source that has the images"
+    try:
+        path = fetch(url, config.image_folder, config.largest_image, config.fetch_seconds).resolve()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{url[:200]}: {type(error).__name__}: {error}"[:400]
+    return Image(image_content_id(path.read_bytes()), str(path))
 
 
 def _require_web(url: str) -> None:

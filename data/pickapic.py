@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pal.chance import bucket
 from pal.config import PickafilterConfig, PickapicConfig
-from pal.data.fetch import fetch
+from pal.data.fetch import fetched_image
 from pal.data.filters import filter_name
 from pal.data.prepare import Adapter, Part
 from pal.data.record import Chunk, Comparison, Image, Recorder, Reject, image_content_id, question
@@ -170,16 +170,8 @@ class PickAPic(Adapter):
         raw = row.get(f"jpg_{side}")
         if raw:
             return Image(image_content_id(raw), str(file), f"jpg_{side}", *place)
-        url, config = row.get(f"image_{side}_url"), self.config
-        if not url:
-            return "neither bytes nor URL"
-        if not config.fetch_images:
-            return "the source has its URL alone; use the variant with images, or --fetch-images"
-        try:
-            path = fetch(url, config.image_folder, config.largest_image, config.fetch_seconds).resolve()
-        except (OSError, ValueError) as error:
-            return f"{url}: {type(error).__name__}: {error}"[:300]
-        return Image(image_content_id(path.read_bytes()), str(path))
+        url = row.get(f"image_{side}_url")
+        return fetched_image(url, self.config) if url else "neither bytes nor URL"
 
     def arrange(self, pairs: pl.DataFrame) -> Arranged:
         """Keep the source's splits and the users that train has; then leave out ties where they do not belong."""

