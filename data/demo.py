@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pal.config import DemoConfig
 from pal.data.prepare import Adapter, Part
-from pal.data.statements import Statement, ask
+from pal.data.statements import Statement, ask, planted
 from pal.errors import DataError
 from pal.tables import CONCATENATED
 
@@ -81,6 +83,9 @@ class Demo(Adapter):
 
     def inputs(self) -> dict[str, str]:
         return {}
+
+    def truth(self) -> dict[str, np.ndarray]:
+        return planted(self.config)
 
     def parts(self) -> Sequence[Part]:
         return [lambda: ask(self.statements()[: self.config.limit], self.config)]

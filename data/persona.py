@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pal.config import PersonaConfig
 from pal.data.prepare import Adapter, Part
 from pal.data.record import Chunk
 from pal.data.source import resolve_source
-from pal.data.statements import ANSWERS, Statement, ask
+from pal.data.statements import ANSWERS, Statement, ask, planted
 from pal.errors import DataError
 from pal.files import file_sha256
 from pal.tables import CONCATENATED
@@ -53,6 +54,9 @@ class Persona(Adapter):
 
     def inputs(self) -> dict[str, str]:
         return {file: file_sha256(self.folder / file) for file in self.files}
+
+    def truth(self) -> dict[str, np.ndarray]:
+        return planted(self.config)
 
     def parts(self) -> Sequence[Part]:
         return [self._read]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from pal.chance import normals, uniforms
+from pal.chance import dirichlet, normals, uniforms
 from pal.config import SimulatedConfig
 from pal.data.prepare import Adapter, Part
 from pal.data.record import Chunk, concatenated
@@ -44,9 +44,7 @@ class Simulated(Adapter):
     def _weights(self, user: str, number: int) -> np.ndarray:
         if self.config.regime == "partition":
             return np.eye(self.config.groups)[number % self.config.groups]
-        exponential = -np.log1p(-uniforms("weights", self.config.salt, user, self.config.groups))
-        weights: np.ndarray = exponential / exponential.sum()  # normalised exponentials are Dirichlet(1, .., 1)
-        return weights
+        return dirichlet("weights", self.config.salt, user, self.config.groups)
 
     def to_preference_space(self, x: np.ndarray) -> np.ndarray:
         """Apply the true map to rows of features."""

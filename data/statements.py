@@ -1,18 +1,19 @@
 """Groups of users who answer yes-or-no statements: the construction of method.md 3.2.
 
 Group k owns the k-th interest. A user is asked statements of every interest, answers those of the own
-interest as a person with that interest would, and all others the opposite way.
+interest as a person with that interest would, and all others the opposite way. Users may have several interests, or
+shares of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from pal.chance import draw, uniforms
+from pal.chance import dirichlet, draw, uniforms
 from pal.config import GroupedStatementsConfig
 from pal.data.record import Chunk
 from pal.data.split import split_of
@@ -46,7 +47,8 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
     }
     pools = [np.flatnonzero(split == number) for number in range(len(SPLITS))]
 
-    def answers(user: str, group: int, population: Population, name: Split, size: int) -> pl.DataFrame:
+    def answers(user: str, number: int, population: Population, name: Split, size: int) -> pl.DataFrame:
+        group, share = number % config.groups, shares_of(user, number, config)
         pool = pools[SPLITS.index(name)]
         if size > len(pool):
             raise DataError(
@@ -56,7 +58,8 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
         asked = pool[draw(f"ask-{name}", config.salt, user, len(pool), size)]
         chance = uniforms(f"answer-{name}", config.salt, user, 2 * size)
         yes_first = chance[:size] < 0.5
-        says_yes = matches_yes[asked] == (owner[asked] == group)
+        agrees = uniforms(f"agree-{name}", config.salt, user, size) < share[owner[asked]]
+        says_yes = matches_yes[asked] == agrees
         says_yes ^= chance[size:] < config.noise
         return pl.DataFrame(
             {
@@ -73,15 +76,13 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
         )
 
     frames = []
-    for role, count in (("seen", config.users), ("val", config.validation_users), ("test", config.unseen_users)):
+    for user, role, number in users_of(config):
         population: Population = "seen" if role == "seen" else "unseen"
-        for number in range(count):
-            user, group = f"{'seen' if role == 'seen' else f'unseen-{role}'}-{number:05d}", number % config.groups
-            frames.append(answers(user, group, population, "train", config.pairs_per_user))
-            if role != "test":
-                frames.append(answers(user, group, population, "val", config.validation_pairs_per_user))
-            if role != "val":
-                frames.append(answers(user, group, population, "test", config.test_pairs_per_user))
+        frames.append(answers(user, number, population, "train", config.pairs_per_user))
+        if role != "test":
+            frames.append(answers(user, number, population, "val", config.validation_pairs_per_user))
+        if role != "val":
+            frames.append(answers(user, number, population, "test", config.test_pairs_per_user))
     texts = [text for s in rows for text in (s.question, s.question + " Yes", s.question + " No")]
     items = pl.DataFrame(
         {
@@ -92,3 +93,28 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
         schema={"item_id": pl.Binary, "modality": pl.String, "text": pl.String},
     )
     return Chunk(items, pl.concat(frames))
+
+
+def users_of(config: GroupedStatementsConfig) -> Iterator[tuple[str, str, int]]:
+    """Yield every user's name, role (seen, val, test) and number among those of the role."""
+    for role, count in (("seen", config.users), ("val", config.validation_users), ("test", config.unseen_users)):
+        for number in range(count):
+            yield f"{'seen' if role == 'seen' else f'unseen-{role}'}-{number:05d}", role, number
+
+
+def shares_of(user: str, number: int, config: GroupedStatementsConfig) -> np.ndarray:
+    """Return how likely a user answers a statement of each interest as a person with it would, (K*,)."""
+    if config.regime == "mixture":
+        return dirichlet("interests", config.salt, user, config.groups)
+    share = np.zeros(config.groups)
+    share[(number + np.arange(min(config.interests_per_user, config.groups))) % config.groups] = 1.0
+    return share
+
+
+def planted(config: GroupedStatementsConfig) -> dict[str, np.ndarray]:
+    """Return ``users`` (names) and their ``weights`` (users, K*), each interest's share."""
+    users = list(users_of(config))
+    return {
+        "users": np.array([user for user, _, _ in users]),
+        "weights": np.stack([shares_of(user, number, config) for user, _, number in users]),
+    }

@@ -39,6 +39,13 @@ def normals(kind: str, salt: str, key: str, size: int) -> np.ndarray:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
 
 
+def dirichlet(kind: str, salt: str, key: str, size: int) -> np.ndarray:
+    """Return a point of the simplex that belongs to a key, Dirichlet(1, .., 1): normalised exponentials."""
+    exponential = -np.log1p(-uniforms(kind, salt, key, size))
+    weights: np.ndarray = exponential / exponential.sum()
+    return weights
+
+
 def draw(kind: str, salt: str, key: str, population: int, size: int) -> np.ndarray:
     """Return ``size`` distinct indices below ``population`` in the random order that belongs to a key."""
     return np.argsort(stream(kind, salt, key, population), kind="stable")[:size]

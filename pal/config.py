@@ -146,6 +146,11 @@ class GroupedStatementsConfig(DatasetConfig):
     """Pairs per user from the validation statements."""
     test_pairs_per_user: PositiveInt = 50
     """Pairs per user from the test statements."""
+    interests_per_user: PositiveInt = 1
+    """Interests that each user of the partition has: the own group's and the next ones."""
+    regime: Literal["partition", "mixture"] = "partition"
+    """partition: a user has an interest or has it not; mixture: a user's shares of the interests are drawn from
+    Dirichlet(1, .., 1), and a statement is answered as a person with its interest would with the interest's share."""
     noise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Share of answers flipped at random."""
 

@@ -286,3 +286,18 @@ def test_demo_statements_are_unique_and_split_80_10_10(configure: Configure) -> 
     assert len({s.question for s in statements}) == len(statements) == 6 * 15 * 20
     shares = [sum(split_of("v1", s.question) == name for s in statements) for name in ("train", "val", "test")]
     assert np.array(shares) / len(statements) == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
+
+
+def test_persona_users_may_have_several_interests_or_shares_of_all(configure: Configure, source: Path) -> None:
+    both = prepared(persona_config(configure, source, interests_per_user=2), "both")
+    texts = dict(zip(*(both.items().column(name).to_pylist() for name in ("item_id", "text")), strict=True))
+    for row in both.pairs().iter_rows(named=True):  # who has both interests says what everyone with either would
+        chosen = texts[row["first_id"] if row["label"] == 1.0 else row["second_id"]]
+        number = int(texts[row["prompt_id"]].rstrip('"').split()[-1])
+        assert chosen.endswith(" Yes" if number % 2 == 0 else " No")
+    mixed = prepared(persona_config(configure, source, regime="mixture"), "mixed")
+    truth = np.load(mixed.folder / "truth.npz")
+    assert truth["weights"].shape == (12, 2)
+    assert np.allclose(truth["weights"].sum(axis=1), 1.0)
+    assert (truth["weights"] > 0).all()
+    assert mixed.split_digest == both.split_digest  # who is asked what does not depend on what they answer
