@@ -46,9 +46,9 @@ def arrange(pairs: pl.DataFrame, config: ComparisonsConfig) -> Arranged:
     """Give every comparison its split and population; ``pairs`` are those of a ``Recorder``."""
     if pairs.is_empty():
         return Arranged(pairs.with_columns(population=pl.lit(None, pl.String)), pl.DataFrame(schema=REJECT_COLUMNS))
-    pairs = pairs.with_columns(group=pl.Series(prompt_groups(pairs, config.grouping)))
+    pairs = pairs.with_columns(prompt_group=pl.Series(prompt_groups(pairs, config.grouping)))
     pairs = _with_roles(pairs, config)
-    sizes = pairs["group"].value_counts()["count"]
+    sizes = pairs["prompt_group"].value_counts()["count"]
     facts = {"prompt_groups": len(sizes), "largest_prompt_group": int(sizes.max() or 0)}  # type: ignore[arg-type]
     present = set(pairs["split"].drop_nulls().unique())
     pairs = _with_group_splits(pairs, config, present)
@@ -76,7 +76,7 @@ def arrange(pairs: pl.DataFrame, config: ComparisonsConfig) -> Arranged:
     left_out = pairs.filter(pl.col("fate").is_not_null())
     rejects = left_out.select("source_row", reason="fate", message=pl.col("fate").replace_strict(REASONS, default=""))
     facts["users_left_out"] = _users_left_out(pairs)
-    return Arranged(pairs.filter(kept).drop("fate", "group", "role", "group_split"), rejects, facts)
+    return Arranged(pairs.filter(kept).drop("fate", "prompt_group", "role", "group_split"), rejects, facts)
 
 
 def _users_left_out(pairs: pl.DataFrame) -> int:
@@ -102,14 +102,14 @@ def _with_roles(pairs: pl.DataFrame, config: ComparisonsConfig) -> pl.DataFrame:
 
 def _with_group_splits(pairs: pl.DataFrame, config: ComparisonsConfig, present: set[str]) -> pl.DataFrame:
     """Add the split of each row's prompt group."""
-    groups = pairs.group_by("group").agg(
+    groups = pairs.group_by("prompt_group").agg(
         *((pl.col("split") == name).any().alias(name) for name in ("train", "val", "test")),
         *((pl.col("role") == name).any().alias(f"{name}_role") for name in ("seen", "val", "test")),
     )
     rows = groups.iter_rows(named=True)
     splits = [_own_split(row, present, config.salt) if present else _hash_split(row, config) for row in rows]
-    table = groups.select("group").with_columns(group_split=pl.Series(splits, dtype=pl.String))
-    return pairs.join(table, on="group", how="left", maintain_order="left")
+    table = groups.select("prompt_group").with_columns(group_split=pl.Series(splits, dtype=pl.String))
+    return pairs.join(table, on="prompt_group", how="left", maintain_order="left")
 
 
 def _own_split(row: dict[str, Any], present: set[str], salt: str) -> str:
@@ -117,13 +117,13 @@ def _own_split(row: dict[str, Any], present: set[str], salt: str) -> str:
     for name in ("test", "val"):
         if row[name]:
             return name
-    by_hash = split_of(salt, row["group"].hex())
+    by_hash = split_of(salt, row["prompt_group"].hex())
     return "train" if by_hash in present else by_hash
 
 
 def _hash_split(row: dict[str, Any], config: ComparisonsConfig) -> str:
     """Return a group's split by hash; half of the groups that only new users answered are for their shots."""
-    name = row["group"].hex()
+    name = row["prompt_group"].hex()
     if row["seen_role"]:
         return split_of(config.salt, name)
     if bucket("pool", config.salt, name) < 0.5:
