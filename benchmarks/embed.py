@@ -3,8 +3,7 @@
     python benchmarks/embed.py --source ../shared/persona [--statements 1500]
 
 The raw list holds every text as often as the pairs mention it; the unique list holds it once. The figure is items of
-the list per second; loading the model is not in it. On a GPU ``--device cuda`` also gives the share of the card's
-matrix rate that decoder and ViT shapes reach (random weights of the real shapes).
+the list per second; loading the model is not in it.
 """
 
 from __future__ import annotations

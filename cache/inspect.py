@@ -34,6 +34,34 @@ def list_caches(root: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def stats(folder: Path) -> dict[str, Any]:
+    """Return what a complete cache holds and what it cost: its manifest, and the sums of its shards' receipts.
+
+    Reads no feature. Raises CacheError if the cache is absent or incomplete.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise CacheError(f"no complete cache in {folder}; run pal embed")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    receipts = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "shards").glob("part-*.json"))
+    ]
+    spent: dict[str, float] = {}
+    for receipt in receipts:
+        for stage, seconds in receipt["seconds"].items():
+            spent[stage] = round(spent.get(stage, 0.0) + seconds, 4)
+    real, padded = (sum(receipt.get(key, 0) for receipt in receipts) for key in ("tokens_real", "tokens_padded"))
+    return {
+        "dir": str(folder),
+        **{key: manifest[key] for key in ("fingerprint", "rows", "dim", "dtype", "bytes", "errors", "feature")},
+        "shards": len(manifest["shards"]),
+        "untrained": manifest.get("untrained", False),
+        "tokens_real": real,
+        "tokens_padded": padded,
+        "seconds": spent,
+    }
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """Hash every shard, check that all values are finite and that the ids are unique.
 

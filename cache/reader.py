@@ -130,6 +130,8 @@ class FeatureStore:
         """Copy some rows, (n,) int -> (n, dim) in the dtype of the cache, reading only their pages."""
         import torch
 
+        if not len(rows):  # torch does not view nothing as another dtype
+            return torch.empty(0, self.dim, dtype=getattr(torch, self.dtype))
         out = np.empty((len(rows), self.shards[0].width), np.uint8)
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):

@@ -45,3 +45,21 @@ def of_self_test(tested: dict[str, Any]) -> str:
         f"{tested['dir']}: {tested['items']} items encoded alone differ from the cache by at most "
         f"{tested['largest_difference']:.2g} of their largest value{logits}"
     )
+
+
+def of_stats(found: dict[str, Any]) -> str:
+    """Return what ``pal cache stats`` prints."""
+    padding = 100.0 * (1.0 - found["tokens_real"] / found["tokens_padded"]) if found["tokens_padded"] else 0.0
+    values = found["feature"]
+    marked = " (untrained encoder)" if found["untrained"] else ""
+    return "\n".join(
+        [
+            f"cache    {found['dir']}{marked}",
+            f"rows     {found['rows']:,} x {found['dim']} {found['dtype']} in {found['shards']:,} shards, "
+            f"{found['bytes'] / 1e6:,.1f} MB, {found['errors']:,} errors",
+            f"values   mean {values['mean']:.4g}, standard deviation {values['std']:.4g}, "
+            f"largest {values['absmax']:.4g}",
+            f"tokens   {found['tokens_real']:,}, {padding:.1f} % padding",
+            f"seconds  {', '.join(f'{stage} {seconds:,.1f}' for stage, seconds in found['seconds'].items())}",
+        ]
+    )

@@ -42,11 +42,16 @@ class NewUsers:
     pool_rows: list[Tensor]
     """each user's rows of the pool, sorted by pair id"""
     salt: str
+    left_out: int = 0
+    """users with pairs to judge who have too few answers to take part"""
     asked: Tensor | None = None
     """(most, U) rows of the pool in the order they were asked for; None: in random order"""
 
     def shots(self, count: int, repeat: int) -> Answers:
-        """Return the first ``count`` answers of every user in the order of one draw; smaller counts are nested."""
+        """Return the first ``count`` answers of every user in the order of one draw; smaller counts are nested.
+
+        A user with fewer gives all, which no test user does: the panel is made of those who have enough.
+        """
         if self.asked is not None:
             return self.pool.take(self.asked[:count].flatten())
         chosen = []
@@ -57,25 +62,32 @@ class NewUsers:
 
 
 @torch.no_grad()
-def new_users(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, role: Split) -> NewUsers | None:
-    """Return the unseen users who have pairs in split ``role`` (val or test), or None where there are none.
+def new_users(
+    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, role: Split, least: int = 0
+) -> NewUsers | None:
+    """Return the unseen users who have pairs in split ``role`` (val or test) and ``least`` answers to adapt from.
 
-    Raises EvaluationError for a user who is to be judged but has no adaptation pair.
+    The others are counted, not judged (evaluation.md 1.3: a balanced panel). None where the split has no unseen
+    user at all; raises EvaluationError where nobody has so many answers.
     """
     judged = drop_without_feature(dataset.pairs(role, "unseen"), store).sort("pair_id")
     pool = drop_without_feature(dataset.pairs("train", "unseen"), store).sort("pair_id")
-    names = judged["user_id"].unique().sort().to_list()
-    if not names:
+    everybody = judged["user_id"].unique().sort().to_list()
+    if not everybody:
         return None
-    pool = pool.filter(pl.col("user_id").is_in(names))
-    idle = sorted(set(names) - set(pool["user_id"].unique()))
-    if idle:
+    answers = dict(pool["user_id"].value_counts().iter_rows())
+    names = [name for name in everybody if answers.get(name, 0) >= least]
+    if not names:
+        most = max(answers.get(name, 0) for name in everybody)
         raise EvaluationError(
-            f"{len(idle)} unseen users have no pair to adapt from, e.g. {idle[0]!r}; give them answers or drop them"
+            f"{least} shots were asked for, but no unseen user of dataset {dataset.name} has more than {most} "
+            f"adaptation pairs; use --shots with at most {most}"
         )
-    answers = [prepare_answers(trained, frame, store, names) for frame in (pool, judged)]
-    rows = [(answers[0].user == number).nonzero().squeeze(1) for number in range(len(names))]
-    return NewUsers(names, answers[0], answers[1], rows, str(dataset.card["settings"].get("salt", "v1")))
+    frames = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
+    known, to_judge = (prepare_answers(trained, frame, store, names) for frame in frames)
+    rows = [(known.user == number).nonzero().squeeze(1) for number in range(len(names))]
+    salt = str(dataset.card["settings"].get("salt", "v1"))
+    return NewUsers(names, known, to_judge, rows, salt, len(everybody) - len(names))
 
 
 def prepare_answers(trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, names: list[str]) -> Answers:
@@ -83,7 +95,7 @@ def prepare_answers(trained: TrainedHead, frame: pl.DataFrame, store: FeatureSto
     head = trained.head
     pairs = Pairs.join(frame, store, names, head.uses_prompt, "cpu")
     blocks = []
-    for start in range(0, len(pairs), ROWS_AT_ONCE):
+    for start in range(0, max(len(pairs), 1), ROWS_AT_ONCE):  # of no pairs, one block without rows
         rows = slice(start, start + ROWS_AT_ONCE)
         features = [
             None if which is None else store.gather(which[rows].numpy())
@@ -125,19 +137,13 @@ def ask(trained: TrainedHead, validation: NewUsers | None, users: NewUsers, most
 def few_shot(config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> dict[str, Any]:
     """Return ``test_unseen`` by number of shots, and the seconds that adaptation itself took.
 
-    Each cell averages ``adapt.repeats`` draws within a user before anything else. ``harmed_vs_0`` is the share
-    of users who do worse than with no answer at all.
+    All cells judge the same pairs of the same users: those with as many answers as the largest number of shots;
+    ``n_users_left_out`` counts the others. Each cell averages ``adapt.repeats`` draws within a user before anything
+    else. ``harmed_vs_0`` is the share of users who do worse than with no answer at all.
     """
-    users = new_users(trained, dataset, store, "test")
+    users = new_users(trained, dataset, store, "test", max(config.adapt.shots, default=0))
     if users is None:
         raise EvaluationError(f"dataset {dataset.name} has no unseen users with test pairs; prepare it with some")
-    shallowest = min(len(rows) for rows in users.pool_rows)
-    too_many = [n for n in config.adapt.shots if n > shallowest]
-    if too_many:
-        raise EvaluationError(
-            f"{max(too_many)} shots were asked for, but an unseen user has only {shallowest} adaptation pairs; "
-            f"lower --shots or prepare the dataset with more pairs per user"
-        )
     validation = new_users(trained, dataset, store, "val")
     if config.adapt.active:
         users.asked = ask(trained, validation, users, max(config.adapt.shots))
@@ -174,6 +180,7 @@ def few_shot(config: Config, trained: TrainedHead, dataset: PreparedDataset, sto
         "test_unseen": cells,
         "seconds": round(seconds, 4),
         "n_users": len(users.names),
+        "n_users_left_out": users.left_out,
         "method": _method(config, trained.head),
         "protocol": config.adapt.protocol,
     }

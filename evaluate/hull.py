@@ -7,7 +7,7 @@ import torch
 
 from pal.cache.reader import FeatureStore
 from pal.errors import EvaluationError
-from pal.evaluate.few_shot import DEFAULT_STRENGTH, NewUsers, new_users, prepare_answers
+from pal.evaluate.few_shot import DEFAULT_STRENGTH, new_users, prepare_answers
 from pal.tables import PreparedDataset
 from pal.train.adapt import make_prior
 from pal.train.checkpoint import TrainedHead
@@ -19,21 +19,24 @@ FEWEST = 10
 """answers below which nothing is said about a user"""
 
 
-def outside_users(
-    trained: TrainedHead, users: NewUsers, dataset: PreparedDataset, store: FeatureStore
-) -> list[dict[str, float | str]]:
+def outside_users(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> list[dict[str, float | str]]:
     """Return the unseen users outside the prototypes' hull with their surprise, the largest first.
 
-    Their adaptation answers are compared with as many validation answers of each seen user; with fewer than
-    ten, or for heads without prototypes, nobody is named.
+    Their adaptation answers are compared with as many validation answers of each seen user. Users with fewer than
+    ten are left out on either side; where that leaves nobody, or for heads without prototypes, nobody is named.
     """
     if not isinstance(trained.head.users, UserWeights):
         return []
     frame = drop_without_feature(dataset.pairs("val", "seen"), store).sort("pair_id")
-    shortest = min(frame.group_by("user_id").len()["len"].to_list(), default=0)
-    count = min(shortest, *(len(rows) for rows in users.pool_rows))
-    if count < FEWEST:
+    frame = frame.filter(pl.len().over("user_id") >= FEWEST)
+    try:
+        users = new_users(trained, dataset, store, "test", FEWEST)
+    except EvaluationError:  # nobody has as many
         return []
+    if users is None or frame.is_empty():
+        return []
+    shortest = int(frame.group_by("user_id").len()["len"].min())  # type: ignore[arg-type]
+    count = min(shortest, *(len(rows) for rows in users.pool_rows))
     frame = frame.filter(pl.int_range(pl.len()).over("user_id") < count)
     names = frame["user_id"].unique().sort().to_list()
     prior = make_prior(trained.head, DEFAULT_STRENGTH)
@@ -50,10 +53,9 @@ def grow_for_outside(
     trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, count: int, seed: int
 ) -> TrainedHead | None:
     """Return the head with prototypes for the users outside its hull, from their adaptation answers; None if none."""
-    users = new_users(trained, dataset, store, "test")
-    if users is None:
+    if dataset.pairs("test", "unseen", ["user_id"]).is_empty():
         raise EvaluationError(f"dataset {dataset.name} has no unseen users to grow for; prepare it with some")
-    names = [str(user["user_id"]) for user in outside_users(trained, users, dataset, store)]
+    names = [str(user["user_id"]) for user in outside_users(trained, dataset, store)]
     if not names:
         return None
     frame = drop_without_feature(dataset.pairs("train", "unseen"), store).sort("pair_id")

@@ -90,7 +90,10 @@ def table_of_shots_by_run(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return header and rows: unseen users' accuracy for every number of shots that a run was adapted with."""
     counts = sorted({int(shots) for m in metrics for shots in m["test_unseen"]})
     rows = [["run, unseen users", *(f"{count} shots" for count in counts)]]
-    rows += [[m["run"], *(interval(m["test_unseen"].get(str(count), {})) for count in counts)] for m in metrics]
+    for m in metrics:
+        left_out = m.get("n_users_left_out", 0)
+        name = f"{m['run']} ({left_out} with too few answers left out)" if left_out else m["run"]
+        rows.append([name, *(interval(m["test_unseen"].get(str(count), {})) for count in counts)])
     return rows
 
 

@@ -33,7 +33,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict validation and test pairs, write ``predictions.parquet`` and ``metrics.json``, return the latter.
 
-    Unseen users are judged zero-shot, with the mean weights of the seen users. Raises EvaluationError if
+    Unseen users are judged zero-shot, with the mean weights of the seen users; ``test_unseen`` is empty where a
+    dataset has none. Raises EvaluationError if
     the dataset was split otherwise than the one the run was trained on, or the features differ.
     """
     require_same_data(trained, dataset, store)
@@ -54,6 +55,7 @@ def evaluate(
         return cell_of(config, rows, ties) | by_division(rows, votes, config.evaluate.votes)
 
     facts = trained.facts
+    unseen = cell("unseen")
     metrics = {
         **{key: facts[key] for key in ("run", "dataset", "encoder")},
         "untrained": facts["untrained"],
@@ -63,7 +65,7 @@ def evaluate(
         **{key: facts[key] for key in ("split_digest", "cache_fingerprint")},
         "cache_bytes": store.rows * store.dim * ITEM_BYTES[store.dtype],
         "test_seen": cell("seen"),
-        "test_unseen": {ZERO_SHOT: cell("unseen")},
+        "test_unseen": {ZERO_SHOT: unseen} if unseen else {},
     }
     folder = folder or config.paths.runs / facts["run"]
     with atomic_file(folder / "predictions.parquet") as temporary:
@@ -72,7 +74,7 @@ def evaluate(
     if path.is_file():  # cells of adaptation stay, for the head is the same
         before = json.loads(path.read_text(encoding="utf-8"))
         metrics["test_unseen"] = {**before["test_unseen"], **metrics["test_unseen"]}
-        metrics |= {key: before[key] for key in ("adapted_by",) if key in before}
+        metrics |= {key: before[key] for key in ("adapted_by", "n_users_left_out") if key in before}
     write_json(path, metrics)
     return metrics
 

@@ -103,7 +103,7 @@ def compare(config: Config, runs: Sequence[str]) -> list[dict[str, Any]]:
 
 def adapt(config: Config, run: str) -> dict[str, Any]:
     """Adapt a run to unseen users, head frozen; under the strict protocol its metrics file then has their cells."""
-    from pal.evaluate.few_shot import few_shot, new_users
+    from pal.evaluate.few_shot import few_shot
     from pal.evaluate.hull import outside_users
     from pal.evaluate.run import load_run, require_same_data
     from pal.files import write_json
@@ -112,14 +112,17 @@ def adapt(config: Config, run: str) -> dict[str, Any]:
     dataset, store = open_data_of(config, trained.facts)
     require_same_data(trained, dataset, store)
     result = few_shot(config, trained, dataset, store)
-    users = new_users(trained, dataset, store, "test")
-    assert users is not None, "few_shot has judged them"
-    result["outside_hull"] = outside_users(trained, users, dataset, store)
+    result["outside_hull"] = outside_users(trained, dataset, store)
     path = config.paths.runs / run / "metrics.json"
     if path.is_file() and config.adapt.protocol == "strict":
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        metrics["test_unseen"] = {"0": metrics["test_unseen"]["0"], **result["test_unseen"]}
+        everybody = {key: cell for key, cell in metrics["test_unseen"].items() if key == "0"}
+        if result["n_users_left_out"]:  # the file's zero-shot cell is that of all unseen users
+            metrics["test_unseen"] = {**result["test_unseen"], **everybody}
+        else:
+            metrics["test_unseen"] = {**everybody, **result["test_unseen"]}
         metrics["adapted_by"] = result["method"]  # cells of two methods never stand in one row
+        metrics["n_users_left_out"] = result["n_users_left_out"]
         write_json(path, metrics)
     return {"run": run, **result}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from pal.config import Config, TrainConfig
 from pal.data.simulated import Simulated
 from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.few_shot import new_users
+from pal.evaluate.hull import outside_users
+from pal.evaluate.report import write_report
 from pal.evaluate.run import load_run
 from pal.tables import PreparedDataset
 from pal.train.adapt import Answers, adapt_map, adapt_sgd, make_prior, margins_and_slopes, probability
@@ -258,7 +262,7 @@ def test_released_protocol_is_labelled_and_leaves_the_metrics_file_alone(simulat
 def test_more_shots_than_answers_is_one_sentence(simulation: Any) -> None:
     config, *_ = simulation
     settings = config.adapt.model_copy(update={"shots": (5000,)})
-    with pytest.raises(EvaluationError, match=r"5000 shots.*only 80"):
+    with pytest.raises(EvaluationError, match=r"5000 shots.*no unseen user.*--shots with at most 80"):
         pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
 
 
@@ -330,14 +334,76 @@ def test_a_loss_that_did_not_move_is_explained() -> None:
         warn_about_loss(math.log(2.0))
 
 
-def test_unseen_users_without_answers_are_named(simulation: Any, tmp_path: Path) -> None:
-    _, trained, dataset, store = simulation
-    import shutil
+def with_few_answers(config: Config, folder: Path, answers: dict[int, int]) -> Config:
+    """Copy a world in which the first users ``n`` keep only ``answers[n]`` adaptation pairs."""
+    shutil.copytree(config.paths.data.parent, folder)
+    file = folder / "data" / "simulated" / "pairs.parquet"
+    frame = pl.read_parquet(file)
+    names = frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"].unique().sort()
+    for number, count in answers.items():
+        own = (pl.col("user_id") == names[number]) & (pl.col("split") == "train")
+        frame = frame.filter(~own | (own.cum_sum() <= count))
+    frame.write_parquet(file)
+    paths = {name: folder / name for name in ("data", "cache", "runs")}
+    return config.model_copy(update={"paths": config.paths.model_copy(update=paths)})
 
-    folder = tmp_path / "simulated"
-    shutil.copytree(dataset.folder, folder)
-    frame = pl.read_parquet(folder / "pairs.parquet")
-    mute = frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"][0]
-    frame.filter((pl.col("user_id") != mute) | (pl.col("split") == "test")).write_parquet(folder / "pairs.parquet")
-    with pytest.raises(EvaluationError, match=rf"no pair to adapt from, e.g. '{mute}'"):
-        new_users(trained, PreparedDataset.open(folder), store, "test")
+
+def with_shots(config: Config, *shots: int) -> Config:
+    return config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": shots, "repeats": 2})})
+
+
+def test_users_with_too_few_answers_are_counted_not_judged(simulation: Any, tmp_path: Path) -> None:
+    config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1, 2: 9})
+    result = pipeline.adapt(with_shots(config, 0, 1, 10), "one")
+    assert (result["n_users"], result["n_users_left_out"]) == (27, 3)
+    assert {cell["n_users"] for cell in result["test_unseen"].values()} == {27}, "one panel for the whole curve"
+    metrics = json.loads((config.paths.runs / "one" / "metrics.json").read_text())
+    assert metrics["n_users_left_out"] == 3
+    assert {n: cell["n_users"] for n, cell in metrics["test_unseen"].items()} == {"1": 27, "10": 27, "0": 30}
+    report = write_report(tmp_path, pipeline.evaluate(config, ["one"]))
+    assert "one (3 with too few answers left out)" in report
+
+
+def test_fewer_shots_keep_more_users_and_none_keep_all(simulation: Any, tmp_path: Path) -> None:
+    config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1, 2: 9})
+    found = [pipeline.adapt(with_shots(config, *shots), "one") for shots in ((0, 5), (1,), (0,))]
+    assert [result["n_users_left_out"] for result in found] == [2, 1, 0]
+    assert "harmed_vs_0" in found[1]["test_unseen"]["1"]
+
+
+def test_users_with_few_answers_do_not_hide_those_outside_the_hull(simulation: Any, tmp_path: Path) -> None:
+    config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1})
+    trained = load_run(config, "one")
+    dataset, store = pipeline.open_data_of(config, trained.facts)
+    frame = dataset.pairs("val", "unseen")
+    names = set(frame["user_id"])
+    flip = pl.col("user_id") == dataset.pairs("test", "unseen")["user_id"].unique().sort()[5]
+    file = dataset.folder / "pairs.parquet"
+    rows = pl.read_parquet(file)
+    rows.with_columns(label=pl.when(flip).then(1.0 - pl.col("label")).otherwise(pl.col("label"))).write_parquet(file)
+    far = {user["user_id"] for user in outside_users(trained, dataset, store)}
+    assert far - names == {dataset.pairs("test", "unseen")["user_id"].unique().sort()[5]}
+
+
+def test_nobody_with_an_answer_leaves_the_zero_shot_cell(simulation: Any, tmp_path: Path) -> None:
+    config = with_few_answers(simulation[0], tmp_path / "mute", dict.fromkeys(range(30), 0))
+    with pytest.raises(EvaluationError, match=r"1 shots.*more than 0 adaptation pairs; use --shots with at most 0"):
+        pipeline.adapt(with_shots(config, 0, 1), "one")
+    result = pipeline.adapt(with_shots(config, 0), "one")
+    assert list(result["test_unseen"]) == ["0"]
+    assert (result["n_users"], result["outside_hull"]) == (30, [])
+
+
+def test_a_dataset_without_unseen_users_trains_and_evaluates(configure: Configure) -> None:
+    sizes = {f"data.simulated.{name}": 0 for name in ("unseen_users", "validation_users")}
+    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **sizes})
+    pipeline.embed(config)
+    metrics = pipeline.train(config, "one")
+    assert metrics["test_unseen"] == {}
+    assert metrics["test_seen"]["n_users"] == 6
+    result = pipeline.evaluate(config, ["one", "one"])
+    assert "| - " in write_report(config.paths.runs, result)
+    with pytest.raises(EvaluationError, match="no unseen users with test pairs"):
+        pipeline.adapt(config, "one")
+    with pytest.raises(EvaluationError, match="no unseen users to grow for"):
+        pipeline.grow(config, "one", 1)

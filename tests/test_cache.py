@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pal.cache import writer as writer_module
-from pal.cache.inspect import list_caches, verify
+from pal.cache.export import export
+from pal.cache.inspect import list_caches, stats, verify
 from pal.cache.plan import make_plan
 from pal.cache.reader import FeatureStore
 from pal.cache.shard import ITEM_BYTES, Shard, contiguous_vectors, write_shard
@@ -313,3 +314,46 @@ def test_caches_are_listed_with_their_state() -> None:
 
 def test_width_follows_from_dimension_and_dtype() -> None:
     assert {name: getattr(torch, name).itemsize for name in ITEM_BYTES} == ITEM_BYTES
+
+
+def test_stats_sum_what_the_shards_cost() -> None:
+    features = fill(Path("cache"))
+    found = stats(Path("cache"))
+    assert (found["rows"], found["shards"], found["dim"]) == (50, 3, features.shape[1])
+    receipts = [json.loads(file.read_text()) for file in Path("cache/shards").glob("part-*.json")]
+    assert found["seconds"]["write"] == pytest.approx(sum(r["seconds"]["write"] for r in receipts), abs=1e-3)
+    with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
+        stats(Path("absent"))
+
+
+@pytest.mark.parametrize("kind", ["fsl", "npy", "safetensors"])
+def test_an_export_holds_the_same_vectors_under_the_same_ids(kind: str) -> None:
+    from safetensors.torch import load_file
+
+    features = fill(Path("cache"))
+    store = FeatureStore.open(Path("cache"))
+    made = export(Path("cache"), Path("copy"), kind)
+    assert (made["rows"], made["format"]) == (50, kind)
+    assert json.loads(Path("copy/cache.json").read_text())["fingerprint"] == store.fingerprint
+    if kind == "fsl":
+        table = pq.read_table("copy/features.parquet")
+        found = torch.tensor(table["feature"].to_pylist())
+        names = b"".join(table["item_id"].to_pylist())
+    elif kind == "npy":
+        found, names = torch.from_numpy(np.load("copy/features.npy")), np.load("copy/item_ids.npy").tobytes()
+    else:
+        tensors = load_file("copy/features.safetensors")
+        found, names = tensors["feature"], tensors["item_id"].numpy().tobytes()
+        assert found.dtype == features.dtype
+    assert torch.equal(found.float(), features.float())
+    assert names == store.item_ids.tobytes()
+
+
+def test_an_export_overwrites_nothing_and_knows_its_formats() -> None:
+    fill(Path("cache"))
+    Path("copy").mkdir()
+    with pytest.raises(CacheError, match="copy exists; remove it or export to another folder"):
+        export(Path("cache"), Path("copy"), "npy")
+    with pytest.raises(CacheError, match="unknown format 'hdf5'; use --format with one of: fsl, npy, safetensors"):
+        export(Path("cache"), Path("other"), "hdf5")
+    assert not Path("other").exists()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 PAL = [sys.executable, "-m", "pal"]
@@ -58,7 +59,14 @@ def test_prepare_embed_train_evaluate_speak_json() -> None:
     assert trained["cache_fingerprint"] == embedded["fingerprint"]
     assert one_object("evaluate", "--run", "mine", *SMALL)["runs"] == [trained]
     assert one_object("cache", "ls")["caches"][0]["state"] == "complete"
-    assert one_object("cache", "verify", embedded["dir"])["rows"] == embedded["items_unique"]
+    for command in (["verify"], ["stats"], ["export", "--format", "fsl", "--output", "copy"]):
+        name, *options = command
+        assert one_object("cache", name, embedded["dir"], *options)["rows"] == embedded["items_unique"]
+    one_object("cache", "export", embedded["dir"], "--output", "plain")
+    found, features = one_object("cache", "stats", embedded["dir"])["feature"], np.load("plain/features.npy")
+    assert found["absmax"] == pytest.approx(float(np.abs(features).max()), rel=1e-3)
+    assert found["std"] == pytest.approx(float(features.std()), rel=1e-2)
+    assert "standard deviation" in pal("cache", "stats", embedded["dir"]).stdout
     assert one_object("config", "--set", "train.k=7")["train.k"] == {"value": 7, "origin": "--set train.k=7"}
 
 

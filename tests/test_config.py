@@ -93,3 +93,7 @@ def test_every_setting_of_the_contract_is_there() -> None:
         "paths.exports",
     ):  # fmt: skip
         assert key in keys
+
+
+def test_no_shipped_encoder_runs_code_of_its_repository() -> None:
+    assert not any(encoder.trust_remote_code for encoder in load().config.embed.encoders.values())

@@ -45,6 +45,33 @@ print(before, peak)
 """
 
 
+# Prints the anonymous memory after ten shards, and its peak over all further ones.
+FILL = """
+from pal import pipeline
+from pal.config import load
+
+def anonymous():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(lines["RssAnon"].split()[0])
+
+sizes = {"dim": 1024, "users": 40, "unseen_users": 10, "validation_users": 2}
+options = {f"data.simulated.{key}": value for key, value in sizes.items()}
+config = load(None, (), {"dataset": "simulated", "encoder": "identity", "embed.rows_per_shard": 256, **options}).config
+seen = []
+result = pipeline.embed(config, lambda rows: seen.append((rows, anonymous())))
+memory = [size for rows, size in seen if rows]
+print(len(memory), result["items_unique"] * 1024 * 4, memory[9], max(memory[10:]))
+"""
+ALLOWED_TO_GROW = 30e6
+
+
+def test_memory_does_not_grow_with_the_number_of_shards() -> None:
+    done = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)
+    shards, written, early, late = map(int, done.stdout.split())
+    assert shards >= 50
+    assert late - early < ALLOWED_TO_GROW < 0.5 * written, "what was written is not kept"
+
+
 @pytest.fixture(scope="module")
 def large_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a cache of more than 2 GB; its dataset lies three folders above."""

@@ -55,8 +55,9 @@ class Pairs:
             prompt = rows("prompt_id")
         table = {name: number for number, name in enumerate(users)}
         user = [table.get(name, NO_USER) for name in frame["user_id"]]
+        number = torch.tensor(user, dtype=torch.long, device=device)
         label = torch.from_numpy(frame["label"].to_numpy().astype(np.float32))
-        return cls(prompt, rows("first_id"), rows("second_id"), torch.tensor(user, device=device), label.to(device))
+        return cls(prompt, rows("first_id"), rows("second_id"), number, label.to(device))
 
     def __len__(self) -> int:
         return len(self.label)

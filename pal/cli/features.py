@@ -81,3 +81,29 @@ def cache_verify(
 
     result = verify(folder)
     show(result, as_json, lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound")
+
+
+@cache_app.command("stats")
+def cache_stats(
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")], as_json: Json = False
+) -> None:
+    """What a cache holds and what it cost: rows, bytes, distribution of the values, tokens, seconds."""
+    from pal.cache.inspect import stats
+    from pal.embed import messages
+
+    found = stats(folder)
+    show(found, as_json, lambda: messages.of_stats(found))
+
+
+@cache_app.command("export")
+def cache_export(
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the copy.")],
+    kind: Annotated[str, typer.Option("--format", help="fsl (Parquet lists), npy or safetensors.")] = "npy",
+    as_json: Json = False,
+) -> None:
+    """Copy a cache's features and item ids into a format that other tools read."""
+    from pal.cache.export import export
+
+    made = export(folder, output, kind)
+    show(made, as_json, lambda: f"{made['rows']:,} x {made['dim']} in {made['dir']}: {', '.join(made['files'])}")

@@ -102,7 +102,11 @@ def adapt(
 
         far = result["outside_hull"]
         lines = [as_markdown(table_of_shots(result["test_unseen"])), ""]
-        lines.append(f"{result['n_users']} users, {result['method']}; {len(far)} outside the prototypes' hull")
+        few = result["n_users_left_out"]
+        left_out = f", {few} left out for want of {max(settings.config.adapt.shots)} answers" if few else ""
+        lines.append(
+            f"{result['n_users']} users{left_out}, {result['method']}; {len(far)} outside the prototypes' hull"
+        )
         if far:
             lines.append("  " + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5]))
         if grow is not None:

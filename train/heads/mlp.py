@@ -120,7 +120,7 @@ class MLPs(nn.Module):
         bias_CH = self.biases[layer] if self.architecture.bias else None
         if x.dim() == 2:  # all copies read the same rows: one product for all
             flat = nn.functional.linear(x, weight_CHD.flatten(0, 1), None if bias_CH is None else bias_CH.flatten())
-            return flat.view(len(x), self.copies, -1).transpose(0, 1)
+            return flat.unflatten(1, (self.copies, -1)).transpose(0, 1)
         if bias_CH is None:
             return torch.bmm(x, weight_CHD.mT)
         return torch.baddbmm(bias_CH.unsqueeze(1), x, weight_CHD.mT)

@@ -1,0 +1,104 @@
+"""Copies of a cache in formats that other tools read; the cache itself stays the one that is verified.
+
+fsl          features.parquet      item_id and feature as FixedSizeList (bfloat16 as float32: Parquet and Arrow lack it)
+npy          features.npy          (rows, dim), memory-mappable (bfloat16 as float32: NumPy lacks it), and item_ids.npy
+safetensors  features.safetensors  feature (rows, dim) in the dtype of the cache, and item_id (rows, 16) uint8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pal.cache.reader import FeatureStore
+from pal.errors import CacheError
+from pal.files import atomic_directory, write_json
+from pal.tables import ID_BYTES
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS_AT_ONCE = 16_384
+
+
+def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
+    """Write a copy of a complete cache into the new folder ``target``, whole or not at all.
+
+    ``cache.json`` beside it keeps fingerprint and specification. Raises CacheError for an unknown format, or if
+    ``target`` exists: an export overwrites nothing.
+    """
+    if kind not in FORMATS:
+        raise CacheError(f"unknown format {kind!r}; use --format with one of: {', '.join(FORMATS)}")
+    if target.exists():
+        raise CacheError(f"{target} exists; remove it or export to another folder with --output")
+    store = FeatureStore.open(folder)
+    with atomic_directory(target) as temporary:
+        FORMATS[kind](store, temporary)
+        facts = {key: store.manifest[key] for key in ("fingerprint", "spec", "dim", "dtype", "rows")}
+        write_json(temporary / "cache.json", {**facts, "format": kind, "untrained": store.manifest.get("untrained")})
+    files = sorted(file for file in target.iterdir())
+    return {
+        "dir": str(target),
+        "format": kind,
+        "rows": store.rows,
+        "dim": store.dim,
+        "files": [file.name for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def _write_fsl(store: FeatureStore, folder: Path) -> None:
+    inner = pa.float16() if store.dtype == "float16" else pa.float32()
+    schema = pa.schema([pa.field("item_id", pa.binary(ID_BYTES)), pa.field("feature", pa.list_(inner, store.dim))])
+    with pq.ParquetWriter(folder / "features.parquet", schema, compression="none", use_dictionary=False) as writer:
+        start = 0
+        for block in store.iter_blocks(ROWS_AT_ONCE):
+            values = pa.array(_as_numpy(block).reshape(-1))
+            ids = _ids(store)[start : start + len(block)].tobytes()
+            names = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(block), [None, pa.py_buffer(ids)])
+            writer.write_table(pa.table([names, pa.FixedSizeListArray.from_arrays(values, store.dim)], schema=schema))
+            start += len(block)
+
+
+def _write_npy(store: FeatureStore, folder: Path) -> None:
+    dtype = np.float16 if store.dtype == "float16" else np.float32
+    out = np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, (store.rows, store.dim))
+    start = 0
+    for block in store.iter_blocks(ROWS_AT_ONCE):
+        out[start : start + len(block)] = _as_numpy(block)
+        start += len(block)
+    out.flush()
+    np.save(folder / "item_ids.npy", _ids(store))
+
+
+def _write_safetensors(store: FeatureStore, folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"feature": store.features(), "item_id": torch.from_numpy(_ids(store).copy())}
+    save_file(tensors, folder / "features.safetensors", {"fingerprint": store.fingerprint})
+
+
+FORMATS: dict[str, Callable[[FeatureStore, Path], None]] = {
+    "fsl": _write_fsl,
+    "npy": _write_npy,
+    "safetensors": _write_safetensors,
+}
+
+
+def _ids(store: FeatureStore) -> np.ndarray:
+    """Return the item ids, (rows, 16) uint8."""
+    return store.item_ids.view(np.uint8).reshape(-1, ID_BYTES)
+
+
+def _as_numpy(block: torch.Tensor) -> np.ndarray:
+    """Return rows as NumPy has them: bfloat16 becomes float32, which holds all its values."""
+    import torch
+
+    array: np.ndarray = (block.float() if block.dtype == torch.bfloat16 else block).numpy()
+    return array
