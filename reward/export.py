@@ -220,5 +220,3 @@ def one_choice(user: str | None, weights: str | None, population: bool, prototyp
     if weights is not None:
         return Choice("weights", weights=parse_weights(weights))
     return Choice() if prototype is None else Choice("prototype", prototype=prototype)
-
-

@@ -1,13 +1,13 @@
 """An exported reward model on disk: what its files are, written whole and read back with every check.
 
-    exports/<name>/
-      config.json        what it is: encoder with revision and digests, template, pooling, view, head, choice of user
-      head.safetensors   the head, its feature statistics, the chosen user's code, the prior of new users
-      users.json         ids in the order of the head's table; absent in the export of one user
-      golden.json        inputs, and the scores that a loaded model must give them
-      README.md          the model card
-      tokenizer files    of text encoders
-      model.safetensors  only after --merge: the encoder with the head folded in
+exports/<name>/
+  config.json        what it is: encoder with revision and digests, template, pooling, view, head, choice of user
+  head.safetensors   the head, its feature statistics, the chosen user's code, the prior of new users
+  users.json         ids in the order of the head's table; absent in the export of one user
+  golden.json        inputs, and the scores that a loaded model must give them
+  README.md          the model card
+  tokenizer files    of text encoders
+  model.safetensors  only after --merge: the encoder with the head folded in
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def read(folder: Path) -> Contents:
         prior = _prior_of(tensors, bool(facts["prior_by_community"]))
         return Contents(facts, head.eval(), users, tensors["code"], prior)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise RewardError(f"the export in {folder} is damaged ({type(error).__name__}); export the run again") from error
+        raise RewardError(
+            f"the export in {folder} is damaged ({type(error).__name__}); export the run again"
+        ) from error
 
 
 def _prior_tensors(prior: Prior) -> dict[str, Tensor]:

@@ -85,9 +85,7 @@ class PalForSequenceClassification(PreTrainedModel):
         config = PalConfig.from_pretrained(place)
         return cls(config, live.encoder, Score(contents.head, contents.code).to(device)).eval()
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> SequenceClassifierOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
         """Pool where the head was trained to read, whatever side the padding is on."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layer = self.encoder.layers[0]

@@ -212,7 +212,9 @@ class RewardModel:
         if not head.users.logits.shape[1]:
             raise RewardError(f"head {name} is the same for everybody, so nobody can be adapted to; train pal-a")
         if prior is None:
-            raise RewardError("this export holds one fixed reward, so no user can be added; use pal export --population")
+            raise RewardError(
+                "this export holds one fixed reward, so no user can be added; use pal export --population"
+            )
         if not answers:
             raise RewardError("adapting a user needs at least one answer")
         rows = [self.row(answer.prompt, item) for answer in answers for item in (answer.first, answer.second)]

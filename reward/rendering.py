@@ -32,7 +32,9 @@ def turns_of(messages: Prompt, role: str = "user") -> Turns:
         return []
     if isinstance(messages, str):
         return [{"role": role, "content": messages}]
-    return [{"role": _text(m.get("role"), role), "content": _content(m.get("content"))} for m in map(_message, messages)]
+    return [
+        {"role": _text(m.get("role"), role), "content": _content(m.get("content"))} for m in map(_message, messages)
+    ]
 
 
 def prompt_item(turns: Turns) -> Text | None:

@@ -165,9 +165,7 @@ def test_a_new_user_is_learned_from_answers(configure: Configure) -> None:
     config = trained(configure, train__head="pal-a")
     model = RewardModel.from_pretrained(pipeline.export(config, "run", Choice())["dir"])
     texts = [f"I like number {number}" for number in range(12)]
-    likes, dislikes = (
-        model.adapt([Answer(text, " Yes", " No", label) for text in texts]) for label in (1.0, 0.0)
-    )
+    likes, dislikes = (model.adapt([Answer(text, " Yes", " No", label) for text in texts]) for label in (1.0, 0.0))
     model.users.add("likes", likes)
     model.users.add("dislikes", dislikes)
     difference = {

@@ -65,8 +65,9 @@ def score(
     best_of: Annotated[
         int | None, typer.Option("--best-of", min=1, help="Keep the best of the first N per prompt and user.")
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO.")]
-    = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO.")
+    ] = False,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     as_json: Json = False,
@@ -114,8 +115,9 @@ def serve(
 def rewardbench(
     model: Model,
     input: Annotated[Path, typer.Option("--input", help="RewardBench v1 or v2 as JSONL or Parquet.")],
-    user: Annotated[str | None, typer.Option("--user", help="Whose reward; default: whoever the export is for.")]
-    = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="Whose reward; default: whoever the export is for.")
+    ] = None,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     as_json: Json = False,
