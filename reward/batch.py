@@ -66,7 +66,7 @@ def score_file(
     part = target.parent / f".{target.name}.part"
     state_file = target.parent / f".{target.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    key = {"input": _stamp(source), "head": model.facts["head_sha256"] if "head_sha256" in model.facts else None}
+    key = {"input": _stamp(source), "head": model.facts.get("head_sha256", None)}
     done = _resume(part, state_file, key)
     known: set[str] = set()
     unknown: set[str] = set()

@@ -134,9 +134,9 @@ def merge_into(place: Path, model: RewardModel, golden: dict[str, Any]) -> None:
     spec = model.encoder.source.spec
     if settings.pooling != "last" or settings.layer != -1 or spec.get("norm") != "post" or settings.normalize:
         raise RewardError(
-            f"transformers' classifiers read the last token after the final norm, but encoder {model.encoder.source.name}"
-            f" was read with pooling {settings.pooling}, layer {settings.layer}, norm {spec.get('norm')}"
-            f"{', normalised' if settings.normalize else ''}; {elsewhere}"
+            f"transformers' classifiers read the last token after the final norm, but encoder "
+            f"{model.encoder.source.name} was read with pooling {settings.pooling}, layer {settings.layer}, norm "
+            f"{spec.get('norm')}{', normalised' if settings.normalize else ''}; {elsewhere}"
         )
     direction = (head.theta(model.users.default.unsqueeze(0))[0] * head.item_scale.scale).detach()
     constant = -float((head.item_scale.mean * direction).sum())

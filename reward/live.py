@@ -70,8 +70,8 @@ class LiveEncoder:
         changed = sorted(key for key in {*source.spec, *spec} - {"model"} if source.spec.get(key) != spec.get(key))
         if changed:
             raise RewardError(
-                f"encoder {name} differs in {', '.join(changed)} from the one that the head was trained on; restore its "
-                f"settings and files, or name the folder that has them"
+                f"encoder {name} differs in {', '.join(changed)} from the one that the head was trained on; restore "
+                f"its settings and files, or name the folder that has them"
             )
         return cls(source, device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,9 @@ class RewardModel:
             raise RewardError("score takes a sequence of responses or images, one per row")
         if images is not None and not self.is_image:
             raise RewardError(f"this model rewards texts, not images: it was trained on {self.facts['dataset']}")
-        prompts = _spread(prompts, len(items), "prompts", prompts is None or isinstance(prompts, str))
+        each = _spread(prompts, len(items), "prompts", prompts is None or isinstance(prompts, str))
         users = _spread(users, len(items), "users", users is None or isinstance(users, str | Mapping))
-        rows = [self.row(prompt, item) for prompt, item in zip(prompts, items, strict=True)]
+        rows = [self.row(prompt, item) for prompt, item in zip(each, items, strict=True)]
         rewards, failures = self.score_rows(rows, self.users.codes(users))
         if failures:
             row = min(failures)
@@ -232,7 +232,8 @@ class RewardModel:
         user = torch.zeros(len(answers), dtype=torch.long, device=device)
         if head.is_amortised:
             return head.infer(prepared, label, user, 1)[0]
-        at = type(prior)(*(t.to(device) for t in (prior.mean, prior.precision, prior.centres)), prior.by_community)
+        at = replace(prior, mean=prior.mean.to(device), precision=prior.precision.to(device))
+        at = replace(at, centres=prior.centres.to(device))
         return adapt_map(head, Answers(prepared, label, user, 1), at).codes[0]
 
 

@@ -29,8 +29,8 @@ class PalReward:
         self.__name__ = name  # what TRL logs it under
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], log_metric: Callable[[str, float], None] | None = None,
-        **columns: Any,
+        self, prompts: Sequence[Any], completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None, **columns: Any,
     ) -> list[float]:  # fmt: skip
         """Return one reward per completion; raises RewardError where the users' column did not arrive."""
         users: Sequence[Any] = [None] * len(completions)
