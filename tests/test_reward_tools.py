@@ -30,8 +30,7 @@ USERS = [f"seen-{number:05d}" for number in range(6)]
 def trained(configure: Configure, head: str = "pal-a", **encoder: Any) -> Config:
     settings = {"store_dtype": "float32", **encoder}
     config = configure(
-        {"train.head": head, "data.demo.groups": 2, "data.demo.limit": None}
-        | {f"embed.tiny-text.{key}": value for key, value in settings.items()}
+        {"train.head": head, "train.k": 2} | {f"embed.tiny-text.{key}": value for key, value in settings.items()}
     )
     pipeline.embed(config)
     pipeline.train(config, "run")

@@ -31,7 +31,7 @@ USERS = [f"seen-{number:05d}" for number in range(6)]
 @pytest.fixture
 def exported(configure: Callable[..., Config]) -> Path:
     config = configure(
-        {"train.head": "pal-a", "data.demo.groups": 2, "data.demo.limit": None,
+        {"train.head": "pal-a",
          "embed.tiny-text.store_dtype": "float32", "embed.tiny-text.max_length": 64}
     )  # fmt: skip
     pipeline.embed(config)
@@ -153,9 +153,7 @@ async def load(address: str, connections: int, seconds: float, until_closed: boo
                 answers.append((prompt, response, user, reply.json()["rewards"][0]))
 
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(
-        base_url=address, headers=headers, limits=limits, timeout=60, trust_env=False
-    ) as http:
+    async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=60, trust_env=False) as http:
         await asyncio.gather(*[one(number, http) for number in range(connections)])
     return {"answers": answers, "statuses": statuses, "broken": broken}
 
