@@ -9,10 +9,10 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
-EXTRAS   = offline,optuna,ray
+EXTRAS   = offline,optuna,ray,serve,trl
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep adapt evaluate check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep adapt evaluate export check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ adapt: .venv/ready  ## few-shot weights for new users of RUN=name
 
 evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
 	$(PAL) evaluate $(foreach run,$(RUNS),--run $(run)) $(ARGS)
+
+export: .venv/ready  ## a reward model for other tools from RUN=name -> exports/
+	$(PAL) export --run $(RUN) $(ARGS)
 
 check: .venv/ready typings  ## lint, format and types
 	$(BIN)/ruff check .

@@ -462,6 +462,25 @@ class EvaluateConfig(Component):
     """Answers of other users a pair needs to count as controversial or as consensus."""
 
 
+class ServeConfig(Component):
+    """Rewards over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any but loopback asks every caller for a bearer token."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """Port; 0 takes a free one."""
+    max_batch: PositiveInt = 64
+    """Rows that the model scores at once, of one request or of several."""
+    max_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
+    """How long an incomplete batch waits for further requests."""
+    queue: PositiveInt = 1024
+    """Rows that may wait; requests beyond are answered with 429."""
+    max_body_bytes: PositiveInt = 8 << 20
+    """Largest request; larger ones are answered with 413."""
+    store: Path | None = None
+    """SQLite file of users adapted at runtime; null: users.sqlite in the working directory."""
+
+
 class PathsConfig(Component):
     """Folders, relative to the working directory."""
 
@@ -488,6 +507,7 @@ class Config(Component):
     sweep: SweepConfig = Field(default_factory=lambda: SweepConfig.model_validate({}))
     adapt: AdaptConfig = AdaptConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
 
     def dataset_config(self) -> DatasetConfig:
         """Return the settings of the chosen dataset."""

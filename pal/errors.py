@@ -7,7 +7,8 @@
     ├── CacheError           a damaged or incomplete cache
     │   └── CacheMismatch    a sound cache made under another specification
     ├── TrainError           a head that cannot be trained as asked
-    └── EvaluationError      a run that cannot be evaluated as asked
+    ├── EvaluationError      a run that cannot be evaluated as asked
+    └── RewardError          an exported reward model, or what it was asked to score
 
 The command line prints the sentence and exits with 1; every other exception is our own mistake and
 keeps its traceback.
@@ -44,6 +45,10 @@ class TrainError(PalError):
 
 class EvaluationError(PalError):
     """A run cannot be evaluated on this dataset."""
+
+
+class RewardError(PalError):
+    """A reward model cannot be exported, loaded or asked as wanted."""
 
 
 class PalWarning(UserWarning):

@@ -14,9 +14,15 @@ from pal.errors import DataError
 from pal.tables import PreparedDataset
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pal.cache.reader import FeatureStore
+    from pal.reward.export import Choice
+    from pal.train.checkpoint import TrainedHead
 
 Progress = Callable[[int], None]
+PRIOR_SHOTS = 20
+"""answers for which the prior of users who come later, to an exported model, is tuned"""
 
 
 def silent(steps: int) -> None:
@@ -125,6 +131,50 @@ def adapt(config: Config, run: str) -> dict[str, Any]:
         metrics["n_users_left_out"] = result["n_users_left_out"]
         write_json(path, metrics)
     return {"run": run, **result}
+
+
+def export(config: Config, run: str, choice: Choice, name: str | None = None, merge: bool = False) -> dict[str, Any]:
+    """Write a run as a reward model for one choice of user; one outside the run is adapted from the own answers."""
+    from pal.evaluate.few_shot import choose_prior, new_users
+    from pal.evaluate.report import as_markdown, table_of_runs
+    from pal.evaluate.run import load_run, require_same_data
+    from pal.reward.export import export as export_run
+
+    trained = load_run(config, run)
+    adapted = prior = None
+    is_stranger = choice.kind == "user" and choice.user not in trained.users
+    folder = config.paths.data / trained.facts["dataset"]
+    if is_stranger or (choice.kind != "user" and not merge and (folder / "dataset.json").is_file()):
+        dataset, store = open_data_of(config, trained.facts)
+        require_same_data(trained, dataset, store)
+        if is_stranger:
+            assert choice.user is not None
+            adapted = adapt_one(config, trained, dataset, store, choice.user)
+        else:
+            prior = choose_prior(trained, new_users(trained, dataset, store, "val"), PRIOR_SHOTS)
+    metrics = config.paths.runs / run / "metrics.json"
+    table = ""
+    if metrics.is_file():
+        table = as_markdown(table_of_runs([json.loads(metrics.read_text(encoding="utf-8"))]))
+    return export_run(config, trained, choice, name, merge=merge, adapted=adapted, prior=prior, table=table)
+
+
+def adapt_one(
+    config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, user: str
+) -> Tensor | None:
+    """Return the code of one unseen user from all the user's adaptation pairs, or None where there are none."""
+    import polars as pl
+
+    from pal.evaluate.few_shot import adapt_users, choose_prior, new_users, prepare_answers
+    from pal.train.datamodule import drop_without_feature
+
+    pairs = drop_without_feature(dataset.pairs("train", "unseen"), store).filter(pl.col("user_id") == user)
+    if pairs.is_empty():
+        return None
+    answers = prepare_answers(trained, pairs.sort("pair_id"), store, [user])
+    prior = choose_prior(trained, new_users(trained, dataset, store, "val"), len(pairs))
+    by_map = config.model_copy(update={"adapt": type(config.adapt)()})
+    return adapt_users(by_map, trained.head, answers, answers, prior, 0).codes[0].detach()
 
 
 def grow(config: Config, run: str, count: int) -> dict[str, Any] | None:

@@ -1,0 +1,133 @@
+"""pal export, score, serve and rewardbench: a trained head as somebody else's reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pal.cli.app import File, Json, Set, app, progress_bar, say, settings_of, show
+
+Model = Annotated[str, typer.Option("--model", help="Folder of an export, or a repository on the Hub.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+EncoderFolder = Annotated[
+    Path | None, typer.Option("--encoder-folder", help="The encoder's files, where the export does not find them.")
+]
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Option("--run", help="Name of a run.")],
+    user: Annotated[
+        str | None, typer.Option("--user", help="One user's reward; adapted from the own answers if unseen.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="A fixed mixture of prototypes, e.g. 0.3,0.7; sums to one.")
+    ] = None,
+    population: Annotated[bool, typer.Option("--population", help="The mean user's reward; the default.")] = False,
+    prototype: Annotated[int | None, typer.Option("--prototype", help="One prototype's reward, from 0.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Folder under exports/; default: run and choice.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold a linear head into the encoder, for transformers without pal.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", help="Upload to this repository too, which is made if missing.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push-to-hub: not private.")] = False,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """A run as a reward model for other tools: exports/<name>/."""
+    from pal import pipeline
+    from pal.reward.export import one_choice, push
+
+    choice = one_choice(user, weights, population, prototype)
+    result = pipeline.export(settings_of(config, set_).config, run, choice, name, merge)
+    if push_to_hub is not None:
+        result["hub"] = push(Path(result["dir"]), push_to_hub, private=not public)
+    show(
+        result,
+        as_json,
+        lambda: (
+            f"{result['dir']}: {choice.suffix} of run {run}, golden scores reproduced to "
+            f"{result['golden_max_abs_diff']:.2g}" + (f"; {result['hub']}" if "hub" in result else "")
+        ),
+    )
+
+
+@app.command()
+def score(
+    model: Model,
+    input: Annotated[Path, typer.Option("--input", help="JSONL or Parquet: prompt, response or image, user_id.")],
+    output: Annotated[Path, typer.Option("--output", help="JSONL or Parquet, the same rows with a reward.")],
+    best_of: Annotated[
+        int | None, typer.Option("--best-of", min=1, help="Keep the best of the first N per prompt and user.")
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO.")
+    ] = False,
+    device: Device = "auto",
+    encoder_folder: EncoderFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Score a file, streaming; a killed run goes on where it was."""
+    from pal.reward.batch import score_file
+    from pal.reward.model import RewardModel
+
+    loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
+    with progress_bar(None, "rows") as progress:
+        result = score_file(loaded, input, output, best_of=best_of, pairs=pairs, progress=progress)
+    show(
+        result,
+        as_json,
+        lambda: (
+            f"{output}: {result['rows']:,} rows in {result['seconds']:.1f} s, {result['users_known']} users known and "
+            f"{result['users_unknown']} not"
+        ),
+    )
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str | None, typer.Option("--host", help="Address; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port; default 8000, 0 takes a free one.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="PAL_SERVE_TOKEN", help="Bearer token asked for; made up if not on loopback."),
+    ] = None,
+    device: Device = "auto",
+    encoder_folder: EncoderFolder = None,
+    config: File = None,
+    set_: Set = None,
+) -> None:
+    """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; see /docs."""
+    settings = settings_of(config, set_, serve__host=host, serve__port=port).config.serve
+    from pal.reward.model import RewardModel
+    from pal.reward.serve import run_server
+
+    run_server(RewardModel.from_pretrained(model, device=device, encoder=encoder_folder), settings, token, say)
+
+
+@app.command()
+def rewardbench(
+    model: Model,
+    input: Annotated[Path, typer.Option("--input", help="RewardBench v1 or v2 as JSONL or Parquet.")],
+    user: Annotated[
+        str | None, typer.Option("--user", help="Whose reward; default: whoever the export is for.")
+    ] = None,
+    device: Device = "auto",
+    encoder_folder: EncoderFolder = None,
+    as_json: Json = False,
+) -> None:
+    """RewardBench's scores from its published files, v1 or v2."""
+    from pal.reward.batch import read_rows
+    from pal.reward.model import RewardModel
+    from pal.reward.rewardbench import as_text, judge
+
+    loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
+    with progress_bar(None, "prompts") as progress:
+        result = judge(loaded, list(read_rows(input)), user, progress)
+    show(result, as_json, lambda: as_text(result))
