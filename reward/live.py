@@ -121,7 +121,7 @@ def table_of(items: Sequence[Item]) -> pa.Table:
     ]
     columns = {"modality": pa.string(), "text": pa.large_binary(), "context": pa.large_string()}
     table = pa.Table.from_pylist(rows, pa.schema({**columns, "image_file": pa.string()}))
-    for name in ("image_column", "image_group", "image_row"):
+    for name in ("image_column", "image_group", "image_row", "image_filter"):
         table = table.append_column(name, pa.nulls(len(rows)))
     return table
 
