@@ -28,7 +28,7 @@ def fetch(
     Raises ValueError or OSError with the reason. ``largest`` is in bytes. ``is_allowed`` judges the address a host
     resolves to, before anything is sent to it and again at every redirection.
     """
-    target = folder / hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
+    target = place_of(url, folder)
     if target.is_file():
         return target
     _require_web(url)
@@ -42,13 +42,16 @@ def fetch(
             open(temporary, "wb") as stream,
         ):
             read = 0
-            while block := answer.read(BLOCK):
+            while block := answer.read1(BLOCK):  # what is there: a trickle is noticed too
                 read += len(block)
                 if read > largest:
                     raise ValueError(f"more than {largest:,} bytes")
                 if time.monotonic() - began > seconds:
                     raise ValueError(f"not there after {seconds:g} s")
                 stream.write(block)
+            promised = answer.headers.get("Content-Length", "")
+            if promised.isdecimal() and read < int(promised):
+                raise ValueError(f"broke off after {read:,} of {int(promised):,} bytes")
     except urllib.error.URLError as error:  # its reason is what the connection raised
         if isinstance(error.reason, Exception):
             raise error.reason from error
@@ -56,14 +59,24 @@ def fetch(
     return target
 
 
+def place_of(url: str, folder: Path) -> Path:
+    """Return the file that an image by URL is downloaded to."""
+    return folder / hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def storable(text: str) -> str:
+    """Return a text for a message; halves of surrogate pairs, which no table can store, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def fetched_image(url: str, config: ImageSourceConfig) -> Image | str:
-    """Return a downloaded image, or why there is none."""
-    if not config.fetch_images:
-        return f"{url[:200]} is a URL; download it with --fetch-images, or use a source that has the images"
+    """Return an image that is or, with ``fetch_images``, can be downloaded, or why there is none."""
+    if not (config.fetch_images or place_of(url, config.image_folder).is_file()):
+        return f"{storable(url[:200])} is a URL; download it with --fetch-images, or use a source that has the images"
     try:
         path = fetch(url, config.image_folder, config.largest_image, config.fetch_seconds).resolve()
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{url[:200]}: {type(error).__name__}: {error}"[:400]
+        return storable(f"{url[:200]}: {type(error).__name__}: {error}"[:400])
     return Image(image_content_id(path.read_bytes()), str(path))
 
 

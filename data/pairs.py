@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from pal.config import PairsConfig
-from pal.data.fetch import fetched_image
+from pal.data.fetch import fetched_image, storable
 from pal.data.record import Comparison, Image, Item, Reject, Text, Turn, image_content_id, preferred, question
 from pal.data.roles import Arranged
 from pal.data.rows import Row, RowAdapter
@@ -48,7 +48,8 @@ class OwnPairs(RowAdapter):
     def comparison(self, row: Row, place: str, file: Path) -> Comparison:
         """Return a row's comparison; raises Unusable."""
         columns = {name: given or name for name, given in self.config.columns}
-        user = row.get(columns["user_id"], EVERYONE)  # a null is not everyone
+        without = EVERYONE if self.config.columns.user_id is None else None  # a column that was named must be there
+        user = row.get(columns["user_id"], without)  # a null is not everyone
         rest: dict[str, Any] = {"split": _split(row.get(columns["split"]))}
         name = None if user is None else str(user)
         if row.get(columns["chosen"]) is not None and row.get(columns["rejected"]) is not None:
@@ -77,21 +78,24 @@ class OwnPairs(RowAdapter):
             shared = min(shared, len(first) - 1, len(second) - 1)
             if shared < 0 or {len(first), len(second)} != {shared + 1}:
                 raise Unusable("unclear-response", "after what they share, both sides must have exactly one message")
+            if shared and (not isinstance(given, list) or first[: len(prompt)] == prompt):
+                prompt = ()  # the conversations have it already
             return (*prompt, *first[:shared]), Text(first[-1][1]), Text(second[-1][1])
         items = [self._item(value, side, place, file) for value, side in zip(values, sides, strict=True)]
         return prompt, items[0], items[1]
 
     def _item(self, value: Any, column: str, place: str, file: Path) -> Item:
         """Return a text or an image by what the value is."""
-        if isinstance(value, dict) and {"bytes", "path"} & set(value):  # the image feature of Hugging Face datasets
+        is_image = isinstance(value, dict) and bool({"bytes", "path"} & set(value))
+        if is_image:  # the image feature of Hugging Face datasets
             value = value["bytes"] if value.get("bytes") else value.get("path")
         if isinstance(value, bytes):
             return Image(image_content_id(value), str(file.resolve()), column, *_row_in_group(file, row_number(place)))
         if not isinstance(value, str):
             raise Unusable("bad-item", f"{column} is a {type(value).__name__}, neither text nor image")
-        if self.config.items == "text" or (
-            self.config.items == "auto" and not value.lower().partition("?")[0].endswith(IMAGE_ENDS)
-        ):
+        if self.config.items == "auto":
+            is_image = is_image or value.lower().partition("?")[0].endswith(IMAGE_ENDS)
+        if not is_image and self.config.items != "image":
             return Text(value)
         if value.startswith(("http://", "https://")):
             found = fetched_image(value, self.config)
@@ -99,9 +103,12 @@ class OwnPairs(RowAdapter):
                 raise Unusable("no-image", found)
             return found
         path = self.folder / value
-        if not path.is_file():
-            raise Unusable("no-image", f"{column} names {value[:200]}, which is no file under {self.folder}")
-        return Image(image_content_id(path.read_bytes()), str(path.resolve()))
+        try:
+            raw = path.read_bytes()
+        except (OSError, ValueError):  # among others a text so long, or so odd, that it can be no path
+            message = f"{column} names {storable(value[:200])}, which is no file under {self.folder}"
+            raise Unusable("no-image", message) from None
+        return Image(image_content_id(raw), str(path.resolve()))
 
     def arrange(self, pairs: pl.DataFrame) -> Arranged:
         """As other sources; but where some rows name their user, those that do not are rejects."""
@@ -121,7 +128,7 @@ def row_number(place: str) -> int:
 
 
 @cache
-def _group_ends(file: Path) -> list[int]:
+def _group_ends(file: Path, modified: int) -> list[int]:
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(file)
@@ -130,7 +137,7 @@ def _group_ends(file: Path) -> list[int]:
 
 def _row_in_group(file: Path, number: int) -> tuple[int, int]:
     """Return row group and row within it of a row of a Parquet file."""
-    ends = _group_ends(file)
+    ends = _group_ends(file, file.stat().st_mtime_ns)
     group = bisect.bisect_right(ends, number)
     return group, number - (ends[group - 1] if group else 0)
 
@@ -141,7 +148,8 @@ def _turns(messages: list[Any]) -> tuple[Turn, ...]:
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
-            content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+            texts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(text for text in texts if isinstance(text, str))
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
             raise Unusable("bad-item", "a message needs a role and a content")
         turns.append((message["role"], content))
@@ -154,13 +162,14 @@ def _label(value: Any) -> float:
         return LABELS[value.strip().lower()]
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise Unusable("bad-label", f"the label is {value!r}, neither a number nor first, second or tie") from None
+    except (TypeError, ValueError, OverflowError):
+        message = f"the label is {repr(value)[:200]}, neither a number nor first, second or tie"
+        raise Unusable("bad-label", message) from None
 
 
 def _split(value: Any) -> Split | None:
     if value is None:
         return None
-    if value not in SPLITS:
-        raise Unusable("bad-split", f"the split is {value!r}; use train, val or test")
+    if not isinstance(value, str) or value not in SPLITS:
+        raise Unusable("bad-split", f"the split is {repr(value)[:200]}; use train, val or test")
     return SPLITS[value]

@@ -73,7 +73,8 @@ def prepare(
     """Prepare a dataset in ``folder`` unless it is there already, made from the same inputs and settings.
 
     ``config.source`` None means the source that ``folder`` was prepared from. Raises DataError; an
-    existing folder is replaced only by a complete new one. ``progress`` is called after each part of the source.
+    existing folder is replaced only by a complete new one. Images outside the source's files are no inputs: a changed
+    one is seen only when something else changes, a missing one is looked for again. ``progress`` is called after each part of the source.
     """
     settings = config.model_dump(mode="json", exclude={"source"})
     present = _read_card(folder)
@@ -83,7 +84,8 @@ def prepare(
         config = config.model_copy(update={"source": present["source"]})
     adapter = build(config)
     inputs = adapter.inputs()
-    if present is not None and present["settings"] == settings and present["inputs"] == inputs:
+    is_same = present is not None and present["settings"] == settings and present["inputs"] == inputs
+    if present is not None and is_same and "no-image" not in present["rejects"]:  # those may be there by now
         return PreparedDataset(folder, present)
 
     key = digest([CARD_VERSION, settings, inputs], 8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import fnmatch
 import gzip
 import itertools
 import json
 import sys
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -105,7 +107,7 @@ def read_rows(file: Path) -> Iterator[Row | str]:
         raise DataError(f"{file} is none of {', '.join(READERS)}; convert it, or point --source at a folder of those")
     try:
         yield from READERS[kind](file)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, RecursionError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {file} ({type(error).__name__}: {error}); mend or remove it") from error
 
 
@@ -116,7 +118,7 @@ def _json_lines(file: Path) -> Iterator[Row | str]:
                 continue
             try:
                 row = json.loads(raw)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield f"not JSON: {error}"[:200]
             else:
                 yield row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
@@ -129,7 +131,7 @@ def _opened(file: Path) -> gzip.GzipFile | IO[bytes]:
 def _json(file: Path) -> Iterator[Row | str]:
     """Yield the objects of a JSON array; a file of one object per line is read as JSON lines."""
     with open(file, "rb") as stream:
-        first = stream.read(64).lstrip()[:1]
+        first = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if first != b"[":
         yield from _json_lines(file)
         return

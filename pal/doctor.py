@@ -7,10 +7,12 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pal.config import Config
+from pal.config import Config, DatasetConfig, ImageSourceConfig
 from pal.errors import PalError
+from pal.tables import PreparedDataset
 
 EXAMPLES = 3
 LITTLE_DISK = 5e9
@@ -32,6 +34,8 @@ FIXES = {
     "user-not-in-train": "such users can only be judged where train has them",
     "prompt-in-another-split": "keep a prompt's rows in one split of the source",
 }
+
+BY_DESIGN = "nothing to mend: the rules of the dataset leave such rows out"
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def dataset(config: Config) -> list[Finding]:
 
     name, subject = config.dataset, f"dataset {config.dataset}"
     try:
-        adapter = ADAPTERS[name](config.dataset_config())
+        settings = _as_prepared(config.dataset_config(), config.paths.data / name)
+        adapter = ADAPTERS[name](settings)
         read = read_parts(adapter.parts(), None)
         arranged = adapter.arrange(read.pairs)
     except PalError as error:
@@ -122,19 +127,27 @@ def dataset(config: Config) -> list[Finding]:
     import polars as pl
 
     rejects = pl.concat([read.rejects, arranged.rejects]).sort("source_row")
-    reasons = rejects.group_by("reason").len().sort("len", descending=True)
+    reasons = rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
     findings = [Finding(subject, "ok", f"{len(arranged.pairs):,} comparisons of {adapter.origin} can be used")]
     for reason, count in reasons.iter_rows():
         rows = rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
         examples = "; ".join(f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows())
-        findings.append(
-            Finding(subject, "problem", f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason, "see the rows"))
-        )
+        what, fix = f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason)
+        findings.append(Finding(subject, "problem" if fix else "note", what, fix or BY_DESIGN))
     try:
         require_splits(name, arranged.pairs, adapter.origin, dict(reasons.iter_rows()))
     except PalError as error:
         findings.append(Finding(subject, "problem", str(error), "see data/README.md for how rows are divided"))
     return findings
+
+
+def _as_prepared(settings: DatasetConfig, folder: Path) -> DatasetConfig:
+    """Return the settings to read with: nothing is downloaded, and no source means the one that was prepared last."""
+    if isinstance(settings, ImageSourceConfig):
+        settings = settings.model_copy(update={"fetch_images": False})
+    if settings.source is None and (folder / "dataset.json").is_file():
+        settings = settings.model_copy(update={"source": PreparedDataset.open(folder).card.get("source")})
+    return settings
 
 
 def text_of(report: dict[str, Any]) -> str:
