@@ -73,8 +73,9 @@ def prepare(
     """Prepare a dataset in ``folder`` unless it is there already, made from the same inputs and settings.
 
     ``config.source`` None means the source that ``folder`` was prepared from. Raises DataError; an
-    existing folder is replaced only by a complete new one. Images outside the source's files are no inputs: a changed
-    one is seen only when something else changes, a missing one is looked for again. ``progress`` is called after each part of the source.
+    existing folder is replaced only by a complete new one. Images outside the source's files are no
+    inputs: a changed one is seen only when something else changes too, a missing one is looked for
+    again. ``progress`` is called after each part of the source.
     """
     settings = config.model_dump(mode="json", exclude={"source"})
     present = _read_card(folder)
