@@ -16,14 +16,14 @@ from pal.reward.export import Choice
 
 QUESTION = 'Is the following statement something you would say?\n"{}"'
 CANDIDATES = [
-    "I could lose a whole afternoon in front of one painting",
-    "I keep a sketchbook with me wherever I go",
-    "Museums of modern art leave me cold",
-    "Drawing has never interested me",
-    "A good novel is better company than most people",
-    "I reread my favourite poems every year",
-    "I have not opened a work of fiction since school",
-    "Literature is wasted time",
+    "I enjoy going to art museums",
+    "I love painting",
+    "I have no interest in art",
+    "I think drawing is a waste of time",
+    "I enjoy reading classic novels",
+    "I love discussing poetry",
+    "I have no interest in literature",
+    "I think reading novels is a waste of time",
 ]
 
 source, *overrides = sys.argv[1:]

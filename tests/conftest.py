@@ -34,7 +34,7 @@ def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure() -> Callable[..., Config]:
     """Return a function that resolves small settings with dotted keys on top: ``configure({"train.k": 3})``."""
 

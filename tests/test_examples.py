@@ -21,8 +21,8 @@ def test_rank_for_two_users_prints_two_rankings() -> None:
 
 
 def test_opposed_users_rank_statements_in_opposite_orders(persona_source: Path) -> None:
-    small = ["train.epochs=5", "data.persona.limit=150", "data.persona.users=12", "data.persona.unseen_users=2",
-             "data.persona.validation_users=2", "data.persona.pairs_per_user=60",
+    small = ["train.epochs=40", "data.persona.limit=120", "data.persona.users=40", "data.persona.unseen_users=2",
+             "data.persona.validation_users=2", "data.persona.pairs_per_user=80",
              "data.persona.validation_pairs_per_user=10", "data.persona.test_pairs_per_user=10",
              "embed.minilm.max_length=64"]  # fmt: skip
     done = subprocess.run(
@@ -32,9 +32,7 @@ def test_opposed_users_rank_statements_in_opposite_orders(persona_source: Path) 
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(" ")]
     assert len(lines) == 16
-    top, top_of_the_opposite = lines[0][10:].strip(), lines[8][10:].strip()
-    assert top != top_of_the_opposite
-    margin = {line[10:].strip(): float(line[:10]) for line in lines[:8]}
-    other = {line[10:].strip(): float(line[:10]) for line in lines[8:]}
-    art = "I keep a sketchbook with me wherever I go"
-    assert margin[art] > other[art]
+    newcomer, opposite = ({line[10:].strip(): float(line[:10]) for line in lines[part : part + 8]} for part in (0, 8))
+    for statement in ("I enjoy going to art museums", "I love painting"):
+        assert newcomer[statement] > 0 > opposite[statement]
+    assert newcomer["I have no interest in art"] < 0 < opposite["I have no interest in art"]

@@ -175,15 +175,14 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     def kill(count: int) -> None:
         raise Killed
 
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), pytest.warns(UserWarning, match="'nobody' is not known"):
         score_file(model, source, target, progress=kill)
     assert not target.exists()
     with open(".out." + suffix + ".part", "ab") as part:
         part.write(b'{"half a li')
     calls = []
     original, model.score_rows = model.score_rows, lambda rows, codes: calls.append(len(rows)) or original(rows, codes)  # type: ignore[method-assign,func-returns-value]
-    with pytest.warns(UserWarning, match="'nobody' is not known"):
-        result = score_file(model, source, target)
+    result = score_file(model, source, target)
     assert (result["rows"], result["users_known"], result["users_unknown"]) == (1200, 1, 1)
     assert sum(calls) == 1200 - 512
     written = pl.read_ndjson(target) if suffix == "jsonl" else pl.read_parquet(target)

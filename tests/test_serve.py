@@ -28,15 +28,16 @@ TOKEN = "a-token-for-tests"
 USERS = [f"seen-{number:05d}" for number in range(6)]
 
 
-@pytest.fixture
-def exported(configure: Callable[..., Config]) -> Path:
-    config = configure(
-        {"train.head": "pal-a",
-         "embed.tiny-text.store_dtype": "float32", "embed.tiny-text.max_length": 64}
-    )  # fmt: skip
-    pipeline.embed(config)
-    pipeline.train(config, "run")
-    return Path(pipeline.export(config, "run", Choice(), "model")["dir"])
+@pytest.fixture(scope="module")
+def exported(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("exported")
+    settings = {"store_dtype": "float32", "max_length": 64}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        config = configure({"train.head": "pal-a"} | {f"embed.tiny-text.{key}": v for key, v in settings.items()})
+        pipeline.embed(config)
+        pipeline.train(config, "run")
+        return place / pipeline.export(config, "run", Choice(), "model")["dir"]
 
 
 @contextmanager
