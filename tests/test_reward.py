@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from PIL import Image
 from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config, DatasetConfig
-from pal.data.prepare import Chunk, prepare
+from pal.data.prepare import Adapter, Part, prepare
+from pal.data.record import Chunk
 from pal.embed.run import embed
 from pal.errors import EvaluationError, RewardError
 from pal.evaluate.run import evaluate
@@ -204,18 +205,18 @@ def picture(number: int) -> bytes:
     return out.getvalue()
 
 
-class Pictures:
+class Pictures(Adapter):
     """Images under prompts, and three users who say which of two they like."""
 
-    licence, origin, item_text = "none", "made here", "{response}"
+    licence, origin = "none", "made here"
 
     def inputs(self) -> dict[str, str]:
         return {}
 
-    def truth(self) -> dict[str, Any]:
-        return {}
+    def parts(self) -> list[Part]:
+        return [self.read]
 
-    def chunks(self) -> Iterator[Chunk]:
+    def read(self) -> Chunk:
         prompts = [item_id("text", text) for text in ("a cat", "a dog")]
         rows: list[dict[str, Any]] = [
             {"item_id": key, "modality": "text", "text": text, "image_file": None}
@@ -236,7 +237,7 @@ class Pictures:
         ]  # fmt: skip
         ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
         text = {"item_id": pl.Binary, "text": pl.String, "image_file": pl.String}
-        yield Chunk(pl.DataFrame(rows, schema_overrides=text), pl.DataFrame(pairs, schema_overrides=ids))
+        return Chunk(pl.DataFrame(rows, schema_overrides=text), pl.DataFrame(pairs, schema_overrides=ids))
 
 
 @pytest.mark.parametrize("head", ["pal-a", "pal-b"])
