@@ -6,11 +6,12 @@ Each takes a resolved Config, works on the folders it names and returns what ``-
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pal.config import Config
-from pal.errors import DataError
+from pal.errors import CacheError, DataError, PalWarning
 from pal.tables import PreparedDataset
 
 if TYPE_CHECKING:
@@ -143,15 +144,19 @@ def export(config: Config, run: str, choice: Choice, name: str | None = None, me
     trained = load_run(config, run)
     adapted = prior = None
     is_stranger = choice.kind == "user" and choice.user not in trained.users
-    folder = config.paths.data / trained.facts["dataset"]
-    if is_stranger or (choice.kind != "user" and not merge and (folder / "dataset.json").is_file()):
-        dataset, store = open_data_of(config, trained.facts)
-        require_same_data(trained, dataset, store)
+    try:
+        if is_stranger or (choice.kind != "user" and not merge):
+            dataset, store = open_data_of(config, trained.facts)
+            require_same_data(trained, dataset, store)
+            if is_stranger:
+                assert choice.user is not None
+                adapted = adapt_one(config, trained, dataset, store, choice.user)
+            else:
+                prior = choose_prior(trained, new_users(trained, dataset, store, "val"), PRIOR_SHOTS)
+    except (DataError, CacheError) as error:
         if is_stranger:
-            assert choice.user is not None
-            adapted = adapt_one(config, trained, dataset, store, choice.user)
-        else:
-            prior = choose_prior(trained, new_users(trained, dataset, store, "val"), PRIOR_SHOTS)
+            raise
+        warnings.warn(f"the prior of new users keeps its default strength: {error}", PalWarning, stacklevel=2)
     metrics = config.paths.runs / run / "metrics.json"
     table = ""
     if metrics.is_file():
@@ -259,7 +264,6 @@ def open_cache(config: Config, dataset: PreparedDataset) -> FeatureStore:
     """Open the cache that the settings ask for; raises CacheError naming the command that makes it."""
     from pal.cache.reader import FeatureStore
     from pal.embed.run import locate_cache
-    from pal.errors import CacheError
 
     _, spec, folder = locate_cache(config, dataset)
     if not (folder / "manifest.json").is_file():

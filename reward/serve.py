@@ -43,7 +43,6 @@ except ImportError as error:
 
 assert fastapi
 DRAIN_SECONDS = 30
-LOGISTIC = "extra_logs and scores are 1 / (1 + exp(-reward))"
 MOST_ANSWERS = 512
 
 
