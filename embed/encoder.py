@@ -61,6 +61,10 @@ class Encoder(Protocol):
         """Pad or decode some rows; runs ahead in several threads."""
         ...
 
+    def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
+        """Return the operations that the real tokens of some rows need (pal.embed.peak)."""
+        ...
+
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return one (n, dim) tensor per tap, on the device, possibly before it is done computing them."""
         ...

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pal.embed.encoder import EncoderSource
+from pal.embed.peak import flops_per_token
 from pal.embed.towers import Towers
 from pal.embed.weights import RANDOM
 from pal.errors import EncoderError
@@ -72,6 +73,8 @@ def hf_clip_towers(source: EncoderSource, device: str) -> Towers:
         texts=texts,
         image_tokens=(vision.image_size // vision.patch_size) ** 2 + 1,
         text_tokens=length,
+        image_flops=flops_per_token(model.vision_model),
+        text_flops=flops_per_token(model.text_model),
     )
 
 

@@ -34,5 +34,8 @@ class IdentityEncoder:
 
         return Batch(rows, torch.from_numpy(inputs.payload[rows]), padded=len(rows))
 
+    def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
+        return 0.0
+
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.tensors]

@@ -9,6 +9,7 @@ import numpy as np
 
 from pal.config import EncoderConfig
 from pal.embed.encoder import EncoderSource
+from pal.embed.peak import flops_per_token
 from pal.embed.towers import Towers
 from pal.embed.weights import RANDOM, DigestMemory, find_model
 from pal.errors import EncoderError
@@ -154,6 +155,8 @@ def open_clip_towers(source: EncoderSource, device: str) -> Towers:
         texts=model.encode_text,
         image_tokens=side * side + 1,
         text_tokens=int(tokenizer.context_length),
+        image_flops=flops_per_token(model.visual),
+        text_flops=flops_per_token(model) - flops_per_token(model.visual),
     )
 
 

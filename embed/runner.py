@@ -16,6 +16,7 @@ import torch
 from pal.cache.plan import ShardTask
 from pal.cache.writer import CacheWriter, EncodedShard
 from pal.embed.encoder import Batch, Encoder, Failures, Inputs
+from pal.embed.peak import matrix_rate
 from pal.embed.storage import finite_rows, moments, to_stored
 from pal.errors import EncoderError, PalError
 from pal.tables import ID_BYTES
@@ -72,6 +73,8 @@ class ShardRunner:
         self.dtype = self.writers[0].spec["encoder"]["store_dtype"]
         self.device = device
         self.producer = producer
+        self.peak: float | None = None
+        """operations per second of the device's matrix product, measured when first needed"""
         self.loaders = loaders or min(MOST_LOADERS, os.cpu_count() or 1)
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
@@ -131,6 +134,12 @@ class ShardRunner:
                 raise EncoderError(f"none of the first {done.rows} items could be encoded: {'; '.join(examples[:3])}")
             done.tables = [np.zeros((done.rows, width or 0), np.uint8) for width in widths]
         return self._shards(read, done, padded, {"wait": waited, "encode": time.perf_counter() - began})
+
+    def fraction_of_peak(self, inputs: Inputs, rows: np.ndarray, seconds: float) -> float:
+        """Return the share of the device's measured matrix rate that the real tokens of some rows took."""
+        if self.peak is None:
+            self.peak = matrix_rate(self.device, getattr(torch, self.writers[0].spec["encoder"]["compute_dtype"]))
+        return round(self.encoder.flops(inputs, rows) / max(seconds, 1e-9) / self.peak, 4)
 
     def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:
         """Yield the batches in order, and how long each was waited for."""
@@ -200,6 +209,8 @@ class ShardRunner:
             "rows_per_s": round(len(kept) / max(seconds["encode"], 1e-9), 1),
             "device": self.device,
         }
+        if self.device.startswith("cuda"):
+            measures["fraction_of_peak"] = self.fraction_of_peak(inputs, kept, seconds["encode"])
         shards = []
         for table in done.tables:
             assert table is not None

@@ -12,6 +12,7 @@ import torch
 from pal.config import EncoderConfig
 from pal.embed.batching import token_budget_batches
 from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
+from pal.embed.peak import flops_per_token
 from pal.embed.rendering import Rendered, Renderer, Tokens
 from pal.embed.weights import RANDOM
 from pal.errors import EncoderError
@@ -98,6 +99,9 @@ class TextEncoder:
         ids = np.full(mask.shape, self.pad_id, np.int64)
         ids[mask] = tokens.ids[(tokens.starts[rows][:, None] + place)[mask]]
         return Batch(rows, (torch.from_numpy(ids), torch.from_numpy(mask)), padded=mask.size)
+
+    def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
+        return flops_per_token(self.model) * float(inputs.n_tokens[rows].sum())
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:

@@ -30,6 +30,9 @@ class Towers:
     """(n, L) to (n, dim)"""
     image_tokens: int
     text_tokens: int
+    image_flops: float
+    """operations per token of an image, in matrices alone"""
+    text_flops: float
 
 
 @dataclass
@@ -97,6 +100,11 @@ class TowersEncoder:
                 failures[row] = (stage, type(error).__name__, f"{pointer.file}: {error}"[:500])
         stacked = torch.stack(pixels) if pixels else torch.empty(0)
         return Batch(np.array(kept, dtype=np.int64), (stacked,), failures, padded=len(kept) * self.towers.image_tokens)
+
+    def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
+        is_image = np.array([inputs.payload.pointers[row] is not None for row in rows.tolist()], bool)
+        per_token = np.where(is_image, self.towers.image_flops, self.towers.text_flops)
+        return float((per_token * inputs.n_tokens[rows]).sum())
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:

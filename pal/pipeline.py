@@ -6,6 +6,7 @@ Each takes a resolved Config, works on the folders it names and returns what ``-
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,12 @@ def grow(config: Config, run: str, count: int) -> dict[str, Any] | None:
     settings = type(config.train).model_validate(grown.facts["train"])
     save_run(config.paths.runs / grown.facts["run"], grown, config, settings, [{"epoch": 0}])
     return evaluate_head(config, grown, dataset, store)
+
+
+def heads_of_sweep(config: Config) -> int:
+    """Return how many heads a sweep asks for, those that are trained already included."""
+    axes = config.sweep.axes.values()
+    return math.prod(len(values) for values in axes) if config.sweep.sampler == "grid" else config.sweep.samples
 
 
 def sweep(

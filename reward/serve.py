@@ -231,8 +231,13 @@ class UserStore:
 class Service:
     """What the routes share: the model, its thread, the users and the counters."""
 
-    def __init__(self, model: RewardModel, settings: ServeConfig, token: str | None) -> None:
-        self.model, self.settings, self.token = model, settings, token
+    def __init__(
+        self, model: RewardModel, settings: ServeConfig, token: str | None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
+        self.model, self.settings, self.token, self.say = model, settings, token, say
+        self.accepted = 0
+        """requests whose head has arrived"""
         self.worker = Worker(model, settings)
         self.store = UserStore(settings.store or "users.sqlite", str(model.facts.get("head_sha256", "run")))
         for user, code in self.store.load().items():
@@ -332,6 +337,7 @@ def build_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.worker.stop)
         service.store.close()
+        service.say(f"{service.accepted} requests accepted, {service.requests.total()} answered")
 
     app = FastAPI(
         title="pal reward model", summary=f"Rewards of run {service.model.facts['run']}", lifespan=life,
@@ -414,8 +420,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        self.service.accepted += 1
         limit, began = self.service.settings.max_body_bytes, time.perf_counter()
-        status = 500
+        status, is_answered = 500, False
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         seen = 0
 
@@ -428,10 +435,11 @@ class Guard:
             return message
 
         async def counted(message: Any) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         if not length.isdigit() or int(length) > limit:
             reply = JSONResponse({"detail": f"the body has more than {limit} bytes; send fewer rows"}, 413)
@@ -440,7 +448,7 @@ class Guard:
             await self.app(scope, limited, counted)
         route = scope.get("route")
         path = getattr(route, "path", "other")  # never the path itself, which may name a user
-        self.service.requests[path, status] += 1
+        self.service.requests[path, status] += is_answered
         self.service.seconds += time.perf_counter() - began
 
 
@@ -469,7 +477,7 @@ def run_server(
         raise RewardError(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port or --host"
         ) from error
-    service = Service(model, settings, token)
+    service = Service(model, settings, token, say)
     app = build_app(service)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
     say(f"serving {model.facts['run']} on http://{settings.host}:{listener.getsockname()[1]}, see /docs")

@@ -20,6 +20,7 @@ from pal.embed import encoder as encoder_module
 from pal.embed import run as run_module
 from pal.embed.batching import token_budget_batches
 from pal.embed.encoder import Batch, locate
+from pal.embed.peak import flops_per_token, matrix_rate
 from pal.embed.random_models import FAMILIES, byte_tokenizer, random_model
 from pal.embed.storage import finite_rows, from_stored, to_stored
 from pal.embed.text import TextEncoder, pool
@@ -244,3 +245,13 @@ def test_other_bytes_than_the_known_weights_are_refused(configure: Configure) ->
     config = configure({"encoder": "minilm", "embed.minilm.weights_sha256": "0" * 64})
     with pytest.raises(EncoderError, match=r"have SHA-256 53aa5117.*, not the expected 0000"):
         pipeline.embed(config)
+
+
+def test_the_share_of_the_peak_counts_the_matrices_that_real_tokens_meet(configure: Configure) -> None:
+    table, matrix = torch.nn.Embedding(1000, 8), torch.nn.Linear(8, 4)
+    assert flops_per_token(torch.nn.Sequential(table, matrix)) == 2 * 8 * 4
+    assert matrix_rate("cpu", torch.float32, size=64) > 0
+    made = encoder("bert")
+    inputs = made.prepare(pa.table({"modality": ["text"] * 2, "text": ["abc", "a longer text"]}))
+    one, both = (made.flops(inputs, np.arange(n)) for n in (1, 2))
+    assert both / one == pytest.approx(inputs.n_tokens.sum() / inputs.n_tokens[0])

@@ -206,7 +206,7 @@ def picture(number: int) -> bytes:
 
 
 class Pictures(Adapter):
-    """Images under prompts, and three users who say which of two they like."""
+    """Images under prompts, three seen users and a new one who say which of two they like."""
 
     licence, origin = "none", "made here"
 
@@ -230,9 +230,10 @@ class Pictures(Adapter):
                          "image_file": str(file)})  # fmt: skip
         names = [row["item_id"] for row in rows[2:]]
         pairs = [
-            {"user_id": f"u{n % 3}", "prompt_id": prompts[n % 2], "first_id": names[n % 24],
+            {"user_id": f"u{n % 4}", "prompt_id": prompts[n % 2], "first_id": names[n % 24],
              "second_id": names[(n * 7 + 1) % 24], "label": float(n % 5 < 3),
-             "split": ("train", "train", "val", "test")[n // 3 % 4], "population": "seen"}
+             "split": ("train", "train", "test" if n % 4 == 3 else "val", "test")[n // 4 % 4],
+             "population": "unseen" if n % 4 == 3 else "seen"}
             for n in range(120) if n % 24 != (n * 7 + 1) % 24
         ]  # fmt: skip
         ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
@@ -257,6 +258,21 @@ def test_an_image_export_takes_paths_bytes_and_pictures(configure: Configure, he
     first, second = (model.score(prompts, paths, users) for paths in sides)
     found = [a - b for a, b in zip(first, second, strict=True)]
     assert found == pytest.approx(rows["margin"].to_list(), abs=1e-5)
+    trained_head = TrainedHead.load(Path("runs/run"))
+    adapted = pipeline.adapt_one(config, trained_head, dataset, store, "u3")
+    assert adapted is not None
+    places = [store.index(np.array(rows[name].to_list(), "S16")) for name in ("prompt_id", "first_id", "second_id")]
+    features = [store.gather(place).float() for place in places]
+    for choice, code in (
+        (Choice("user", user="u3"), adapted),
+        (Choice(), trained_head.head.users.population()),
+        (Choice("prototype", prototype=1), torch.tensor([0.0, 1.0])),
+    ):
+        other = RewardModel.from_pretrained(pipeline.export(config, "run", choice)["dir"])
+        first_side, second_side = (other.score(prompts, paths) for paths in sides)
+        wanted = trained_head.head.margin(*features, code.expand(len(rows), -1)).tolist()
+        found = [a - b for a, b in zip(first_side, second_side, strict=True)]
+        assert found == pytest.approx(wanted, abs=1e-5), choice
     raw = [Path(path).read_bytes() for path in sides[0]]
     assert model.score(prompts, images=raw, users=users) == pytest.approx(first, abs=1e-6)
     pictures = [Image.open(io.BytesIO(content)) for content in raw]

@@ -195,7 +195,10 @@ def test_a_terminated_server_answers_what_it_accepted(exported: Path) -> None:
 
     with serving(exported) as (address, process):
         result = asyncio.run(both(address, process))
+        assert process.stderr is not None
+        told = re.search(r"(\d+) requests accepted, (\d+) answered", process.stderr.read())
+    assert told is not None
+    assert int(told[1]) == int(told[2]) == sum(result["statuses"].values())  # and all of it arrived
     assert set(result["statuses"]) <= {200, 429}
     assert result["statuses"][200] > 0
     require_offline(exported, result["answers"])
-    print("connections that ended without an answer:", result["broken"])

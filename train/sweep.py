@@ -258,6 +258,8 @@ class Sweep:
         )  # fmt: skip
         self.rows[one.id] = row
         if _rank(row)[0] > self._best_so_far(one.id):
+            settings = ", ".join(f"{axis} {value}" for axis, value in one.values.items())
+            self.report(f"leading: {settings}; validation {row['val_macro_accuracy']:.3f}")
             self._best = _rank(row)[0]
             self._save_best(one, trained)
 

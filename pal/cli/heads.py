@@ -56,7 +56,7 @@ def sweep(
     from pal import pipeline
 
     settings = settings_of(config, set_, dataset=dataset, encoder=encoder)
-    with progress_bar(None, "heads") as progress:
+    with progress_bar(pipeline.heads_of_sweep(settings.config), "heads") as progress:
         summary = pipeline.sweep(settings.config, name, progress, say)
 
     def text() -> str:
