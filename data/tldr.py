@@ -314,7 +314,7 @@ def _split(row: Row, name: str) -> str | None:
         parts = name.split("/")
         for part in reversed(parts):
             for split in ("train", "validation"):
-                if part.startswith(split):
+                if part.startswith(split) or f"-{split}" in part:  # train/0000, train-00000, ...-train
                     return split
     own = row.get("split")
     return {"train": "train", "valid1": "validation", "valid2": "validation"}.get(own) if isinstance(own, str) else None
