@@ -34,8 +34,10 @@ data: .venv/ready  ## raw data -> data/$(DATASET)
 
 embed: $(MANIFEST)  ## stage one: unique items -> cache/$(DATASET)/$(ENCODER)
 # The command itself knows what is missing; it takes a second when nothing is, and the manifest keeps its time.
+# For another goal it takes of ARGS what are settings: the rest is that goal's.
+SETTINGS = $(shell printf '%s' '$(ARGS)' | grep -oE -- '--(set|config)[ =][^ ]+')
 $(MANIFEST): FORCE .venv/ready
-	@$(PAL) embed $(CHOICE) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+	@$(PAL) embed $(CHOICE) $(if $(SOURCE),--source $(SOURCE)) $(if $(filter embed,$(MAKECMDGOALS)),$(ARGS),$(SETTINGS))
 
 train: $(MANIFEST)  ## stage two: cached features -> runs/
 	$(PAL) train $(CHOICE) $(ARGS)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pal.config import EncoderConfig
 from pal.embed.batching import token_budget_batches
 from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
 from pal.embed.peak import flops_per_token
@@ -180,13 +179,6 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return hidden[everyone, first].float()
     last = torch.where(mask, position, -1).amax(dim=1).clamp(min=0)
     return hidden[everyone, last].float()
-
-
-def norm_of(config: EncoderConfig) -> str:
-    """Return ``post`` if features are read after the model's final norm, else ``pre``."""
-    if config.norm == "post" and config.layer != -1:
-        raise EncoderError(f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1")
-    return config.norm or ("post" if config.layer == -1 else "pre")
 
 
 def tap_of(model: Any, layer: int, norm: str | None, name: str) -> Any:

@@ -111,12 +111,17 @@ def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
     names = ["kind", "layer", "normalize", "compute_dtype", "store_dtype"]
     further = {"engine": "transformers", "attention": "sdpa"}
     if config.kind == "hf-text":
-        from pal.embed.text import norm_of
-
         # padding_side is left out: it changes features only by rounding, like the batch size
         names += ["pooling", "max_length", "truncation_side", "template"]
         further["norm"] = norm_of(config)
     return {**identity, **{name: getattr(config, name) for name in names}, **further}
+
+
+def norm_of(config: EncoderConfig) -> str:
+    """Return ``post`` if features are read after the model's final norm, else ``pre``."""
+    if config.norm == "post" and config.layer != -1:
+        raise EncoderError(f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1")
+    return config.norm or ("post" if config.layer == -1 else "pre")
 
 
 def score_head(source: EncoderSource) -> Any | None:

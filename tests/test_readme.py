@@ -26,3 +26,13 @@ def test_bare_make_lists_the_targets() -> None:
     listing = subprocess.run(["make", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "embed", "train", "test", "check"):
         assert re.search(rf"^{target}\b", listing, flags=re.MULTILINE)
+
+
+def test_options_of_train_do_not_reach_embed_but_settings_do() -> None:
+    arguments = "--head pal-a --k 1 --set train.epochs=2 --set data.demo.groups=2"
+    dry = ["make", "-n", "--old-file=.venv/ready", "train", f"ARGS={arguments}"]
+    commands = subprocess.run(dry, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
+    embed, train = (next(line for line in commands if f"pal {name} " in line) for name in ("embed", "train"))
+    assert "--head" not in embed
+    assert embed.endswith("--set train.epochs=2 --set data.demo.groups=2")
+    assert train.endswith(arguments)
