@@ -42,7 +42,7 @@ except ImportError as error:
     ) from error
 
 assert fastapi
-DRAIN_SECONDS = 30
+DRAIN_SECONDS, IDLE_SECONDS = 30, 75  # a busy loop may come to a request late: it must not take its connection as idle
 MOST_ANSWERS = 512
 
 
@@ -479,6 +479,12 @@ def run_server(
         ) from error
     service = Service(model, settings, token, say)
     app = build_app(service)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
     say(f"serving {model.facts['run']} on http://{settings.host}:{listener.getsockname()[1]}, see /docs")
     uvicorn.Server(config).run(sockets=[listener])
