@@ -90,7 +90,8 @@ class PickAPic(Adapter):
         left = self.config.limit
         parts: list[Part] = []
         for file, split in self.files.items():
-            sizes = [_opened(file).metadata.row_group(g).num_rows for g in range(_opened(file).num_row_groups)]
+            metadata = _opened(file).metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             for groups in _runs(sizes, ROWS_PER_PART):
                 rows = sum(sizes[group] for group in groups)
                 take = rows if left is None else min(rows, left)
