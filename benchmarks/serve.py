@@ -1,4 +1,4 @@
-"""Requests per second and latency of ``pal serve`` over 64 connections, beside the same model scoring in batches.
+"""Rows per second and latency of ``pal serve``, beside the same model scoring in batches.
 
 python benchmarks/serve.py EXPORT [seconds]
 """
@@ -13,41 +13,60 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import httpx
+import aiohttp
 import numpy as np
 
 from pal.reward import RewardModel
 
-CONNECTIONS, TOKEN = 64, "benchmark"
+TOKEN = "benchmark"
+SHAPES = {"64 connections, 1 row a request": (64, 1), "8 connections, 64 rows a request": (8, 64)}
+"""how callers differ: many users at once, or a trainer that sends its rollouts"""
 
 
-def body(number: int) -> dict[str, list[str]]:
-    return {"prompts": [f"question {number}"], "responses": [f" answer {number % 1000}"]}
+@dataclass
+class Load:
+    """What a client met."""
+
+    latencies: list[float]
+    statuses: Counter[int]
+    seconds: float
+
+    def row(self, rows: int, offline: float) -> str:
+        served = len(self.latencies) * rows / self.seconds
+        p50, p99 = np.percentile(np.array(self.latencies) * 1000, [50, 99])
+        statuses = ", ".join(f"{code}: {count:,}" for code, count in sorted(self.statuses.items()))
+        return f"{statuses} | {served:.0f} | {p50:.0f} ms, {p99:.0f} ms | {served / offline:.2f}"
 
 
-async def load(address: str, seconds: float) -> tuple[list[float], Counter[int], float]:
-    """Return latencies of answered requests, statuses, and the time it took."""
-    latencies: list[float] = []
-    statuses: Counter[int] = Counter()
+def body(number: int, rows: int) -> dict[str, list[str]]:
+    """Return texts that no other request of a run has, so that nothing is encoded once for two rows."""
+    texts = range(number * rows, (number + 1) * rows)
+    return {"prompts": [f"question {n}" for n in texts], "responses": [f" answer {n}" for n in texts]}
+
+
+async def load(address: str, seconds: float, connections: int, rows: int) -> Load:
+    found = Load([], Counter(), 0.0)
     began = time.perf_counter()
 
-    async def one(number: int, http: httpx.AsyncClient) -> None:
+    async def one(number: int, http: aiohttp.ClientSession) -> None:
         while time.perf_counter() - began < seconds:
             sent = time.perf_counter()
-            reply = await http.post("/v1/score", json=body(number))
-            statuses[reply.status_code] += 1
-            if reply.status_code == 200:
-                latencies.append(time.perf_counter() - sent)
-            number += CONNECTIONS
+            async with http.post("/v1/score", json=body(number, rows)) as reply:
+                await reply.read()
+            found.statuses[reply.status] += 1
+            if reply.status == 200:
+                found.latencies.append(time.perf_counter() - sent)
+            number += connections
 
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=60, trust_env=False) as http:
-        await asyncio.gather(*[one(number, http) for number in range(CONNECTIONS)])
-    return latencies, statuses, time.perf_counter() - began
+    async with aiohttp.ClientSession(address, headers=headers, connector=aiohttp.TCPConnector(limit=0)) as http:
+        await asyncio.gather(*[one(number, http) for number in range(connections)])
+    found.seconds = time.perf_counter() - began
+    return found
 
 
 def main() -> None:
@@ -60,36 +79,33 @@ def main() -> None:
         line = server.stderr.readline()
         assert line, seen
         seen += line
+    address, loads = found.group(), {}
     try:
-        asyncio.run(load(found.group(), 2.0))  # warm up
-        latencies, statuses, took = asyncio.run(load(found.group(), seconds))
+        for name, (connections, rows) in SHAPES.items():
+            asyncio.run(load(address, 2.0, connections, rows))  # warm up
+            loads[name] = asyncio.run(load(address, seconds, connections, rows))
     finally:
         server.terminate()
         server.wait(timeout=60)
     model = RewardModel.from_pretrained(folder, device="cpu")
-    bodies = [body(number) for number in range(2048)]
-    model.score(["warm"] * 64, ["up"] * 64)
+    texts = body(0, 4096)
+    model.score(texts["prompts"][:64], texts["responses"][:64])
     began = time.perf_counter()
-    model.score([b["prompts"][0] for b in bodies], [b["responses"][0] for b in bodies])
-    offline = len(bodies) / (time.perf_counter() - began)
-    served = len(latencies) / took
-    p50, p99 = np.percentile(np.array(latencies) * 1000, [50, 99])
+    model.score(texts["prompts"], texts["responses"])
+    offline = len(texts["prompts"]) / (time.perf_counter() - began)
+    rows_of_table = "\n".join(f"| {name} | {found.row(SHAPES[name][1], offline)} |" for name, found in loads.items())
     facts = model.facts
     text = f"""# Serving
 
 {date.today()}, {os.cpu_count()} cores ({platform.machine()}), encoder {facts["encoder"]["name"]}, head \
-{facts["train"]["head"]}; {CONNECTIONS} connections of one row each on the loopback for {took:.0f} s, the client on \
-the same cores; load average {os.getloadavg()[0]:.1f}.
+{facts["train"]["head"]}; loopback, {seconds:.0f} s each, the client on the same cores; \
+load average {os.getloadavg()[0]:.1f}.
+Every text is new. The floor is the same model scoring 4,096 rows offline: {offline:.0f} rows/s.
 `python benchmarks/serve.py EXPORT {seconds:.0f}`
 
-| | |
-|---|---|
-| answered | {len(latencies):,} |
-| statuses | {", ".join(f"{code}: {count:,}" for code, count in sorted(statuses.items()))} |
-| served rows/s | {served:.1f} |
-| p50, p99 latency | {p50:.0f} ms, {p99:.0f} ms |
-| floor: the same model offline, rows/s | {offline:.1f} |
-| served / offline | {served / offline:.2f} |
+| | statuses | rows/s | p50, p99 latency | served / offline |
+|---|---|---|---|---|
+{rows_of_table}
 """
     Path(__file__).with_name("results").joinpath("serve.md").write_text(text, encoding="utf-8")
     print(text)

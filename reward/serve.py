@@ -43,7 +43,7 @@ except ImportError as error:
 
 assert fastapi
 DRAIN_SECONDS, IDLE_SECONDS = 30, 75  # a busy loop may come to a request late: it must not take its connection as idle
-MOST_ANSWERS = 512
+MOST_ANSWERS, BACKLOG = 512, 2048
 
 
 class OpenRlhfRequest(BaseModel):
@@ -344,7 +344,7 @@ def build_app(service: Service) -> FastAPI:
         version=str(service.model.facts.get("pal_version", "")),
     )  # fmt: skip
 
-    def allowed(request: Request) -> None:
+    async def allowed(request: Request) -> None:  # not a thread of the pool for each request
         if service.token is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -473,6 +473,7 @@ def run_server(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)  # whoever reads the address below may connect at once
     except OSError as error:
         raise RewardError(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another --port or --host"

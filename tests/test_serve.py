@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -73,6 +75,8 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
     users = [USERS[0], USERS[1], {"0": 0.3, "1": 0.7}, None, USERS[2]]
     wanted = model.score(prompts, responses, users)
     with serving(exported) as (address, process), client(address) as http:
+        host, port = address.removeprefix("http://").split(":")
+        socket.create_connection((host, int(port))).close()  # what is announced can be reached at once
         reply = http.post("/v1/score", json={"prompts": prompts, "responses": responses, "users": users})
         assert reply.json()["rewards"] == pytest.approx(wanted, abs=1e-5)
         labels = [USERS[0], json.dumps({"user_id": USERS[1], "label": 3}), "", "nobody"]
@@ -126,15 +130,14 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
         assert http.delete("/v1/users/new").status_code == 404
 
 
-async def load(address: str, connections: int, seconds: float, until_closed: bool = False) -> dict[str, Any]:
+async def load(address: str, connections: int, seconds: float) -> dict[str, Any]:
     """Ask over many connections at once, each for a user of its own, until the time is over."""
     answers: list[tuple[str, str, str, float]] = []
     statuses: Counter[int] = Counter()
     broken = 0
     until = time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
 
-    async def one(number: int, http: httpx.AsyncClient) -> None:
+    async def one(number: int, http: aiohttp.ClientSession) -> None:
         nonlocal broken
         turn = 0
         while time.monotonic() < until:
@@ -143,18 +146,19 @@ async def load(address: str, connections: int, seconds: float, until_closed: boo
             prompt, response = f"question {number} {turn % 7}", f" answer {turn % 5}"
             body = {"prompts": [prompt], "responses": [response], "users": [user]}
             try:
-                reply = await http.post("/v1/score", json=body)
-            except httpx.ConnectError:
+                async with http.post("/v1/score", json=body) as reply:
+                    answer = await reply.json()
+            except aiohttp.ClientConnectorError:
                 return  # the server takes no one any more
-            except httpx.TransportError:
+            except aiohttp.ClientError:
                 broken += 1
                 return
-            statuses[reply.status_code] += 1
-            if reply.status_code == 200:
-                answers.append((prompt, response, user, reply.json()["rewards"][0]))
+            statuses[reply.status] += 1
+            if reply.status == 200:
+                answers.append((prompt, response, user, answer["rewards"][0]))
 
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=60, trust_env=False) as http:
+    async with aiohttp.ClientSession(address, headers=headers, connector=aiohttp.TCPConnector(limit=0)) as http:
         await asyncio.gather(*[one(number, http) for number in range(connections)])
     return {"answers": answers, "statuses": statuses, "broken": broken}
 
