@@ -22,6 +22,7 @@ from pal.chance import bucket
 from pal.config import ComparisonsConfig
 from pal.data.record import REJECT_COLUMNS
 from pal.data.split import split_of
+from pal.tables import ids_of
 
 FEWEST_USERS = 10
 """with fewer users than this all are seen: a share of them would be nobody or everybody"""
@@ -140,8 +141,7 @@ def prompt_groups(pairs: pl.DataFrame, grouping: str) -> list[bytes]:
     Rows with one prompt are one group; with ``grouping`` prompt+items, so are rows that share an item. Rows without a
     prompt always go by their items.
     """
-    first, second = (np.array(pairs[name].to_list(), dtype="S16") for name in ("first_id", "second_id"))
-    keys = np.array([value or b"" for value in pairs["prompt_key"].to_list()], dtype="S16")
+    first, second, keys = (ids_of(pairs[name]) for name in ("first_id", "second_id", "prompt_key"))
     keys = np.where(keys == b"", np.where(first < second, first, second), keys)
     names, own = np.unique(keys, return_inverse=True)
     by_items = np.full(len(pairs), True) if grouping == "prompt+items" else pairs["prompt_key"].is_null().to_numpy()

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from pal.cache.reader import FeatureStore
-from pal.chance import draw as draw_of
+from pal.chance import words
 from pal.config import Config
 from pal.errors import EvaluationError
 from pal.evaluate.metrics import summarize, user_means
 from pal.evaluate.run import predict
 from pal.evaluate.ties import TieRule
-from pal.tables import PreparedDataset, Split
+from pal.tables import PreparedDataset, Split, ids_of
 from pal.train.adapt import Adapted, Answers, Prior, adapt_map, adapt_sgd, ask_in_turn, make_prior, tune_prior
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import Pairs, drop_without_feature
@@ -39,8 +39,8 @@ class NewUsers:
     names: list[str]
     pool: Answers
     judged: Answers
-    pool_rows: list[Tensor]
-    """each user's rows of the pool, sorted by pair id"""
+    pool_ids: np.ndarray
+    """(B,) S16, the pair behind each row of the pool"""
     salt: str
     left_out: int = 0
     """users with pairs to judge who have too few answers to take part"""
@@ -54,11 +54,11 @@ class NewUsers:
         """
         if self.asked is not None:
             return self.pool.take(self.asked[:count].flatten())
-        chosen = []
-        for name, rows in zip(self.names, self.pool_rows, strict=True):
-            order = draw_of("shot", self.salt, f"{name}\x1f{repeat}", len(rows), count)
-            chosen.append(rows[torch.from_numpy(order.astype(np.int64))])
-        return self.pool.take(torch.cat(chosen))
+        user = self.pool.user.numpy()
+        order = np.lexsort((words("shot", self.salt, f"{repeat}", self.pool_ids), user))
+        size = np.bincount(user, minlength=len(self.names))
+        place = np.arange(len(user)) - np.repeat(size.cumsum() - size, size)
+        return self.pool.take(torch.from_numpy(order[place < count]))
 
 
 @torch.no_grad()
@@ -70,8 +70,10 @@ def new_users(
     The others are counted, not judged (evaluation.md 1.3: a balanced panel). None where the split has no unseen
     user at all; raises EvaluationError where nobody has so many answers.
     """
-    judged = drop_without_feature(dataset.pairs(role, "unseen"), store).sort("pair_id")
-    pool = drop_without_feature(dataset.pairs("train", "unseen"), store).sort("pair_id")
+    judged, pool = (
+        drop_without_feature(dataset.pairs(split, "unseen"), store).sort("user_id", "pair_id")
+        for split in (role, "train")
+    )
     everybody = judged["user_id"].unique().sort().to_list()
     if not everybody:
         return None
@@ -83,11 +85,10 @@ def new_users(
             f"{least} shots were asked for, but no unseen user of dataset {dataset.name} has more than {most} "
             f"adaptation pairs; use --shots with at most {most}"
         )
-    frames = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
-    known, to_judge = (prepare_answers(trained, frame, store, names) for frame in frames)
-    rows = [(known.user == number).nonzero().squeeze(1) for number in range(len(names))]
+    pool, judged = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
+    known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
     salt = str(dataset.card["settings"].get("salt", "v1"))
-    return NewUsers(names, known, to_judge, rows, salt, len(everybody) - len(names))
+    return NewUsers(names, known, to_judge, ids_of(pool["pair_id"]), salt, len(everybody) - len(names))
 
 
 def prepare_answers(trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, names: list[str]) -> Answers:

@@ -12,7 +12,7 @@ import polars as pl
 from pal.cache.reader import FeatureStore
 from pal.config import Config
 from pal.evaluate.metrics import Array, summarize
-from pal.tables import PreparedDataset
+from pal.tables import PreparedDataset, ids_of
 from pal.train.datamodule import drop_without_feature
 
 FREE = ("first", "length", "majority")
@@ -59,7 +59,7 @@ def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
     assert weight is not None
 
     def scores(side: str) -> Array:
-        features = store.gather(store.index(np.array(frame[side].to_list(), dtype="S16"))).float()
+        features = store.gather(store.index(ids_of(frame[side]))).float()
         return (features @ weight[0]).double().numpy()
 
     return scores("first_id") - scores("second_id")

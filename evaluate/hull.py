@@ -36,7 +36,7 @@ def outside_users(trained: TrainedHead, dataset: PreparedDataset, store: Feature
     if users is None or frame.is_empty():
         return []
     shortest = int(frame.group_by("user_id").len()["len"].min())  # type: ignore[arg-type]
-    count = min(shortest, *(len(rows) for rows in users.pool_rows))
+    count = min(shortest, int(users.pool.user.bincount().min()))
     frame = frame.filter(pl.int_range(pl.len()).over("user_id") < count)
     names = frame["user_id"].unique().sort().to_list()
     prior = make_prior(trained.head, DEFAULT_STRENGTH)

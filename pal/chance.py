@@ -46,6 +46,22 @@ def dirichlet(kind: str, salt: str, key: str, size: int) -> np.ndarray:
     return weights
 
 
+def words(kind: str, salt: str, key: str, ids: np.ndarray) -> np.ndarray:
+    """Return a uniform 64-bit word for each 16-byte id, (n,) uint64, under a key: one draw of all ids at once.
+
+    Both halves of the id go through SplitMix64's finaliser, whose start is the key.
+    """
+    halves = np.ascontiguousarray(ids, dtype="S16").view("<u8").reshape(-1, 2)
+    word = np.full(len(halves), stream(kind, salt, key, 1)[0])
+    for half in halves.T:
+        word ^= half.astype(np.uint64)
+        word += np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        word ^= word >> np.uint64(31)
+    return word
+
+
 def draw(kind: str, salt: str, key: str, population: int, size: int) -> np.ndarray:
     """Return ``size`` distinct indices below ``population`` in the random order that belongs to a key."""
     return np.argsort(stream(kind, salt, key, population), kind="stable")[:size]

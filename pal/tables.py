@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pal.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     import pyarrow as pa
 
@@ -41,6 +42,15 @@ def item_id(kind: str, *parts: str | bytes) -> bytes:
         state.update(len(raw).to_bytes(8, "little"))
         state.update(raw)
     return state.digest()
+
+
+def ids_of(column: pl.Series) -> np.ndarray:
+    """Return a column of ids as (n,) S16, null as the empty id; no row becomes a Python object."""
+    import numpy as np
+    import pyarrow as pa
+
+    fixed = column.fill_null(bytes(ID_BYTES)).to_arrow().cast(pa.binary(ID_BYTES))
+    return np.frombuffer(fixed.buffers()[1], f"S{ID_BYTES}", len(fixed), fixed.offset * ID_BYTES)
 
 
 def items_schema() -> pa.Schema:

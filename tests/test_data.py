@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pal.chance import bucket, draw, normals
+from pal.chance import bucket, draw, normals, words
 from pal.config import Config, DatasetConfig
 from pal.data.adapters import ADAPTERS
 from pal.data.prepare import prepare
@@ -67,6 +67,17 @@ def test_buckets_are_those_of_the_specification() -> None:
     assert bucket("user", "v1", "u0002") == pytest.approx(0.178231, abs=1e-6)
     assert bucket("prompt", "v1", "p0001") == pytest.approx(0.320173, abs=1e-6)
     assert bucket("shot", "v1", "u0001\x1f0\x1fr17") == pytest.approx(0.671747, abs=1e-6)
+
+
+def test_words_of_ids_belong_to_id_and_key_alone() -> None:
+    ids = np.array([bytes([n % 256, n // 256]) + b"id" for n in range(4000)], dtype="S16")
+    one, other = words("shot", "v1", "0", ids), words("shot", "v1", "1", ids)
+    assert (words("shot", "v1", "0", ids[::-1]) == one[::-1]).all()
+    assert len(np.unique(np.concatenate([one, other]))) == 8000
+    assert f"{int(words('shot', 'v1', '0', np.array([b'r17'], 'S16'))[0]):016x}" == "0801ed0a249c9013"
+    for word in (one, other, one ^ other):  # every bit is one half of the time: within five standard errors
+        bits = (word[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+        assert abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / 4000**0.5
 
 
 def test_draws_are_distinct_and_repeatable() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.errors import TrainError
+from pal.tables import ids_of
 
 NO_USER = -1
 
@@ -45,17 +46,18 @@ class Pairs:
 
         def rows(column: str) -> Tensor:
             # Items that stage one filed as errors have no feature; drop_without_feature removed their pairs.
-            ids = np.array(frame[column].to_list(), dtype="S16")
-            return torch.from_numpy(store.index(ids)).to(device)
+            return torch.from_numpy(store.index(ids_of(frame[column]))).to(device)
 
         prompt = None
         if with_prompt:
             if frame["prompt_id"].null_count():
                 raise TrainError("this head reads prompts, but the dataset has none; use --head pal-a")
             prompt = rows("prompt_id")
-        table = {name: number for number, name in enumerate(users)}
-        user = [table.get(name, NO_USER) for name in frame["user_id"]]
-        number = torch.tensor(user, dtype=torch.long, device=device)
+        table = pl.DataFrame(
+            {"user_id": users, "number": range(len(users))}, {"user_id": pl.String, "number": pl.Int64}
+        )
+        joined = frame.select("user_id").join(table, on="user_id", how="left", maintain_order="left")
+        number = torch.from_numpy(joined["number"].fill_null(NO_USER).to_numpy(writable=True)).to(device)
         label = torch.from_numpy(frame["label"].to_numpy().astype(np.float32))
         return cls(prompt, rows("first_id"), rows("second_id"), number, label.to(device))
 
@@ -81,8 +83,7 @@ def drop_without_feature(frame: pl.DataFrame, store: FeatureStore) -> pl.DataFra
     keep = np.ones(len(frame), bool)
     for column in ("prompt_id", "first_id", "second_id"):
         present = frame[column].is_not_null().to_numpy()
-        ids = np.array([value or b"" for value in frame[column].to_list()], dtype="S16")
-        keep &= (store.index(ids, missing="mask") >= 0) | ~present
+        keep &= (store.index(ids_of(frame[column]), missing="mask") >= 0) | ~present
     return frame.filter(pl.Series(keep))
 
 
