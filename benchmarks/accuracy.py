@@ -19,13 +19,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from pal import pipeline
-from pal.config import Config, load
+from pal.config import Config, SimulatedConfig, TrainConfig, load
+from pal.data.simulated import Simulated
 from pal.evaluate.report import as_markdown
 from pal.evaluate.run import load_run
+from pal.train.adapt import Answers, Prior, adapt_map
+from pal.train.heads.head import build_head
 
 SIMULATION = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 60}
 SIMULATION |= {"train.user_lr": 2e-2}
@@ -92,7 +96,7 @@ def simulation(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
     """Accuracy over K, recovery of what was planted, unseen users, and how their error falls."""
     yield "Accuracy of PAL-A, K* = 3, d = 16, partition, noiseless", by_k(place)
     yield "Recovery of what was planted, K = K*, identity map, partition, noiseless", recovery(place)
-    yield "Excess error of unseen users over 200 shots, mixture, K = K*", decay(place)
+    yield "Pairs that adapted users order wrongly, mixture, 200 new users, planted prototypes", decay(place)
 
 
 def by_k(place: Place) -> list[list[str]]:
@@ -111,8 +115,6 @@ def by_k(place: Place) -> list[list[str]]:
 
 def recovery(place: Place) -> list[list[str]]:
     """Match learned prototypes to the planted ones by the users' weights (Hungarian); the best of three starts."""
-    from pal.data.simulated import Simulated
-
     rows = [["K*", "mean abs(w - w*)", "per seed", "cosine of matched prototypes", "seen users"]]
     for groups in (2, 3, 5):
         errors, cosines, accuracy = [], [], []
@@ -149,23 +151,66 @@ def validation_loss(config: Config) -> float:
 
 
 def decay(place: Place) -> list[list[str]]:
-    """Excess error at m shots; the slope of its logarithm over ln m would be -1/2 for sqrt(K/m)."""
-    shots = (10, 20, 40, 80, 200)
-    rows = [["K", *(f"m = {m}" for m in shots[:-1]), "slope over ln m"]]
-    for k in (2, 4, 8):
-        options = {
-            **SIMULATION, "data.simulated.groups": k, "train.k": k, "data.simulated.regime": "mixture",
-            "data.simulated.pairs_per_user": 200, "data.simulated.unseen_users": 200,
-            "data.simulated.test_pairs_per_user": 200,
-        }  # fmt: skip
-        seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
-        excess = [[cells["200"]["accuracy"] - cells[f"{m}"]["accuracy"] for m in shots[:-1]] for cells in seeds]
-        mean = np.maximum(np.mean(excess, axis=0), 1e-6)
-        slope = np.polyfit(np.log(shots[:-1]), np.log(mean), 1)[0]
-        rows.append(
-            [f"{k}", *(mean_and_interval(list(column)) for column in zip(*excess, strict=True)), f"{slope:.2f}"]
-        )
+    """Share of new pairs that an adapted user's utility orders otherwise than the planted one, by m answers.
+
+    The head is the planted one, so adaptation is all there is to learn: the personalisation term of theorem 2.
+    """
+    shots = (10, 20, 40, 80, 160, 320, 640)
+    rows = [["noise", "K", *(f"m = {m}" for m in shots), "error times sqrt(m/K)", "slope over ln m, from 40"]]
+    for noise in (0.1, 0.0):
+        for k in (2, 4, 8):
+            settings = SimulatedConfig(
+                groups=k, regime="mixture", map="identity", noise=noise, users=1, validation_users=0, unseen_users=200,
+                pairs_per_user=shots[-1], test_pairs_per_user=500,
+            )  # fmt: skip
+            seeds = [
+                errors_by_shots(settings.model_copy(update={"salt": f"seed{seed}"}), shots)
+                for seed in range(place.seeds)
+            ]
+            scaled = [float(error) * np.sqrt(m / k) for m, error in zip(shots, np.mean(seeds, axis=0), strict=True)]
+            slopes = [float(np.polyfit(np.log(shots[2:]), np.log(error[2:]), 1)[0]) for error in seeds]
+            means = [mean_and_interval(list(column)) for column in zip(*seeds, strict=True)]
+            listed = " ".join(f"{value:.3f}" for value in scaled)
+            rows.append([f"{noise}", f"{k}", *means, listed, mean_and_interval(slopes)])
     return rows
+
+
+@torch.no_grad()
+def errors_by_shots(settings: SimulatedConfig, shots: tuple[int, ...]) -> list[float]:
+    """Adapt users of the generator under its own prototypes; returns the share of wrongly ordered pairs for each m."""
+    adapter, count = Simulated(settings), settings.unseen_users
+    temperature = settings.noise or 0.02  # noiseless answers have no temperature: that of steep ones
+    head = build_head(TrainConfig(head="pal-a", k=settings.groups, learner="Pw", mlp="identity"), settings.dim, 1)
+    head.item_scale.scale.fill_(temperature**-0.5)
+    head.prototypes_KD.data = torch.from_numpy(adapter.prototypes_KD * temperature**-0.5).float()
+    pairs = pl.concat([chunk.pairs for chunk in adapter.chunks()])
+    features = pl.concat([chunk.items for chunk in adapter.chunks()])
+
+    def answers(split: str) -> Answers:
+        own = pairs.filter(pl.col("split") == split, pl.col("population") == "unseen")
+        sides = [
+            own.join(features.rename({"item_id": side}), on=side, maintain_order="left")["feature"].to_list()
+            for side in ("first_id", "second_id")
+        ]
+        first, second = (
+            torch.from_numpy(np.frombuffer(b"".join(rows), np.float32).copy()).view(len(own), -1) for rows in sides
+        )
+        user = torch.arange(count).repeat_interleave(len(own) // count)
+        label = torch.from_numpy(own["label"].to_numpy().copy()).float()
+        return Answers(head.prepare(None, first, second), label, user, count)
+
+    known, judged = answers("train"), answers("test")
+    planted = torch.from_numpy(adapter.truth()["weights"][-count:]).float()
+    truth = head.prepared_margin(judged.prepared, planted, judged.user) > 0
+    # users are Dirichlet(1, .., 1), whose logarithms have variance pi^2 / 6 about their mean
+    prior = Prior(torch.zeros(settings.groups), 6.0 / torch.pi**2 * torch.eye(settings.groups), torch.empty(0, 0))
+    errors = []
+    for m in shots:
+        rows = (torch.arange(count).unsqueeze(1) * settings.pairs_per_user + torch.arange(m)).flatten()
+        codes = adapt_map(head, known.take(rows), prior).codes
+        margin = head.prepared_margin(judged.prepared, codes, judged.user)
+        errors.append(float(((margin > 0) != truth).float().mean()))
+    return errors
 
 
 def main() -> None:
