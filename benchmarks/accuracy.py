@@ -33,7 +33,8 @@ from pal.train.heads.head import build_head
 
 SIMULATION = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 60}
 SIMULATION |= {"train.user_lr": 2e-2}
-PLURAL = ("pal-a", "pal-b", "lore", "per-user", "drm", "user-embedding")  # and vpl, which takes minutes per run
+PLURAL = ("pal-a", "pal-a x3", "pal-b", "lore", "per-user", "drm", "user-embedding")
+"""``x3``: the best of three starts by validation. Also to be had: vpl, which takes minutes per run."""
 COMMON = (("pal-a", 1), ("pal-b", 1), ("bt-linear", 1), ("bt-mlp", 1))
 STARTS = 3
 """initial weights tried where prototypes are to be recovered; the validation loss chooses"""
@@ -48,6 +49,7 @@ class Place:
     source: str
     seeds: int
     heads: tuple[str, ...] = PLURAL
+    groups: tuple[int, ...] = (2, 3, 4, 5, 6)
 
     def config(self, seed: int, options: dict[str, Any]) -> Config:
         paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache", "runs")}
@@ -73,12 +75,13 @@ def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
     """Seen users and unseen ones at 0 and 20 shots, for every head, K* = 2 .. 6."""
     shots = (0, 20)
     header = ["K*", "head", "K", "seen users", "per seed", "NLL", *(f"unseen, {n} shots" for n in shots)]
-    for groups in (2, 3, 4, 5, 6):
+    for groups in place.groups:
         rows = [header]
         for head, k in (*((head, groups) for head in place.heads), *COMMON):
+            name, _, starts = head.partition(" x")
             options = {
                 "dataset": "persona", "data.persona.source": place.source, "data.persona.groups": groups,
-                "train.head": head, "train.k": k, **OWN.get(head, {}),
+                "train.head": name, "train.k": k, "train.starts": int(starts or 1), **OWN.get(name, {}),
             }  # fmt: skip
             seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
             seen = [cells["seen"]["accuracy"] for cells in seeds]
@@ -121,13 +124,10 @@ def recovery(place: Place) -> list[list[str]]:
         for seed in range(place.seeds):
             options = {
                 **SIMULATION, "data.simulated.groups": groups, "train.k": groups, "data.simulated.map": "identity",
-                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1,
+                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1, "train.starts": STARTS,
             }  # fmt: skip
-            starts = [place.config(seed, options).model_copy(update={"seed": seed + 100 * n}) for n in range(STARTS)]
-            cells = [measure(start, (0,))["seen"] for start in starts]
-            chosen = min(range(STARTS), key=lambda n: validation_loss(starts[n]))
-            config = starts[chosen]
-            accuracy.append(cells[chosen]["accuracy"])
+            config = place.config(seed, options)
+            accuracy.append(measure(config, (0,))["seen"]["accuracy"])
             trained = load_run(config, pipeline.default_run(config))
             truth = Simulated(config.data.simulated).truth()
             of = dict(zip(truth["users"].tolist(), truth["weights"], strict=True))
@@ -142,12 +142,6 @@ def recovery(place: Place) -> list[list[str]]:
         columns = [mean_and_interval(errors), listed, mean_and_interval(cosines), mean_and_interval(accuracy)]
         rows.append([f"{groups}", *columns])
     return rows
-
-
-def validation_loss(config: Config) -> float:
-    """Return the loss by which a run's epoch was chosen."""
-    log = config.paths.runs / pipeline.default_run(config) / "log.csv"
-    return float(pl.read_csv(log)["val/loss"].min())
 
 
 def decay(place: Place) -> list[list[str]]:
@@ -218,6 +212,7 @@ def main() -> None:
     parser.add_argument("what", choices=["persona", "simulation"])
     parser.add_argument("--source", default="hf:Anthropic/model-written-evals", help="raw persona statements")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--groups", nargs="+", type=int, default=(2, 3, 4, 5, 6), help="K* of the persona tables")
     parser.add_argument("--heads", nargs="+", default=PLURAL, help="plural heads of the persona tables")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
@@ -230,7 +225,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for title, rows in globals()[arguments.what](
-            Place(Path(folder), arguments.source, seeds, tuple(arguments.heads))
+            Place(Path(folder), arguments.source, seeds, tuple(arguments.heads), tuple(arguments.groups))
         ):
             text += f"\n## {title}\n\n{as_markdown(rows)}\n"
             print(f"{title}\n{as_markdown(rows)}", flush=True)

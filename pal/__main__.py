@@ -1,3 +1,4 @@
 from pal.cli import main
 
-main()
+if __name__ == "__main__":  # a process that a sweep starts imports this too
+    main()

@@ -388,6 +388,9 @@ class TrainConfig(Component):
     """Loss on the margin."""
     epochs: PositiveInt = 20
     """Passes over the training pairs; the best epoch by validation loss is kept."""
+    starts: PositiveInt = 1
+    """Initial weights to train from, seed, seed + 1000, ...; the validation loss chooses. Prototypes have local optima:
+    PAL-A gains most."""
     batch_size: PositiveInt = 512
     """Pairs per step."""
     lr: PositiveFloat = 3e-3
@@ -421,6 +424,8 @@ class SweepConfig(Component):
     """Heads of a random or optuna sweep."""
     together: Literal["auto"] | PositiveInt = "auto"
     """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes that train stacks side by side, each with the features on its device; auto: one for each GPU."""
     halving: Annotated[int, Field(ge=2)] | None = None
     """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep all."""
     storage: str | None = None

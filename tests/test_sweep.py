@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,8 +20,8 @@ from polars.testing import assert_frame_equal
 
 from pal import pipeline
 from pal.config import Config, TrainConfig
-from pal.errors import ConfigError
-from pal.train.heads.head import build_head
+from pal.errors import ConfigError, TrainError
+from pal.train.heads.head import build_head, heads
 from pal.train.space import grid, in_stacks, random, split_stack
 from pal.train.stack import Stack, StackedAdamW, widen
 
@@ -55,6 +56,20 @@ def test_each_head_is_the_one_that_a_single_run_trains(configure: Configure, tog
         assert row["best_epoch"] == alone["best_epoch"]
         for metric in ("accuracy", "macro_accuracy", "nll", "ece"):
             assert row[f"test_{metric}"] == pytest.approx(alone["test_seen"][metric], abs=1e-3)
+
+
+def test_every_head_can_be_swept_in_stacks(configure: Configure) -> None:
+    names = sorted(heads())
+    config = sweeping(configure, {"head": names, "seed": [0, 1]}, **{"sweep.together": 2, "train.epochs": 2})
+    needs_prompt = {"pal-b"}  # the dataset has none
+    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    frame = results("s")
+    assert set(frame.filter(pl.col("status") == "failed")["head"]) == needs_prompt
+    assert summary["failed"] == 2 * len(needs_prompt)
+    for row in frame.filter(pl.col("status") == "ok", pl.col("seed") == 1).iter_rows(named=True):
+        train = config.train.model_copy(update={"head": row["head"]})
+        alone = pipeline.train(config.model_copy(update={"train": train, "seed": 1}), "alone")
+        assert row["test_nll"] == pytest.approx(alone["test_seen"]["nll"], abs=1e-3), row["head"]
 
 
 def test_one_step_of_a_stack_is_that_of_torch(configure: Configure) -> None:
@@ -225,6 +240,41 @@ def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | Non
     assert 1 <= first["heads"] <= 6
     again = pipeline.sweep(config, "s")
     assert (again["heads"], again["trained"]) == (first["heads"], 0)
+
+
+def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) -> None:
+    axes = {"k": [1, 2], "seed": [0, 1], "lr": [1e-3, 3e-3], "head": ["pal-a", "lore"]}
+    told: list[str] = []
+    one, two = (sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": n}) for n in (1, 2))
+    assert pipeline.sweep(one, "one", report=told.append)["trained"] == 16
+    done: list[int] = []
+    summary = pipeline.sweep(two, "two", done.append, told.append)
+    assert (summary["trained"], summary["failed"], sum(done)) == (16, 0, 16)
+    alone, shared = results("one"), results("two")
+    assert alone["head_id"].to_list() == shared["head_id"].to_list()
+    for metric in ("val_macro_accuracy", "test_macro_accuracy", "test_nll"):
+        assert shared[metric].to_list() == pytest.approx(alone[metric].to_list(), abs=1e-3)
+    best = json.loads(Path("sweeps/two/best/head.json").read_text())["head_id"]
+    assert best == summary["best"]["head_id"]
+    assert any(line.startswith("leading: ") for line in told)
+    assert pipeline.sweep(two, "two")["trained"] == 0
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(configure: Configure) -> None:
+    axes = {"k": [1, 2, 3], "seed": [0, 1], "lr": [1e-3, 3e-3]}
+    config = sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": 2, "train.epochs": 20})
+
+    def kill_one(heads: int) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+
+    with pytest.raises(TrainError, match=r"a sweep worker ended \(exit code -9\); run the sweep again"):
+        pipeline.sweep(config, "s", kill_one)
+    kept = len(results("s"))
+    assert 0 < kept < 12
+    again = pipeline.sweep(config, "s")
+    assert (again["heads"], again["reused"], again["failed"]) == (12, kept, 0)
 
 
 PROGRAM = """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -272,6 +273,22 @@ def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Confi
     assert {path.name for path in Path("runs/run").iterdir()} == names
     assert [path.name for path in Path("runs").iterdir()] == ["run"]
     assert len(Path("runs/run/log.csv").read_text().splitlines()) == 3
+
+
+def test_of_several_starts_the_best_by_validation_is_kept(configure: Configure) -> None:
+    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 3})
+    pipeline.embed(config)
+    several = config.train.model_copy(update={"starts": 3})
+    pipeline.train(config.model_copy(update={"train": several}), "of-three")
+    logs = []
+    for start in range(3):
+        alone = config.model_copy(update={"seed": config.seed + 1000 * start})
+        pipeline.train(alone, f"{start}")
+        logs.append(pl.read_csv(f"runs/{start}/log.csv"))
+    best = min(range(3), key=lambda start: float(logs[start]["val/loss"].min()))  # type: ignore[arg-type]
+    assert pl.read_csv("runs/of-three/log.csv").equals(logs[best])
+    heads = [Path(f"runs/{name}/head.safetensors").read_bytes() for name in ("of-three", f"{best}")]
+    assert heads[0] == heads[1]
 
 
 def test_training_reads_no_test_pair(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

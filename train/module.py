@@ -51,7 +51,7 @@ class HeadTraining(lightning.LightningModule):
         self.epoch_rows: list[dict[str, float]] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = -1
-        self._best_loss = float("inf")
+        self.best_loss = float("inf")
         self._sums = {"train": torch.zeros(2), "val": torch.zeros(3)}
 
     def margin(self, batch: Batch) -> Tensor:
@@ -100,6 +100,6 @@ class HeadTraining(lightning.LightningModule):
                 "val/acc": right / count,
             }
         )
-        if val_loss < self._best_loss:
-            self._best_loss, self.best_epoch = val_loss, self.current_epoch + 1
+        if val_loss < self.best_loss:
+            self.best_loss, self.best_epoch = val_loss, self.current_epoch + 1
             self.best_state = {name: value.detach().clone() for name, value in self.head.state_dict().items()}

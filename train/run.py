@@ -32,6 +32,8 @@ from pal.train.heads.standardise import Standardiser
 from pal.train.module import HeadTraining
 
 Progress = Callable[[int], None]
+SEEDS_APART = 1000
+"""between the seeds of a run's starts"""
 
 
 @dataclass
@@ -146,18 +148,22 @@ def fit_head(
     data: TrainingData, settings: TrainConfig, seed: int, progress: Progress = lambda epochs: None
 ) -> tuple[Head, list[dict[str, float]], int]:
     """Return a fitted head, its log, and the epoch it is from (0 for heads that are solved at once)."""
-    head = data.new_head(settings, seed)
-    if head.is_solved:
-        head.solve(data, settings)
-        progress(settings.epochs)
-        return head, [{"epoch": 0}], 0
-    module = HeadTraining(head, settings)
-    batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, seed)
-    fit(module, batches, str(data.features.device), progress)
-    if not module.best_state:
+    best: HeadTraining | None = None
+    for start in range(settings.starts):
+        head = data.new_head(settings, seed + SEEDS_APART * start)
+        if head.is_solved:
+            head.solve(data, settings)
+            progress(settings.epochs * settings.starts)
+            return head, [{"epoch": 0}], 0
+        module = HeadTraining(head, settings)
+        batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, seed + SEEDS_APART * start)
+        fit(module, batches, str(data.features.device), progress)
+        if module.best_state and (best is None or module.best_loss < best.best_loss):
+            best = module
+    if best is None:
         raise TrainError("the validation loss was never finite; train with a lower --set train.lr")
-    head.load_state_dict(module.best_state)
-    return head, module.epoch_rows, module.best_epoch
+    best.head.load_state_dict(best.best_state)
+    return best.head, best.epoch_rows, best.best_epoch
 
 
 def save_run(

@@ -125,9 +125,8 @@ def widen(head: Head, k: int) -> Head:
 
     A logit of -inf is a weight of exactly 0 with a gradient of exactly 0, so padding never learns.
     """
-    if head.k == k:
+    if not isinstance(head, PalA) or head.k == k:  # a stack of other heads has one K
         return head
-    assert isinstance(head, PalA), "only PAL-A's prototypes can be padded"
     made = copy.deepcopy(head)
     more = max(0, k - head.k)
     logits = nn.functional.pad(head.users.logits.detach(), (0, more), value=float("-inf"))

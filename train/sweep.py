@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pal.train.module import HeadTraining
 from pal.train.run import Progress, TrainingData, choose_device, fit, fit_head, save_run
 from pal.train.space import Candidate, grid, in_stacks, random, split_stack
 from pal.train.stack import StackTraining, widen
+from pal.train.workers import Workers, devices_of
 
 Judge = Callable[[Config, TrainedHead, TrainingData], dict[str, Any]]
 Open = Callable[[Config], tuple[Any, Any]]
@@ -51,26 +53,36 @@ class Fitted:
 class Sweep:
     """One named sweep. ``open_data`` gives the dataset and the cache of a configuration, ``judge`` its metrics."""
 
-    def __init__(self, config: Config, name: str, open_data: Open, judge: Judge, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, name: str, open_data: Open, judge: Judge, report: Callable[[str], None],
+        device: str | None = None,
+    ) -> None:  # fmt: skip
+        """``device``: where to train, in place of ``train.device``."""
         self.config = config
         self.name = name
         self.folder = config.paths.sweeps / name
         self.open_data, self.judge, self.report = open_data, judge, report
         self.rows = read_results(self.folder)
-        self.device = choose_device(config.train.device)
+        self.device = device or choose_device(config.train.device)
+        self.devices = devices_of(config.sweep.workers, self.device)
         self._worlds: dict[str, TrainingData] = {}
-        self._best = -1.0
+        self._workers: Workers | None = None
+        self._leader: tuple[Candidate, TrainedHead] | None = None
 
     def run(self, progress: Progress) -> dict[str, Any]:
         """Train what is missing and return the summary; ``progress`` is called with finished heads."""
         began = time.perf_counter()
-        if self.config.sweep.sampler == "optuna":
-            from pal.train.study import asked
+        try:
+            if self.config.sweep.sampler == "optuna":
+                from pal.train.study import asked
 
-            candidates, trained = self._learned(asked(self), progress)
-        else:
-            candidates = list(grid(self.config) if self.config.sweep.sampler == "grid" else random(self.config))
-            trained = self._planned(candidates, progress)
+                candidates, trained = self._learned(asked(self), progress)
+            else:
+                candidates = list(grid(self.config) if self.config.sweep.sampler == "grid" else random(self.config))
+                trained = self._planned(candidates, progress)
+        finally:
+            if self._workers is not None:
+                self._workers.close()
         wanted = [one.id for one in candidates]
         rows = [self.rows[head] for head in wanted]
         best = max((r for r in rows if r["status"] == "ok"), key=_rank, default=None)
@@ -91,24 +103,43 @@ class Sweep:
         if best is not None:
             self._publish_best(next(one for one in candidates if one.id == best["head_id"]))
         write_json(self.folder / "summary.json", summary)
-        self._worlds.clear()  # the features are large, and Lightning's loops hold them in cycles
-        gc.collect()
+        self._forget()
         return summary
+
+    def _forget(self) -> None:
+        """Drop the features: they are large, and Lightning's loops hold them in cycles."""
+        self._worlds.clear()
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _planned(self, candidates: list[Candidate], progress: Progress) -> int:
         """Train the stacks of a fixed list; returns how many heads were trained."""
         by_id = {one.id: one for one in candidates}
-        plan = self._plan(candidates)
-        trained = 0
-        for stack in plan:
+        missing = []
+        for stack in self._plan(candidates):
             members = [by_id[head] for head in stack if head in by_id]
-            if not members or all(self._is_finished(head) for head in stack if head in by_id):
+            if all(self._is_finished(one.id) for one in members):
                 progress(len(members))
-                continue
-            self._train(members, len(stack) > 1)
-            trained += len(members)
-            progress(len(members))
-        return trained
+            else:
+                missing.append((members, len(stack) > 1))
+        self._train_all(missing, progress)
+        return sum(len(members) for members, _ in missing)
+
+    def _train_all(self, stacks: list[tuple[list[Candidate], bool]], progress: Progress) -> None:
+        """Train stacks here, or where there are several devices, in a process for each."""
+        if len(self.devices) == 1 or len(stacks) < 2:
+            for members, stacked in stacks:
+                self.train_stack(members, stacked)
+                progress(len(members))
+            return
+        if self._workers is None:
+            self._forget()
+            make = partial(_sweep_of_worker, self.config, self.name, self.open_data, self.judge)
+            self._workers = Workers(make, self.devices, self.report)
+        for count in self._workers.train(stacks):
+            progress(count)
+        self.rows = read_results(self.folder)
 
     def _learned(self, rounds: Any, progress: Progress) -> tuple[list[Candidate], int]:
         """Train the rounds of a sampler that learns from results."""
@@ -117,8 +148,8 @@ class Sweep:
         for asked, tell in rounds:
             candidates.update((one.id, one) for one in asked)
             missing = {one.id: one for one in asked if not self._is_finished(one.id)}
-            for group in in_stacks(list(missing.values())):
-                self._train(group, len(group) > 1)
+            groups = in_stacks(list(missing.values()))
+            self._train_all([(group, len(group) > 1) for group in groups], lambda heads: None)
             trained += len(missing)
             progress(len(asked))
             tell([self.rows[one.id] for one in asked])
@@ -135,7 +166,7 @@ class Sweep:
         for group in in_stacks([one for one in candidates if one.id not in planned]):
             width = self.config.sweep.together
             try:
-                chosen = self._measure(group) if width == "auto" else min(width, len(group))
+                chosen = self._measure(group) if width == "auto" else width if _can_stack(group[0]) else 1
             except PalError:
                 chosen = 1  # each head then fails or succeeds by itself
             plan += [[one.id for one in stack] for stack in split_stack(group, chosen)]
@@ -202,16 +233,16 @@ class Sweep:
         largest = max(one.config.train.k for one in stack)
         return [widen(head, largest) for head in heads] if len(stack) > 1 else heads
 
-    def _train(self, members: list[Candidate], stacked: bool) -> None:
+    def train_stack(self, members: list[Candidate], stacked: bool) -> None:
         """Train one stack, judge its heads and write the results; a failure is a row, not a crash."""
         try:
             fitted = self._fit_stack(members) if stacked else self._fit_one(members[0])
             for result in fitted:
                 self._record(result, len(members))
-        except (PalError, RuntimeError, ValueError) as error:
+        except Exception as error:
             if stacked:  # find out which head it was
                 for member in members:
-                    self._train([member], stacked=False)
+                    self.train_stack([member], stacked=False)
                 return
             self.rows[members[0].id] = self._row(
                 members[0], 1, status="failed", error=f"{type(error).__name__}: {error}"
@@ -257,11 +288,8 @@ class Sweep:
             seconds=fitted.seconds, **metrics,
         )  # fmt: skip
         self.rows[one.id] = row
-        if _rank(row)[0] > self._best_so_far(one.id):
-            settings = ", ".join(f"{axis} {value}" for axis, value in one.values.items())
-            self.report(f"leading: {settings}; validation {row['val_macro_accuracy']:.3f}")
-            self._best = _rank(row)[0]
-            self._save_best(one, trained)
+        if self._leader is None or _rank(row) > _rank(self.rows[self._leader[0].id]):
+            self._leader = one, trained
 
     def _wrap(self, fitted: Fitted) -> TrainedHead:
         one = fitted.candidate
@@ -274,10 +302,6 @@ class Sweep:
         trained.facts["head_id"] = one.id
         log = [{"epoch": trained.facts["best_epoch"]}]
         save_run(self.folder / "best", trained, one.config, one.config.train, log)
-
-    def _best_so_far(self, but: str) -> float:
-        others = [_rank(r)[0] for head, r in self.rows.items() if r["status"] == "ok" and head != but]
-        return max([self._best, *others], default=-1.0)
 
     def _row(self, one: Candidate, together: int, **facts: Any) -> dict[str, Any]:
         train = one.config.train
@@ -296,11 +320,22 @@ class Sweep:
         }
 
     def _write(self) -> None:
-        """Rewrite the results with what other processes added; they are small, and never seen half written."""
+        """Rewrite the results with what other processes added; they are small, and never seen half written.
+
+        A new best head is saved first, so that whoever is on record as the best is there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "results.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self.rows = {**read_results(self.folder), **self.rows}
+            recorded = read_results(self.folder)
+            if self._leader is not None:
+                one, trained = self._leader
+                row, self._leader = self.rows[one.id], None
+                if all(_rank(row) > _rank(other) for other in recorded.values() if other["status"] == "ok"):
+                    settings = ", ".join(f"{axis} {value}" for axis, value in one.values.items())
+                    self.report(f"leading: {settings}; validation {row['val_macro_accuracy']:.3f}")
+                    self._save_best(one, trained)
+            self.rows = {**recorded, **self.rows}
             self._write_rows()
 
     def _write_rows(self) -> None:
@@ -318,6 +353,13 @@ class Sweep:
             self._save_best(one, self._wrap(fitted))
 
 
+def _sweep_of_worker(
+    config: Config, name: str, open_data: Open, judge: Judge, device: str, report: Callable[[str], None]
+) -> Sweep:
+    alone = config.model_copy(update={"sweep": config.sweep.model_copy(update={"workers": 1})})
+    return Sweep(alone, name, open_data, judge, report, device)
+
+
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the finished heads of a sweep by their id."""
     file = folder / "results.parquet"
@@ -330,6 +372,9 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _can_stack(one: Candidate) -> bool:
-    """Batch normalisation keeps running statistics, which a stack would mix; solved heads take no steps."""
-    build, _ = heads()[one.config.train.head]
-    return not getattr(build, "is_solved", False) and "batchnorm" not in (one.config.train.mlp or "")
+    """Batch normalisation keeps running statistics, which a stack would mix; solved heads take no steps, and of a
+    head with several starts only one is a result.
+    """
+    settings = one.config.train
+    build, _ = heads()[settings.head]
+    return not getattr(build, "is_solved", False) and "batchnorm" not in (settings.mlp or "") and settings.starts == 1

@@ -38,7 +38,7 @@ def train(
     from pal import pipeline
 
     settings = settings_of(config, set_, dataset=dataset, encoder=encoder, train__head=head, train__k=k, seed=seed)
-    with progress_bar(settings.config.train.epochs, "epochs") as progress:
+    with progress_bar(settings.config.train.epochs * settings.config.train.starts, "epochs") as progress:
         metrics = pipeline.train(settings.config, run, progress)
     show(metrics, as_json, lambda: runs_table([metrics]))
 
