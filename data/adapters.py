@@ -1,4 +1,4 @@
-"""The datasets by name. A new one is a file with an Adapter, its settings in pal/config.py, and a row here."""
+"""The datasets by name. A new one is a file with an Adapter, its settings in pal/config/data.py, and a row here."""
 
 from __future__ import annotations
 

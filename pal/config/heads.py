@@ -1,0 +1,117 @@
+"""Settings of stage two: heads, sweeps, new users, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+
+from pal.config.base import Component, Count
+
+
+class TrainConfig(Component):
+    """Stage two: one head."""
+
+    head: str = "pal-b"
+    """Name of the head, see ``pal train --help``."""
+    k: PositiveInt = 2
+    """Number of prototypes."""
+    latent_dim: PositiveInt | None = None
+    """Dimension d of the preference space; null: that of the features."""
+    mlp: str | None = None
+    """Architecture of f and g_k, ``mlp{L}-{relu|gelu|linear}-dropout{D}[-residual][-batchnorm]`` or
+    ``identity``; null: the head's own default."""
+    score: Literal["squared", "distance", "normalised", "angle"] | None = None
+    """How an item compares with the ideal point; null: the head's own default."""
+    learner: Literal["f(Pw)", "f(P)w", "Pw"] | None = None
+    """How PAL-A makes an ideal point of prototypes P and weights w; null: f(Pw)."""
+    view: Literal["response", "prompt+response"] | None = None
+    """Which items a head compares, in datasets that have both: responses by themselves, or each behind its prompt;
+    null: by themselves for heads that read the prompt apart, else behind it."""
+    weights: Literal["mixture", "partition", "gumbel"] = "mixture"
+    """User weights: the softmax; one-hot at its maximum in evaluation; or with Gumbel noise in training."""
+    bound: PositiveFloat | None = None
+    """beta: adds the sum of max(0, |a| - beta) over a batch's ideal points to the loss; null: off."""
+    ridge: PositiveFloat | None = None
+    """Ridge of the linear heads; null: chosen by the validation pairs."""
+    loss: Literal["logistic", "hinge"] = "logistic"
+    """Loss on the margin."""
+    epochs: PositiveInt = 20
+    """Passes over the training pairs; the best epoch by validation loss is kept."""
+    starts: PositiveInt = 1
+    """Initial weights to train from, seed, seed + 1000, ...; the validation loss chooses. Prototypes have local optima:
+    PAL-A gains most."""
+    batch_size: PositiveInt = 512
+    """Pairs per step."""
+    lr: PositiveFloat = 3e-3
+    """Learning rate of f and g_k."""
+    user_lr: PositiveFloat = 5e-2
+    """Learning rate of the user logits."""
+    prototype_lr: PositiveFloat = 5e-3
+    """Learning rate of the prototypes P (PAL-A)."""
+    scale_lr: PositiveFloat = 1e-2
+    """Learning rate of the logit scale (angle scores)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay of f and g_k; users, prototypes and scale have none."""
+    users: PositiveInt | None = None
+    """Train on the first so many seen users only; null: on all."""
+    pairs_per_user: PositiveInt | None = None
+    """Train on at most so many pairs of each seen user (learning curves); null: on all."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+
+class SweepConfig(Component):
+    """Many heads at once. Every other key is an axis with a list of values: a setting of ``train``, seed,
+    encoder or layer."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
+    __pydantic_extra__: dict[str, tuple[Any, ...]]
+
+    sampler: Literal["grid", "random", "optuna"] = "grid"
+    """All combinations, independent draws, or draws that learn from results (extra optuna)."""
+    samples: PositiveInt = 64
+    """Heads of a random or optuna sweep."""
+    together: Literal["auto"] | PositiveInt = "auto"
+    """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes that train stacks side by side, each with the features on its device; auto: one for each GPU."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep all."""
+    storage: str | None = None
+    """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH; null: a
+    journal in the sweep's folder."""
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        return self.__pydantic_extra__
+
+
+class AdaptConfig(Component):
+    """New users from a few answers."""
+
+    shots: tuple[Count, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
+    """Answers per new user; each larger set contains the smaller ones."""
+    method: Literal["map", "sgd"] = "map"
+    """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released code."""
+    protocol: Literal["strict", "released"] = "strict"
+    """strict: tuned on validation users only; released: as the released code, whose few-shot epoch is chosen
+    on the test pairs."""
+    active: bool = False
+    """Whether the answers are asked for in the order that tells most, instead of at random."""
+    repeats: PositiveInt = 10
+    """Draws of the shots, averaged within each user."""
+
+
+class EvaluateConfig(Component):
+    """Error bars and calibration."""
+
+    bootstrap: PositiveInt = 2000
+    """Draws of the user-cluster bootstrap."""
+    ece_bins: PositiveInt = 15
+    """Equal-mass bins of the calibration error."""
+    ties: Literal["half", "drop", "pickscore"] = "half"
+    """Pairs labelled as ties: earn one half whatever is predicted; are left out; or may be predicted, by a
+    threshold chosen on the validation pairs, as PickScore does."""
+    votes: Annotated[int, Field(ge=3)] = 5
+    """Answers of other users a pair needs to count as controversial or as consensus."""
