@@ -7,6 +7,7 @@ the column of ``--data.label_key``: an id, or JSON with ``user_id``.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import json
@@ -62,7 +63,10 @@ class OpenRlhfReply(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-    """``users``: ids, mixtures such as {"0": 0.3, "1": 0.7}, or null; one for each response, or one for all."""
+    """``users``: ids, mixtures such as {"0": 0.3, "1": 0.7}, or null; one for each response, or one for all.
+
+    A model of images takes their files' bytes in base64 for ``responses``.
+    """
 
     prompts: list[str | list[dict[str, Any]]]
     responses: list[str | list[dict[str, Any]]]
@@ -76,7 +80,7 @@ class ScoreReply(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """One comparison by the user."""
+    """One comparison by the user; images in base64."""
 
     prompt: str | list[dict[str, Any]] = ""
     chosen: str | list[dict[str, Any]]
@@ -253,7 +257,7 @@ class Service:
         if not items:
             return [], 0
         try:
-            rows = [self.model.row(prompt, item) for prompt, item in zip(prompts, items, strict=True)]
+            rows = [self.model.row(prompt, self.item(item)) for prompt, item in zip(prompts, items, strict=True)]
             codes = self.model.users.codes(users)
         except RewardError as error:
             raise HTTPException(422, str(error)) from error
@@ -267,6 +271,15 @@ class Service:
             )
         found = await asyncio.gather(*[self.ask(rows=rows[part], codes=codes[part]) for part in parts])
         return [reward for part in found for reward in part], strangers
+
+    def item(self, sent: Any) -> Any:
+        """Return a response as the model takes it: an image is bytes, never a path, which would be read here."""
+        if not self.model.is_image:
+            return sent
+        try:
+            return base64.b64decode(sent, validate=True)
+        except (TypeError, ValueError) as error:
+            raise HTTPException(422, "this model rewards images: send their files' bytes in base64") from error
 
     async def ask(self, **what: Any) -> Any:
         """Let the model's thread do something and wait for it."""
@@ -356,6 +369,8 @@ def build_app(service: Service) -> FastAPI:
     @app.post("/get_reward", dependencies=guarded, tags=["OpenRLHF"])
     async def get_reward(body: OpenRlhfRequest) -> OpenRlhfReply:
         """OpenRLHF's remote reward. Empty lists are answered with empty lists."""
+        if service.model.is_image:
+            raise HTTPException(422, "this model rewards images, which OpenRLHF does not send; use /v1/score")
         count = len(body.query)
         for name, values in (("prompts", body.prompts), ("labels", body.labels)):
             if values and len(values) != count:
@@ -382,7 +397,8 @@ def build_app(service: Service) -> FastAPI:
     @app.post("/v1/users/{user}/adapt", dependencies=guarded, tags=["users"])
     async def adapt(user: str, body: Annotated[AdaptRequest, Body()]) -> AdaptReply:
         """Learn a user from a few answers; kept over restarts."""
-        answers = [Answer(a.prompt, a.chosen, a.rejected, a.label) for a in body.answers]
+        item = service.item
+        answers = [Answer(a.prompt, item(a.chosen), item(a.rejected), a.label) for a in body.answers]
         code: Tensor = await service.ask(call=lambda: service.model.adapt(answers))
         service.model.users.add(user, code)
         await asyncio.to_thread(service.store.put, user, len(answers), code)
@@ -463,9 +479,7 @@ def is_loopback(host: str) -> bool:
 def run_server(
     model: RewardModel, settings: ServeConfig, token: str | None, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is answered first. Raises RewardError for images."""
-    if model.is_image:
-        raise RewardError("images are not served over HTTP yet; use pal score, or RewardModel in Python")
+    """Serve until SIGTERM or SIGINT; what was accepted is answered first. Raises RewardError without an address."""
     if token is None and not is_loopback(settings.host):
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -281,3 +282,25 @@ def test_an_image_export_takes_paths_bytes_and_pictures(configure: Configure, he
         model.score("p", ["nowhere.png"])
     with pytest.raises(RewardError, match="row 0 cannot be scored"):
         model.score("p", [b"no image"])
+    require_the_same_over_http(model, prompts, raw, users, first)
+
+
+def require_the_same_over_http(
+    model: RewardModel, prompts: list[str], raw: list[bytes], users: list[str], wanted: list[float]
+) -> None:
+    from fastapi.testclient import TestClient
+
+    from pal.config import ServeConfig
+    from pal.reward.serve import Service, build_app
+
+    with TestClient(build_app(Service(model, ServeConfig(), None))) as http:
+        images = [base64.b64encode(content).decode() for content in raw]
+        body = {"prompts": prompts, "responses": images, "users": users}
+        assert http.post("/v1/score", json=body).json()["rewards"] == pytest.approx(wanted, abs=1e-5)
+        answers = [{"prompt": p, "chosen": images[0], "rejected": images[1]} for p in prompts[:3]]
+        assert http.post("/v1/users/me/adapt", json={"answers": answers}).json()["answers"] == 3
+        path = str(Path("raw/0.img").absolute())  # a file of the server is nobody's to name
+        for sent in (path, "no base64", base64.b64encode(b"no image").decode()):
+            reply = http.post("/v1/score", json={"prompts": ["a cat"], "responses": [sent]})
+            assert reply.status_code == 422
+        assert http.post("/get_reward", json={"query": ["a"]}).status_code == 422
