@@ -5,7 +5,7 @@
 
 4 values of K x 4 seeds x 4 learning rates of PAL-A. The sweep is timed whole, as a process of its own. Of the 64
 single trainings ``--sample`` are timed, spread evenly over the grid, and their mean is multiplied by 64; all
-three alternate in one run.
+three alternate in one run. The floor is what the matrix products of all training steps take by themselves.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from operations import operations_of
 
 from pal import pipeline
 from pal.config import load
+from pal.embed.peak import matrix_rate
 from pal.evaluate.report import as_markdown
 
 K, SEEDS, RATES = (1, 2, 4, 8), (0, 1, 2, 3), (3e-4, 1e-3, 2e-3, 4e-3)
@@ -76,6 +78,9 @@ def main() -> None:
             pipeline.train(config, "one")
             times["in one process"].append(time.perf_counter() - began)
         times["sweep"].append(sweep())
+        swept = {"sweep.head": ["pal-a"], "sweep.k": list(K), "sweep.seed": list(SEEDS), "sweep.lr": list(RATES)}
+        operations = operations_of(load(None, (), {**choice, **settings, **swept}).config, "cpu")
+        floor = operations / matrix_rate("cpu", torch.float32, 2048)
     whole = float(np.mean(times["sweep"]))
     rows = [["way", "seconds for 64 heads", "times the sweep", "measured"]]
     rows.append(["pal sweep", f"{whole:.1f}", "1.0", " ".join(f"{t:.1f}" for t in times["sweep"]) + " (whole)"])
@@ -83,6 +88,8 @@ def main() -> None:
         total = 64 * float(np.mean(times[name]))
         each = f"{np.mean(times[name]):.2f} ± {np.std(times[name], ddof=1):.2f} s each, {len(sample)} of 64"
         rows.append([f"pal train, {name}", f"{total:.0f}", f"{total / whole:.1f}", each])
+    listed = f"{operations / 1e12:.1f} TFLOP at the rate of a square product; training steps only"
+    rows.append(["floor: matrix products", f"{floor:.1f}", f"{floor / whole:.2f}", listed])
     latent = arguments.latent or dim
     text = (
         f"# Sweep of 64 heads, {arguments.what}, d = {dim}, latent dimension {latent}\n\n"
