@@ -69,8 +69,9 @@ class Variational(Head):
         is_first = (label >= 0.5).unsqueeze(1)
         first, second = self.item_scale(first_BD), self.item_scale(second_BD)
         pair = torch.cat([torch.where(is_first, first, second), torch.where(is_first, second, first)], dim=1)
-        answers_UMH, real_UM = by_user(self.read_answer(pair), user, users)
-        q, k, v = self.query(answers_UMH), self.key(answers_UMH), self.value(answers_UMH)
+        answers_BH = self.read_answer(pair)
+        q, k, v = (by_user(layer(answers_BH), user, users)[0] for layer in (self.query, self.key, self.value))
+        real_UM = by_user(label.unsqueeze(1), user, users)[1]
         weight = (q @ k.mT / math.sqrt(q.shape[2])).masked_fill(~real_UM.unsqueeze(1), -1e9).softmax(dim=2)
         pooled = ((weight @ v) * real_UM.unsqueeze(2)).sum(dim=1) / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
         return [self.mean(pooled).clamp(-1.0, 1.0), self.log_variance(pooled).clamp(-1.0, 1.0)]
