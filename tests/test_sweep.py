@@ -24,6 +24,7 @@ from pal.errors import ConfigError, TrainError
 from pal.train.heads.head import build_head, heads
 from pal.train.space import grid, in_stacks, random, split_stack
 from pal.train.stack import Stack, StackedAdamW, widen
+from pal.train.sweep import Sweep
 
 Configure = Callable[..., Config]
 TIMES = {"seconds"}
@@ -58,14 +59,19 @@ def test_each_head_is_the_one_that_a_single_run_trains(configure: Configure, tog
             assert row[f"test_{metric}"] == pytest.approx(alone["test_seen"][metric], abs=1e-3)
 
 
-def test_every_head_can_be_swept_in_stacks(configure: Configure) -> None:
+@pytest.mark.parametrize("sampler", ["grid", "optuna"])
+def test_every_head_can_be_swept_in_stacks(configure: Configure, sampler: str) -> None:
     names = sorted(heads())
-    config = sweeping(configure, {"head": names, "seed": [0, 1]}, **{"sweep.together": 2, "train.epochs": 2})
-    needs_prompt = {"pal-b"}  # the dataset has none
-    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    options = {"sweep.together": 2, "train.epochs": 2, "sweep.sampler": sampler, "sweep.samples": 40}
+    if sampler == "optuna":
+        pytest.importorskip("optuna")
+        names = ["bt-linear", "pal-a"]
+    config = sweeping(configure, {"head": names, "seed": [0, 1]}, **options)
+    needs_prompt = {"pal-b"} & set(names)  # the dataset has none
+    pipeline.sweep(config, "s", report=lambda line: None)
     frame = results("s")
     assert set(frame.filter(pl.col("status") == "failed")["head"]) == needs_prompt
-    assert summary["failed"] == 2 * len(needs_prompt)
+    assert set(frame["head"]) == set(names)
     for row in frame.filter(pl.col("status") == "ok", pl.col("seed") == 1).iter_rows(named=True):
         train = config.train.model_copy(update={"head": row["head"]})
         alone = pipeline.train(config.model_copy(update={"train": train, "seed": 1}), "alone")
@@ -266,8 +272,9 @@ def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(configure
     config = sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": 2, "train.epochs": 20})
 
     def kill_one(heads: int) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
+        first = multiprocessing.active_children()[0].pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
 
     with pytest.raises(TrainError, match=r"a sweep worker ended \(exit code -9\); run the sweep again"):
         pipeline.sweep(config, "s", kill_one)
@@ -275,6 +282,38 @@ def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(configure
     assert 0 < kept < 12
     again = pipeline.sweep(config, "s")
     assert (again["heads"], again["reused"], again["failed"]) == (12, kept, 0)
+
+
+def test_workers_that_try_failed_heads_again_keep_each_others_results(configure: Configure) -> None:
+    config = sweeping(configure, {"seed": [0, 1], "lr": [1e-3, 2e-3, 3e-3]}, **{"sweep.together": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sweep, "_fit_one", lambda self, one: 1 / 0)
+        assert pipeline.sweep(config, "s")["failed"] == 6
+    two = config.model_copy(update={"sweep": config.sweep.model_copy(update={"workers": 2})})
+    assert pipeline.sweep(two, "s")["failed"] == 0
+    assert set(results("s")["status"]) == {"ok"}
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+from pal import pipeline
+from pal.config import load
+
+def stop(heads):
+    raise KeyboardInterrupt
+
+pipeline.sweep(load(Path("many.yaml")).config, "s", stop)
+"""
+
+
+def test_an_interrupted_sweep_with_workers_ends_although_stacks_wait(configure: Configure) -> None:
+    axes = {"seed": list(range(4)), "lr": [1e-3 + 1e-5 * step for step in range(20)]}
+    config = sweeping(configure, axes, **{"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1})
+    Path("many.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
+    assert "KeyboardInterrupt" in done.stderr
+    assert 0 < len(results("s")) < 80
 
 
 PROGRAM = """

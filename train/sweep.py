@@ -63,6 +63,7 @@ class Sweep:
         self.folder = config.paths.sweeps / name
         self.open_data, self.judge, self.report = open_data, judge, report
         self.rows = read_results(self.folder)
+        self._unwritten: dict[str, dict[str, Any]] = {}
         self.device = device or choose_device(config.train.device)
         self.devices = devices_of(config.sweep.workers, self.device)
         self._worlds: dict[str, TrainingData] = {}
@@ -149,7 +150,8 @@ class Sweep:
             candidates.update((one.id, one) for one in asked)
             missing = {one.id: one for one in asked if not self._is_finished(one.id)}
             groups = in_stacks(list(missing.values()))
-            self._train_all([(group, len(group) > 1) for group in groups], lambda heads: None)
+            stacks = [stack for group in groups for stack in ([group] if _can_stack(group[0]) else zip(group))]
+            self._train_all([(list(stack), len(stack) > 1) for stack in stacks], lambda heads: None)
             trained += len(missing)
             progress(len(asked))
             tell([self.rows[one.id] for one in asked])
@@ -244,7 +246,7 @@ class Sweep:
                 for member in members:
                     self.train_stack([member], stacked=False)
                 return
-            self.rows[members[0].id] = self._row(
+            self._unwritten[members[0].id] = self._row(
                 members[0], 1, status="failed", error=f"{type(error).__name__}: {error}"
             )
         self._write()
@@ -279,7 +281,7 @@ class Sweep:
     def _record(self, fitted: Fitted, together: int) -> None:
         one = fitted.candidate
         if fitted.head is None:
-            self.rows[one.id] = self._row(one, together, status="dropped", seconds=fitted.seconds)
+            self._unwritten[one.id] = self._row(one, together, status="dropped", seconds=fitted.seconds)
             return
         trained = self._wrap(fitted)
         metrics = self.judge(one.config, trained, self._data(one))
@@ -287,8 +289,8 @@ class Sweep:
             one, together, status="ok", best_epoch=fitted.best_epoch, params=trained.facts["params"],
             seconds=fitted.seconds, **metrics,
         )  # fmt: skip
-        self.rows[one.id] = row
-        if self._leader is None or _rank(row) > _rank(self.rows[self._leader[0].id]):
+        self._unwritten[one.id] = row
+        if self._leader is None or _rank(row) > _rank(self._unwritten[self._leader[0].id]):
             self._leader = one, trained
 
     def _wrap(self, fitted: Fitted) -> TrainedHead:
@@ -320,7 +322,7 @@ class Sweep:
         }
 
     def _write(self) -> None:
-        """Rewrite the results with what other processes added; they are small, and never seen half written.
+        """Rewrite the results, which are small and never seen half written, as they are now with what was trained here.
 
         A new best head is saved first, so that whoever is on record as the best is there.
         """
@@ -330,12 +332,13 @@ class Sweep:
             recorded = read_results(self.folder)
             if self._leader is not None:
                 one, trained = self._leader
-                row, self._leader = self.rows[one.id], None
+                row, self._leader = self._unwritten[one.id], None
                 if all(_rank(row) > _rank(other) for other in recorded.values() if other["status"] == "ok"):
                     settings = ", ".join(f"{axis} {value}" for axis, value in one.values.items())
                     self.report(f"leading: {settings}; validation {row['val_macro_accuracy']:.3f}")
                     self._save_best(one, trained)
-            self.rows = {**recorded, **self.rows}
+            self.rows = {**recorded, **self._unwritten}
+            self._unwritten = {}
             self._write_rows()
 
     def _write_rows(self) -> None:

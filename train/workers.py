@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,9 +56,9 @@ class Workers:
 
         Raises TrainError if a worker dies or fails; what was finished is on disk by then.
         """
-        for stack in stacks:
+        waiting, missing = iter(stacks), len(stacks)
+        for stack in islice(waiting, len(self.processes) + 1):  # a full pipe would keep this process from ending
             self.tasks.put(stack)
-        missing = len(stacks)
         while missing:
             try:
                 kind, value = self.news.get(timeout=PATIENCE)
@@ -72,6 +73,8 @@ class Workers:
                 self.report(value)
             else:
                 missing -= 1
+                for stack in islice(waiting, 1):
+                    self.tasks.put(stack)
                 yield value
 
     def close(self) -> None:
@@ -80,21 +83,21 @@ class Workers:
             process.terminate()
         for process in self.processes:
             process.join()
+        self.tasks.cancel_join_thread()
 
 
 def _work(make: Callable[..., Sweep], device: str, threads: int, tasks: Any, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    sweep = make(device, lambda line: news.put(("say", line)))
-    while True:
-        members, stacked = tasks.get()
-        try:
+    try:
+        sweep = make(device, lambda line: news.put(("say", line)))
+        while True:
+            members, stacked = tasks.get()
             sweep.train_stack(members, stacked)
-        except BaseException as error:
-            news.put(("error", f"{type(error).__name__} in a sweep worker: {error}"))
-            raise
-        news.put(("done", len(members)))
+            news.put(("done", len(members)))
+    except Exception as error:
+        news.put(("error", f"{type(error).__name__} in a sweep worker: {error}"))
 
 
 def _end_with_parent() -> None:
