@@ -18,6 +18,7 @@ from typing import Any
 from pal.errors import RewardError
 from pal.files import atomic_file, file_sha256, write_json
 from pal.reward.model import RewardModel
+from pal.reward.users import id_of
 
 BLOCK = 512
 Row = dict[str, Any]
@@ -38,12 +39,17 @@ def read_rows(path: Path) -> Iterator[Row]:
         except pa.ArrowInvalid as error:
             raise RewardError(f"{path} is no Parquet file that can be read; write it again") from error
         return
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+    with open(path, "rb") as lines:
+        for number, raw in enumerate(lines, start=1):
             try:
+                line = raw.decode()
+                if not line.strip():
+                    continue
                 row = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise RewardError(f"{path} line {number} is not UTF-8; give JSONL in UTF-8, or Parquet") from error
+            except RecursionError as error:
+                raise RewardError(f"{path} line {number} is nested too deeply; mend it") from error
             except json.JSONDecodeError as error:
                 raise RewardError(f"{path} line {number} is not JSON ({error.msg}); mend it") from error
             if not isinstance(row, dict):
@@ -63,29 +69,40 @@ def score_file(
     if best_of is not None and pairs:
         raise RewardError("--best-of and --pairs exclude each other; score the file twice")
     began = time.perf_counter()
+    if source.resolve() == target.resolve():
+        raise RewardError(f"--output {target} is the input itself, which would be lost; give another file")
+    if target.is_dir():
+        raise RewardError(f"--output {target} is a folder; give the name of a file")
     part = target.parent / f".{target.name}.part"
     state_file = target.parent / f".{target.name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RewardError(f"cannot make folder {target.parent} ({error.strerror}); give another --output") from error
     key = {"input": _stamp(source), "head": model.facts.get("head_sha256", None)}
     done = _resume(part, state_file, key)
     known: set[str] = set()
     unknown: set[str] = set()
     rows = 0
     reader = read_rows(source)
-    with open(part, "ab") as out:
-        while block := list(islice(reader, BLOCK)):
-            for row in block:
-                user = row.get("user_id")
-                if isinstance(user, str):
-                    (known if user in model.users else unknown).add(user)
-            if rows >= done["rows"]:  # blocks always begin at the same rows
-                for scored in _scored(model, block, rows, source):
-                    out.write(json.dumps(scored, default=_plain).encode() + b"\n")
-                out.flush()
-                os.fsync(out.fileno())
-                write_json(state_file, {**key, "rows": rows + len(block), "bytes": out.tell()})
-            rows += len(block)
-            progress(len(block))
+    try:
+        with open(part, "ab") as out:
+            while block := list(islice(reader, BLOCK)):
+                for row in block:
+                    user = id_of(row.get("user_id"))
+                    if isinstance(user, str):
+                        (known if user in model.users else unknown).add(user)
+                if rows >= done["rows"]:  # blocks always begin at the same rows
+                    for scored in _scored(model, block, rows, source):
+                        out.write(json.dumps(scored, default=_plain).encode() + b"\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+                    write_json(state_file, {**key, "rows": rows + len(block), "bytes": out.tell()})
+                rows += len(block)
+                progress(len(block))
+    finally:
+        if part.is_file() and not part.stat().st_size:  # nothing was done that could go on
+            part.unlink()
     written = _finish(part, source, target, best_of, pairs)
     state_file.unlink(missing_ok=True)
     part.unlink()
@@ -131,7 +148,10 @@ def _scored(model: RewardModel, block: list[Row], start: int, source: Path) -> I
             rendered.append(model.row(row.get("prompt"), item))
         except RewardError as error:
             raise RewardError(f"{source} row {number}: {error}") from error
-    codes = model.users.codes([row.get("user_id") for row in block])
+    try:
+        codes = model.users.codes([id_of(row.get("user_id")) for row in block])
+    except RewardError as error:
+        raise RewardError(f"{source}, in rows {start + 1} to {start + len(block)}: {error}") from error
     rewards, failures = model.score_rows(rendered, codes)
     if failures:
         bad = min(failures)
@@ -150,20 +170,25 @@ def _plain(value: Any) -> Any:
 
 def _finish(part: Path, source: Path, target: Path, best_of: int | None, pairs: bool) -> int:
     """Write the final file from the scored rows, whole or not at all, and return its number of rows."""
-    with open(part, encoding="utf-8") as lines:
-        rows: Iterable[Row] = map(json.loads, lines)
-        if best_of is not None:
-            rows = (max(islice(group, best_of), key=lambda row: row["reward"]) for group in _groups(rows))
-        elif pairs:
-            rows = (pair for group in _groups(rows) if (pair := _pair(list(group))) is not None)
-        with atomic_file(target) as temporary:
-            if target.suffix == ".parquet":
-                return _write_parquet(temporary, rows)
-            count = 0
-            with open(temporary, "w", encoding="utf-8") as out:
-                for count, row in enumerate(rows, start=1):  # noqa: B007, counted for after the loop
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            return count
+
+    def rows() -> Iterator[Row]:
+        with open(part, encoding="utf-8") as lines:
+            scored: Iterator[Row] = map(json.loads, lines)
+            if best_of is not None:
+                yield from (max(islice(group, best_of), key=lambda row: row["reward"]) for group in _groups(scored))
+            elif pairs:
+                yield from (pair for group in _groups(scored) if (pair := _pair(list(group))) is not None)
+            else:
+                yield from scored
+
+    with atomic_file(target) as temporary:
+        if target.suffix == ".parquet":
+            return _write_parquet(temporary, rows, source)
+        count = 0
+        with open(temporary, "w", encoding="utf-8") as out:
+            for count, row in enumerate(rows(), start=1):  # noqa: B007, counted for after the loop
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return count
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[Iterator[Row]]:
@@ -184,27 +209,41 @@ def _pair(group: list[Row]) -> Row | None:
     }  # fmt: skip
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
-    """Write rows block by block, in the schema of the first block."""
+def _write_parquet(path: Path, rows: Callable[[], Iterator[Row]], source: Path) -> int:
+    """Write rows block by block, in the schema that all of them have together, which a first pass finds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    writer: Any = None
-    iterator, count = iter(rows), 0
-    try:
-        while block := list(islice(iterator, BLOCK)):
-            for row in block:
-                row.update({key: _bytes(value) for key, value in row.items()})
-            table = pa.Table.from_pylist(block, writer.schema if writer else None)
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
+    schema = pa.schema([])
+    for block in _tables(rows()):
+        try:
+            schema = pa.unify_schemas([schema, block.schema], promote_options="permissive")
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise RewardError(
+                f"{source} has a column of different kinds of values, which Parquet cannot hold ({error}); write .jsonl"
+            ) from error
+    schema = schema if len(schema) else pa.schema([("reward", pa.float64())])
+    count = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for block in _tables(rows(), schema):
+            writer.write_table(block)
             count += len(block)
-    finally:
-        if writer is not None:
-            writer.close()
-    if writer is None:
-        pq.write_table(pa.table({"reward": pa.array([], pa.float64())}), path)
     return count
+
+
+def _tables(rows: Iterator[Row], schema: Any = None) -> Iterator[Any]:
+    """Yield blocks of rows as tables, with the columns that any row of a block has, or those of a schema."""
+    import pyarrow as pa
+
+    while block := list(islice(rows, BLOCK)):
+        names = dict.fromkeys(name for row in block for name in row) if schema is None else schema.names
+        columns = {name: [_bytes(row.get(name)) for row in block] for name in names}
+        try:
+            yield pa.table(columns, schema=schema)
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise RewardError(
+                f"a column holds values that one Parquet column cannot hold ({error}); write .jsonl"
+            ) from error
 
 
 def _bytes(value: Any) -> Any:

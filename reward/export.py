@@ -91,6 +91,8 @@ def export(
     ``adapted`` and ``prior`` are what few-shot adaptation found, ``table`` the run's evaluation in Markdown. An export
     of one user holds nothing of the others: neither table nor prior.
     """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise RewardError(f"--name {name!r} is no name of a folder under {config.paths.exports}; leave out separators")
     target = config.paths.exports / (name or f"{trained.facts['run']}-{choice.suffix}")
     code = chosen_code(trained, choice, adapted)
     live = RewardModel.of(config, trained, code)

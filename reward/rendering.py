@@ -6,7 +6,7 @@ One function per item: ``response_item`` for what is rewarded, ``prompt_item`` f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ def turns_of(messages: Prompt, role: str = "user") -> Turns:
         return []
     if isinstance(messages, str):
         return [{"role": role, "content": messages}]
+    if not isinstance(messages, Iterable) or isinstance(messages, bytes | Mapping):
+        raise RewardError(f"a text is a string or a list of chat messages, not {str(messages)[:80]!r}")
     return [
         {"role": _text(m.get("role"), role), "content": _content(m.get("content"))} for m in map(_message, messages)
     ]
@@ -78,4 +80,6 @@ def _content(content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
+    if not isinstance(content, list | tuple):
+        raise RewardError(f"the content of a chat message is a string or a list of parts, not {str(content)[:80]!r}")
     return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))

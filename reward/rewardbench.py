@@ -47,6 +47,13 @@ def judge(
     if not rows:
         raise RewardError("there are no rows to judge; give RewardBench's published file")
     is_second = isinstance(rows[0]["chosen"], list)
+    for number, row in enumerate(rows, start=1):
+        if any(isinstance(row[key], list) is not is_second for key in ("chosen", "rejected")):
+            raise RewardError(f"row {number} is of another version than row 1 (lists of responses, or single ones)")
+        if is_second and not (row["chosen"] and row["rejected"]):
+            raise RewardError(f"row {number} has no response in chosen or in rejected; give the published file")
+        if is_second and row["subset"] == TIES and row.get("id") is None:
+            raise RewardError(f"row {number} of subset {TIES} has no id; give the published file")
     scored = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]

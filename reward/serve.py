@@ -30,11 +30,13 @@ from torch import Tensor
 from pal.config import ServeConfig
 from pal.errors import ConfigError, RewardError
 from pal.reward.model import Answer, RewardModel, Row
+from pal.reward.users import id_of
 
 try:
     import fastapi
     import uvicorn
     from fastapi import Body, Depends, FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse
     from pydantic import BaseModel, Field
 except ImportError as error:
@@ -202,14 +204,17 @@ class UserStore:
 
     def __init__(self, path: Path | str, head: str) -> None:
         self.head = head
-        self.connection = sqlite3.connect(path, check_same_thread=False)
         self._lock = threading.Lock()
-        with self._lock, self.connection:
-            self.connection.execute("PRAGMA journal_mode=WAL")
-            self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS users (head TEXT, user TEXT, answers INTEGER, code BLOB,"
-                " PRIMARY KEY (head, user))"
-            )
+        try:
+            self.connection = sqlite3.connect(path, check_same_thread=False)
+            with self._lock, self.connection:
+                self.connection.execute("PRAGMA journal_mode=WAL")
+                self.connection.execute(
+                    "CREATE TABLE IF NOT EXISTS users (head TEXT, user TEXT, answers INTEGER, code BLOB,"
+                    " PRIMARY KEY (head, user))"
+                )
+        except sqlite3.Error as error:
+            raise RewardError(f"cannot keep users in {path} ({error}); give another file as serve.store") from error
 
     def put(self, user: str, answers: int, code: Tensor) -> None:
         raw = code.float().cpu().numpy().tobytes()
@@ -256,6 +261,10 @@ class Service:
         """Return rewards in order, and how many users were strangers; raises HTTPException."""
         if not items:
             return [], 0
+        if len(items) > self.settings.queue:
+            raise HTTPException(
+                413, f"{len(items)} rows are more than the {self.settings.queue} that may wait; send fewer"
+            )
         try:
             rows = [self.model.row(prompt, self.item(item)) for prompt, item in zip(prompts, items, strict=True)]
             codes = self.model.users.codes(users)
@@ -265,10 +274,6 @@ class Service:
         self.unknown += strangers
         size = self.settings.max_batch
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-        if len(rows) > self.settings.queue:
-            raise HTTPException(
-                413, f"{len(rows)} rows are more than the {self.settings.queue} that may wait; send fewer"
-            )
         found = await asyncio.gather(*[self.ask(rows=rows[part], codes=codes[part]) for part in parts])
         return [reward for part in found for reward in part], strangers
 
@@ -324,16 +329,13 @@ class Service:
 
 
 def user_of_label(label: Any) -> Any:
-    """Return the user that an OpenRLHF label carries: an id, JSON with ``user_id`` or ``users``, or nobody."""
-    if not isinstance(label, str):
-        return label.get("user_id") if isinstance(label, dict) else None
-    if label.lstrip().startswith("{"):
+    """Return the user that an OpenRLHF label carries: an id, an object with ``user_id`` or its JSON, or nobody."""
+    if isinstance(label, str) and label.lstrip().startswith("{"):
         try:
-            read = json.loads(label)
-        except json.JSONDecodeError:
+            label = json.loads(label)
+        except (json.JSONDecodeError, RecursionError):
             return label
-        return read.get("user_id") if isinstance(read, dict) else label
-    return label or None
+    return id_of(label.get("user_id") if isinstance(label, dict) else label) or None
 
 
 def response_of(query: str, prompt: str) -> str:
@@ -394,7 +396,7 @@ def build_app(service: Service) -> FastAPI:
         rewards, strangers = await service.score(body.prompts, body.responses, users)
         return ScoreReply(rewards=rewards, unknown_users=strangers)
 
-    @app.post("/v1/users/{user}/adapt", dependencies=guarded, tags=["users"])
+    @app.post("/v1/users/{user:path}/adapt", dependencies=guarded, tags=["users"])
     async def adapt(user: str, body: Annotated[AdaptRequest, Body()]) -> AdaptReply:
         """Learn a user from a few answers; kept over restarts."""
         item = service.item
@@ -404,7 +406,7 @@ def build_app(service: Service) -> FastAPI:
         await asyncio.to_thread(service.store.put, user, len(answers), code)
         return AdaptReply(user=user, answers=len(answers), weights=[round(float(w), 6) for w in code])
 
-    @app.delete("/v1/users/{user}", dependencies=guarded, tags=["users"])
+    @app.delete("/v1/users/{user:path}", dependencies=guarded, tags=["users"])
     async def forget(user: str) -> dict[str, Any]:
         """Forget a user who was adapted here, on disk too."""
         service.model.users.forget(user)
@@ -421,6 +423,12 @@ def build_app(service: Service) -> FastAPI:
     async def metrics() -> str:
         """Counters for Prometheus."""
         return service.metrics()
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        # without what was sent, which may be large, or NaN, which is no JSON
+        found = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+        return JSONResponse({"detail": found}, 422)
 
     app.add_middleware(Guard, service=service)
     return app
@@ -460,10 +468,19 @@ class Guard:
         if not length.isdigit() or int(length) > limit:
             reply = JSONResponse({"detail": f"the body has more than {limit} bytes; send fewer rows"}, 413)
             await reply(scope, receive, counted)
-        else:
+            self._count(scope, status, is_answered, began)
+            return
+        try:
             await self.app(scope, limited, counted)
+        except Exception:  # our mistake: answered with 500 further out
+            status, is_answered = 500, True
+            raise
+        finally:
+            self._count(scope, status, is_answered, began)
+
+    def _count(self, scope: Any, status: int, is_answered: bool, began: float) -> None:
         route = scope.get("route")
-        path = getattr(route, "path", "other")  # never the path itself, which may name a user
+        path = getattr(route, "path_format", "other")  # never the path itself, which may name a user
         self.service.requests[path, status] += is_answered
         self.service.seconds += time.perf_counter() - began
 
@@ -480,6 +497,7 @@ def run_server(
     model: RewardModel, settings: ServeConfig, token: str | None, say: Callable[[str], None] = lambda text: None
 ) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted is answered first. Raises RewardError without an address."""
+    token = token or None  # of an empty variable: as if none were given
     if token is None and not is_loopback(settings.host):
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")

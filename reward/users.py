@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ def prototype_code(head: Head, name: str, k: int) -> Tensor:
     if isinstance(head.users, UserWeights) and not 0 <= k < size:
         raise RewardError(f"prototype {k} does not exist; the head has {size}, numbered from 0 to {size - 1}")
     return code_of(head, name, [float(place == k) for place in range(size)])
+
+
+def id_of(user: Any) -> Any:
+    """Return a user of a file or a request, a number as text: ids are text here, and columns may hold numbers."""
+    return str(user) if isinstance(user, int) and not isinstance(user, bool) else user
 
 
 NAMES_KEPT = 1000
@@ -82,6 +88,8 @@ class Users:
             if isinstance(user, Mapping):
                 rows.append(self.mixture(user))
                 continue
+            if not isinstance(user, str | None):
+                raise RewardError(f"a user is an id in text, a mixture or nothing, not {str(user)[:80]!r}")
             if user not in found:
                 found[user] = self.code(user)
             rows.append(found[user])

@@ -200,6 +200,51 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     assert pair["rejected"] == rows[min(range(4), key=wanted.__getitem__)]["response"]
 
 
+def test_what_cannot_be_scored_is_one_sentence_and_leaves_nothing(configure: Configure) -> None:
+    config = trained(configure)
+    model = RewardModel.from_pretrained(pipeline.export(config, "run", Choice())["dir"])
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    good = b'{"prompt": "p", "response": "r"}\n'
+    for content, target, words in (
+        (good + b'{"prompt": "\xff"}', "out.jsonl", "line 2 is not UTF-8"),
+        (b'{"prompt": ' + b"[" * 100_000, "out.jsonl", "line 1 is nested too deeply"),
+        (b'{"prompt": "p", "response": 5}', "out.jsonl", "a text is a string or a list of chat messages, not '5'"),
+        (b'{"prompt": 5, "response": "r"}', "out.jsonl", "row 1: a text is a string or a list"),
+        (b'{"prompt": [{"role": "user", "content": 5}], "response": ""}', "out.jsonl", "content of a chat message"),
+        (b'{"prompt": "p", "response": "r", "user_id": ["a"]}', "out.jsonl", r"in rows 1 to 1: a user is an id"),
+        (good, "in.jsonl", "is the input itself"), (good, "folder", "is a folder"),
+        (good, "file/below/out.jsonl", "cannot make folder"),
+        (good + b'{"prompt": "p", "response": "r", "n": 1}\n{"prompt": "p", "response": "r", "n": "x"}', "out.parquet",
+         "write .jsonl"),
+    ):  # fmt: skip
+        Path("in.jsonl").write_bytes(content)
+        with pytest.raises(RewardError, match=words):
+            score_file(model, Path("in.jsonl"), Path(target))
+        assert Path("in.jsonl").read_bytes() == content
+        assert not Path(target).is_file() or target == "in.jsonl"
+        for left in Path().glob(".out.parquet*"):  # what was scored may be written to a file that can hold it
+            left.unlink()
+        assert not list(Path().glob(".out*"))
+    for name in ("../evil", "", ".."):
+        with pytest.raises(RewardError, match="is no name of a folder"):
+            pipeline.export(config, "run", Choice(), name)
+
+
+def test_parquet_holds_every_column_and_numbers_are_ids(configure: Configure) -> None:
+    model = RewardModel.from_pretrained(pipeline.export(trained(configure), "run", Choice())["dir"])
+    model.users.add("5", torch.tensor([1.0, 0.0]))
+    rows = [{"prompt": "p", "response": f"r{n}", "user_id": None} for n in range(600)]
+    rows += [{"prompt": "p", "response": "r0", "user_id": 5, "late": "yes"}]
+    Path("in.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    result = score_file(model, Path("in.jsonl"), Path("out.parquet"))
+    assert (result["users_known"], result["users_unknown"]) == (1, 0)
+    written = pl.read_parquet("out.parquet")
+    assert written["late"].to_list() == [None] * 600 + ["yes"]
+    assert written["user_id"].to_list() == [None] * 600 + [5]
+    assert written["reward"][600] == pytest.approx(model.score(["p"], ["r0"], ["5"])[0], abs=1e-4)
+
+
 def test_the_commands_print_one_object(configure: Configure) -> None:
     trained(configure)
     Path("in.jsonl").write_text('{"prompt": "p", "response": " r", "user_id": "seen-00000"}\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -20,11 +21,15 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+import uvicorn
+from fastapi.testclient import TestClient
 
 from pal import pipeline
-from pal.config import Config
+from pal.config import Config, ServeConfig
+from pal.errors import RewardError
 from pal.reward import RewardModel
 from pal.reward.export import Choice
+from pal.reward.serve import Service, build_app, run_server
 
 TOKEN = "a-token-for-tests"
 USERS = [f"seen-{number:05d}" for number in range(6)]
@@ -128,6 +133,48 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
         assert http.delete("/v1/users/new").json()["forgotten"]
         assert http.post("/v1/score", json=row).json()["unknown_users"] == 1
         assert http.delete("/v1/users/new").status_code == 404
+
+
+def test_odd_requests_are_refused_and_counted(exported: Path) -> None:
+    service = Service(RewardModel.from_pretrained(exported, device="cpu"), ServeConfig(), TOKEN)
+    message = {"role": "user", "content": 5}
+    answer = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with TestClient(build_app(service), raise_server_exceptions=False) as http:
+        http.headers["Authorization"] = f"Bearer {TOKEN}"
+        for path, body in (
+            ("/v1/score", {"prompts": [[message]], "responses": ["r"]}),
+            ("/get_reward", {"query": ["a"], "labels": [{"user_id": [1]}]}),
+            ("/get_reward", {"query": ["a"], "labels": [1.5]}),
+            ("/v1/users/u/adapt", {"answers": [{**answer, "label": math.nan}]}),
+            ("/v1/score", {"prompts": ["p"], "responses": ["r"], "users": [math.inf]}),
+        ):
+            content = json.dumps(body)  # with NaN, which is no JSON but is read as such
+            reply = http.post(path, content=content, headers={"content-type": "application/json"})
+            assert reply.status_code == 422, (body, reply.text)
+        deep = http.post("/get_reward", json={"query": ["a"], "labels": ['{"a":' * 100_000]})
+        assert deep.json()["extra_logs"] == {"pal_user_known": [0.0]}
+        assert http.post("/v1/users/a%2Fb/adapt", json={"answers": [answer]}).json()["user"] == "a/b"
+        assert http.post("/v1/users/7/adapt", json={"answers": [answer]}).json()["user"] == "7"
+        known = http.post("/get_reward", json={"query": ["a"] * 3, "labels": [7, {"user_id": "a/b"}, "7"]}).json()
+        assert known["extra_logs"] == {"pal_user_known": [1.0, 1.0, 1.0]}
+        service.model.score_rows = lambda rows, codes: [][0]  # type: ignore[method-assign, misc, index]
+        assert http.post("/v1/score", json={"prompts": ["p"], "responses": ["r"]}).status_code == 500
+        assert 'pal_requests_total{path="/v1/score",code="500"} 1' in http.get("/metrics").text
+    assert service.accepted == service.requests.total()
+
+
+def test_a_store_that_is_none_and_an_empty_token(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RewardModel.from_pretrained(exported, device="cpu")
+    Path("text").write_text("no database" * 100)
+    for store in ("text", "nowhere/users.sqlite"):
+        with pytest.raises(RewardError, match=f"cannot keep users in {store}"):
+            Service(model, ServeConfig(store=Path(store)), None)
+    told: list[str] = []
+    served: list[Any] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: served.append(sockets[0].close()))
+    run_server(model, ServeConfig(host="0.0.0.0", port=0), "", told.append)
+    assert served
+    assert told[0].startswith("bearer token, for this run only: ")
 
 
 async def load(address: str, connections: int, seconds: float) -> dict[str, Any]:
