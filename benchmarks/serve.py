@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -42,20 +43,20 @@ class Load:
         return f"{statuses} | {served:.0f} | {p50:.0f} ms, {p99:.0f} ms | {served / offline:.2f}"
 
 
-def body(number: int, rows: int) -> dict[str, list[str]]:
-    """Return texts that no other request of a run has, so that nothing is encoded once for two rows."""
+def body(label: str, number: int, rows: int) -> dict[str, list[str]]:
+    """Return texts that no other request has, so that nothing is encoded once for two rows."""
     texts = range(number * rows, (number + 1) * rows)
-    return {"prompts": [f"question {n}" for n in texts], "responses": [f" answer {n}" for n in texts]}
+    return {"prompts": [f"question {label}{n}" for n in texts], "responses": [f" answer {n}" for n in texts]}
 
 
-async def load(address: str, seconds: float, connections: int, rows: int) -> Load:
+async def load(address: str, label: str, seconds: float, connections: int, rows: int) -> Load:
     found = Load([], Counter(), 0.0)
     began = time.perf_counter()
 
     async def one(number: int, http: aiohttp.ClientSession) -> None:
         while time.perf_counter() - began < seconds:
             sent = time.perf_counter()
-            async with http.post("/v1/score", json=body(number, rows)) as reply:
+            async with http.post("/v1/score", json=body(label, number, rows)) as reply:
                 await reply.read()
             found.statuses[reply.status] += 1
             if reply.status == 200:
@@ -71,8 +72,9 @@ async def load(address: str, seconds: float, connections: int, rows: int) -> Loa
 
 def main() -> None:
     folder, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
+    store = Path(tempfile.mkdtemp()) / "users.sqlite"
     command = [sys.executable, "-m", "pal", "serve", "--model", folder, "--port", "0", "--token", TOKEN]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--set", f"serve.store={store}"], stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     seen = ""
     while (found := re.search(r"http://\S+:\d+", seen)) is None:
@@ -82,13 +84,13 @@ def main() -> None:
     address, loads = found.group(), {}
     try:
         for name, (connections, rows) in SHAPES.items():
-            asyncio.run(load(address, 2.0, connections, rows))  # warm up
-            loads[name] = asyncio.run(load(address, seconds, connections, rows))
+            asyncio.run(load(address, f"warm {connections} ", 2.0, connections, rows))
+            loads[name] = asyncio.run(load(address, f"{connections} ", seconds, connections, rows))
     finally:
         server.terminate()
         server.wait(timeout=60)
     model = RewardModel.from_pretrained(folder, device="cpu")
-    texts = body(0, 4096)
+    texts = body("", 0, 4096)
     model.score(texts["prompts"][:64], texts["responses"][:64])
     began = time.perf_counter()
     model.score(texts["prompts"], texts["responses"])

@@ -43,7 +43,7 @@ def main() -> None:
         "dataset": "simulated", "encoder": "identity", "data.simulated.dim": arguments.dim,
         "data.simulated.users": arguments.users, "embed.identity.store_dtype": "float16", "train.batch_size": 4096,
         "train.epochs": arguments.epochs, "train.device": arguments.device, "sweep.head": ["pal-a"],
-        "sweep.k": list(KS), "sweep.seed": list(SEEDS), "sweep.lr": rates,
+        "sweep.k": list(KS), "sweep.seed": list(SEEDS), "sweep.lr": rates, "sweep.workers": 1,
     }  # fmt: skip
     out = arguments.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +53,7 @@ def main() -> None:
         began = time.perf_counter()
         summary = pipeline.sweep(config, "gpu")
         seconds = time.perf_counter() - began
+        assert not summary["failed"], summary
         operations = operations_of(config, arguments.device)
     rate = matrix_rate(arguments.device, torch.float32)
     card = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()

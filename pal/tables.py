@@ -45,7 +45,7 @@ def item_id(kind: str, *parts: str | bytes) -> bytes:
 
 
 def ids_of(column: pl.Series) -> np.ndarray:
-    """Return a column of ids as (n,) S16, null as the empty id; no row becomes a Python object."""
+    """Return a column of 16-byte ids as (n,) S16, null as the empty id; no row becomes a Python object."""
     import numpy as np
     import pyarrow as pa
 
