@@ -149,14 +149,14 @@ def fit_head(
 ) -> tuple[Head, list[dict[str, float]], int]:
     """Return a fitted head, its log, and the epoch it is from (0 for heads that are solved at once)."""
     best: HeadTraining | None = None
-    for start in range(settings.starts):
-        head = data.new_head(settings, seed + SEEDS_APART * start)
+    for own_seed in range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART):
+        head = data.new_head(settings, own_seed)
         if head.is_solved:
             head.solve(data, settings)
             progress(settings.epochs * settings.starts)
             return head, [{"epoch": 0}], 0
         module = HeadTraining(head, settings)
-        batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, seed + SEEDS_APART * start)
+        batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, own_seed)
         fit(module, batches, str(data.features.device), progress)
         if module.best_state and (best is None or module.best_loss < best.best_loss):
             best = module

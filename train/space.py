@@ -12,7 +12,7 @@ import numpy as np
 from pal.config import Config, TrainConfig, load_overrides
 from pal.errors import ConfigError
 from pal.files import digest
-from pal.train.heads.head import resolve
+from pal.train.heads.head import heads, resolve
 
 OTHER_AXES = {"seed": "seed", "encoder": "encoder", "layer": "embed.{encoder}.layer"}
 # Settings in which the heads of a stack may differ, because they are values and not shapes.
@@ -55,10 +55,16 @@ class Candidate:
         """What must be equal for two heads to be trained in one stack.
 
         PAL-A's prototypes are so small that heads of different K are padded to the largest; PAL-B has a
-        whole map per prototype, which padding would compute in vain.
+        whole map per prototype, which padding would compute in vain. A head that no stack can train is like no other:
+        batch normalisation keeps running statistics, which a stack would mix; solved heads take no steps; and of a
+        head with several starts only one is a result.
         """
-        free = VALUES | ({"k"} if self.config.train.head == "pal-a" else set())
-        return digest([self.world, self.config.train.model_dump(mode="json", exclude=free)], 6)
+        train = self.config.train
+        build, _ = heads()[train.head]
+        if getattr(build, "is_solved", False) or "batchnorm" in (train.mlp or "") or train.starts > 1:
+            return self.id
+        free = VALUES | ({"k"} if train.head == "pal-a" else set())
+        return digest([self.world, train.model_dump(mode="json", exclude=free)], 6)
 
 
 def candidate(config: Config, values: Mapping[str, Any]) -> Candidate:

@@ -26,7 +26,7 @@ from pal.errors import PalError, TrainError
 from pal.files import atomic_file, write_json
 from pal.train.checkpoint import TrainedHead
 from pal.train.datamodule import PairsDataModule, SeedBatches
-from pal.train.heads.head import Head, heads
+from pal.train.heads.head import Head
 from pal.train.module import HeadTraining
 from pal.train.run import Progress, TrainingData, choose_device, fit, fit_head, save_run
 from pal.train.space import Candidate, grid, in_stacks, random, split_stack
@@ -118,7 +118,7 @@ class Sweep:
         """Train the stacks of a fixed list; returns how many heads were trained."""
         by_id = {one.id: one for one in candidates}
         missing = []
-        for stack in self._plan(candidates):
+        for stack in self._plan(list(by_id.values())):
             members = [by_id[head] for head in stack if head in by_id]
             if all(self._is_finished(one.id) for one in members):
                 progress(len(members))
@@ -149,9 +149,8 @@ class Sweep:
         for asked, tell in rounds:
             candidates.update((one.id, one) for one in asked)
             missing = {one.id: one for one in asked if not self._is_finished(one.id)}
-            groups = in_stacks(list(missing.values()))
-            stacks = [stack for group in groups for stack in ([group] if _can_stack(group[0]) else zip(group))]
-            self._train_all([(list(stack), len(stack) > 1) for stack in stacks], lambda heads: None)
+            stacks = [(group, len(group) > 1) for group in in_stacks(list(missing.values()))]
+            self._train_all(stacks, lambda heads: None)
             trained += len(missing)
             progress(len(asked))
             tell([self.rows[one.id] for one in asked])
@@ -168,7 +167,7 @@ class Sweep:
         for group in in_stacks([one for one in candidates if one.id not in planned]):
             width = self.config.sweep.together
             try:
-                chosen = self._measure(group) if width == "auto" else width if _can_stack(group[0]) else 1
+                chosen = self._measure(group) if width == "auto" else width
             except PalError:
                 chosen = 1  # each head then fails or succeeds by itself
             plan += [[one.id for one in stack] for stack in split_stack(group, chosen)]
@@ -177,7 +176,7 @@ class Sweep:
 
     def _measure(self, group: list[Candidate]) -> int:
         """Time a few steps one after another and in stacks of several widths; return the fastest width."""
-        if len(group) == 1 or not _can_stack(group[0]):
+        if len(group) == 1:
             return 1
         seeds = len({one.config.seed for one in group})
         widths = sorted({1, *(w for w in (seeds, 4 * seeds, len(group)) if 1 < w <= len(group) and w % seeds == 0)})
@@ -372,12 +371,3 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 def _rank(row: dict[str, Any]) -> tuple[float, float]:
     """Order results by validation alone: accuracy, then likelihood."""
     return row["val_macro_accuracy"], -row["val_nll"]
-
-
-def _can_stack(one: Candidate) -> bool:
-    """Batch normalisation keeps running statistics, which a stack would mix; solved heads take no steps, and of a
-    head with several starts only one is a result.
-    """
-    settings = one.config.train
-    build, _ = heads()[settings.head]
-    return not getattr(build, "is_solved", False) and "batchnorm" not in (settings.mlp or "") and settings.starts == 1

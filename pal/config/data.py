@@ -110,11 +110,11 @@ class PickafilterConfig(PickapicConfig):
     """Gain of the favoured colour channel, loss of the opposite one; the published strength is not known to us."""
 
 
-class GroupedStatementsConfig(DatasetConfig):
-    """Groups of users who answer statements alike (method.md 3.2)."""
+class PlantedGroupsConfig(DatasetConfig):
+    """Users made here, in known groups."""
 
     groups: PositiveInt = 2
-    """K*, the number of groups; group k owns the k-th interest."""
+    """K*, the number of groups."""
     users: PositiveInt = 100
     """Seen users, dealt to the groups in turn."""
     unseen_users: Count = 50
@@ -124,9 +124,14 @@ class GroupedStatementsConfig(DatasetConfig):
     pairs_per_user: PositiveInt = 100
     """Training pairs of a seen user, adaptation pairs of an unseen one."""
     validation_pairs_per_user: PositiveInt = 50
-    """Pairs per user from the validation statements."""
+    """Pairs per user for validation, of items that no other split has."""
     test_pairs_per_user: PositiveInt = 50
-    """Pairs per user from the test statements."""
+    """Pairs per user for test, of items that no other split has."""
+
+
+class GroupedStatementsConfig(PlantedGroupsConfig):
+    """Groups of users who answer statements alike (method.md 3.2); group k owns the k-th interest."""
+
     interests_per_user: PositiveInt = 1
     """Interests that each user of the partition has: the own group's and the next ones."""
     regime: Literal["partition", "mixture"] = "partition"
@@ -157,25 +162,13 @@ class DemoConfig(GroupedStatementsConfig):
     """K*, the number of groups, at most six."""
 
 
-class SimulatedConfig(DatasetConfig):
-    """Planted prototypes and users in feature space (method.md 3.1)."""
+class SimulatedConfig(PlantedGroupsConfig):
+    """Planted prototypes and users in feature space (method.md 3.1); every pair is of fresh items."""
 
     dim: PositiveInt = 16
     """Feature dimension d."""
     groups: PositiveInt = 3
     """K*, the number of planted prototypes."""
-    users: PositiveInt = 100
-    """Seen users."""
-    unseen_users: Count = 50
-    """Test users that no head is trained on."""
-    validation_users: Count = 20
-    """Further unseen users, on whom few-shot settings are tuned."""
-    pairs_per_user: PositiveInt = 100
-    """Training pairs of a seen user, adaptation pairs of an unseen one."""
-    validation_pairs_per_user: PositiveInt = 50
-    """Fresh pairs per user for validation."""
-    test_pairs_per_user: PositiveInt = 50
-    """Fresh pairs per user for test."""
     regime: Literal["partition", "mixture"] = "partition"
     """True user weights: one prototype each, or Dirichlet(1, .., 1)."""
     map: Literal["identity", "linear", "mlp"] = "linear"
