@@ -1,4 +1,5 @@
-"""Ten thousand new users at once: MAP adaptation at 20 shots, K = 8, against one solver call per user.
+"""Ten thousand new users at once: MAP adaptation at 20 shots, K = 8, against one solver call per
+user.
 
 python benchmarks/adapt.py
 """
@@ -17,7 +18,7 @@ import torch
 from pal.config import TrainConfig
 from pal.evaluate.few_shot import NewUsers
 from pal.evaluate.report import as_markdown
-from pal.train.adapt import Answers, adapt_map, make_prior
+from pal.train.adapt.map import Answers, adapt_map, make_prior
 from pal.train.heads.head import build_head
 
 DIM, K, SHOTS, POOL = 384, 8, 20, 100
@@ -26,7 +27,12 @@ DIM, K, SHOTS, POOL = 384, 8, 20, 100
 def drawing(users: int) -> float:
     """Return the seconds that one draw of shots takes."""
     count = users * POOL
-    pool = Answers((torch.zeros(count, 1),), torch.ones(count), torch.arange(users).repeat_interleave(POOL), users)
+    pool = Answers(
+        (torch.zeros(count, 1),),
+        torch.ones(count),
+        torch.arange(users).repeat_interleave(POOL),
+        users,
+    )
     ids = np.frombuffer(np.random.default_rng(0).bytes(16 * count), "S16")
     everyone = NewUsers([f"{number}" for number in range(users)], pool, pool, ids, "v1")
     began = time.perf_counter()
@@ -35,19 +41,35 @@ def drawing(users: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--users", type=int, default=10_000)
-    parser.add_argument("--alone", type=int, default=50, help="users adapted one by one, for the ratio")
+    parser.add_argument(
+        "--alone", type=int, default=50, help="users adapted one by one, for the ratio"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/adapt.md"))
     arguments = parser.parse_args()
-    rows = [["head", "score", "preparing pairs, s", "adapting all, s", "one by one, s for all", "ratio", "same codes"]]
+    rows = [
+        [
+            "head",
+            "score",
+            "preparing pairs, s",
+            "adapting all, s",
+            "one by one, s for all",
+            "ratio",
+            "same codes",
+        ]
+    ]
     for name, score, learner in (
         ("pal-a", "squared", "f(Pw)"),
         ("pal-a", "squared", "f(P)w"),
         ("pal-b", "angle", None),
     ):
         torch.manual_seed(0)
-        head = build_head(TrainConfig(head=name, score=score, learner=learner, k=K), DIM, 200).eval()
+        head = build_head(
+            TrainConfig(head=name, score=score, learner=learner, k=K), DIM, 200
+        ).eval()
         count = arguments.users * SHOTS
         user = torch.arange(count) % arguments.users
         features = torch.randn(3, 8192, DIM)  # the values cost nothing to prepare again
@@ -76,14 +98,14 @@ def main() -> None:
         cells.append(f"{same} of {arguments.alone}")
         rows.append([name if learner is None else f"{name}, {learner}", score, *cells])
     text = (
-        f"# Adapting new users\n\n{date.today()}, `python benchmarks/adapt.py`: {arguments.users:,} users, "
-        f"{SHOTS} shots, K = {K}, d = {DIM}, {torch.get_num_threads()} threads, {platform.machine()}; one by one: "
+        f"# Adapting new users\n\n{date.today()}, `python benchmarks/adapt.py`: "
+        f"{arguments.users:,} users, "
+        f"{SHOTS} shots, K = {K}, d = {DIM}, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}; one by one: "
         f"{arguments.alone} users measured; "
         f"codes are the same within 0.02.\n\n{as_markdown(rows)}\n"
     )
-    text += (
-        f"\nDrawing {SHOTS} of {POOL} answers for all {arguments.users:,} users: {drawing(arguments.users):.2f} s.\n"
-    )
+    text += f"\nDrawing {SHOTS} of {POOL} answers for all {arguments.users:,} users: {drawing(arguments.users):.2f} s.\n"
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

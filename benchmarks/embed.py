@@ -1,9 +1,10 @@
-"""Stage one against sentence-transformers: the same weights, the same texts, alternating in one run.
+"""Stage one against sentence-transformers: the same weights, the same texts, alternating in one
+run.
 
     python benchmarks/embed.py --source ../shared/persona [--statements 1500]
 
-The raw list holds every text as often as the pairs mention it; the unique list holds it once. The figure is items of
-the list per second; loading the model is not in it.
+The raw list holds every text as often as the pairs mention it; the unique list holds it once. The
+figure is items of the list per second; loading the model is not in it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pal import pipeline
 from pal.cache.writer import CacheWriter
 from pal.config import Config, load
 from pal.embed.encoder import load as load_encoder
-from pal.embed.executors import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
+from pal.embed.engines.local import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
 from pal.embed.run import Job, locate_job
 from pal.embed.runner import ShardRunner
 from pal.evaluate.report import as_markdown
@@ -38,7 +39,9 @@ def texts_of(config: Config) -> tuple[list[str], list[str]]:
     dataset = pipeline.prepare(config)
     items = dict(pl.DataFrame(pl.from_arrow(dataset.items(["item_id", "text"]))).iter_rows())
     pairs = dataset.pairs()
-    names = pl.concat([pairs[column] for column in ("prompt_id", "first_id", "second_id")]).to_list()
+    names = pl.concat(
+        [pairs[column] for column in ("prompt_id", "first_id", "second_id")]
+    ).to_list()
     return [items[name] for name in names], list(items.values())
 
 
@@ -63,11 +66,19 @@ def ours(job: Job, device: str) -> Callable[[], dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True)
-    parser.add_argument("--statements", type=int, default=500, help="statements of each persona that are read")
-    parser.add_argument("--users", type=int, default=20, help="users, on whom the number of duplicates depends")
-    parser.add_argument("--batch", type=int, default=32, help="batch size of sentence-transformers (its default)")
+    parser.add_argument(
+        "--statements", type=int, default=500, help="statements of each persona that are read"
+    )
+    parser.add_argument(
+        "--users", type=int, default=20, help="users, on whom the number of duplicates depends"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, help="batch size of sentence-transformers (its default)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -75,7 +86,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         paths = {f"paths.{name}": f"{folder}/{name}" for name in ("data", "cache")}
-        options = {"dataset": "persona", "encoder": "minilm", "data.persona.source": arguments.source}
+        options = {
+            "dataset": "persona",
+            "encoder": "minilm",
+            "data.persona.source": arguments.source,
+        }
         limit = {"data.persona.limit": arguments.statements, "data.persona.users": arguments.users}
         limit |= {"data.persona.unseen_users": 0, "data.persona.validation_users": 0}
         config = load(None, (), {**paths, **options, **limit}).config
@@ -98,15 +113,22 @@ def main() -> None:
                 measured[name].append(time.perf_counter() - began)
     seconds = {name: median(values) for name, values in measured.items()}
     rows = [["list", "items", "pal embed, items/s", "sentence-transformers, items/s", "ratio"]]
-    for name, texts, key in (("raw, with duplicates", raw, "st raw"), ("unique", unique, "st unique")):
+    for name, texts, key in (
+        ("raw, with duplicates", raw, "st raw"),
+        ("unique", unique, "st unique"),
+    ):
         rate, peer = len(texts) / seconds["ours"], len(texts) / seconds[key]
         rows.append([name, f"{len(texts):,}", f"{rate:,.0f}", f"{peer:,.0f}", f"{rate / peer:.2f}"])
     table = as_markdown(rows)
     text = (
-        f"# Stage one against sentence-transformers {__version__}\n\n{date.today()}, `python benchmarks/embed.py "
-        f"--statements {arguments.statements} --users {arguments.users}`, MiniLM in float32 on {arguments.device}, "
-        f"persona texts, {torch.get_num_threads()} threads, {platform.machine()}, median of {ROUNDS} alternating "
-        f"rounds; peer batch size {arguments.batch}. Ours includes writing, syncing and hashing the shards. "
+        f"# Stage one against sentence-transformers {__version__}\n\n{date.today()}, `python "
+        "benchmarks/embed.py "
+        f"--statements {arguments.statements} --users {arguments.users}`, MiniLM in float32 on "
+        f"{arguments.device}, "
+        f"persona texts, {torch.get_num_threads()} threads, {platform.machine()}, median of "
+        f"{ROUNDS} alternating "
+        f"rounds; peer batch size {arguments.batch}. Ours includes writing, syncing and hashing "
+        "the shards. "
         f"Padding: {100 * padding:.1f} % of the tokens computed.\n\n{table}\n"
     )
     print(text)

@@ -6,14 +6,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pal import pipeline
 from pal.config import Config
-from pal.train.datamodule import SeedBatches
-from pal.train.run import TrainingData
-from pal.train.space import grid
+from pal.sweep.plan import grid
+from pal.train.fit import TrainingData
+from pal.train.pairs import SeedBatches
 from pal.train.stack import StackTraining, widen
 
 
 def operations_of(config: Config, device: str) -> float:
-    """Return the operations of training all heads of a grid, by those of one step of a stack of one head a seed."""
+    """Return the operations of training all heads of a grid, by those of one step of a stack of one
+    head a seed."""
     candidates = list(grid(config))
     seeds = list(dict.fromkeys(one.config.seed for one in candidates))
     few = [next(one for one in candidates if one.config.seed == seed) for seed in seeds]

@@ -1,4 +1,5 @@
-"""A generated source in the published schema of Pick-a-Pic: drawn images, users who prefer warm or cool tones."""
+"""A generated source in the published schema of Pick-a-Pic: drawn images, users who prefer warm or
+cool tones."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def draw(random: np.random.Generator, size: int, tone: float) -> bytes:
     pen = ImageDraw.Draw(image)
     for _ in range(4):
         corners = np.sort(random.integers(0, size, (2, 2)), axis=0)
-        pen.rectangle([*corners[0].tolist(), *corners[1].tolist()], fill=tuple(random.integers(60, 160, 3).tolist()))
+        pen.rectangle(
+            [*corners[0].tolist(), *corners[1].tolist()],
+            fill=tuple(random.integers(60, 160, 3).tolist()),
+        )
     pixels = np.asarray(image).astype(np.int16)
     pixels[..., 0] += int(55 * tone)
     pixels[..., 2] -= int(55 * tone)
@@ -43,12 +47,16 @@ def draw(random: np.random.Generator, size: int, tone: float) -> bytes:
 
 
 def by_tone(user: int, first: float, second: float) -> float:
-    """Answer as a user of the generated source: even ones like warm images, odd ones cool images."""
+    """Answer as a user of the generated source: even ones like warm images, odd ones cool
+    images."""
     return float((first > second) == (user % 2 == 0))
 
 
-def make_row(number: int, user: int, caption: str, images: Sequence[bytes], label: float | None) -> dict[str, Any]:
-    """Return one row with published names and types; ``label`` is that of image 0, None for none."""
+def make_row(
+    number: int, user: int, caption: str, images: Sequence[bytes], label: float | None
+) -> dict[str, Any]:
+    """Return one row with published names and types; ``label`` is that of image 0, None for
+    none."""
     uids = [f"uid-{number}-{side}" for side in (0, 1)]
     best = {1.0: uids[0], 0.0: uids[1], 0.5: "tie", None: None}[label]
     return {
@@ -70,8 +78,11 @@ def make_row(number: int, user: int, caption: str, images: Sequence[bytes], labe
     }
 
 
-def rows(count: int, users: int, seed: int, size: int = 48, answer: Answer = by_tone) -> Iterator[dict[str, Any]]:
-    """Yield rows of users' choices between two drawn images; every fourth pair shares its caption with the next."""
+def rows(
+    count: int, users: int, seed: int, size: int = 48, answer: Answer = by_tone
+) -> Iterator[dict[str, Any]]:
+    """Yield rows of users' choices between two drawn images; every fourth pair shares its caption
+    with the next."""
     random = np.random.default_rng(seed)
     for number in range(count):
         user = int(random.integers(users))
@@ -87,7 +98,12 @@ def write(path: Path, written: Sequence[dict[str, Any]], rows_per_group: int = 1
     pq.write_table(pa.Table.from_pylist(list(written), SCHEMA), path, row_group_size=rows_per_group)
 
 
-def write_source(folder: Path, counts: dict[str, int], users: int, size: int = 48, answer: Answer = by_tone) -> None:
+def write_source(
+    folder: Path, counts: dict[str, int], users: int, size: int = 48, answer: Answer = by_tone
+) -> None:
     """Write a file per split, e.g. ``{"train": 2000, "validation": 300, "test": 300}``."""
     for seed, (split, count) in enumerate(counts.items(), start=1):
-        write(folder / "data" / f"{split}-00000-of-00001.parquet", list(rows(count, users, seed, size, answer)))
+        write(
+            folder / "data" / f"{split}-00000-of-00001.parquet",
+            list(rows(count, users, seed, size, answer)),
+        )

@@ -1,4 +1,5 @@
-"""Preparing a long source of images: rows/s, memory and output, against reading and hashing its bytes alone.
+"""Preparing a long source of images: rows/s, memory and output, against reading and hashing its
+bytes alone.
 
 python benchmarks/prepare.py [rows]
 """
@@ -32,7 +33,8 @@ SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 def write_long_source(folder: Path, rows: int) -> int:
     """Write a source of so many rows and return its bytes.
 
-    Making each image would take hours: a pool of noise is used, each copy made unique behind the end of its JPEG.
+    Making each image would take hours: a pool of noise is used, each copy made unique behind the
+    end of its JPEG.
     """
     random = np.random.default_rng(0)
     pool = [noise(random) for _ in range(POOL)]
@@ -46,7 +48,13 @@ def write_long_source(folder: Path, rows: int) -> int:
         for file in range(-(-left // ROWS_PER_FILE)):
             size = min(ROWS_PER_FILE, left - file * ROWS_PER_FILE)
             own = [
-                make_row(n, n % USERS, f"{split} caption {n // 8}", (image(2 * n), image(2 * n + 1)), float(n % 2))
+                make_row(
+                    n,
+                    n % USERS,
+                    f"{split} caption {n // 8}",
+                    (image(2 * n), image(2 * n + 1)),
+                    float(n % 2),
+                )
                 for n in range(number, number + size)
             ]
             write(folder / "data" / f"{split}-{file:05d}.parquet", own)
@@ -57,7 +65,9 @@ def write_long_source(folder: Path, rows: int) -> int:
 def noise(random: np.random.Generator) -> bytes:
     """Return a JPEG that does not compress away."""
     out = io.BytesIO()
-    Image.fromarray(random.integers(0, 256, (PIXELS, PIXELS, 3), np.uint8)).save(out, "JPEG", quality=85)
+    Image.fromarray(random.integers(0, 256, (PIXELS, PIXELS, 3), np.uint8)).save(
+        out, "JPEG", quality=85
+    )
     return out.getvalue()
 
 
@@ -71,7 +81,8 @@ def image_bytes(folder: Path) -> Iterator[bytes]:
 
 
 def floor_seconds(folder: Path) -> float:
-    """Return the time of reading every image and hashing it, which any naming by content must do."""
+    """Return the time of reading every image and hashing it, which any naming by content must
+    do."""
     began = time.perf_counter()
     for raw in image_bytes(folder):
         hashlib.blake2b(raw, digest_size=16).digest()
@@ -81,8 +92,20 @@ def floor_seconds(folder: Path) -> float:
 def prepare_seconds(folder: Path, out: Path) -> tuple[float, dict[str, Any]]:
     """Return the time of ``pal prepare``, start of the program included, and its card."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pal", "prepare", "-d", "pickapic", "--source", str(folder), "--json"]
-    done = subprocess.run([*command, "--set", f"paths.data={out}"], capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "prepare",
+        "-d",
+        "pickapic",
+        "--source",
+        str(folder),
+        "--json",
+    ]
+    done = subprocess.run(
+        [*command, "--set", f"paths.data={out}"], capture_output=True, text=True, check=True
+    )
     return time.perf_counter() - began, json.loads(done.stdout)
 
 
@@ -100,14 +123,20 @@ def main() -> None:
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     best, floor = min(times), min(floors)
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, page cache warm\n")
     print(
-        "| rows | source GB | images | rows/s | s | reading and hashing alone, s | ratio | peak MB | output / source |"
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, page cache "
+        "warm\n"
+    )
+    print(
+        "| rows | source GB | images | rows/s | s | reading and hashing alone, s | ratio | peak "
+        "MB | output / source |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {rows:,} | {size / 1e9:.2f} | {card['counts']['items_by_modality']['image']:,} | {rows / best:,.0f} | "
-        f"{best:.1f} | {floor:.1f} | {best / floor:.2f} | {peak / 1e6:,.0f} | {written / size:.2%} |"
+        f"| {rows:,} | {size / 1e9:.2f} | {card['counts']['items_by_modality']['image']:,} | "
+        f"{rows / best:,.0f} | "
+        f"{best:.1f} | {floor:.1f} | {best / floor:.2f} | {peak / 1e6:,.0f} | "
+        f"{written / size:.2%} |"
     )
 
 

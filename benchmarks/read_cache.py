@@ -1,4 +1,5 @@
-"""Reading a cache into a torch tensor, page cache warm, against memcpy and what others do; alternating, in one run.
+"""Reading a cache into a torch tensor, page cache warm, against memcpy and what others do;
+alternating, in one run.
 
     python benchmarks/read_cache.py [--rows 200000] [--dim 1024]
 
@@ -34,7 +35,9 @@ def write_cache(folder: Path, features: np.ndarray) -> FeatureStore:
     """Write float16 features through the real writer."""
     rows, dim = features.shape
     names = np.sort(np.frombuffer(np.random.default_rng(0).bytes(16 * rows), "S16"))
-    writer = CacheWriter(folder, make_spec("benchmark", "items", {"kind": "made", "store_dtype": "float16"}))
+    writer = CacheWriter(
+        folder, make_spec("benchmark", "items", {"kind": "made", "store_dtype": "float16"})
+    )
     tasks = writer.plan(names, 65_536)
     assert tasks == make_plan(rows, 65_536)
     for task in tasks:
@@ -43,26 +46,36 @@ def write_cache(folder: Path, features: np.ndarray) -> FeatureStore:
         statistics = {"count": size * dim, "sum": 0.0, "sum_of_squares": 0.0, "absmax": 1.0}
         raw = features[part].view(np.uint8)
         ones, seconds = np.ones(size, np.int32), {"read": 0.0, "wait": 0.0, "encode": 0.0}
-        shard = EncodedShard(names[part], ones, ones == 0, raw, "float16", [], seconds, {}, statistics)
+        shard = EncodedShard(
+            names[part], ones, ones == 0, raw, "float16", [], seconds, {}, statistics
+        )
         writer.commit(task, shard, {})
     writer.finalize(tasks, {})
     return FeatureStore.open(folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/read_cache.md"))
     arguments = parser.parse_args()
-    features = np.random.default_rng(0).standard_normal((arguments.rows, arguments.dim), np.float32).astype(np.float16)
+    features = (
+        np.random.default_rng(0)
+        .standard_normal((arguments.rows, arguments.dim), np.float32)
+        .astype(np.float16)
+    )
     with tempfile.TemporaryDirectory() as folder:
         store = write_cache(Path(folder) / "cache", features)
         assert np.array_equal(store.features().numpy(), features)
         lists = Path(folder) / "lists.parquet"
         fixed = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), arguments.dim)
-        pq.write_table(pa.table({"feature": fixed}), lists, compression="none", use_dictionary=False)
+        pq.write_table(
+            pa.table({"feature": fixed}), lists, compression="none", use_dictionary=False
+        )
         np.save(Path(folder) / "array.npy", features)
 
         def read_lists() -> torch.Tensor:
@@ -74,8 +87,12 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             MEMCPY: lambda: np.copyto(target, features),
             "memcpy into a new array": features.copy,
-            "FeatureStore.features() into an array in use": lambda: store.features(out=target.view(np.uint8)),
-            "FeatureStore.open + features() into a new array": lambda: FeatureStore.open(store.folder).features(),
+            "FeatureStore.features() into an array in use": lambda: store.features(
+                out=target.view(np.uint8)
+            ),
+            "FeatureStore.open + features() into a new array": lambda: FeatureStore.open(
+                store.folder
+            ).features(),
             "numpy.load of .npy": lambda: torch.from_numpy(np.load(Path(folder) / "array.npy")),
             "pyarrow, FixedSizeList<float16>": read_lists,
             "polars scan of our shards": lambda: store.scan().select("feature").collect(),
@@ -88,10 +105,13 @@ def main() -> None:
                 times[name].append(time.perf_counter() - began)
     size, reference = features.nbytes / 1e9, median(times[MEMCPY])
     rows = [["way", "GB/s", "share of memcpy"]]
-    rows += [[n, f"{size / median(t):.2f}", f"{reference / median(t):.3f}"] for n, t in times.items()]
+    rows += [
+        [n, f"{size / median(t):.2f}", f"{reference / median(t):.3f}"] for n, t in times.items()
+    ]
     text = (
         f"# Reading a cache\n\n{date.today()}, "
-        f"`python benchmarks/read_cache.py --rows {arguments.rows} --dim {arguments.dim}`, {size:.2f} GB of float16 in "
+        f"`python benchmarks/read_cache.py --rows {arguments.rows} --dim {arguments.dim}`, "
+        f"{size:.2f} GB of float16 in "
         f"the page cache, {torch.get_num_threads()} threads, {platform.machine()}, median of "
         f"{arguments.rounds} alternating rounds.\n\n{as_markdown(rows)}\n"
     )

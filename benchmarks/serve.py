@@ -46,7 +46,10 @@ class Load:
 def body(label: str, number: int, rows: int) -> dict[str, list[str]]:
     """Return texts that no other request has, so that nothing is encoded once for two rows."""
     texts = range(number * rows, (number + 1) * rows)
-    return {"prompts": [f"question {label}{n}" for n in texts], "responses": [f" answer {n}" for n in texts]}
+    return {
+        "prompts": [f"question {label}{n}" for n in texts],
+        "responses": [f" answer {n}" for n in texts],
+    }
 
 
 async def load(address: str, label: str, seconds: float, connections: int, rows: int) -> Load:
@@ -64,7 +67,9 @@ async def load(address: str, label: str, seconds: float, connections: int, rows:
             number += connections
 
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with aiohttp.ClientSession(address, headers=headers, connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with aiohttp.ClientSession(
+        address, headers=headers, connector=aiohttp.TCPConnector(limit=0)
+    ) as http:
         await asyncio.gather(*[one(number, http) for number in range(connections)])
     found.seconds = time.perf_counter() - began
     return found
@@ -73,8 +78,21 @@ async def load(address: str, label: str, seconds: float, connections: int, rows:
 def main() -> None:
     folder, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
     store = Path(tempfile.mkdtemp()) / "users.sqlite"
-    command = [sys.executable, "-m", "pal", "serve", "--model", folder, "--port", "0", "--token", TOKEN]
-    server = subprocess.Popen([*command, "--set", f"serve.store={store}"], stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "serve",
+        "--model",
+        folder,
+        "--port",
+        "0",
+        "--token",
+        TOKEN,
+    ]
+    server = subprocess.Popen(
+        [*command, "--set", f"serve.store={store}"], stderr=subprocess.PIPE, text=True
+    )
     assert server.stderr is not None
     seen = ""
     while (found := re.search(r"http://\S+:\d+", seen)) is None:
@@ -95,7 +113,9 @@ def main() -> None:
     began = time.perf_counter()
     model.score(texts["prompts"], texts["responses"])
     offline = len(texts["prompts"]) / (time.perf_counter() - began)
-    rows_of_table = "\n".join(f"| {name} | {found.row(SHAPES[name][1], offline)} |" for name, found in loads.items())
+    rows_of_table = "\n".join(
+        f"| {name} | {found.row(SHAPES[name][1], offline)} |" for name, found in loads.items()
+    )
     facts = model.facts
     text = f"""# Serving
 

@@ -1,11 +1,13 @@
-"""Hundreds of heads at d = 1024 on half a million pairs: heads per minute, and the share of the device's matrix rate.
+"""Hundreds of heads at d = 1024 on half a million pairs: heads per minute, and the share of the
+device's matrix rate.
 
     python benchmarks/sweep_gpu.py
     python benchmarks/sweep_gpu.py --device cpu --heads 8 --dim 64 --users 50 --epochs 1    (a trial of the script)
 
-PAL-A, K = 2 and 4, the rest seeds and learning rates. Operations are those that torch counts in one training step of
-a stack, times all steps; validation and evaluation are in the time and not in the operations, so the share is a lower
-bound. The matrix rate is that of a square product in the same float32, with what torch is set to (TF32 or not).
+PAL-A, K = 2 and 4, the rest seeds and learning rates. Operations are those that torch counts in one
+training step of a stack, times all steps; validation and evaluation are in the time and not in the
+operations, so the share is a lower bound. The matrix rate is that of a square product in the same
+float32, with what torch is set to (TF32 or not).
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ KS, SEEDS = (2, 4), (0, 1, 2, 3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--heads", type=int, default=256, help="a multiple of 8")
     parser.add_argument("--dim", type=int, default=1024)
@@ -56,13 +60,23 @@ def main() -> None:
         assert not summary["failed"], summary
         operations = operations_of(config, arguments.device)
     rate = matrix_rate(arguments.device, torch.float32)
-    card = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
-    rows = [["heads", "pairs", "seconds", "heads per minute", "together", "share of the matrix rate"]]
+    card = (
+        torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
+    )
+    rows = [
+        ["heads", "pairs", "seconds", "heads per minute", "together", "share of the matrix rate"]
+    ]
     shown = [f"{summary['heads']}", f"{100 * arguments.users:,}", f"{seconds:.1f}"]
-    shown += [f"{60 * summary['heads'] / seconds:.1f}", f"{summary['together']}", f"{operations / seconds / rate:.2f}"]
+    shown += [
+        f"{60 * summary['heads'] / seconds:.1f}",
+        f"{summary['together']}",
+        f"{operations / seconds / rate:.2f}",
+    ]
     text = (
-        f"# A sweep of {summary['heads']} heads, d = {arguments.dim}, {arguments.epochs} epochs\n\n{date.today()}, "
-        f"`python benchmarks/sweep_gpu.py`, {card}, matrix rate {rate / 1e12:.2f} TFLOP/s (float32, precision "
+        f"# A sweep of {summary['heads']} heads, d = {arguments.dim}, {arguments.epochs} "
+        f"epochs\n\n{date.today()}, "
+        f"`python benchmarks/sweep_gpu.py`, {card}, matrix rate {rate / 1e12:.2f} TFLOP/s "
+        "(float32, precision "
         f"{torch.get_float32_matmul_precision()}).\n\n{as_markdown([*rows, shown])}\n"
     )
     name = "sweep_gpu.md" if arguments.device.startswith("cuda") else "sweep_gpu_trial.md"

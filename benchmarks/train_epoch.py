@@ -1,10 +1,11 @@
-"""One training epoch against its matrix products alone: forward and backward, same dtype, same threads.
+"""One training epoch against its matrix products alone: forward and backward, same dtype, same
+threads.
 
     python benchmarks/train_epoch.py
 
-PAL-A, d = 1024, batch 1024, K = 2, 2,000 users. The floor multiplies matrices of the very shapes an epoch needs and
-does nothing else: per layer one product forward and, backward, one for the weights and one for the input
-(none for the input of the first layer). Both alternate in one run.
+PAL-A, d = 1024, batch 1024, K = 2, 2,000 users. The floor multiplies matrices of the very shapes an
+epoch needs and does nothing else: per layer one product forward and, backward, one for the weights
+and one for the input (none for the input of the first layer). Both alternate in one run.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import torch
 
 from pal.config import TrainConfig
 from pal.evaluate.report import as_markdown
-from pal.train.datamodule import PairBatches, Pairs
 from pal.train.heads.head import build_head
 from pal.train.module import HeadTraining
+from pal.train.pairs import PairBatches, Pairs
 
 DIM, BATCH, K, USERS, ITEMS, PAIRS = 1024, 1024, 2, 2000, 20_000, 20_480
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_epoch.md"))
     arguments = parser.parse_args()
@@ -37,9 +40,12 @@ def main() -> None:
         own, floor = measure(name, arguments.rounds)
         rows.append([name, f"{own:.2f}", f"{floor:.2f}", f"{own / floor:.2f}"])
     text = (
-        f"# A training epoch against its matrix products\n\n{date.today()}, `python benchmarks/train_epoch.py`: "
-        f"d = {DIM}, batch {BATCH}, K = {K}, {USERS:,} users, {PAIRS:,} pairs over {ITEMS:,} items, "
-        f"float16 features, float32 arithmetic, {torch.get_num_threads()} threads, {platform.machine()}, median of "
+        f"# A training epoch against its matrix products\n\n{date.today()}, `python "
+        "benchmarks/train_epoch.py`: "
+        f"d = {DIM}, batch {BATCH}, K = {K}, {USERS:,} users, {PAIRS:,} pairs over {ITEMS:,} "
+        "items, "
+        f"float16 features, float32 arithmetic, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}, median of "
         f"{arguments.rounds} alternating rounds.\n\n{as_markdown(rows)}\n"
     )
     arguments.out.write_text(text, encoding="utf-8")
@@ -47,7 +53,8 @@ def main() -> None:
 
 
 def measure(name: str, rounds: int) -> tuple[float, float]:
-    """Return median seconds of an epoch through Lightning's own steps, and of its matrix products."""
+    """Return median seconds of an epoch through Lightning's own steps, and of its matrix
+    products."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(ITEMS, DIM, generator=generator).half()

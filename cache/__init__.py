@@ -1,1 +1,2 @@
-"""The contract between the stages: features as Parquet shards. Files here are code; subfolders hold caches."""
+"""The contract between the stages: features as Parquet shards. Files here are code; subfolders hold
+caches."""

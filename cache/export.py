@@ -1,4 +1,5 @@
-"""Copies of a cache in formats that other tools read; the cache itself stays the one that is verified.
+"""Copies of a cache in formats that other tools read; the cache itself stays the one that is
+verified.
 
 fsl          features.parquet      item_id and feature as FixedSizeList (bfloat16 as float32: Parquet and Arrow lack it)
 npy          features.npy          (rows, dim), memory-mappable (bfloat16 as float32: NumPy lacks it), and item_ids.npy
@@ -16,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pal.cache.reader import FeatureStore
+from pal.dataset import ID_BYTES
 from pal.errors import CacheError
 from pal.files import atomic_directory, write_json
-from pal.tables import ID_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,8 @@ ROWS_AT_ONCE = 16_384
 def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
     """Write a copy of a complete cache into the new folder ``target``, whole or not at all.
 
-    ``cache.json`` beside it keeps fingerprint and specification. Raises CacheError for an unknown format, or if
-    ``target`` exists: an export overwrites nothing.
+    ``cache.json`` beside it keeps fingerprint and specification. Raises CacheError for an unknown
+    format, or if ``target`` exists: an export overwrites nothing.
     """
     if kind not in FORMATS:
         raise CacheError(f"unknown format {kind!r}; use --format with one of: {', '.join(FORMATS)}")
@@ -39,8 +40,13 @@ def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
     store = FeatureStore.open(folder)
     with atomic_directory(target) as temporary:
         FORMATS[kind](store, temporary)
-        facts = {key: store.manifest[key] for key in ("fingerprint", "spec", "dim", "dtype", "rows")}
-        write_json(temporary / "cache.json", {**facts, "format": kind, "untrained": store.manifest.get("untrained")})
+        facts = {
+            key: store.manifest[key] for key in ("fingerprint", "spec", "dim", "dtype", "rows")
+        }
+        write_json(
+            temporary / "cache.json",
+            {**facts, "format": kind, "untrained": store.manifest.get("untrained")},
+        )
     files = sorted(file for file in target.iterdir())
     return {
         "dir": str(target),
@@ -54,14 +60,24 @@ def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
 
 def _write_fsl(store: FeatureStore, folder: Path) -> None:
     inner = pa.float16() if store.dtype == "float16" else pa.float32()
-    schema = pa.schema([pa.field("item_id", pa.binary(ID_BYTES)), pa.field("feature", pa.list_(inner, store.dim))])
-    with pq.ParquetWriter(folder / "features.parquet", schema, compression="none", use_dictionary=False) as writer:
+    schema = pa.schema(
+        [pa.field("item_id", pa.binary(ID_BYTES)), pa.field("feature", pa.list_(inner, store.dim))]
+    )
+    with pq.ParquetWriter(
+        folder / "features.parquet", schema, compression="none", use_dictionary=False
+    ) as writer:
         start = 0
         for block in store.iter_blocks(ROWS_AT_ONCE):
             values = pa.array(_as_numpy(block).reshape(-1))
             ids = _ids(store)[start : start + len(block)].tobytes()
-            names = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(block), [None, pa.py_buffer(ids)])
-            writer.write_table(pa.table([names, pa.FixedSizeListArray.from_arrays(values, store.dim)], schema=schema))
+            names = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(ID_BYTES), len(block), [None, pa.py_buffer(ids)]
+            )
+            writer.write_table(
+                pa.table(
+                    [names, pa.FixedSizeListArray.from_arrays(values, store.dim)], schema=schema
+                )
+            )
             start += len(block)
 
 

@@ -35,7 +35,8 @@ def list_caches(root: Path) -> list[dict[str, Any]]:
 
 
 def stats(folder: Path) -> dict[str, Any]:
-    """Return what a complete cache holds and what it cost: its manifest, and the sums of its shards' receipts.
+    """Return what a complete cache holds and what it cost: its manifest, and the sums of its
+    shards' receipts.
 
     Reads no feature. Raises CacheError if the cache is absent or incomplete.
     """
@@ -44,16 +45,22 @@ def stats(folder: Path) -> dict[str, Any]:
         raise CacheError(f"no complete cache in {folder}; run pal embed")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     receipts = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "shards").glob("part-*.json"))
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted((folder / "shards").glob("part-*.json"))
     ]
     spent: dict[str, float] = {}
     for receipt in receipts:
         for stage, seconds in receipt["seconds"].items():
             spent[stage] = round(spent.get(stage, 0.0) + seconds, 4)
-    real, padded = (sum(receipt.get(key, 0) for receipt in receipts) for key in ("tokens_real", "tokens_padded"))
+    real, padded = (
+        sum(receipt.get(key, 0) for receipt in receipts) for key in ("tokens_real", "tokens_padded")
+    )
     return {
         "dir": str(folder),
-        **{key: manifest[key] for key in ("fingerprint", "rows", "dim", "dtype", "bytes", "errors", "feature")},
+        **{
+            key: manifest[key]
+            for key in ("fingerprint", "rows", "dim", "dtype", "bytes", "errors", "feature")
+        },
         "shards": len(manifest["shards"]),
         "untrained": manifest.get("untrained", False),
         "tokens_real": real,
@@ -74,20 +81,33 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CacheError(f"no complete cache in {folder}; run pal embed")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if fingerprint(manifest["spec"]) != manifest["fingerprint"]:
-        raise CacheError(f"{path} does not fit its own fingerprint; remove {folder} and run pal embed")
+        raise CacheError(
+            f"{path} does not fit its own fingerprint; remove {folder} and run pal embed"
+        )
     damaged = [
         entry["path"]
         for entry in manifest["shards"]
-        if not (folder / entry["path"]).is_file() or file_sha256(folder / entry["path"]) != entry["sha256"]
+        if not (folder / entry["path"]).is_file()
+        or file_sha256(folder / entry["path"]) != entry["sha256"]
     ]
     if damaged:
         # without its mark, the next reader and pal embed look at the bytes again
         (folder / "verified.json").unlink(missing_ok=True)
-        raise CacheError(f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to re-encode it")
+        raise CacheError(
+            f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to "
+            "re-encode it"
+        )
     store = FeatureStore.open(folder)
     if len(np.unique(store.item_ids)) != store.rows:
         raise CacheError(f"{folder} holds an item twice; remove it and run pal embed")
     for block in store.iter_blocks():
         if not bool(torch.isfinite(block.float()).all()):
-            raise CacheError(f"{folder} holds NaN or infinite features; remove it and run pal embed")
-    return {"dir": str(folder), "shards": len(manifest["shards"]), "rows": store.rows, "errors": manifest["errors"]}
+            raise CacheError(
+                f"{folder} holds NaN or infinite features; remove it and run pal embed"
+            )
+    return {
+        "dir": str(folder),
+        "shards": len(manifest["shards"]),
+        "rows": store.rows,
+        "errors": manifest["errors"],
+    }

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pal.dataset import ID_BYTES
 from pal.errors import CacheError
 from pal.files import inflight
-from pal.tables import ID_BYTES
 
 DEFAULT_ROWS_PER_SHARD = 8192
 
@@ -38,7 +38,10 @@ class ShardTask:
 def make_plan(rows: int, rows_per_shard: int) -> list[ShardTask]:
     """Cut ``rows`` sorted items into shards."""
     total = max(1, -(-rows // rows_per_shard))
-    return [ShardTask(n, total, n * rows_per_shard, min(rows, (n + 1) * rows_per_shard)) for n in range(total)]
+    return [
+        ShardTask(n, total, n * rows_per_shard, min(rows, (n + 1) * rows_per_shard))
+        for n in range(total)
+    ]
 
 
 def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask]) -> None:
@@ -48,7 +51,11 @@ def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask]) -> None
     buffer = pa.py_buffer(np.ascontiguousarray(item_ids))
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(item_ids), [None, buffer])
     with inflight(path) as temporary:
-        pq.write_table(pa.table({"item_id": ids, "shard": shard, "position": position}), temporary, compression="zstd")
+        pq.write_table(
+            pa.table({"item_id": ids, "shard": shard, "position": position}),
+            temporary,
+            compression="zstd",
+        )
         with suppress(FileExistsError):  # whoever plans first plans for all
             os.link(temporary, path)
 
@@ -58,7 +65,11 @@ def read_plan(path: Path) -> list[ShardTask]:
     try:
         shard = pq.read_table(path, columns=["shard"]).column(0).to_numpy()
     except (OSError, pa.ArrowInvalid) as error:
-        raise CacheError(f"{path} is damaged; remove {path.parent} and run pal embed again") from error
+        raise CacheError(
+            f"{path} is damaged; remove {path.parent} and run pal embed again"
+        ) from error
     sizes = np.bincount(shard)
     stops = np.cumsum(sizes)
-    return [ShardTask(n, len(sizes), int(stops[n] - sizes[n]), int(stops[n])) for n in range(len(sizes))]
+    return [
+        ShardTask(n, len(sizes), int(stops[n] - sizes[n]), int(stops[n])) for n in range(len(sizes))
+    ]

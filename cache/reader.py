@@ -14,8 +14,8 @@ import numpy as np
 from pal.cache.shard import ITEM_BYTES, Shard
 from pal.cache.spec import Spec, differences
 from pal.cache.writer import is_undamaged, record_verified
+from pal.dataset import ID_BYTES
 from pal.errors import CacheError, CacheMismatch
-from pal.tables import ID_BYTES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,7 +31,9 @@ class FeatureStore:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.shards = [Shard(folder / entry["path"]) for entry in manifest["shards"] if entry["rows"]]
+        self.shards = [
+            Shard(folder / entry["path"]) for entry in manifest["shards"] if entry["rows"]
+        ]
         self.rows: int = manifest["rows"]
         self.dim: int = manifest["dim"]
         self.dtype: str = manifest["dtype"]
@@ -39,8 +41,8 @@ class FeatureStore:
 
     @classmethod
     def open(cls, folder: Path, expect: Spec | None = None) -> FeatureStore:
-        """Open a cache; raises CacheError if it is absent, incomplete or damaged, CacheMismatch if its
-        specification is not ``expect``.
+        """Open a cache; raises CacheError if it is absent, incomplete or damaged, CacheMismatch if
+        its specification is not ``expect``.
         """
         path = folder / "manifest.json"
         if not path.is_file():
@@ -51,11 +53,14 @@ class FeatureStore:
             raise CacheError(f"{path} is damaged; remove it and run pal embed again") from error
         if expect is not None and manifest["spec"] != expect:
             listed = "; ".join(differences(manifest["spec"], expect))
-            raise CacheMismatch(f"{folder} was made under another specification ({listed}); run pal embed again")
+            raise CacheMismatch(
+                f"{folder} was made under another specification ({listed}); run pal embed again"
+            )
         damaged = [entry["path"] for entry in manifest["shards"] if not is_undamaged(folder, entry)]
         if damaged:
             raise CacheError(
-                f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to re-encode it"
+                f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to "
+                "re-encode it"
             )
         record_verified(folder, manifest["shards"])
         return cls(folder, manifest)
@@ -79,7 +84,8 @@ class FeatureStore:
     def index(self, item_ids: np.ndarray, missing: str = "raise") -> np.ndarray:
         """Return the row of each id as int64.
 
-        ``item_ids``: (n,) S16. Ids without a feature raise CacheError, or become -1 with ``missing="mask"``.
+        ``item_ids``: (n,) S16. Ids without a feature raise CacheError, or become -1 with
+        ``missing="mask"``.
         """
         names, order = self._sorted
         wanted = np.asarray(item_ids, dtype=f"S{ID_BYTES}")
@@ -88,7 +94,8 @@ class FeatureStore:
         if missing == "raise" and not found.all():
             example = bytes(wanted[~found][0]).ljust(ID_BYTES, b"\0").hex()
             raise CacheError(
-                f"{self.folder} has no feature for {int((~found).sum())} of {len(wanted)} items, e.g. {example}; "
+                f"{self.folder} has no feature for {int((~found).sum())} of {len(wanted)} items, "
+                f"e.g. {example}; "
                 f"see {self.folder / 'errors'} or run pal embed again"
             )
         rows: np.ndarray = np.where(found, order[place] if len(names) else -1, -1)
@@ -97,7 +104,8 @@ class FeatureStore:
     def features(self, device: str = "cpu", out: np.ndarray | None = None) -> torch.Tensor:
         """Copy all features to a device: (rows, dim) in the dtype of the cache.
 
-        ``out``: (rows, dim * item size) uint8 to fill instead of new memory, whose first touch costs more than copying.
+        ``out``: (rows, dim * item size) uint8 to fill instead of new memory, whose first touch
+        costs more than copying.
         """
         import torch
 
@@ -107,7 +115,9 @@ class FeatureStore:
         elif device.startswith("cuda"):
             target = torch.empty(self.rows, width, dtype=torch.uint8, pin_memory=True).numpy()
         else:
-            target = np.empty((self.rows, width), np.uint8)  # unlike torch, NumPy asks for huge pages: 3x the speed
+            target = np.empty(
+                (self.rows, width), np.uint8
+            )  # unlike torch, NumPy asks for huge pages: 3x the speed
         pieces = []
         for shard, start in zip(self.shards, self._starts, strict=False):
             for group, offset in zip(shard.groups, shard.starts, strict=False):
@@ -124,10 +134,13 @@ class FeatureStore:
         with ThreadPoolExecutor(COPY_THREADS) as pool:  # copies release the interpreter lock
             for _ in pool.map(copy, *zip(*pieces, strict=True)) if pieces else ():
                 pass
-        return torch.from_numpy(target).view(getattr(torch, self.dtype)).to(device, non_blocking=True)
+        return (
+            torch.from_numpy(target).view(getattr(torch, self.dtype)).to(device, non_blocking=True)
+        )
 
     def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """Copy some rows, (n,) int -> (n, dim) in the dtype of the cache, reading only their pages."""
+        """Copy some rows, (n,) int -> (n, dim) in the dtype of the cache, reading only their
+        pages."""
         import torch
 
         if not len(rows):  # torch does not view nothing as another dtype
@@ -144,12 +157,14 @@ class FeatureStore:
         return torch.from_numpy(out).view(getattr(torch, self.dtype))
 
     def iter_blocks(self, rows: int = 16_384) -> Iterator[torch.Tensor]:
-        """Yield the features in order, at most ``rows`` at a time, for caches larger than memory."""
+        """Yield the features in order, at most ``rows`` at a time, for caches larger than
+        memory."""
         for start in range(0, self.rows, rows):
             yield self.gather(np.arange(start, min(start + rows, self.rows)))
 
     def score_weight(self) -> torch.Tensor | None:
-        """Return the encoder's own linear score head, (labels, dim) float32, where it is a reward model."""
+        """Return the encoder's own linear score head, (labels, dim) float32, where it is a reward
+        model."""
         path = self.folder / "score.safetensors"
         if not path.is_file():
             return None
@@ -158,11 +173,14 @@ class FeatureStore:
         return load_file(path)["weight"]
 
     def scan(self) -> pl.LazyFrame:
-        """Return the shards as a polars LazyFrame; float16 and float32 features appear as arrays."""
+        """Return the shards as a polars LazyFrame; float16 and float32 features appear as
+        arrays."""
         import polars as pl
 
         frame = pl.scan_parquet([shard.path for shard in self.shards])
         inner = {"float16": pl.Float16, "float32": pl.Float32}.get(self.dtype)
         if inner is None:  # polars has no bfloat16
             return frame
-        return frame.with_columns(pl.col("feature").bin.reinterpret(dtype=pl.Array(inner, self.dim)))
+        return frame.with_columns(
+            pl.col("feature").bin.reinterpret(dtype=pl.Array(inner, self.dim))
+        )

@@ -1,7 +1,8 @@
 """One shard as a Parquet file whose vectors lie contiguously, and the proof that they do.
 
-Vectors are a REQUIRED fixed-width binary column, PLAIN, uncompressed, one data page per row group: any
-Parquet reader opens the file, and we copy the vectors straight from it at memory speed (cache.md 1.2).
+Vectors are a REQUIRED fixed-width binary column, PLAIN, uncompressed, one data page per row group:
+any Parquet reader opens the file, and we copy the vectors straight from it at memory speed
+(cache.md 1.2).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pal.tables import ID_BYTES
+from pal.dataset import ID_BYTES
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_GROUP_ROWS = 16_384
@@ -25,7 +26,12 @@ LONGEST_HEADER_TAIL = 8  # bytes a page header may have behind the part that is 
 
 def shard_schema(dim: int, dtype: str) -> pa.Schema:
     """Return the columns of a shard; the feature's metadata says how to read its bytes."""
-    meta = {"pal.dtype": dtype, "pal.shape": f"[{dim}]", "pal.byteorder": "little", "pal.layout": "flba1"}
+    meta = {
+        "pal.dtype": dtype,
+        "pal.shape": f"[{dim}]",
+        "pal.byteorder": "little",
+        "pal.layout": "flba1",
+    }
     return pa.schema(
         [
             pa.field("item_id", pa.binary(ID_BYTES), nullable=False),
@@ -73,7 +79,9 @@ def write_shard(
         compression="none",
         use_dictionary=False,
         data_page_version="1.0",
-        write_statistics=["n_tokens"],  # statistics on feature would put whole vectors into page headers
+        write_statistics=[
+            "n_tokens"
+        ],  # statistics on feature would put whole vectors into page headers
         data_page_size=1 << 30,
         write_batch_size=group,
         max_rows_per_page=1 << 30,
@@ -91,8 +99,11 @@ def _zigzag(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def contiguous_vectors(metadata: Any, group: int, width: int, head_of: Any) -> tuple[int, int] | None:
-    """Return (start, stop) of a row group's vectors in the file, or None where they do not lie in one piece.
+def contiguous_vectors(
+    metadata: Any, group: int, width: int, head_of: Any
+) -> tuple[int, int] | None:
+    """Return (start, stop) of a row group's vectors in the file, or None where they do not lie in
+    one piece.
 
     A rule on sizes alone is unsound: eight pages can have as many header bytes as one. So the page
     header is compared with the only bytes it may contain. ``head_of(offset, size)`` reads the file.
@@ -111,7 +122,9 @@ def contiguous_vectors(metadata: Any, group: int, width: int, head_of: Any) -> t
         return None
     # one v1 data page of exactly `wanted` bytes, all rows, encoding PLAIN
     size = _zigzag(wanted)
-    head = b"\x15\x00\x15" + size + b"\x15" + size + b"\x2c\x15" + _zigzag(rows.num_rows) + b"\x15\x00"
+    head = (
+        b"\x15\x00\x15" + size + b"\x15" + size + b"\x2c\x15" + _zigzag(rows.num_rows) + b"\x15\x00"
+    )
     extra = chunk.total_compressed_size - wanted
     if not 0 < extra - len(head) <= LONGEST_HEADER_TAIL:
         return None
@@ -135,7 +148,9 @@ class Shard:
         with open(path, "rb") as file:
             self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._map = np.frombuffer(self._mmap, np.uint8)
-        self.groups: list[np.ndarray] = [self._group(number) for number in range(self.metadata.num_row_groups)]
+        self.groups: list[np.ndarray] = [
+            self._group(number) for number in range(self.metadata.num_row_groups)
+        ]
         self.starts = np.cumsum([0, *(len(group) for group in self.groups)])
 
     def is_view(self, rows: np.ndarray) -> bool:
@@ -143,7 +158,8 @@ class Shard:
         return 0 <= rows.ctypes.data - self._map.ctypes.data < len(self._map)
 
     def forget(self, rows: np.ndarray) -> None:
-        """Unmap the pages behind some rows of ``groups`` once they are copied: they count as this process's memory."""
+        """Unmap the pages behind some rows of ``groups`` once they are copied: they count as this
+        process's memory."""
         if self.is_view(rows):
             start = rows.ctypes.data - self._map.ctypes.data
             first = start - start % mmap.PAGESIZE
@@ -153,11 +169,15 @@ class Shard:
         """Return the ids, (rows,) of dtype S16."""
         column = pq.read_table(self.path, columns=["item_id"]).column(0).combine_chunks()
         return np.frombuffer(
-            column.buffers()[1], dtype=f"S{ID_BYTES}", count=len(column), offset=column.offset * ID_BYTES
+            column.buffers()[1],
+            dtype=f"S{ID_BYTES}",
+            count=len(column),
+            offset=column.offset * ID_BYTES,
         )
 
     def _group(self, number: int) -> np.ndarray:
-        """Return a row group's vectors as (rows, width) uint8: a view of the file, or decoded where it must be."""
+        """Return a row group's vectors as (rows, width) uint8: a view of the file, or decoded where
+        it must be."""
 
         def head_of(offset: int, size: int) -> bytes:
             return self._map[offset : offset + size].tobytes()
@@ -167,5 +187,7 @@ class Shard:
             return self._map[place[0] : place[1]].reshape(-1, self.width)
         with pq.ParquetFile(self.path) as file:
             column = file.read_row_group(number, columns=["feature"]).column(0).combine_chunks()
-        values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * self.width, column.offset * self.width)
+        values = np.frombuffer(
+            column.buffers()[1], np.uint8, len(column) * self.width, column.offset * self.width
+        )
         return values.reshape(-1, self.width)

@@ -1,8 +1,9 @@
-"""What a cache's values depend on, and nothing else: the specification, its fingerprint, its differences.
+"""What a cache's values depend on, and nothing else: the specification, its fingerprint, its
+differences.
 
-A specification is a JSON object with a ``data`` block (which items) and an ``encoder`` block (which model,
-tokenizer, layer, pooling, dtypes). Batch size, device, shard size and paths change no value, so they are
-not in it. Another specification is another folder: caches are never reused by accident.
+A specification is a JSON object with a ``data`` block (which items) and an ``encoder`` block (which
+model, tokenizer, layer, pooling, dtypes). Batch size, device, shard size and paths change no value,
+so they are not in it. Another specification is another folder: caches are never reused by accident.
 """
 
 from __future__ import annotations

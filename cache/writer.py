@@ -1,4 +1,5 @@
-"""A cache folder while it is being filled: what is pending, how a shard is committed, when it is complete.
+"""A cache folder while it is being filled: what is pending, how a shard is committed, when it is
+complete.
 
 spec.json        first of all, never changed
 plan.parquet     written once
@@ -52,7 +53,8 @@ class EncodedShard:
 
 
 class CacheWriter:
-    """Creates or resumes the cache of one specification. Many processes may work on the same folder."""
+    """Creates or resumes the cache of one specification. Many processes may work on the same
+    folder."""
 
     def __init__(self, folder: Path, spec: Spec) -> None:
         """Open the folder; raises CacheMismatch if it belongs to another specification."""
@@ -73,11 +75,13 @@ class CacheWriter:
         if found != self.spec:
             listed = "; ".join(differences(found, self.spec))
             raise CacheMismatch(
-                f"{self.folder} was made under another specification ({listed}); remove it or use another paths.cache"
+                f"{self.folder} was made under another specification ({listed}); remove it or use "
+                "another paths.cache"
             )
 
     def plan(self, item_ids: np.ndarray, rows_per_shard: int) -> list[ShardTask]:
-        """Return the tasks of this cache, planning them if no plan is there; ``item_ids``: (n,) S16, sorted."""
+        """Return the tasks of this cache, planning them if no plan is there; ``item_ids``: (n,)
+        S16, sorted."""
         path = self.folder / "plan.parquet"
         if not path.exists():
             write_plan(path, item_ids, make_plan(len(item_ids), rows_per_shard))
@@ -124,8 +128,11 @@ class CacheWriter:
             return {}
         return dict(pl.read_parquet(path, columns=["item_id", "attempts"]).iter_rows())
 
-    def commit(self, task: ShardTask, encoded: EncodedShard, producer: dict[str, str]) -> dict[str, Any]:
-        """Make a shard durable, receipt last, and return its receipt (the winner's, if we lost a race)."""
+    def commit(
+        self, task: ShardTask, encoded: EncodedShard, producer: dict[str, str]
+    ) -> dict[str, Any]:
+        """Make a shard durable, receipt last, and return its receipt (the winner's, if we lost a
+        race)."""
         began = time.perf_counter()
         metadata = {
             "pal.layout_version": str(LAYOUT_VERSION),
@@ -195,7 +202,10 @@ class CacheWriter:
             receipts.append(receipt)
         dims = sorted({receipt["dim"] for receipt in receipts})
         if len(dims) > 1:
-            raise CacheError(f"{self.folder} holds features of {dims} dimensions; remove it and run pal embed again")
+            raise CacheError(
+                f"{self.folder} holds features of {dims} dimensions; remove it and run pal embed "
+                "again"
+            )
         count = sum(r["statistics"]["count"] for r in receipts)
         mean = sum(r["statistics"]["sum"] for r in receipts) / max(count, 1)
         square = sum(r["statistics"]["sum_of_squares"] for r in receipts) / max(count, 1)
@@ -207,7 +217,9 @@ class CacheWriter:
             "rows": sum(r["rows"] for r in receipts),
             "errors": sum(r["errors"] for r in receipts),
             "bytes": sum(r["bytes"] for r in receipts),
-            "shards": [{key: r[key] for key in ("path", "rows", "bytes", "sha256")} for r in receipts],
+            "shards": [
+                {key: r[key] for key in ("path", "rows", "bytes", "sha256")} for r in receipts
+            ],
             "feature": {
                 "mean": mean,
                 "std": max(square - mean * mean, 0.0) ** 0.5,
@@ -221,7 +233,8 @@ class CacheWriter:
         return manifest
 
     def _sweep(self, receipts: list[dict[str, Any]]) -> None:
-        """Remove shards that no receipt names; in-flight files may belong to a process that still runs."""
+        """Remove shards that no receipt names; in-flight files may belong to a process that still
+        runs."""
         named = {Path(receipt["path"]).name for receipt in receipts}
         for path in self.shards.glob("part-*.parquet"):
             if path.name not in named:
@@ -231,7 +244,8 @@ class CacheWriter:
 def is_undamaged(folder: Path, entry: dict[str, Any]) -> bool:
     """Whether a shard has the bytes that its receipt or manifest entry states.
 
-    The hash is computed only if size and time stamp are not those of the last time it was seen right.
+    The hash is computed only if size and time stamp are not those of the last time it was seen
+    right.
     """
     path = folder / entry["path"]
     try:
@@ -246,7 +260,8 @@ def is_undamaged(folder: Path, entry: dict[str, Any]) -> bool:
 
 
 def record_verified(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Remember that these shards have just been seen undamaged; a read-only cache is simply not marked."""
+    """Remember that these shards have just been seen undamaged; a read-only cache is simply not
+    marked."""
     marks = {}
     for entry in entries:
         stat = (folder / entry["path"]).stat()

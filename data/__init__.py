@@ -1,1 +1,2 @@
-"""Raw sources to items and pairs. Files here are code; subfolders hold prepared datasets, not in git."""
+"""Raw sources to items and pairs. Files here are code; subfolders hold prepared datasets, not in
+git."""

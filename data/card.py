@@ -7,18 +7,24 @@ from typing import Any
 
 import polars as pl
 
+from pal.dataset import WITH_PROMPT
 from pal.errors import DataError
-from pal.tables import WITH_PROMPT
 
 COMPARED = ["user_id", "prompt_id", "first_id", "second_id"]
 
 
 def counts_of(items: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
-    """Return the counts: pairs by cell, users, pairs per user, ties, repeats, and what unique items save."""
+    """Return the counts: pairs by cell, users, pairs per user, ties, repeats, and what unique items
+    save."""
     cells = pairs.group_by("split", "population").len().sort("split", "population")
     users = dict(pairs.group_by("population").agg(pl.col("user_id").n_unique()).iter_rows())
     per_user = pairs.group_by("user_id").len()["len"]
-    mentioned = ["prompt_id", "first_id", "second_id", *(name for name in WITH_PROMPT.values() if name in pairs)]
+    mentioned = [
+        "prompt_id",
+        "first_id",
+        "second_id",
+        *(name for name in WITH_PROMPT.values() if name in pairs),
+    ]
     mentions = sum(len(pairs) - pairs[name].null_count() for name in mentioned)
     modalities = dict(items.group_by("modality").len().sort("modality").iter_rows())
     return {
@@ -43,7 +49,8 @@ def counts_of(items: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
 
 
 def _repeats(pairs: pl.DataFrame) -> dict[str, int]:
-    """Count comparisons that a user was given before, on whichever side, and users' contradictions among those."""
+    """Count comparisons that a user was given before, on whichever side, and users' contradictions
+    among those."""
     swapped = pl.col("first_id") > pl.col("second_id")
     same = pairs.select(
         "user_id",
@@ -52,7 +59,9 @@ def _repeats(pairs: pl.DataFrame) -> dict[str, int]:
         high=pl.when(swapped).then("first_id").otherwise("second_id"),
         label=pl.when(swapped).then(1.0 - pl.col("label")).otherwise("label"),
     )
-    groups = same.group_by("user_id", "prompt_id", "low", "high").agg(pl.len(), pl.col("label").n_unique().alias("n"))
+    groups = same.group_by("user_id", "prompt_id", "low", "high").agg(
+        pl.len(), pl.col("label").n_unique().alias("n")
+    )
     return {
         "repeated": int((groups["len"] - 1).sum()),
         "contradictory": int((groups["n"] > 1).sum()),
@@ -92,19 +101,27 @@ def card_text(card: dict[str, Any], folder: str) -> str:
     c, rejects = card["counts"], card["rejects"]
     per_user = c["pairs_per_user"]
     lines = [
-        f"{folder}: {c['pairs']:,} pairs of {c['seen_users']:,} seen and {c['unseen_users']:,} unseen users, "
+        f"{folder}: {c['pairs']:,} pairs of {c['seen_users']:,} seen and {c['unseen_users']:,} "
+        "unseen users, "
         f"{card['revision']}, {card['licence']}",
-        f"  items     {c['items']:,} unique of {c['item_mentions']:,} mentioned, so each encoding serves "
+        f"  items     {c['items']:,} unique of {c['item_mentions']:,} mentioned, so each encoding "
+        "serves "
         f"{c['encodings_saved_by_unique_items']:.1f} times; "
         + ", ".join(f"{count:,} {modality}" for modality, count in c["items_by_modality"].items()),
-        f"  per user  {per_user['least']:,} to {per_user['most']:,} pairs, median {per_user['median']:g}",
+        f"  per user  {per_user['least']:,} to {per_user['most']:,} pairs, median "
+        f"{per_user['median']:g}",
         f"  ties      {c['ties']:,} ({c['tie_rate']:.1%}); {c['repeated']:,} repeated comparisons, "
         f"{c['contradictory']:,} of them answered in contradiction",
         "  cells     " + ", ".join(f"{cell} {count:,}" for cell, count in c["cells"].items()),
     ]
     if "prompt_groups" in card["facts"]:
         groups = card["facts"]["prompt_groups"], card["facts"]["largest_prompt_group"]
-        lines.append(f"  prompts   {groups[0]:,} groups that no split divides, the largest of {groups[1]:,} pairs")
+        lines.append(
+            f"  prompts   {groups[0]:,} groups that no split divides, the largest of "
+            f"{groups[1]:,} pairs"
+        )
     if rejects:
-        lines.append("  rejects   " + ", ".join(f"{count:,} {reason}" for reason, count in rejects.items()))
+        lines.append(
+            "  rejects   " + ", ".join(f"{count:,} {reason}" for reason, count in rejects.items())
+        )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""Images by URL, downloaded only when the user asks: http(s) alone, public addresses alone, within limits."""
+"""Images by URL, downloaded only when the user asks: http(s) alone, public addresses alone, within
+limits."""
 
 from __future__ import annotations
 
@@ -14,19 +15,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pal.config import ImageSourceConfig
-from pal.data.record import Image, image_content_id
+from pal.data.comparisons import Image, image_content_id
 from pal.files import atomic_file
 
 BLOCK = 1 << 16
 
 
 def fetch(
-    url: str, folder: Path, largest: int, seconds: float, is_allowed: Any = lambda address: address.is_global
+    url: str,
+    folder: Path,
+    largest: int,
+    seconds: float,
+    is_allowed: Any = lambda address: address.is_global,
 ) -> Path:
     """Return the file of a downloaded image; one that is there already is not downloaded again.
 
-    Raises ValueError or OSError with the reason. ``largest`` is in bytes. ``is_allowed`` judges the address a host
-    resolves to, before anything is sent to it and again at every redirection.
+    Raises ValueError or OSError with the reason. ``largest`` is in bytes. ``is_allowed`` judges the
+    address a host resolves to, before anything is sent to it and again at every redirection.
     """
     target = place_of(url, folder)
     if target.is_file():
@@ -61,16 +66,20 @@ def fetch(
 
 def place_of(url: str, folder: Path) -> Path:
     """Return the file that an image by URL is downloaded to."""
-    return folder / hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return (
+        folder / hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    )
 
 
 def storable(text: str) -> str:
-    """Return a text for a message; halves of surrogate pairs, which no table can store, are escaped."""
+    """Return a text for a message; halves of surrogate pairs, which no table can store, are
+    escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def fetched_image(url: str, config: ImageSourceConfig) -> Image | str:
-    """Return an image that is or, with ``fetch_images``, can be downloaded, or why there is none."""
+    """Return an image that is or, with ``fetch_images``, can be downloaded, or why there is
+    none."""
     if not (config.fetch_images or place_of(url, config.image_folder).is_file()):
         return f"{storable(url[:200])} is a URL; download it with --fetch-images, or use a source that has the images"
     try:
@@ -87,15 +96,21 @@ def _require_web(url: str) -> None:
 
 
 def _handlers(is_allowed: Any) -> list[urllib.request.BaseHandler]:
-    """Return handlers whose every connection goes to an allowed address; proxies of the environment are not used."""
+    """Return handlers whose every connection goes to an allowed address; proxies of the environment
+    are not used."""
 
-    def connect(address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> socket.socket:
+    def connect(
+        address: tuple[str, int], timeout: Any = None, source_address: Any = None
+    ) -> socket.socket:
         host, port = address
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         places = [ipaddress.ip_address(str(place[4][0]).partition("%")[0]) for place in found]
         refused = [place for place in places if not is_allowed(place)]
         if refused or not places:
-            raise ValueError(f"{host} leads to {refused[0] if refused else 'no address'}, which is not a public one")
+            raise ValueError(
+                f"{host} leads to {refused[0] if refused else 'no address'}, which is not a "
+                "public one"
+            )
         return socket.create_connection((str(places[0]), port), timeout, source_address)
 
     def through(connection: type[http.client.HTTPConnection]) -> Any:
@@ -117,7 +132,9 @@ def _handlers(is_allowed: Any) -> list[urllib.request.BaseHandler]:
     class Redirect(urllib.request.HTTPRedirectHandler):
         max_redirections = 3
 
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        def redirect_request(
+            self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+        ) -> Any:
             _require_web(newurl)
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -1,4 +1,5 @@
-"""Sources of rows: JSON lines, JSON, CSV or Parquet files, from a folder, a single file or the Hub."""
+"""Sources of rows: JSON lines, JSON, CSV or Parquet files, from a folder, a single file or the
+Hub."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from typing import IO, Any, ClassVar
 import polars as pl
 
 from pal.config import ComparisonsConfig
-from pal.data.prepare import Adapter, Part
-from pal.data.record import Chunk, Comparison, Recorder, Reject
-from pal.data.roles import Arranged, arrange
-from pal.data.source import resolve_source
+from pal.data.build import Adapter, Part
+from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
+from pal.data.locate import resolve_source
+from pal.data.splits import Arranged, arrange
 from pal.errors import DataError
 from pal.files import file_sha256
 
@@ -37,17 +38,25 @@ class RowAdapter(Adapter):
     hub: ClassVar[str | None] = None
     """dataset repository that is read where no source is given"""
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.parquet")
-    """files of the source that are read, by the end of their path; the Hub's are fetched by the same patterns"""
+    """files of the source that are read, by the end of their path; the Hub's are fetched by the
+    same patterns"""
 
     def __init__(self, config: ComparisonsConfig) -> None:
         self.config = config
         source = config.source or (f"hf:{self.hub}" if self.hub else None)
         if source is None:
-            raise DataError(f"dataset {self.name} needs to know its source; give --source PATH or hf:REPO@REV")
-        place, self.origin = resolve_source(self.name, source, [f"*{pattern}" for pattern in self.patterns])
+            raise DataError(
+                f"dataset {self.name} needs to know its source; give --source PATH or hf:REPO@REV"
+            )
+        place, self.origin = resolve_source(
+            self.name, source, [f"*{pattern}" for pattern in self.patterns]
+        )
         self.files = files_of(place, self.patterns)
         if not self.files:
-            raise DataError(f"{place} holds no file like {', '.join(self.patterns)}; give --source PATH of {self.name}")
+            raise DataError(
+                f"{place} holds no file like {', '.join(self.patterns)}; give --source PATH of "
+                f"{self.name}"
+            )
         self.folder = place if place.is_dir() else place.parent
 
     @abstractmethod
@@ -58,7 +67,8 @@ class RowAdapter(Adapter):
         return {self.name_of(file): file_sha256(file) for file in self.files}
 
     def parts(self) -> Sequence[Part]:
-        """Return a part per file; with a limit all of them are one, since rows are counted over files."""
+        """Return a part per file; with a limit all of them are one, since rows are counted over
+        files."""
         if self.config.limit is not None:
             return [lambda: self.read(self.files, self.config.limit)]
         return [self._reader(file) for file in self.files]
@@ -92,23 +102,32 @@ class RowAdapter(Adapter):
 
 
 def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of a source that match, sorted by path; a source that is a file is that file."""
+    """Return the files of a source that match, sorted by path; a source that is a file is that
+    file."""
     if place.is_file():
         return [place]
     found = [path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")]
     ends = [f"*{pattern}" for pattern in patterns]
-    return sorted(path for path in found if any(fnmatch.fnmatch(path.as_posix(), end) for end in ends))
+    return sorted(
+        path for path in found if any(fnmatch.fnmatch(path.as_posix(), end) for end in ends)
+    )
 
 
 def read_rows(file: Path) -> Iterator[Row | str]:
-    """Yield rows as dictionaries, or for a row that is none a message; raises DataError for an unreadable file."""
+    """Yield rows as dictionaries, or for a row that is none a message; raises DataError for an
+    unreadable file."""
     kind = next((suffix for suffix in READERS if file.name.endswith(suffix)), None)
     if kind is None:
-        raise DataError(f"{file} is none of {', '.join(READERS)}; convert it, or point --source at a folder of those")
+        raise DataError(
+            f"{file} is none of {', '.join(READERS)}; convert it, or point --source at a folder "
+            "of those"
+        )
     try:
         yield from READERS[kind](file)
     except (OSError, EOFError, zlib.error, RecursionError, ValueError, csv.Error) as error:
-        raise DataError(f"cannot read {file} ({type(error).__name__}: {error}); mend or remove it") from error
+        raise DataError(
+            f"cannot read {file} ({type(error).__name__}: {error}); mend or remove it"
+        ) from error
 
 
 def _json_lines(file: Path) -> Iterator[Row | str]:

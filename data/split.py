@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 
 from pal.chance import bucket
+from pal.dataset import Split
 from pal.files import canonical_json
-from pal.tables import Split
 
 TRAIN_BELOW, VAL_BELOW = 0.8, 0.9
 
@@ -19,7 +19,8 @@ def split_of(salt: str, group: str) -> Split:
 
 
 def split_digest(rules: dict[str, object], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return BLAKE2b-256 over the rules of a split and its rows (pair, user, split, population), sorted by pair."""
+    """Return BLAKE2b-256 over the rules of a split and its rows (pair, user, split, population),
+    sorted by pair."""
     state = hashlib.blake2b(canonical_json(rules).encode(), digest_size=32)
     for row in rows:
         state.update("\x1f".join(row).encode() + b"\n")

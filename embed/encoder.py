@@ -47,10 +47,12 @@ class Batch:
 
 
 class Encoder(Protocol):
-    """A loaded frozen model. Several taps are several features of the same forward pass, in a fixed order."""
+    """A loaded frozen model. Several taps are several features of the same forward pass, in a fixed
+    order."""
 
     def prepare(self, items: Any) -> Inputs:
-        """Tokenise or measure rows of ``items.parquet`` (a pyarrow Table); runs ahead in its own thread."""
+        """Tokenise or measure rows of ``items.parquet`` (a pyarrow Table); runs ahead in its own
+        thread."""
         ...
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
@@ -66,7 +68,8 @@ class Encoder(Protocol):
         ...
 
     def encode(self, batch: Batch) -> list[torch.Tensor]:
-        """Return one (n, dim) tensor per tap, on the device, possibly before it is done computing them."""
+        """Return one (n, dim) tensor per tap, on the device, possibly before it is done computing
+        them."""
         ...
 
 
@@ -95,7 +98,7 @@ def locate(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
         spec = {"kind": "identity", "store_dtype": config.store_dtype}
         return EncoderSource(name, config, None, spec, revision="none", untrained=False)
     if config.kind == "open-clip":
-        from pal.embed.openclip import open_clip_source
+        from pal.embed.encoders.openclip import open_clip_source
 
         return open_clip_source(name, config, digests)
     from pal.embed.weights import hub_source
@@ -103,28 +106,33 @@ def locate(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
     return hub_source(name, config, digests)
 
 
-def load(source: EncoderSource, device: str, token_budget: int, layers: Sequence[int], compiled: bool) -> Encoder:
+def load(
+    source: EncoderSource, device: str, token_budget: int, layers: Sequence[int], compiled: bool
+) -> Encoder:
     """Load an encoder on a device; ``layers`` are its taps, and all but text models have one."""
     config = source.config
     if config.kind == "hf-text":
-        from pal.embed.text import TextEncoder
+        from pal.embed.encoders.text import TextEncoder
 
         return TextEncoder.load(source, device, token_budget, layers, compiled)
     if len(layers) > 1:
-        raise EncoderError(f"encoder {source.name} gives one layer at a time; run pal embed once for each of {layers}")
+        raise EncoderError(
+            f"encoder {source.name} gives one layer at a time; run pal embed once for each of "
+            f"{layers}"
+        )
     if config.kind == "identity":
-        from pal.embed.identity import IdentityEncoder
+        from pal.embed.encoders.identity import IdentityEncoder
 
         return IdentityEncoder()
     if config.kind == "open-clip":
-        from pal.embed.openclip import open_clip_towers
+        from pal.embed.encoders.openclip import open_clip_towers
 
         towers = open_clip_towers(source, device)
     else:
-        from pal.embed.hfclip import hf_clip_towers
+        from pal.embed.encoders.hfclip import hf_clip_towers
 
         towers = hf_clip_towers(source, device)
-    from pal.embed.towers import TowersEncoder
+    from pal.embed.encoders.towers import TowersEncoder
 
     return TowersEncoder(towers, source, device, token_budget, compiled)
 
@@ -134,6 +142,7 @@ def require_modality(name: str, present: Sequence[str], readable: Sequence[str])
     others = sorted(set(present) - set(readable))
     if others:
         raise EncoderError(
-            f"encoder {name} reads {' and '.join(readable)} items, but the dataset has {', '.join(others)} items; "
+            f"encoder {name} reads {' and '.join(readable)} items, but the dataset has "
+            f"{', '.join(others)} items; "
             f"choose another --encoder"
         )

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from pal.cache.plan import DEFAULT_ROWS_PER_SHARD
 from pal.cache.shard import ITEM_BYTES
 from pal.config import Config
+from pal.dataset import PreparedDataset
 from pal.embed.run import Job, locate_job
-from pal.tables import PreparedDataset
 
 CHARACTERS_PER_TOKEN = 4.0
 """a rule of thumb for English text; the true number is known after tokenising"""
@@ -20,10 +20,11 @@ WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "dim")
 
 
 def forecast(config: Config, dataset: PreparedDataset) -> dict[str, Any]:
-    """Return items, tokens, size and, where this encoder has run before, the time that ``pal embed`` would take.
+    """Return items, tokens, size and, where this encoder has run before, the time that ``pal
+    embed`` would take.
 
-    ``bytes`` and ``seconds`` are None where nothing is known: a width is read from the model's config.json or an
-    earlier cache, a rate only from earlier caches under this cache root.
+    ``bytes`` and ``seconds`` are None where nothing is known: a width is read from the model's
+    config.json or an earlier cache, a rate only from earlier caches under this cache root.
     """
     job = locate_job(config, dataset)
     items = job.items()
@@ -32,7 +33,9 @@ def forecast(config: Config, dataset: PreparedDataset) -> dict[str, Any]:
     images = len(items) - items.column("image_file").null_count
     earlier = earlier_rates(config, job)
     dim = earlier[0]["dim"] if earlier else _width(job)
-    size = None if dim is None else len(items) * (dim * ITEM_BYTES[job.source.config.store_dtype] + 24)
+    size = (
+        None if dim is None else len(items) * (dim * ITEM_BYTES[job.source.config.store_dtype] + 24)
+    )
     rates = [rate["rows_per_s"] for rate in earlier if rate["rows_per_s"]]
     done = _rows_done(job)
     return {
@@ -57,16 +60,28 @@ def earlier_rates(config: Config, job: Job) -> list[dict[str, Any]]:
     for path in sorted(config.paths.cache.glob(f"*/{config.encoder}-*/manifest.json")):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["spec"]["encoder"] == job.source.spec:
-            receipts = [json.loads(p.read_text(encoding="utf-8")) for p in (path.parent / "shards").glob("part-*.json")]
-            rows, seconds = sum(r["rows"] for r in receipts), sum(r["seconds"]["encode"] for r in receipts)
-            found.append({"dim": manifest["dim"], "rows_per_s": rows / seconds if seconds else None})
+            receipts = [
+                json.loads(p.read_text(encoding="utf-8"))
+                for p in (path.parent / "shards").glob("part-*.json")
+            ]
+            rows, seconds = (
+                sum(r["rows"] for r in receipts),
+                sum(r["seconds"]["encode"] for r in receipts),
+            )
+            found.append(
+                {"dim": manifest["dim"], "rows_per_s": rows / seconds if seconds else None}
+            )
     return found
 
 
 def _width(job: Job) -> int | None:
     """Return the width that a model's own settings name."""
     folder = job.source.folder
-    if job.source.config.kind != "hf-text" or folder is None or not (folder / "config.json").is_file():
+    if (
+        job.source.config.kind != "hf-text"
+        or folder is None
+        or not (folder / "config.json").is_file()
+    ):
         return None
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return next((settings[key] for key in WIDTHS if isinstance(settings.get(key), int)), None)
@@ -75,4 +90,7 @@ def _width(job: Job) -> int | None:
 def _rows_done(job: Job) -> int:
     """Return how many items already have a receipt in the first folder."""
     folder: Path = job.folders[0]
-    return sum(json.loads(p.read_text(encoding="utf-8"))["rows"] for p in (folder / "shards").glob("part-*.json"))
+    return sum(
+        json.loads(p.read_text(encoding="utf-8"))["rows"]
+        for p in (folder / "shards").glob("part-*.json")
+    )

@@ -1,4 +1,5 @@
-"""Images by the items' pointers: bytes from a file or a Parquet column, decoded or refused with a reason."""
+"""Images by the items' pointers: bytes from a file or a Parquet column, decoded or refused with a
+reason."""
 
 from __future__ import annotations
 
@@ -37,14 +38,16 @@ class Pointer:
 
 
 class ImageReader:
-    """Reads bytes; the row groups read last stay in memory, since neighbours are asked for together."""
+    """Reads bytes; the row groups read last stay in memory, since neighbours are asked for
+    together."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def bytes_of(self, pointer: Pointer) -> bytes:
-        """Return an image's bytes; raises OSError, ValueError or an Arrow error where there are none."""
+        """Return an image's bytes; raises OSError, ValueError or an Arrow error where there are
+        none."""
         if pointer.column is None:
             return Path(pointer.file).read_bytes()
         assert pointer.group is not None
@@ -60,7 +63,9 @@ class ImageReader:
         if isinstance(value, dict):  # the image feature of Hugging Face datasets
             value = value.get("bytes")
         if not isinstance(value, bytes):
-            raise ValueError(f"{pointer.column} holds no bytes at row {pointer.row} of row group {pointer.group}")
+            raise ValueError(
+                f"{pointer.column} holds no bytes at row {pointer.row} of row group {pointer.group}"
+            )
         return value
 
 
@@ -79,7 +84,8 @@ def decode_filtered(raw: bytes, pointer: Pointer) -> Any:
 
 
 def decode(raw: bytes) -> Any:
-    """Return a PIL image, its pixels decoded; raises ValueError, OSError or a PIL error with the reason."""
+    """Return a PIL image, its pixels decoded; raises ValueError, OSError or a PIL error with the
+    reason."""
     from PIL import Image
 
     if not raw:
@@ -94,11 +100,14 @@ def decode(raw: bytes) -> Any:
 
 
 def in_source_order(items: Any) -> Any:
-    """Sort a pyarrow Table of items by pointer and id: neighbours in the source are encoded together.
+    """Sort a pyarrow Table of items by pointer and id: neighbours in the source are encoded
+    together.
 
     In the order of ids, which are hashes, each image would cost the reading of a whole row group.
     """
     if items.column("image_file").null_count == len(items):
         return items
-    keys: Sequence[tuple[str, Any]] = [(name, "ascending") for name in ("image_file", "image_group", "image_row")]
+    keys: Sequence[tuple[str, Any]] = [
+        (name, "ascending") for name in ("image_file", "image_group", "image_row")
+    ]
     return items.sort_by([*keys, ("item_id", "ascending")])

@@ -1,4 +1,5 @@
-"""How much of a device's matrix rate encoding reaches: operations needed over operations possible."""
+"""How much of a device's matrix rate encoding reaches: operations needed over operations
+possible."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SIZE, ROUNDS = 4096, 10
 
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int = SIZE) -> float:
-    """Return the operations per second of a square matrix product on a device, the best of a few."""
+    """Return the operations per second of a square matrix product on a device, the best of a
+    few."""
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
 
     def seconds() -> float:
@@ -28,8 +30,9 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int = SIZE) -> float:
 def flops_per_token(module: Any) -> float:
     """Return the operations that a token costs in a module's matrices: twice their weights.
 
-    Tables that are only looked up cost nothing. Attention's own products are left out, so a share of the peak made
-    from this is a lower bound, unless layers are left out of the pass, which it does not know of.
+    Tables that are only looked up cost nothing. Attention's own products are left out, so a share
+    of the peak made from this is a lower bound, unless layers are left out of the pass, which it
+    does not know of.
     """
     looked_up = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
     weights = [p for p in module.parameters() if p.ndim >= 2 and id(p) not in looked_up]

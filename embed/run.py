@@ -18,11 +18,11 @@ from pal.cache.reader import FeatureStore
 from pal.cache.spec import Spec, folder_of, make_spec
 from pal.cache.writer import CacheWriter
 from pal.config import Config
+from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource, locate
 from pal.embed.images import in_source_order
 from pal.errors import CacheError, EncoderError
 from pal.files import inflight
-from pal.tables import PreparedDataset
 
 Progress = Callable[[int], None]
 ITEM_COLUMNS = (
@@ -58,19 +58,28 @@ class Job:
 
     def open(self) -> tuple[list[CacheWriter], list[ShardTask]]:
         """Open the folders and return their common tasks."""
-        writers = [CacheWriter(folder, spec) for folder, spec in zip(self.folders, self.specs, strict=True)]
-        ids = _ids(in_source_order(self.dataset.items([name for name in ITEM_COLUMNS if name != "text"])))
-        plans = [writer.plan(ids, self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD) for writer in writers]
+        writers = [
+            CacheWriter(folder, spec) for folder, spec in zip(self.folders, self.specs, strict=True)
+        ]
+        ids = _ids(
+            in_source_order(self.dataset.items([name for name in ITEM_COLUMNS if name != "text"]))
+        )
+        plans = [
+            writer.plan(ids, self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)
+            for writer in writers
+        ]
         if any(plan != plans[0] for plan in plans):
             raise CacheError(
-                f"the caches of layers {self.layers} were begun with different embed.rows_per_shard; embed one layer "
+                f"the caches of layers {self.layers} were begun with different "
+                "embed.rows_per_shard; embed one layer "
                 f"at a time, or remove one of {', '.join(str(folder) for folder in self.folders)}"
             )
         return writers, plans[0]
 
 
 def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSource, Spec, Path]:
-    """Return the encoder, the specification and the folder of the cache that the settings ask for."""
+    """Return the encoder, the specification and the folder of the cache that the settings ask
+    for."""
     config.paths.cache.mkdir(parents=True, exist_ok=True)
     source = locate(config.encoder, config.encoder_config(), config.paths.cache / ".digests.json")
     spec = make_spec(dataset.name, dataset.items_digest, source.spec)
@@ -84,17 +93,27 @@ def locate_job(config: Config, dataset: PreparedDataset) -> Job:
         encoder = config.encoder_config().model_copy(update={"layer": layer})
         embed = config.embed.model_copy(update={config.encoder: encoder})
         found.append(locate_cache(config.model_copy(update={"embed": embed}), dataset))
-    return Job(config, dataset, found[0][0], [spec for _, spec, _ in found], [folder for _, _, folder in found])
+    return Job(
+        config,
+        dataset,
+        found[0][0],
+        [spec for _, spec, _ in found],
+        [folder for _, _, folder in found],
+    )
 
 
 def embed(
-    config: Config, dataset: PreparedDataset, progress: Progress = lambda rows: None, retry_errors: bool = False
+    config: Config,
+    dataset: PreparedDataset,
+    progress: Progress = lambda rows: None,
+    retry_errors: bool = False,
 ) -> dict[str, Any]:
-    """Fill the cache of a dataset under an encoder and return what was done (contract.md, ``pal embed``).
+    """Fill the cache of a dataset under an encoder and return what was done (contract.md, ``pal
+    embed``).
 
     ``progress`` is called with the number of items finished since the last call. A complete and
-    undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards with failed
-    items again. With several layers the answer is about the first; ``dirs`` names all.
+    undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards
+    with failed items again. With several layers the answer is about the first; ``dirs`` names all.
     """
     began = time.perf_counter()
     job = locate_job(config, dataset)
@@ -106,7 +125,9 @@ def embed(
         "items_unique": dataset.card["counts"]["items"],
     }
     seconds = dict.fromkeys(("total", "read", "wait", "encode", "write"), 0.0)
-    totals = dict.fromkeys(("encoded", "tokens_real", "tokens_padded", "truncated", "answers_cut"), 0)
+    totals = dict.fromkeys(
+        ("encoded", "tokens_real", "tokens_padded", "truncated", "answers_cut"), 0
+    )
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest["errors"]) for store in stores):
         try:
@@ -119,9 +140,13 @@ def embed(
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise CacheError(
-                f"no space is left for {job.folders[0]}; free some and run pal embed again: finished shards are kept"
+                f"no space is left for {job.folders[0]}; free some and run pal embed again: "
+                "finished shards are kept"
             ) from error
-        stores = [FeatureStore.open(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
+        stores = [
+            FeatureStore.open(folder, spec)
+            for folder, spec in zip(job.folders, job.specs, strict=True)
+        ]
     store = stores[0]
     assert store is not None
     _point_to(job.folders[0], config.encoder)
@@ -144,7 +169,7 @@ def _fill(
     job: Job, progress: Progress, retry_errors: bool, summary: dict[str, Any], began: float
 ) -> Iterator[dict[str, Any]]:
     """Encode what is missing and yield the new receipts; the manifests are written at the end."""
-    from pal.embed.executors import execute, share_of_this_task
+    from pal.embed.engines.local import execute, share_of_this_task
 
     writers, tasks = job.open()
     if retry_errors:
@@ -164,7 +189,8 @@ def _fill(
         _require_few_errors(job.config, job.folders[0], tasks)
     if len(mine) < len(pending) and any(writers[0].receipt(task) is None for task in pending):
         raise CacheError(
-            f"{job.folders[0]}: this task's {len(mine)} shards are done, others are not yet; whichever task ends last "
+            f"{job.folders[0]}: this task's {len(mine)} shards are done, others are not yet; "
+            "whichever task ends last "
             f"completes the cache"
         )
     facts = {
@@ -223,13 +249,15 @@ def _require_few_errors(config: Config, folder: Path, tasks: list[ShardTask]) ->
     if failed > config.embed.max_error_rate * total:
         listed = ", ".join(f"{name} ({count})" for name, count in classes.most_common(3))
         raise EncoderError(
-            f"{failed} of {total} items failed, more than embed.max_error_rate = {config.embed.max_error_rate} allows: "
+            f"{failed} of {total} items failed, more than embed.max_error_rate = "
+            f"{config.embed.max_error_rate} allows: "
             f"{listed}; see {folder / 'errors'}, mend the source or raise the rate"
         )
 
 
 def _point_to(folder: Path, encoder: str) -> None:
-    """Let ``cache/<dataset>/<encoder>`` lead to the current cache: a name without a fingerprint for make."""
+    """Let ``cache/<dataset>/<encoder>`` lead to the current cache: a name without a fingerprint for
+    make."""
     link = folder.parent / encoder
     if link.is_symlink() and link.readlink() == Path(folder.name):
         return

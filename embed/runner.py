@@ -1,4 +1,5 @@
-"""One shard at a time: read, encode, commit. Reading and loading ahead, copying back and writing happen meanwhile."""
+"""One shard at a time: read, encode, commit. Reading and loading ahead, copying back and writing
+happen meanwhile."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ import torch
 
 from pal.cache.plan import ShardTask
 from pal.cache.writer import CacheWriter, EncodedShard
+from pal.dataset import ID_BYTES
 from pal.embed.encoder import Batch, Encoder, Failures, Inputs
 from pal.embed.peak import matrix_rate
 from pal.embed.storage import finite_rows, moments, to_stored
 from pal.errors import EncoderError, PalError
-from pal.tables import ID_BYTES
 
 BATCHES_AHEAD = 2
 MOST_LOADERS = 16
@@ -48,7 +49,8 @@ class _Done:
         self.is_stored = np.zeros(self.rows, bool)
 
     def store(self, rows: np.ndarray, features: list[torch.Tensor], dtype: str) -> None:
-        """Bring features to the CPU and into their rows; those that are not finite become failures."""
+        """Bring features to the CPU and into their rows; those that are not finite become
+        failures."""
         for tap, feature in enumerate(features):
             stored = to_stored(feature, dtype)
             if self.tables[tap] is None:
@@ -66,7 +68,8 @@ class ShardRunner:
         self, encoder: Encoder, items: Any, writers: Sequence[CacheWriter], device: str, producer: dict[str, str],
         loaders: int | None = None,
     ) -> None:  # fmt: skip
-        """``items``: the pyarrow Table of the items in the order of the plan; one writer per tap of the encoder."""
+        """``items``: the pyarrow Table of the items in the order of the plan; one writer per tap of
+        the encoder."""
         self.encoder = encoder
         self.items = items
         self.writers = list(writers)
@@ -78,7 +81,8 @@ class ShardRunner:
         self.loaders = loaders or min(MOST_LOADERS, os.cpu_count() or 1)
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
-        """Do the tasks in order and yield each one's receipt (of the first tap) once its shards are committed."""
+        """Do the tasks in order and yield each one's receipt (of the first tap) once its shards are
+        committed."""
         with (
             ThreadPoolExecutor(1) as reader,
             ThreadPoolExecutor(self.loaders) as self._loading,
@@ -108,11 +112,15 @@ class ShardRunner:
         return _Read(ids, self.encoder.prepare(rows), attempts, time.perf_counter() - began)
 
     def _commit(self, task: ShardTask, encoded: list[EncodedShard]) -> dict[str, Any]:
-        receipts = [w.commit(task, shard, self.producer) for w, shard in zip(self.writers, encoded, strict=True)]
+        receipts = [
+            w.commit(task, shard, self.producer)
+            for w, shard in zip(self.writers, encoded, strict=True)
+        ]
         return receipts[0]
 
     def _encode(self, read: _Read, waited: float) -> list[EncodedShard]:
-        """Encode a shard: batches are loaded ahead in threads, and one stays on the device while the next is begun."""
+        """Encode a shard: batches are loaded ahead in threads, and one stays on the device while
+        the next is begun."""
         began = time.perf_counter()
         done = _Done(len(read.item_ids), len(self.writers), dict(read.inputs.failures))
         padded = 0
@@ -127,18 +135,28 @@ class ShardRunner:
                 running = rows, features
         if running is not None:
             done.store(*running, self.dtype)
-        if not done.is_stored.any():  # a shard without a row is fine, if we know how wide its rows would be
+        if (
+            not done.is_stored.any()
+        ):  # a shard without a row is fine, if we know how wide its rows would be
             widths = [writer.width() for writer in self.writers]
             if None in widths:
                 examples = sorted({message for _, _, message in done.failures.values()})
-                raise EncoderError(f"none of the first {done.rows} items could be encoded: {'; '.join(examples[:3])}")
+                raise EncoderError(
+                    f"none of the first {done.rows} items could be encoded: "
+                    f"{'; '.join(examples[:3])}"
+                )
             done.tables = [np.zeros((done.rows, width or 0), np.uint8) for width in widths]
-        return self._shards(read, done, padded, {"wait": waited, "encode": time.perf_counter() - began})
+        return self._shards(
+            read, done, padded, {"wait": waited, "encode": time.perf_counter() - began}
+        )
 
     def fraction_of_peak(self, inputs: Inputs, rows: np.ndarray, seconds: float) -> float:
-        """Return the share of the device's measured matrix rate that the real tokens of some rows took."""
+        """Return the share of the device's measured matrix rate that the real tokens of some rows
+        took."""
         if self.peak is None:
-            self.peak = matrix_rate(self.device, getattr(torch, self.writers[0].spec["encoder"]["compute_dtype"]))
+            self.peak = matrix_rate(
+                self.device, getattr(torch, self.writers[0].spec["encoder"]["compute_dtype"])
+            )
         return round(self.encoder.flops(inputs, rows) / max(seconds, 1e-9) / self.peak, 4)
 
     def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:
@@ -168,7 +186,8 @@ class ShardRunner:
     def _encode_batch(
         self, inputs: Inputs, batch: Batch, failures: Failures
     ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
-        """Encode a batch whole; without memory in halves, after other errors item by item: a bad item costs itself."""
+        """Encode a batch whole; without memory in halves, after other errors item by item: a bad
+        item costs itself."""
         rows = batch.rows
         if not len(rows):
             return
@@ -182,14 +201,20 @@ class ShardRunner:
                 failures[int(rows[0])] = ("encode", type(error).__name__, str(error)[:500])
                 return
             in_halves = isinstance(error, torch.OutOfMemoryError)
-        parts = np.array_split(rows, 2) if in_halves else [rows[i : i + 1] for i in range(len(rows))]
+        parts = (
+            np.array_split(rows, 2) if in_halves else [rows[i : i + 1] for i in range(len(rows))]
+        )
         for part in parts:
             yield from self._encode_batch(inputs, self.encoder.load_batch(inputs, part), failures)
 
-    def _shards(self, read: _Read, done: _Done, padded: int, seconds: dict[str, float]) -> list[EncodedShard]:
+    def _shards(
+        self, read: _Read, done: _Done, padded: int, seconds: dict[str, float]
+    ) -> list[EncodedShard]:
         """Return what there is to commit, one shard per tap."""
         inputs = read.inputs
-        kept = np.array([row for row in range(done.rows) if row not in done.failures], dtype=np.int64)
+        kept = np.array(
+            [row for row in range(done.rows) if row not in done.failures], dtype=np.int64
+        )
         names = [bytes(value).ljust(ID_BYTES, b"\0") for value in read.item_ids]
         errors = [
             {

@@ -1,4 +1,5 @@
-"""From computed features to stored bytes: the cast, and the check that it lost no value to infinity."""
+"""From computed features to stored bytes: the cast, and the check that it lost no value to
+infinity."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def from_stored(stored: np.ndarray, dtype: str) -> torch.Tensor:
     """Return (n, dim) values in the store dtype from (n, dim * itemsize) bytes."""
     values = torch.from_numpy(np.ascontiguousarray(stored))
     if not len(stored):  # a view of no rows has no strides to change
-        return torch.empty(0, stored.shape[1] // getattr(torch, dtype).itemsize, dtype=getattr(torch, dtype))
+        return torch.empty(
+            0, stored.shape[1] // getattr(torch, dtype).itemsize, dtype=getattr(torch, dtype)
+        )
     return values.view(getattr(torch, dtype))
 
 

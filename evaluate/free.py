@@ -11,9 +11,9 @@ import polars as pl
 
 from pal.cache.reader import FeatureStore
 from pal.config import Config
+from pal.dataset import PreparedDataset, ids_of
 from pal.evaluate.metrics import Array, summarize
-from pal.tables import PreparedDataset, ids_of
-from pal.train.datamodule import drop_without_feature
+from pal.train.pairs import drop_without_feature
 
 FREE = ("first", "length", "majority")
 
@@ -21,15 +21,17 @@ FREE = ("first", "length", "majority")
 def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> Array:
     """Return a margin per pair: 1 for the first item, -1 for the second, 0 for neither.
 
-    ``first``: the first item, always; ``length``: the longer text; ``majority``: the item that the seen users'
-    training answers to the very same comparison prefer.
+    ``first``: the first item, always; ``length``: the longer text; ``majority``: the item that the
+    seen users' training answers to the very same comparison prefer.
     """
     if which == "first":
         return np.ones(len(frame))
     if which == "length":
         table = _texts(dataset).with_columns(pl.col("text").str.len_chars().cast(pl.Int64))
         lengths = [
-            frame.select(pl.col(side).alias("item_id")).join(table, on="item_id", how="left", maintain_order="left")
+            frame.select(pl.col(side).alias("item_id")).join(
+                table, on="item_id", how="left", maintain_order="left"
+            )
             for side in ("first_id", "second_id")
         ]
         difference = lengths[0]["text"] - lengths[1]["text"]
@@ -39,7 +41,10 @@ def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> A
         [
             train.select("prompt_id", "first_id", "second_id", vote=pl.col("label") - 0.5),
             train.select(
-                "prompt_id", first_id=pl.col("second_id"), second_id=pl.col("first_id"), vote=0.5 - pl.col("label")
+                "prompt_id",
+                first_id=pl.col("second_id"),
+                second_id=pl.col("first_id"),
+                vote=0.5 - pl.col("label"),
             ),
         ]
     )
@@ -54,7 +59,8 @@ def _texts(dataset: PreparedDataset) -> pl.DataFrame:
 
 
 def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
-    """Return margins under the encoder's own score head, for a reward model; raises CacheError without a feature."""
+    """Return margins under the encoder's own score head, for a reward model; raises CacheError
+    without a feature."""
     weight = store.score_weight()
     assert weight is not None
 
@@ -70,11 +76,14 @@ def free_baselines(
 ) -> list[dict[str, Any]]:
     """Return a row per free baseline with its cells on test pairs of seen and of unseen users.
 
-    ``stores``: caches by encoder; those of reward models are judged by their own score, ``reference <encoder>``.
+    ``stores``: caches by encoder; those of reward models are judged by their own score, ``reference
+    <encoder>``.
     """
     has_text = _texts(dataset)["text"].null_count() == 0
     kinds: dict[str, Callable[[pl.DataFrame], Array]] = {
-        which: partial(free_margins, dataset, which=which) for which in FREE if which != "length" or has_text
+        which: partial(free_margins, dataset, which=which)
+        for which in FREE
+        if which != "length" or has_text
     }
     for encoder, store in (stores or {}).items():
         if store.score_weight() is not None:
@@ -92,6 +101,8 @@ def free_baselines(
             users = np.unique(frame["user_id"].to_numpy(), return_inverse=True)[1]
             margin = margins(frame)
             label = frame["label"].to_numpy().astype(np.float64)
-            cells[population] = summarize(margin, label, users, config.evaluate.bootstrap, config.evaluate.ece_bins)
+            cells[population] = summarize(
+                margin, label, users, config.evaluate.bootstrap, config.evaluate.ece_bins
+            )
         rows.append({"baseline": which, "test_seen": cells["seen"], "test_unseen": cells["unseen"]})
     return rows

@@ -6,24 +6,27 @@ import polars as pl
 import torch
 
 from pal.cache.reader import FeatureStore
+from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.few_shot import DEFAULT_STRENGTH, new_users, prepare_answers
-from pal.tables import PreparedDataset
-from pal.train.adapt import make_prior
-from pal.train.checkpoint import TrainedHead
-from pal.train.datamodule import Pairs, drop_without_feature
-from pal.train.grow import grow, outside, surprise
+from pal.train.adapt.grow import grow, outside, surprise
+from pal.train.adapt.map import make_prior
 from pal.train.heads.users import UserWeights
+from pal.train.pairs import Pairs, drop_without_feature
+from pal.train.run_record import TrainedHead
 
 FEWEST = 10
 """answers below which nothing is said about a user"""
 
 
-def outside_users(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> list[dict[str, float | str]]:
+def outside_users(
+    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore
+) -> list[dict[str, float | str]]:
     """Return the unseen users outside the prototypes' hull with their surprise, the largest first.
 
-    Their adaptation answers are compared with as many validation answers of each seen user. Users with fewer than
-    ten are left out on either side; where that leaves nobody, or for heads without prototypes, nobody is named.
+    Their adaptation answers are compared with as many validation answers of each seen user. Users
+    with fewer than ten are left out on either side; where that leaves nobody, or for heads without
+    prototypes, nobody is named.
     """
     if not isinstance(trained.head.users, UserWeights):
         return []
@@ -44,7 +47,8 @@ def outside_users(trained: TrainedHead, dataset: PreparedDataset, store: Feature
     new = surprise(trained.head, users.shots(count, 0), prior)
     far = outside(new, seen).nonzero().squeeze(1)
     found: list[dict[str, float | str]] = [
-        {"user_id": users.names[number], "surprise": round(float(new[number]), 4)} for number in far.tolist()
+        {"user_id": users.names[number], "surprise": round(float(new[number]), 4)}
+        for number in far.tolist()
     ]
     return sorted(found, key=lambda user: -float(user["surprise"]))
 
@@ -52,9 +56,12 @@ def outside_users(trained: TrainedHead, dataset: PreparedDataset, store: Feature
 def grow_for_outside(
     trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, count: int, seed: int
 ) -> TrainedHead | None:
-    """Return the head with prototypes for the users outside its hull, from their adaptation answers; None if none."""
+    """Return the head with prototypes for the users outside its hull, from their adaptation
+    answers; None if none."""
     if dataset.pairs("test", "unseen", ["user_id"]).is_empty():
-        raise EvaluationError(f"dataset {dataset.name} has no unseen users to grow for; prepare it with some")
+        raise EvaluationError(
+            f"dataset {dataset.name} has no unseen users to grow for; prepare it with some"
+        )
     names = [str(user["user_id"]) for user in outside_users(trained, dataset, store)]
     if not names:
         return None

@@ -1,7 +1,7 @@
 """Pure functions of predictions (evaluation.md 2.2). n pairs, U users; natural logarithms.
 
-``margin`` > 0 means the first item is predicted, ``label`` is P(first preferred), so every metric is
-unchanged when the two items of a pair are swapped.
+``margin`` > 0 means the first item is predicted, ``label`` is P(first preferred), so every metric
+is unchanged when the two items of a pair are swapped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def credit(margin: Array, label: Array) -> Array:
 def credit_with_ties(p: Array, label: Array, threshold: float) -> Array:
     """Return PickScore's credit (n,): a tie is predicted where |P(first) - P(second)| <= threshold.
 
-    1 where prediction and label agree, a tie on both sides included; 1/2 where exactly one of them is a tie.
+    1 where prediction and label agree, a tie on both sides included; 1/2 where exactly one of them
+    is a tie.
     """
     predicted = np.where(np.abs(2.0 * p - 1.0) <= threshold, 0.5, np.where(p > 0.5, 1.0, 0.0))
     labelled = np.where(label > 0.5, 1.0, np.where(label < 0.5, 0.0, 0.5))
@@ -39,7 +40,8 @@ def credit_with_ties(p: Array, label: Array, threshold: float) -> Array:
 
 
 def tie_threshold(p: Array, label: Array) -> float:
-    """Return the threshold of 0, 0.1, .. 1 with the best accuracy, the first of equals; for validation pairs."""
+    """Return the threshold of 0, 0.1, .. 1 with the best accuracy, the first of equals; for
+    validation pairs."""
     candidates = [step / 10.0 for step in range(11)]
     return candidates[int(np.argmax([credit_with_ties(p, label, t).mean() for t in candidates]))]
 
@@ -62,7 +64,9 @@ def bootstrap_interval(per_user: Array, draws: int, seed: int = 0) -> tuple[floa
     users = len(per_user)
     at_once = max(1, COUNTS_AT_ONCE // users)
     sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
-    counts = (generator.multinomial(users, np.full(users, 1.0 / users), size=size) for size in sizes)
+    counts = (
+        generator.multinomial(users, np.full(users, 1.0 / users), size=size) for size in sizes
+    )
     means = np.concatenate([block @ per_user for block in counts]) / users
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
@@ -89,23 +93,32 @@ def calibration_error(margin: Array, label: Array, bins: int) -> float:
 
 
 def area_under_curve(margin: Array, label: Array) -> float:
-    """Return the symmetrised AUC over pairs that are not ties: P(z_i + z_j > 0) of oriented margins, ties half."""
+    """Return the symmetrised AUC over pairs that are not ties: P(z_i + z_j > 0) of oriented
+    margins, ties half."""
     oriented = np.where(label > 0.5, margin, -margin)[label != 0.5]
     if not len(oriented):
         return float("nan")
     mirrored = np.sort(-oriented)
-    above = np.searchsorted(mirrored, oriented, side="left") + np.searchsorted(mirrored, oriented, side="right")
+    above = np.searchsorted(mirrored, oriented, side="left") + np.searchsorted(
+        mirrored, oriented, side="right"
+    )
     return float(above.mean() / (2.0 * len(oriented)))
 
 
 def worst_decile(per_user: Array) -> float:
-    """Return the mean of the lowest tenth of users, at least one; sorting noise biases it downwards."""
+    """Return the mean of the lowest tenth of users, at least one; sorting noise biases it
+    downwards."""
     lowest = np.sort(per_user)[: max(1, -(-len(per_user) // 10))]
     return float(lowest.mean())
 
 
 def summarize(
-    margin: Array, label: Array, users: NDArray[np.int64], draws: int, bins: int, right: Array | None = None
+    margin: Array,
+    label: Array,
+    users: NDArray[np.int64],
+    draws: int,
+    bins: int,
+    right: Array | None = None,
 ) -> dict[str, Any]:
     """Return the fields of one cell of ``metrics.json``; all inputs (n,), n > 0.
 

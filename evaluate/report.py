@@ -23,7 +23,8 @@ def interval(cell: dict[str, Any]) -> str:
 
 
 def table_of_runs(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return header and rows: accuracy per user on new prompts, seen users and zero-shot unseen ones."""
+    """Return header and rows: accuracy per user on new prompts, seen users and zero-shot unseen
+    ones."""
     rows = [
         [
             "run",
@@ -75,19 +76,31 @@ def table_of_comparisons(comparisons: Sequence[dict[str, Any]]) -> list[list[str
         low, high = c["ci95"]
         difference = f"{c['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         shares = [f"{c['harmed']:.2f}", f"{c['harmed_by_chance']:.2f}"]
-        rows.append([f"{c['b']} - {c['a']}", c["cell"], f"{c['n_users']}", difference, f"{c['p_holm']:.4f}", *shares])
+        rows.append(
+            [
+                f"{c['b']} - {c['a']}",
+                c["cell"],
+                f"{c['n_users']}",
+                difference,
+                f"{c['p_holm']:.4f}",
+                *shares,
+            ]
+        )
     return rows
 
 
 def table_of_free(baselines: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return header and rows of the baselines that cost nothing."""
     rows = [["free baseline", "seen users", "unseen users"]]
-    rows += [[b["baseline"], interval(b["test_seen"]), interval(b["test_unseen"])] for b in baselines]
+    rows += [
+        [b["baseline"], interval(b["test_seen"]), interval(b["test_unseen"])] for b in baselines
+    ]
     return rows
 
 
 def table_of_shots_by_run(metrics: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return header and rows: unseen users' accuracy for every number of shots that a run was adapted with."""
+    """Return header and rows: unseen users' accuracy for every number of shots that a run was
+    adapted with."""
     counts = sorted({int(shots) for m in metrics for shots in m["test_unseen"]})
     rows = [["run, unseen users", *(f"{count} shots" for count in counts)]]
     for m in metrics:
@@ -119,12 +132,17 @@ def write_report(folder: Path, result: dict[str, Any]) -> str:
 
 
 def table_of_sweep(results: Path, rows: int = 10) -> list[list[str]]:
-    """Return header and rows of a sweep: settings averaged over seeds, the best by validation first."""
+    """Return header and rows of a sweep: settings averaged over seeds, the best by validation
+    first."""
     frame = pl.read_parquet(results).filter(pl.col("status") == "ok")
     if frame.is_empty():
         return [["no head was trained"]]
     facts = {"head_id", "seed", "status", "error", "together", "best_epoch", "params", "seconds"}
-    axes = [name for name in frame.columns if name not in facts and not name.startswith(("val_", "test_"))]
+    axes = [
+        name
+        for name in frame.columns
+        if name not in facts and not name.startswith(("val_", "test_"))
+    ]
     axes = [name for name in axes if name in ("head", "k") or frame[name].n_unique() > 1]
     grouped = frame.group_by(axes).agg(
         pl.len().alias("seeds"),
@@ -137,7 +155,8 @@ def table_of_sweep(results: Path, rows: int = 10) -> list[list[str]]:
     table = [[*axes, "seeds", "validation, by user", "test, by user", "test NLL", "s"]]
     for row in grouped.iter_rows(named=True):
         accuracies = [
-            f"{row[f'{s}_macro_accuracy']:.3f} [{row[f'{s}_ci95_low']:.3f}, {row[f'{s}_ci95_high']:.3f}]"
+            f"{row[f'{s}_macro_accuracy']:.3f} [{row[f'{s}_ci95_low']:.3f}, "
+            f"{row[f'{s}_ci95_high']:.3f}]"
             for s in ("val", "test")
         ]
         table.append(
@@ -156,7 +175,8 @@ def as_markdown(rows: list[list[str]]) -> str:
     """Lay rows out as an aligned Markdown table; the first is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pal.evaluate.metrics import Array, credit, credit_with_ties, sigmoid, tie_baseline, tie_threshold
+from pal.evaluate.metrics import (
+    Array,
+    credit,
+    credit_with_ties,
+    sigmoid,
+    tie_baseline,
+    tie_threshold,
+)
 
 
 @dataclass(frozen=True)
 class TieRule:
-    """``half``, ``drop`` or ``pickscore``; the last with the threshold that the validation pairs chose."""
+    """``half``, ``drop`` or ``pickscore``; the last with the threshold that the validation pairs
+    chose."""
 
     name: str
     threshold: float | None = None
@@ -44,5 +52,8 @@ class TieRule:
             return {}
         found: dict[str, Any] = {"ties": self.name, "n_ties": ties}
         if self.threshold is not None:
-            found |= {"tie_threshold": self.threshold, "tie_random_baseline": tie_baseline(label, self.threshold)}
+            found |= {
+                "tie_threshold": self.threshold,
+                "tie_random_baseline": tie_baseline(label, self.threshold),
+            }
         return found

@@ -1,4 +1,5 @@
-"""Pairs that several users answered: how divided they are, and how a head does where they are (evaluation.md 2.2)."""
+"""Pairs that several users answered: how divided they are, and how a head does where they are
+(evaluation.md 2.2)."""
 
 from __future__ import annotations
 
@@ -13,17 +14,21 @@ DIVIDED, AGREED = 0.60, 0.80
 
 
 def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add ``votes`` and ``vote_share``: answers of *other* users to the same comparison, and their mean label.
+    """Add ``votes`` and ``vote_share``: answers of *other* users to the same comparison, and their
+    mean label.
 
-    ``pairs`` has prompt_id, first_id, second_id, user_id, label; sides are brought into one order first, and a
-    user's own repeats are left out of the share.
+    ``pairs`` has prompt_id, first_id, second_id, user_id, label; sides are brought into one order
+    first, and a user's own repeats are left out of the share.
     """
     first, second, label = pl.col("first_id"), pl.col("second_id"), pl.col("label")
     swapped = first > second
     low = pl.when(swapped).then(second).otherwise(first)
     high = pl.when(swapped).then(first).otherwise(second)
     oriented = pairs.with_columns(
-        _low=low, _high=high, _label=pl.when(swapped).then(1.0 - label).otherwise(label), _swapped=swapped
+        _low=low,
+        _high=high,
+        _label=pl.when(swapped).then(1.0 - label).otherwise(label),
+        _swapped=swapped,
     )
     same = ["prompt_id", "_low", "_high"]
     own = [*same, "user_id"]
@@ -37,10 +42,11 @@ def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_division(predictions: pl.DataFrame, votes: pl.DataFrame, least: int) -> dict[str, Any]:
-    """Return accuracy and number of the controversial and of the consensus pairs; None where there are no such.
+    """Return accuracy and number of the controversial and of the consensus pairs; None where there
+    are no such.
 
-    ``votes``: pair_id, votes, vote_share. Controversial: the others' majority is at most 0.6; consensus: at
-    least 0.8; both with at least ``least`` votes.
+    ``votes``: pair_id, votes, vote_share. Controversial: the others' majority is at most 0.6;
+    consensus: at least 0.8; both with at least ``least`` votes.
     """
     both = predictions.join(votes, on="pair_id").filter(pl.col("votes") >= least)
     majority = pl.max_horizontal("vote_share", 1.0 - pl.col("vote_share"))

@@ -1,4 +1,5 @@
-"""Train on persona statements, meet a new user in 20 answers, and rank eight statements for two opposed users.
+"""Train on persona statements, meet a new user in 20 answers, and rank eight statements for two
+opposed users.
 
 python examples/rewards_for_opposed_users.py path/to/persona [data.persona.users=20 ...]
 """
@@ -41,12 +42,16 @@ for row in map(json.loads, lines):
     answers.append(Answer(row["question"], yes, no))
 model.users.add("newcomer", model.adapt(answers))
 # the opposite answers make the opposite user
-model.users.add("opposite", model.adapt([Answer(a.prompt, a.first, a.second, 0.0) for a in answers]))
+model.users.add(
+    "opposite", model.adapt([Answer(a.prompt, a.first, a.second, 0.0) for a in answers])
+)
 
 prompts = [QUESTION.format(statement) for statement in CANDIDATES]
 for user in ("newcomer", "opposite"):
     yes, no = (model.score(prompts, [answer] * len(prompts), user) for answer in (" Yes", " No"))
-    ranked = sorted(zip((a - b for a, b in zip(yes, no, strict=True)), CANDIDATES, strict=True), reverse=True)
+    ranked = sorted(
+        zip((a - b for a, b in zip(yes, no, strict=True)), CANDIDATES, strict=True), reverse=True
+    )
     print(f"{user}: reward of yes minus reward of no")
     for margin, statement in ranked:
         print(f"  {margin:+8.3f}  {statement}")

@@ -1,4 +1,5 @@
-"""Random choices that depend on names alone: the same data in any order is split and drawn the same way."""
+"""Random choices that depend on names alone: the same data in any order is split and drawn the same
+way."""
 
 from __future__ import annotations
 
@@ -8,9 +9,13 @@ import numpy as np
 
 
 def bucket(kind: str, salt: str, key: str) -> float:
-    """Place a key uniformly in [0, 1) (evaluation.md 1.2); ``kind`` and ``salt`` have at most 16 bytes."""
+    """Place a key uniformly in [0, 1) (evaluation.md 1.2); ``kind`` and ``salt`` have at most 16
+    bytes."""
     state = hashlib.blake2b(
-        key.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt.encode(), person=kind.encode()
+        key.encode("utf-8", "surrogatepass"),
+        digest_size=8,
+        salt=salt.encode(),
+        person=kind.encode(),
     )
     return float(int.from_bytes(state.digest(), "big") >> 11) / 2.0**53
 
@@ -18,10 +23,12 @@ def bucket(kind: str, salt: str, key: str) -> float:
 def stream(kind: str, salt: str, key: str, size: int) -> np.ndarray:
     """Return ``size`` uniform 64-bit words that belong to a key.
 
-    Philox words are fixed by its definition, so they stay the same under every release of NumPy, which
-    is not promised of Generator's methods.
+    Philox words are fixed by its definition, so they stay the same under every release of NumPy,
+    which is not promised of Generator's methods.
     """
-    state = hashlib.blake2b(key.encode("utf-8"), digest_size=16, salt=salt.encode(), person=kind.encode())
+    state = hashlib.blake2b(
+        key.encode("utf-8"), digest_size=16, salt=salt.encode(), person=kind.encode()
+    )
     return np.random.Philox(key=int.from_bytes(state.digest(), "big")).random_raw(size)
 
 
@@ -40,14 +47,16 @@ def normals(kind: str, salt: str, key: str, size: int) -> np.ndarray:
 
 
 def dirichlet(kind: str, salt: str, key: str, size: int) -> np.ndarray:
-    """Return a point of the simplex that belongs to a key, Dirichlet(1, .., 1): normalised exponentials."""
+    """Return a point of the simplex that belongs to a key, Dirichlet(1, .., 1): normalised
+    exponentials."""
     exponential = -np.log1p(-uniforms(kind, salt, key, size))
     weights: np.ndarray = exponential / exponential.sum()
     return weights
 
 
 def words(kind: str, salt: str, key: str, ids: np.ndarray) -> np.ndarray:
-    """Return a uniform 64-bit word for each 16-byte id, (n,) uint64, under a key: one draw of all ids at once.
+    """Return a uniform 64-bit word for each 16-byte id, (n,) uint64, under a key: one draw of all
+    ids at once.
 
     Both halves of the id go through SplitMix64's finaliser, whose start is the key.
     """
@@ -63,5 +72,6 @@ def words(kind: str, salt: str, key: str, ids: np.ndarray) -> np.ndarray:
 
 
 def draw(kind: str, salt: str, key: str, population: int, size: int) -> np.ndarray:
-    """Return ``size`` distinct indices below ``population`` in the random order that belongs to a key."""
+    """Return ``size`` distinct indices below ``population`` in the random order that belongs to a
+    key."""
     return np.argsort(stream(kind, salt, key, population), kind="stable")[:size]

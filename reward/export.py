@@ -23,9 +23,9 @@ from pal.reward.card import card
 from pal.reward.folder import Contents
 from pal.reward.model import RewardModel, golden_difference, score_golden
 from pal.reward.users import code_of, prototype_code
-from pal.train.adapt import Prior
-from pal.train.checkpoint import TrainedHead
+from pal.train.adapt.map import Prior
 from pal.train.heads.head import build_head, resolve
+from pal.train.run_record import TrainedHead
 
 # Written for the purpose: an export repeats nobody's data.
 GOLDEN_TEXTS: list[tuple[Any, str]] = [
@@ -53,7 +53,8 @@ class Choice:
 
     @property
     def suffix(self) -> str:
-        """What the choice adds to the name of an export; one that a file name cannot hold becomes a digest of it."""
+        """What the choice adds to the name of an export; one that a file name cannot hold becomes a
+        digest of it."""
         if self.kind == "user":
             assert self.user is not None
             plain = re.sub(r"[^A-Za-z0-9._-]", "_", self.user)[:60]
@@ -64,14 +65,16 @@ class Choice:
 
 
 def chosen_code(trained: TrainedHead, choice: Choice, adapted: Tensor | None) -> Tensor:
-    """Return the code of the choice, (R,); ``adapted`` is that of a user who is not in the head's table."""
+    """Return the code of the choice, (R,); ``adapted`` is that of a user who is not in the head's
+    table."""
     head, name = trained.head, trained.facts["train"]["head"]
     if choice.kind == "user":
         if choice.user in trained.users:
             return head.users(torch.tensor([trained.users.index(choice.user)]))[0].detach()
         if adapted is None:
             raise RewardError(
-                f"user {choice.user!r} is neither in run {trained.facts['run']} nor in its dataset; choose another, or "
+                f"user {choice.user!r} is neither in run {trained.facts['run']} nor in its "
+                "dataset; choose another, or "
                 f"export the --population"
             )
         return adapted
@@ -86,13 +89,17 @@ def export(
     config: Config, trained: TrainedHead, choice: Choice, name: str | None = None, *, merge: bool = False,
     adapted: Tensor | None = None, prior: Prior | None = None, table: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Write ``exports/<name>``, load it again, and return what it is and how well it gives its golden scores.
+    """Write ``exports/<name>``, load it again, and return what it is and how well it gives its
+    golden scores.
 
-    ``adapted`` and ``prior`` are what few-shot adaptation found, ``table`` the run's evaluation in Markdown. An export
-    of one user holds nothing of the others: neither table nor prior.
+    ``adapted`` and ``prior`` are what few-shot adaptation found, ``table`` the run's evaluation in
+    Markdown. An export of one user holds nothing of the others: neither table nor prior.
     """
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise RewardError(f"--name {name!r} is no name of a folder under {config.paths.exports}; leave out separators")
+        raise RewardError(
+            f"--name {name!r} is no name of a folder under {config.paths.exports}; leave out "
+            "separators"
+        )
     target = config.paths.exports / (name or f"{trained.facts['run']}-{choice.suffix}")
     code = chosen_code(trained, choice, adapted)
     live = RewardModel.of(config, trained, code)
@@ -106,15 +113,19 @@ def export(
         golden = {"user": contents.facts["user"], "inputs": inputs, "scores": scores}
         _write_json(temporary / files.GOLDEN, golden)
         if merge:
-            from pal.reward.hf import merge_into
+            from pal.reward.tools.hf import merge_into
 
             merge_into(temporary, model, golden)
         else:
-            from pal.reward.hf import describe
+            from pal.reward.tools.hf import describe
 
             describe(temporary, model)
-        (temporary / files.CARD).write_text(card(contents.facts, target.name, table), encoding="utf-8")
-        again = RewardModel.from_pretrained(temporary, device="cpu", encoder=_encoder_of(live, merge))
+        (temporary / files.CARD).write_text(
+            card(contents.facts, target.name, table), encoding="utf-8"
+        )
+        again = RewardModel.from_pretrained(
+            temporary, device="cpu", encoder=_encoder_of(live, merge)
+        )
         difference = golden_difference(again, golden, temporary)
         (temporary / files.DIGESTS).unlink(missing_ok=True)
     return {
@@ -138,7 +149,8 @@ def _encoder_of(live: RewardModel, merge: bool) -> Path | None:
 
 
 def contents_of(run: Contents, choice: Choice, prior: Prior | None, merge: bool) -> Contents:
-    """Return what goes into the folder: for one user, or a merged model, a head whose table is empty."""
+    """Return what goes into the folder: for one user, or a merged model, a head whose table is
+    empty."""
     is_fixed = choice.kind == "user" or merge
     head, users = run.head, run.users
     prior = prior or run.prior
@@ -162,7 +174,8 @@ def contents_of(run: Contents, choice: Choice, prior: Prior | None, merge: bool)
 
 
 def golden_inputs(place: Path, is_image: bool) -> list[dict[str, Any]]:
-    """Return inputs that try templates, length and scripts; images are drawn into the folder ``golden/``."""
+    """Return inputs that try templates, length and scripts; images are drawn into the folder
+    ``golden/``."""
     if not is_image:
         return [{"prompt": prompt, "response": response} for prompt, response in GOLDEN_TEXTS]
     from PIL import Image
@@ -176,7 +189,12 @@ def golden_inputs(place: Path, is_image: bool) -> list[dict[str, Any]]:
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "PNG")
         (place / "golden" / f"{number}.png").write_bytes(out.getvalue())
-        rows.append({"prompt": GOLDEN_PROMPTS[number % len(GOLDEN_PROMPTS)], "image": f"golden/{number}.png"})
+        rows.append(
+            {
+                "prompt": GOLDEN_PROMPTS[number % len(GOLDEN_PROMPTS)],
+                "image": f"golden/{number}.png",
+            }
+        )
     return rows
 
 
@@ -190,7 +208,8 @@ def push(place: Path, repo: str, private: bool = True) -> str:
         api.upload_folder(folder_path=place, repo_id=repo, ignore_patterns=[files.DIGESTS])
     except Exception as error:
         raise RewardError(
-            f"cannot upload {place} to {repo} ({type(error).__name__}); log in with hf auth login and check the name"
+            f"cannot upload {place} to {repo} ({type(error).__name__}); log in with hf auth login "
+            "and check the name"
         ) from error
     return str(address)
 
@@ -204,11 +223,16 @@ def parse_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise RewardError(f"--weights takes numbers with commas between them, not {text!r}") from error
+        raise RewardError(
+            f"--weights takes numbers with commas between them, not {text!r}"
+        ) from error
 
 
-def one_choice(user: str | None, weights: str | None, population: bool, prototype: int | None) -> Choice:
-    """Return the one choice of four options; none is the population. Raises RewardError for several."""
+def one_choice(
+    user: str | None, weights: str | None, population: bool, prototype: int | None
+) -> Choice:
+    """Return the one choice of four options; none is the population. Raises RewardError for
+    several."""
     given = [
         option
         for option, value in (("--user", user), ("--weights", weights), ("--population", population or None),

@@ -1,4 +1,5 @@
-"""An exported reward model on disk: what its files are, written whole and read back with every check.
+"""An exported reward model on disk: what its files are, written whole and read back with every
+check.
 
 exports/<name>/
   config.json        what it is: encoder with revision and digests, template, pooling, view, head, choice of user
@@ -25,7 +26,7 @@ from torch import Tensor
 from pal.config import EncoderConfig, TrainConfig
 from pal.errors import RewardError
 from pal.files import file_sha256
-from pal.train.adapt import Prior
+from pal.train.adapt.map import Prior
 from pal.train.heads.head import Head, build_head
 
 FORMAT = 1
@@ -73,24 +74,33 @@ def write_head(folder: Path, contents: Contents) -> None:
 
 
 def read(folder: Path) -> Contents:
-    """Read an export without loading its encoder; raises RewardError where the folder is none or is damaged."""
+    """Read an export without loading its encoder; raises RewardError where the folder is none or is
+    damaged."""
     try:
         facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pal"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RewardError(
-            f"{folder} holds no exported reward model; make one with pal export --run RUN, or name its folder"
+            f"{folder} holds no exported reward model; make one with pal export --run RUN, or "
+            "name its folder"
         ) from error
     if facts.get("format") != FORMAT:
         raise RewardError(
-            f"{folder} has format {facts.get('format')!r} and this version reads {FORMAT}; export the run again"
+            f"{folder} has format {facts.get('format')!r} and this version reads {FORMAT}; export "
+            "the run again"
         )
     try:
         if file_sha256(folder / HEAD) != facts["head_sha256"]:
             raise ValueError("digest")
         tensors = load_file(folder / HEAD)
-        users = json.loads((folder / USERS).read_text(encoding="utf-8")) if (folder / USERS).is_file() else []
+        users = (
+            json.loads((folder / USERS).read_text(encoding="utf-8"))
+            if (folder / USERS).is_file()
+            else []
+        )
         head = build_head(TrainConfig.model_validate(facts["train"]), facts["dim"], len(users))
-        own = {n.removeprefix("head."): value for n, value in tensors.items() if n.startswith("head.")}
+        own = {
+            n.removeprefix("head."): value for n, value in tensors.items() if n.startswith("head.")
+        }
         head.load_state_dict(own)
         prior = _prior_of(tensors, bool(facts["prior_by_community"]))
         return Contents(facts, head.eval(), users, tensors["code"], prior)
@@ -101,7 +111,8 @@ def read(folder: Path) -> Contents:
 
 
 def _prior_tensors(prior: Prior) -> dict[str, Tensor]:
-    """Return a prior as tensors; a precision that is a multiple of the identity as that one number."""
+    """Return a prior as tensors; a precision that is a multiple of the identity as that one
+    number."""
     size = len(prior.mean)
     level = prior.precision.diagonal()[:1]
     is_isotropic = torch.equal(prior.precision, level * torch.eye(size))

@@ -1,4 +1,5 @@
-"""Features of items that no cache knows: the frozen encoder runs live, and rounds as the cache does."""
+"""Features of items that no cache knows: the frozen encoder runs live, and rounds as the cache
+does."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch
 
 from pal.config import EncoderConfig
 from pal.embed.encoder import EncoderSource, load, locate
-from pal.embed.executors import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
+from pal.embed.engines.local import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
 from pal.embed.images import Pointer
 from pal.embed.storage import finite_rows, from_stored, to_stored
 from pal.errors import RewardError
@@ -45,7 +46,8 @@ class InMemory:
 
 @dataclass
 class Features:
-    """(n, dim) in the cache's dtype on the CPU; rows that could not be encoded are zero, with their reasons."""
+    """(n, dim) in the cache's dtype on the CPU; rows that could not be encoded are zero, with their
+    reasons."""
 
     values: torch.Tensor
     failures: dict[int, str] = field(default_factory=dict)
@@ -61,16 +63,25 @@ class LiveEncoder:
         self.encoder: Any = load(source, device, budget, [source.config.layer], False)
 
     @classmethod
-    def locate(cls, name: str, config: EncoderConfig, digests: Path, spec: dict[str, Any], device: str) -> LiveEncoder:
-        """Find the encoder's files and load them; raises RewardError unless they are those of ``spec``.
+    def locate(
+        cls, name: str, config: EncoderConfig, digests: Path, spec: dict[str, Any], device: str
+    ) -> LiveEncoder:
+        """Find the encoder's files and load them; raises RewardError unless they are those of
+        ``spec``.
 
-        Where the files lie is no part of the comparison: equal weights are equal wherever they came from.
+        Where the files lie is no part of the comparison: equal weights are equal wherever they came
+        from.
         """
         source = locate(name, config, digests)
-        changed = sorted(key for key in {*source.spec, *spec} - {"model"} if source.spec.get(key) != spec.get(key))
+        changed = sorted(
+            key
+            for key in {*source.spec, *spec} - {"model"}
+            if source.spec.get(key) != spec.get(key)
+        )
         if changed:
             raise RewardError(
-                f"encoder {name} differs in {', '.join(changed)} from the one that the head was trained on; restore "
+                f"encoder {name} differs in {', '.join(changed)} from the one that the head was "
+                "trained on; restore "
                 f"its settings and files, or name the folder that has them"
             )
         return cls(source, device)
@@ -127,7 +138,8 @@ def table_of(items: Sequence[Item]) -> pa.Table:
 
 
 def _readable(item: Text) -> dict[str, Any]:
-    """Return the columns of a text; one with half a surrogate pair stays as it is, for stage one to refuse."""
+    """Return the columns of a text; one with half a surrogate pair stays as it is, for stage one to
+    refuse."""
     try:
         (item.context or "").encode()
     except UnicodeEncodeError:
@@ -136,14 +148,17 @@ def _readable(item: Text) -> dict[str, Any]:
 
 
 def image_of(image: Any) -> Image:
-    """Take an image as bytes, as the path of a file or as a PIL image, whose pixels are kept exactly."""
+    """Take an image as bytes, as the path of a file or as a PIL image, whose pixels are kept
+    exactly."""
     if isinstance(image, bytes | bytearray | memoryview):
         return Image(bytes(image))
     if isinstance(image, str | Path):
         try:
             return Image(Path(image).read_bytes())
         except OSError as error:
-            raise RewardError(f"cannot read image {image}: {error.strerror}; give an existing file") from error
+            raise RewardError(
+                f"cannot read image {image}: {error.strerror}; give an existing file"
+            ) from error
     if not hasattr(image, "save"):
         raise RewardError(f"an image is a path, bytes or a PIL image, not {type(image).__name__}")
     out = io.BytesIO()

@@ -1,4 +1,5 @@
-"""r_u(prompt, item) for anything that has prompts and items: a run or an exported folder as one scoring object."""
+"""r_u(prompt, item) for anything that has prompts and items: a run or an exported folder as one
+scoring object."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pal.config import Config, EncoderConfig
+from pal.dataset import PreparedDataset
 from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError
 from pal.reward import folder as files
@@ -19,15 +21,15 @@ from pal.reward.folder import Contents
 from pal.reward.live import Features, Image, Item, LiveEncoder, image_of
 from pal.reward.rendering import Prompt, Text, Turns, prompt_item, response_item, turns_of
 from pal.reward.users import User, Users
-from pal.tables import PreparedDataset
-from pal.train.adapt import Answers, adapt_map, make_prior
-from pal.train.checkpoint import TrainedHead
+from pal.train.adapt.map import Answers, adapt_map, make_prior
+from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 256
 DEFAULT_STRENGTH = 0.3
 """of the prior of new users, where no validation users have tuned it (evaluation.md 3.12)"""
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.2e-1}
-"""largest difference of a golden score, relative to the spread of all, that rounding on other hardware explains"""
+"""largest difference of a golden score, relative to the spread of all, that rounding on other
+hardware explains"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Answer:
 class RewardModel:
     """A head with the frozen encoder it was trained on.
 
-    ``RewardModel.from_pretrained("exports/NAME")`` or a Hub repository; ``RewardModel.from_run(config, run)``.
+    ``RewardModel.from_pretrained("exports/NAME")`` or a Hub repository;
+    ``RewardModel.from_run(config, run)``.
     """
 
     def __init__(self, contents: Contents, encoder: LiveEncoder) -> None:
@@ -69,8 +72,9 @@ class RewardModel:
     ) -> RewardModel:  # fmt: skip
         """Load an export from a folder or the Hub.
 
-        ``encoder``: a folder with the encoder's files, where they are not where the export says. Raises RewardError
-        if the encoder is not the one of the training, or (``check``) if the golden scores are not reproduced.
+        ``encoder``: a folder with the encoder's files, where they are not where the export says.
+        Raises RewardError if the encoder is not the one of the training, or (``check``) if the
+        golden scores are not reproduced.
         """
         place = Path(path_or_repo)
         if not place.is_dir():
@@ -78,14 +82,19 @@ class RewardModel:
         contents = files.read(place)
         name, settings = contents.facts["encoder"]["name"], contents.encoder_config
         if contents.facts["merged"]:
-            settings, spec = settings.model_copy(update={"model": str(place), "offline_package": None}), None
+            settings, spec = (
+                settings.model_copy(update={"model": str(place), "offline_package": None}),
+                None,
+            )
             settings = settings.model_copy(update={"weights_sha256": None})
         else:
             spec = contents.facts["encoder"]["spec"]
         if encoder is not None:
             settings = settings.model_copy(update={"model": str(encoder)})
         digests = place / files.DIGESTS
-        if spec is None:  # the folder's own base weights; what they give is checked by the golden scores
+        if (
+            spec is None
+        ):  # the folder's own base weights; what they give is checked by the golden scores
             live = LiveEncoder(locate(name, settings, digests), choose_device(device))
         else:
             live = LiveEncoder.locate(name, settings, digests, spec, choose_device(device))
@@ -96,23 +105,29 @@ class RewardModel:
 
     @classmethod
     def from_run(cls, config: Config, run: str, device: str = "cpu") -> RewardModel:
-        """Open a run as it is, nobody chosen; raises EvaluationError if its encoder has other settings now."""
+        """Open a run as it is, nobody chosen; raises EvaluationError if its encoder has other
+        settings now."""
         trained = TrainedHead.load(config.paths.runs / run)
         return cls.of(config, trained, trained.head.users.population().detach(), device)
 
     @classmethod
-    def of(cls, config: Config, trained: TrainedHead, code: Tensor, device: str = "cpu") -> RewardModel:
+    def of(
+        cls, config: Config, trained: TrainedHead, code: Tensor, device: str = "cpu"
+    ) -> RewardModel:
         """Put a trained head and its encoder together; ``code`` is that of whoever is not named."""
         facts = trained.facts
         encoder = config.embed.encoders.get(facts["encoder"])
         if encoder is None:
-            raise EvaluationError(f"run {facts['run']} needs encoder {facts['encoder']}; put it under embed:")
+            raise EvaluationError(
+                f"run {facts['run']} needs encoder {facts['encoder']}; put it under embed:"
+            )
         settings = _as_trained(encoder, facts["encoder_spec"])
         digests = Path(config.paths.cache) / ".digests.json"
         source = locate(facts["encoder"], settings, digests)
         if source.spec != facts["encoder_spec"]:
             raise EvaluationError(
-                f"run {facts['run']} was trained under other settings of encoder {facts['encoder']}; restore them"
+                f"run {facts['run']} was trained under other settings of encoder "
+                f"{facts['encoder']}; restore them"
             )
         revision = source.revision if len(source.revision) == 40 else settings.revision
         described = {
@@ -129,26 +144,35 @@ class RewardModel:
         prior = None
         if trained.head.users.logits.shape[1]:
             prior = make_prior(trained.head, DEFAULT_STRENGTH)
-        return cls(Contents(described, trained.head, trained.users, code, prior), LiveEncoder(source, device))
+        return cls(
+            Contents(described, trained.head, trained.users, code, prior),
+            LiveEncoder(source, device),
+        )
 
     def score(
         self, prompts: Prompt | Sequence[Prompt], responses: Sequence[Any] | None = None,
         users: User | Sequence[User] = None, *, images: Sequence[Any] | None = None,
     ) -> list[float]:  # fmt: skip
-        """Return one reward per response (or image): text, or chat messages; an image as path, bytes or PIL image.
+        """Return one reward per response (or image): text, or chat messages; an image as path,
+        bytes or PIL image.
 
-        One prompt may stand for all rows, and so may one user. ``users`` are ids, mixtures of prototypes such as
-        ``{0: 0.3, 1: 0.7}``, or None for whoever the model was exported for; strangers are scored as the population.
-        Rewards compare only within a user and a prompt: they have no common scale or zero. Raises RewardError naming
-        the first row that cannot be scored.
+        One prompt may stand for all rows, and so may one user. ``users`` are ids, mixtures of
+        prototypes such as ``{0: 0.3, 1: 0.7}``, or None for whoever the model was exported for;
+        strangers are scored as the population. Rewards compare only within a user and a prompt:
+        they have no common scale or zero. Raises RewardError naming the first row that cannot be
+        scored.
         """
         items = images if responses is None else responses
         if items is None or isinstance(items, str | bytes):
             raise RewardError("score takes a sequence of responses or images, one per row")
         if images is not None and not self.is_image:
-            raise RewardError(f"this model rewards texts, not images: it was trained on {self.facts['dataset']}")
+            raise RewardError(
+                f"this model rewards texts, not images: it was trained on {self.facts['dataset']}"
+            )
         each = _spread(prompts, len(items), "prompts", prompts is None or isinstance(prompts, str))
-        users = _spread(users, len(items), "users", users is None or isinstance(users, str | Mapping))
+        users = _spread(
+            users, len(items), "users", users is None or isinstance(users, str | Mapping)
+        )
         rows = [self.row(prompt, item) for prompt, item in zip(each, items, strict=True)]
         rewards, failures = self.score_rows(rows, self.users.codes(users))
         if failures:
@@ -156,7 +180,9 @@ class RewardModel:
             raise RewardError(f"row {row} cannot be scored: {failures[row]}")
         return [float(value) for value in rewards]
 
-    def best_of_n(self, prompt: Prompt, candidates: Sequence[Any], user: User = None) -> tuple[int, list[float]]:
+    def best_of_n(
+        self, prompt: Prompt, candidates: Sequence[Any], user: User = None
+    ) -> tuple[int, list[float]]:
         """Return the place of the candidate that a user likes best, and the rewards of all."""
         if not len(candidates):
             raise RewardError("best_of_n needs at least one candidate")
@@ -164,11 +190,15 @@ class RewardModel:
         return max(range(len(scores)), key=scores.__getitem__), scores
 
     def row(self, prompt: Prompt, item: Any) -> Row:
-        """Render one prompt and item as stage one would; raises RewardError for what cannot be one."""
+        """Render one prompt and item as stage one would; raises RewardError for what cannot be
+        one."""
         turns: Turns = turns_of(prompt)
         own = prompt_item(turns) if self.head.uses_prompt else None
         if self.head.uses_prompt and own is None:
-            raise RewardError(f"head {self.facts['train']['head']} reads the prompt, but a row has none; give prompts")
+            raise RewardError(
+                f"head {self.facts['train']['head']} reads the prompt, but a row has none; give "
+                "prompts"
+            )
         if self.is_image:
             return Row(image_of(item), own)
         return Row(response_item(turns, item, self.facts["view"], self.facts["item_text"]), own)
@@ -184,7 +214,9 @@ class RewardModel:
             prompts = self._prompts(block)
             bad = {**prompts.failures, **items.failures} if prompts else items.failures
             failures.update({start + row: message for row, message in bad.items()})
-            good = torch.tensor([row for row in range(len(block)) if row not in bad], dtype=torch.long)
+            good = torch.tensor(
+                [row for row in range(len(block)) if row not in bad], dtype=torch.long
+            )
             if not len(good):
                 continue
             device = self.encoder.device
@@ -203,21 +235,29 @@ class RewardModel:
 
     @torch.no_grad()
     def adapt(self, answers: Sequence[Answer]) -> Tensor:
-        """Return the code of a new user, (R,), the maximum a posteriori of some answers; everything else is frozen.
+        """Return the code of a new user, (R,), the maximum a posteriori of some answers; everything
+        else is frozen.
 
         Raises RewardError for heads and exports that have no users to add.
         """
         head, prior = self.head, self.contents.prior
         name = self.facts["train"]["head"]
         if not head.users.logits.shape[1]:
-            raise RewardError(f"head {name} is the same for everybody, so nobody can be adapted to; train pal-a")
+            raise RewardError(
+                f"head {name} is the same for everybody, so nobody can be adapted to; train pal-a"
+            )
         if prior is None:
             raise RewardError(
-                "this export holds one fixed reward, so no user can be added; use pal export --population"
+                "this export holds one fixed reward, so no user can be added; use pal export "
+                "--population"
             )
         if not answers:
             raise RewardError("adapting a user needs at least one answer")
-        rows = [self.row(answer.prompt, item) for answer in answers for item in (answer.first, answer.second)]
+        rows = [
+            self.row(answer.prompt, item)
+            for answer in answers
+            for item in (answer.first, answer.second)
+        ]
         items = self.encoder.features([row.item for row in rows])
         prompts = self._prompts(rows)
         bad = {**items.failures, **(prompts.failures if prompts else {})}
@@ -228,7 +268,9 @@ class RewardModel:
         values = items.values.to(device)
         prompt = prompts.values[::2].to(device) if prompts else None
         prepared = head.prepare(prompt, values[::2], values[1::2])
-        label = torch.tensor([answer.label for answer in answers], dtype=torch.float32, device=device)
+        label = torch.tensor(
+            [answer.label for answer in answers], dtype=torch.float32, device=device
+        )
         user = torch.zeros(len(answers), dtype=torch.long, device=device)
         if head.is_amortised:
             return head.infer(prepared, label, user, 1)[0]
@@ -241,15 +283,20 @@ def _spread(values: Any, rows: int, what: str, is_one: bool) -> Sequence[Any]:
     """Return one value per row; raises RewardError where there are as many as something else."""
     if is_one:
         return [values] * rows
-    if what == "prompts" and len(values) and isinstance(values[0], Mapping):  # one conversation, not many
+    if (
+        what == "prompts" and len(values) and isinstance(values[0], Mapping)
+    ):  # one conversation, not many
         return [values] * rows
     if len(values) != rows:
-        raise RewardError(f"{len(values)} {what} for {rows} responses; give one for each, or one for all")
+        raise RewardError(
+            f"{len(values)} {what} for {rows} responses; give one for each, or one for all"
+        )
     return list(values)
 
 
 def _as_trained(settings: EncoderConfig, spec: Mapping[str, Any]) -> EncoderConfig:
-    """Take the layer of the training, which embed.layers may have chosen, where nothing else tells it."""
+    """Take the layer of the training, which embed.layers may have chosen, where nothing else tells
+    it."""
     layer = spec.get("layer")
     return settings if layer is None else settings.model_copy(update={"layer": layer})
 
@@ -260,7 +307,8 @@ def modality_of(config: Config, dataset: str, encoder: EncoderConfig) -> str:
         return "text"
     if encoder.kind == "identity":
         raise RewardError(
-            f"dataset {dataset} brings features and no texts or images, so there is no encoder to score live with; "
+            f"dataset {dataset} brings features and no texts or images, so there is no encoder to "
+            "score live with; "
             f"use pal evaluate"
         )
     import pyarrow.compute as pc
@@ -284,18 +332,24 @@ def download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision))
     except Exception as error:
         raise RewardError(
-            f"{repo} is neither a folder nor a Hub repository that can be fetched ({type(error).__name__}); "
+            f"{repo} is neither a folder nor a Hub repository that can be fetched "
+            f"({type(error).__name__}); "
             f"check the name and the network"
         ) from error
 
 
 def golden_difference(model: RewardModel, golden: dict[str, Any], place: Path) -> float:
-    """Return the largest difference between a model's scores of the golden inputs and those on record."""
-    return max(abs(a - b) for a, b in zip(score_golden(model, golden["inputs"], place), golden["scores"], strict=True))
+    """Return the largest difference between a model's scores of the golden inputs and those on
+    record."""
+    return max(
+        abs(a - b)
+        for a, b in zip(score_golden(model, golden["inputs"], place), golden["scores"], strict=True)
+    )
 
 
 def score_golden(model: RewardModel, inputs: Sequence[dict[str, Any]], place: Path) -> list[float]:
-    """Score golden inputs for whoever the model was exported for; ``image`` names a file beside them."""
+    """Score golden inputs for whoever the model was exported for; ``image`` names a file beside
+    them."""
     prompts = [row["prompt"] for row in inputs]
     if model.is_image:
         return model.score(prompts, images=[place / row["image"] for row in inputs])
@@ -303,19 +357,24 @@ def score_golden(model: RewardModel, inputs: Sequence[dict[str, Any]], place: Pa
 
 
 def require_golden(model: RewardModel, place: Path) -> float:
-    """Return how well the golden scores are reproduced; raises RewardError where rounding cannot explain it."""
+    """Return how well the golden scores are reproduced; raises RewardError where rounding cannot
+    explain it."""
     try:
         golden = json.loads((place / files.GOLDEN).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise RewardError(f"{place} has no readable {files.GOLDEN}; export the run again") from error
+        raise RewardError(
+            f"{place} has no readable {files.GOLDEN}; export the run again"
+        ) from error
     difference = golden_difference(model, golden, place)
     settings = model.encoder.source.config
     spread = max(golden["scores"]) - min(golden["scores"])
     allowed = max(TOLERANCE[settings.compute_dtype], TOLERANCE[settings.store_dtype]) * spread
     if not difference <= max(allowed, 1e-6 * max(map(abs, golden["scores"]))):
         raise RewardError(
-            f"{place} gives golden scores that differ by {difference:.3g} from those on record, more than the "
-            f"{allowed:.3g} of rounding; its files or the encoder's have changed: export the run again"
+            f"{place} gives golden scores that differ by {difference:.3g} from those on record, "
+            "more than the "
+            f"{allowed:.3g} of rounding; its files or the encoder's have changed: export the run "
+            "again"
         )
     return difference
 

@@ -1,6 +1,7 @@
 """From what callers have, strings or chat messages, to the items that a head was trained on.
 
-One function per item: ``response_item`` for what is rewarded, ``prompt_item`` for heads that read the prompt apart.
+One function per item: ``response_item`` for what is rewarded, ``prompt_item`` for heads that read
+the prompt apart.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pal.dataset import View
 from pal.errors import RewardError
-from pal.tables import View
 
 Turns = list[dict[str, str]]
 Prompt = str | Sequence[Mapping[str, Any]] | None
@@ -20,36 +21,42 @@ Prompt = str | Sequence[Mapping[str, Any]] | None
 
 @dataclass(frozen=True)
 class Text:
-    """A text item; ``context`` is the JSON list of the turns before it, None where it answers nothing."""
+    """A text item; ``context`` is the JSON list of the turns before it, None where it answers
+    nothing."""
 
     text: str
     context: str | None = None
 
 
 def turns_of(messages: Prompt, role: str = "user") -> Turns:
-    """Return chat messages in the one form that items have; a plain string is one turn of ``role``."""
+    """Return chat messages in the one form that items have; a plain string is one turn of
+    ``role``."""
     if messages is None:
         return []
     if isinstance(messages, str):
         return [{"role": role, "content": messages}]
     if not isinstance(messages, Iterable) or isinstance(messages, bytes | Mapping):
-        raise RewardError(f"a text is a string or a list of chat messages, not {str(messages)[:80]!r}")
+        raise RewardError(
+            f"a text is a string or a list of chat messages, not {str(messages)[:80]!r}"
+        )
     return [
-        {"role": _text(m.get("role"), role), "content": _content(m.get("content"))} for m in map(_message, messages)
+        {"role": _text(m.get("role"), role), "content": _content(m.get("content"))}
+        for m in map(_message, messages)
     ]
 
 
 def prompt_item(turns: Turns) -> Text | None:
-    """Return the prompt as an item of its own: its last turn behind the earlier ones; None where there is none."""
+    """Return the prompt as an item of its own: its last turn behind the earlier ones; None where
+    there is none."""
     return Text(turns[-1]["content"], _context(turns[:-1])) if turns else None
 
 
 def response_item(turns: Turns, response: Prompt, view: View, item_text: str) -> Text:
     """Return what is rewarded, in the view that the head was trained in.
 
-    ``prompt+response``: the response, with the turns before it as context. ``response``: one text without context,
-    made by ``item_text`` of the prompt's and the response's words. Of a response of several messages the last is
-    the item, and those before it count to the prompt.
+    ``prompt+response``: the response, with the turns before it as context. ``response``: one text
+    without context, made by ``item_text`` of the prompt's and the response's words. Of a response
+    of several messages the last is the item, and those before it count to the prompt.
     """
     answer = turns_of(response, "assistant")
     if not answer:
@@ -57,7 +64,9 @@ def response_item(turns: Turns, response: Prompt, view: View, item_text: str) ->
     before, text = [*turns, *answer[:-1]], answer[-1]["content"]
     if view == "prompt+response":
         return Text(text, _context(before))
-    return Text(item_text.format(prompt="\n\n".join(turn["content"] for turn in before), response=text))
+    return Text(
+        item_text.format(prompt="\n\n".join(turn["content"] for turn in before), response=text)
+    )
 
 
 def _context(turns: Turns) -> str | None:
@@ -66,7 +75,9 @@ def _context(turns: Turns) -> str | None:
 
 def _message(message: Any) -> Mapping[str, Any]:
     if not isinstance(message, Mapping) or "content" not in message:
-        raise RewardError(f"chat messages are objects with role and content, not {str(message)[:80]!r}")
+        raise RewardError(
+            f"chat messages are objects with role and content, not {str(message)[:80]!r}"
+        )
     return message
 
 
@@ -81,5 +92,8 @@ def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        raise RewardError(f"the content of a chat message is a string or a list of parts, not {str(content)[:80]!r}")
+        raise RewardError(
+            "the content of a chat message is a string or a list of parts, not "
+            f"{str(content)[:80]!r}"
+        )
     return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))

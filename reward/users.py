@@ -1,4 +1,5 @@
-"""Whose reward? From names, mixtures of prototypes and nothing at all to the codes that a head reads."""
+"""Whose reward? From names, mixtures of prototypes and nothing at all to the codes that a head
+reads."""
 
 from __future__ import annotations
 
@@ -20,19 +21,25 @@ User = str | Mapping[str, float] | Mapping[int, float] | None
 
 
 def code_of(head: Head, name: str, weights: Sequence[float]) -> Tensor:
-    """Return the code that explicit weights of the prototypes make, (R,); raises RewardError where they make none."""
+    """Return the code that explicit weights of the prototypes make, (R,); raises RewardError where
+    they make none."""
     size = head.users.logits.shape[1]
     if not isinstance(head.users, UserWeights) and name != "drm":
         raise RewardError(f"head {name} has no prototypes to mix; choose a user or the population")
     if len(weights) != size:
-        raise RewardError(f"{len(weights)} weights were given, but the head has {size} prototypes; give one for each")
+        raise RewardError(
+            f"{len(weights)} weights were given, but the head has {size} prototypes; give one for "
+            "each"
+        )
     code = torch.tensor(list(weights), dtype=torch.float32)
     if not bool(torch.isfinite(code).all()):
         raise RewardError(f"weights must be finite numbers, not {list(weights)}")
     if isinstance(head.users, UserVectors):
         return code
     if bool((code < 0).any()) or not abs(float(code.sum()) - 1.0) < 1e-3:
-        raise RewardError(f"weights {list(weights)} must be zero or more and sum to one; divide them by their sum")
+        raise RewardError(
+            f"weights {list(weights)} must be zero or more and sum to one; divide them by their sum"
+        )
     return code
 
 
@@ -40,12 +47,15 @@ def prototype_code(head: Head, name: str, k: int) -> Tensor:
     """Return the code of the k-th prototype alone, counted from 0, (R,)."""
     size = head.users.logits.shape[1]
     if isinstance(head.users, UserWeights) and not 0 <= k < size:
-        raise RewardError(f"prototype {k} does not exist; the head has {size}, numbered from 0 to {size - 1}")
+        raise RewardError(
+            f"prototype {k} does not exist; the head has {size}, numbered from 0 to {size - 1}"
+        )
     return code_of(head, name, [float(place == k) for place in range(size)])
 
 
 def id_of(user: Any) -> Any:
-    """Return a user of a file or a request, a number as text: ids are text here, and columns may hold numbers."""
+    """Return a user of a file or a request, a number as text: ids are text here, and columns may
+    hold numbers."""
     return str(user) if isinstance(user, int) and not isinstance(user, bool) else user
 
 
@@ -54,7 +64,8 @@ NAMES_KEPT = 1000
 
 
 class Users:
-    """The codes of everyone a model knows: the table it was trained with, and users adapted since."""
+    """The codes of everyone a model knows: the table it was trained with, and users adapted
+    since."""
 
     def __init__(self, contents: Contents, device: str) -> None:
         self.contents = contents
@@ -68,7 +79,11 @@ class Users:
         self._lock = threading.Lock()
 
     def __contains__(self, user: object) -> bool:
-        return user in self.number or user in self.added or (user is not None and user == self.contents.facts["user"])
+        return (
+            user in self.number
+            or user in self.added
+            or (user is not None and user == self.contents.facts["user"])
+        )
 
     def add(self, user: str, code: Tensor) -> None:
         """Know one more user, or a known one better."""
@@ -81,7 +96,8 @@ class Users:
             self.added.pop(user, None)
 
     def codes(self, users: Sequence[User]) -> Tensor:
-        """Return one code per row, (n, R). Strangers have the population's, and are named once in a warning."""
+        """Return one code per row, (n, R). Strangers have the population's, and are named once in a
+        warning."""
         found: dict[str | None, Tensor] = {}
         rows = []
         for user in users:
@@ -89,7 +105,9 @@ class Users:
                 rows.append(self.mixture(user))
                 continue
             if not isinstance(user, str | None):
-                raise RewardError(f"a user is an id in text, a mixture or nothing, not {str(user)[:80]!r}")
+                raise RewardError(
+                    f"a user is an id in text, a mixture or nothing, not {str(user)[:80]!r}"
+                )
             if user not in found:
                 found[user] = self.code(user)
             rows.append(found[user])
@@ -110,7 +128,8 @@ class Users:
                 return self.default
             whom = f"user {known!r}" if known is not None else "one fixed reward"
             raise RewardError(
-                f"user {user!r} was asked for, but this export holds {whom} only; leave the user out, or export the "
+                f"user {user!r} was asked for, but this export holds {whom} only; leave the user "
+                "out, or export the "
                 f"population with pal export --population"
             )
         with self._lock:
@@ -118,7 +137,9 @@ class Users:
             if is_new:
                 self._warned.add(user)
         if is_new:
-            warnings.warn(f"user {user!r} is not known; scored as the population", PalWarning, stacklevel=2)
+            warnings.warn(
+                f"user {user!r} is not known; scored as the population", PalWarning, stacklevel=2
+            )
         return self.population
 
     def mixture(self, weights: Mapping[str, float] | Mapping[int, float]) -> Tensor:
@@ -131,6 +152,7 @@ class Users:
                 numbers[place if place >= 0 else len(numbers)] = float(weight)
             except (ValueError, TypeError, IndexError) as error:
                 raise RewardError(
-                    f"{prototype!r}: {weight!r} is no prototype with a weight; number them 0 to {len(numbers) - 1}"
+                    f"{prototype!r}: {weight!r} is no prototype with a weight; number them 0 to "
+                    f"{len(numbers) - 1}"
                 ) from error
         return code_of(head, name, numbers).to(self.device)

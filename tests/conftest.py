@@ -36,7 +36,8 @@ def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def configure() -> Callable[..., Config]:
-    """Return a function that resolves small settings with dotted keys on top: ``configure({"train.k": 3})``."""
+    """Return a function that resolves small settings with dotted keys on top:
+    ``configure({"train.k": 3})``."""
 
     def build(options: dict[str, Any] | None = None) -> Config:
         sizes = {
@@ -58,4 +59,6 @@ def persona_source() -> Path:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not PERSONA.is_dir():
-        terminalreporter.write_line(f"The tests on real persona statements were skipped: nothing at {PERSONA}.")
+        terminalreporter.write_line(
+            f"The tests on real persona statements were skipped: nothing at {PERSONA}."
+        )

@@ -1,4 +1,5 @@
-"""New users: the prior, the batched solve, what stays frozen, active questions, growing, and the few-shot protocol."""
+"""New users: the prior, the batched solve, what stays frozen, active questions, growing, and the
+few-shot protocol."""
 
 from __future__ import annotations
 
@@ -18,24 +19,37 @@ from scipy.optimize import minimize
 from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config, TrainConfig
-from pal.data.simulated import Simulated
+from pal.data.sources.simulated import Simulated
+from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.few_shot import new_users
 from pal.evaluate.hull import outside_users
+from pal.evaluate.predict import load_run
 from pal.evaluate.report import write_report
-from pal.evaluate.run import load_run
-from pal.tables import PreparedDataset
-from pal.train.adapt import Answers, adapt_map, adapt_sgd, make_prior, margins_and_slopes, probability
-from pal.train.checkpoint import TrainedHead
-from pal.train.convex import cross_entropy
-from pal.train.datamodule import Batch, Pairs
+from pal.train.adapt.grow import grow, outside, surprise
+from pal.train.adapt.map import (
+    Answers,
+    adapt_map,
+    adapt_sgd,
+    make_prior,
+    margins_and_slopes,
+    probability,
+)
 from pal.train.diagnose import warn_about_labels, warn_about_loss
-from pal.train.grow import grow, outside, surprise
 from pal.train.heads.head import Head, build_head
+from pal.train.pairs import Batch, Pairs
+from pal.train.run_record import TrainedHead
+from pal.train.solve.convex import cross_entropy
 
 Configure = Callable[..., Config]
 DIM, USERS, K = 6, 7, 3
-ADAPTABLE = [("pal-a", "squared"), ("pal-a", "angle"), ("pal-b", "angle"), ("lore", None), ("per-user", None)]
+ADAPTABLE = [
+    ("pal-a", "squared"),
+    ("pal-a", "angle"),
+    ("pal-b", "angle"),
+    ("lore", None),
+    ("per-user", None),
+]
 every_adaptable = pytest.mark.parametrize(("name", "score"), ADAPTABLE)
 SIMULATION = {
     "dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.k": 3, "train.epochs": 40,
@@ -60,7 +74,9 @@ def answers_of(head: Head, count: int = 60, users: int = USERS) -> Answers:
 
 
 @every_adaptable
-def test_batched_solution_is_that_of_each_user_alone_by_another_solver(name: str, score: str | None) -> None:
+def test_batched_solution_is_that_of_each_user_alone_by_another_solver(
+    name: str, score: str | None
+) -> None:
     head = make(name, score)
     answers, prior = answers_of(head), make_prior(head, 0.5)
     together = adapt_map(head, answers, prior).logits
@@ -72,9 +88,15 @@ def test_batched_solution_is_that_of_each_user_alone_by_another_solver(name: str
             logits = torch.tensor(raw, dtype=torch.float32)[None]
             margin = head.prepared_margin(rows.prepared, head.users.of_logits(logits), rows.user)
             away = logits[0] - prior.mean
-            return float((cross_entropy(margin, rows.label).sum() + 0.5 * away @ prior.precision @ away).detach())
+            return float(
+                (
+                    cross_entropy(margin, rows.label).sum() + 0.5 * away @ prior.precision @ away
+                ).detach()
+            )
 
-        best = minimize(objective, together[user].numpy(), method="Nelder-Mead", options={"maxfev": 2000})
+        best = minimize(
+            objective, together[user].numpy(), method="Nelder-Mead", options={"maxfev": 2000}
+        )
         assert objective(together[user].numpy()) <= best.fun + 1e-3
 
 
@@ -90,7 +112,9 @@ def test_a_user_without_answers_stays_at_the_population(name: str, score: str | 
 def test_an_infinite_prior_leaves_everybody_at_the_mean() -> None:
     head = make()
     codes = adapt_map(head, answers_of(head), make_prior(head, 1e8)).codes
-    torch.testing.assert_close(codes, head.users.population().expand(USERS, -1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        codes, head.users.population().expand(USERS, -1), rtol=1e-3, atol=1e-4
+    )
 
 
 @every_adaptable
@@ -98,21 +122,31 @@ def test_slopes_are_the_derivatives_of_the_margins(name: str, score: str | None)
     head = make(name, score).double()
     answers = answers_of(make(name, score))
     answers = Answers(
-        tuple(None if v is None else v.double() for v in answers.prepared), answers.label, answers.user, USERS
+        tuple(None if v is None else v.double() for v in answers.prepared),
+        answers.label,
+        answers.user,
+        USERS,
     )
     logits = head.users.logits.detach()
     _, slopes = margins_and_slopes(head, answers, logits)
     moved = logits.clone()
     moved[:, 1] += 1e-6
     base, later = (
-        head.prepared_margin(answers.prepared, head.users.of_logits(v), answers.user) for v in (logits, moved)
+        head.prepared_margin(answers.prepared, head.users.of_logits(v), answers.user)
+        for v in (logits, moved)
     )
-    torch.testing.assert_close(slopes[:, 1].detach(), ((later - base) / 1e-6).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        slopes[:, 1].detach(), ((later - base) / 1e-6).detach(), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("spread", ["isotropic", "community"])
-@pytest.mark.parametrize(("name", "score"), [("pal-a", "squared"), ("pal-a", "angle"), ("pal-b", "angle")])
-def test_a_new_user_ends_no_worse_than_in_any_community(name: str, score: str | None, spread: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "score"), [("pal-a", "squared"), ("pal-a", "angle"), ("pal-b", "angle")]
+)
+def test_a_new_user_ends_no_worse_than_in_any_community(
+    name: str, score: str | None, spread: str
+) -> None:
     head = make(name, score)
     with torch.no_grad():
         head.users.logits.copy_(4.0 * torch.nn.functional.one_hot(torch.arange(USERS) % K, K))
@@ -142,14 +176,18 @@ def test_answers_that_follow_one_community_lead_into_it() -> None:
     answers = answers_of(head, count=40 * USERS)
     with torch.no_grad():
         scale = 10.0  # sure answers: a little of another community's map explains them worse
-        margin = scale * head.prepared_margin(answers.prepared, head.users.of_logits(head.users.logits), answers.user)
+        margin = scale * head.prepared_margin(
+            answers.prepared, head.users.of_logits(head.users.logits), answers.user
+        )
     answers.label = torch.sigmoid(margin)
     for spread in ("isotropic", "community"):
         codes = adapt_map(head, answers, make_prior(head, 0.1, spread)).codes
         assert codes.argmax(dim=1).tolist() == (torch.arange(USERS) % K).tolist()
 
 
-@pytest.mark.parametrize("adapt", [adapt_sgd, lambda head, answers: adapt_map(head, answers, make_prior(head, 0.3))])
+@pytest.mark.parametrize(
+    "adapt", [adapt_sgd, lambda head, answers: adapt_map(head, answers, make_prior(head, 0.3))]
+)
 def test_adapting_changes_no_byte_of_the_head(adapt: Any) -> None:
     head = make()
     before = {name: value.clone() for name, value in head.state_dict().items()}
@@ -158,10 +196,14 @@ def test_adapting_changes_no_byte_of_the_head(adapt: Any) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_answers_leave_less_uncertainty_than_the_prior_and_uncertainty_pulls_towards_one_half() -> None:
+def test_answers_leave_less_uncertainty_than_the_prior_and_uncertainty_pulls_towards_one_half() -> (
+    None
+):
     head = make()
     prior = make_prior(head, 0.3)
-    few, many = (adapt_map(head, answers_of(head, count), prior, with_covariance=True) for count in (14, 140))
+    few, many = (
+        adapt_map(head, answers_of(head, count), prior, with_covariance=True) for count in (14, 140)
+    )
     assert few.covariance is not None
     assert many.covariance is not None
     for adapted in (few, many):
@@ -178,7 +220,9 @@ def test_a_network_that_infers_is_not_optimised() -> None:
 
 
 @pytest.fixture(scope="module")
-def simulation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TrainedHead, PreparedDataset, FeatureStore]:
+def simulation(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Config, TrainedHead, PreparedDataset, FeatureStore]:
     from pal.config import load
 
     folder = tmp_path_factory.mktemp("simulation")
@@ -198,18 +242,30 @@ def accuracy(trained: TrainedHead, judged: Answers, codes: torch.Tensor) -> floa
 
 def test_answers_help_and_one_answer_does_no_harm(simulation: Any) -> None:
     config, *_ = simulation
-    chosen = config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": (0, 1, 5, 20)})})
+    chosen = config.model_copy(
+        update={"adapt": config.adapt.model_copy(update={"shots": (0, 1, 5, 20)})}
+    )
     cells = pipeline.adapt(chosen, "one")["test_unseen"]
     scores = [cells[f"{n}"]["macro_accuracy"] for n in (0, 1, 5, 20)]
     assert scores[1] >= scores[0]
     assert scores[3] > scores[0] + 0.05
-    assert {cell["n_pairs"] for cell in cells.values()} == {30 * 40}, "one set of judged pairs for all shots"
+    assert {cell["n_pairs"] for cell in cells.values()} == {30 * 40}, (
+        "one set of judged pairs for all shots"
+    )
 
 
 def test_true_weights_are_at_least_as_good_as_learned_ones(configure: Configure) -> None:
-    sizes = {"unseen_users": 40, "pairs_per_user": 60, "test_pairs_per_user": 100, "noise": 0.2, "map": "identity"}
+    sizes = {
+        "unseen_users": 40,
+        "pairs_per_user": 60,
+        "test_pairs_per_user": 100,
+        "noise": 0.2,
+        "map": "identity",
+    }
     options = {**SIMULATION, **{f"data.simulated.{key}": value for key, value in sizes.items()}}
-    config = configure({**options, "train.mlp": "identity", "train.learner": "Pw", "train.epochs": 1})
+    config = configure(
+        {**options, "train.mlp": "identity", "train.learner": "Pw", "train.epochs": 1}
+    )
     pipeline.embed(config)
     pipeline.train(config, "one")
     trained = load_run(config, "one")
@@ -250,7 +306,9 @@ def test_asking_what_tells_most_beats_asking_at_random(simulation: Any) -> None:
     cells = {}
     for active in (False, True):
         settings = config.adapt.model_copy(update={"shots": (0, 2), "active": active})
-        cells[active] = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")["test_unseen"]
+        cells[active] = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")[
+            "test_unseen"
+        ]
     assert cells[True]["0"]["macro_accuracy"] == cells[False]["0"]["macro_accuracy"]
     assert cells[True]["2"]["nll"] < cells[False]["2"]["nll"]
 
@@ -269,24 +327,31 @@ def test_released_protocol_is_labelled_and_leaves_the_metrics_file_alone(simulat
 def test_more_shots_than_answers_is_one_sentence(simulation: Any) -> None:
     config, *_ = simulation
     settings = config.adapt.model_copy(update={"shots": (5000,)})
-    with pytest.raises(EvaluationError, match=r"5000 shots.*no unseen user.*--shots with at most 80"):
+    with pytest.raises(
+        EvaluationError, match=r"5000 shots.*no unseen user.*--shots with at most 80"
+    ):
         pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
 
 
 def strangers(
     trained: TrainedHead, store: FeatureStore, dataset: PreparedDataset, users: int
 ) -> tuple[Batch, list[str]]:
-    """Return answers of users who prefer what every prototype dislikes: the far end of a direction."""
+    """Return answers of users who prefer what every prototype dislikes: the far end of a
+    direction."""
     frame = dataset.pairs("train", "unseen").head(users * 60)
     pairs = Pairs.join(frame, store, [], False, "cpu")
     batch = pairs.batch(store.features().float(), slice(None))
     far = 6.0 * torch.nn.functional.normalize(torch.ones(1, store.dim))
     label = ((batch.first - far).square().sum(1) < (batch.second - far).square().sum(1)).float()
     user = torch.arange(len(label)) % users
-    return Batch(None, batch.first, batch.second, user, label), [f"stranger {n}" for n in range(users)]
+    return Batch(None, batch.first, batch.second, user, label), [
+        f"stranger {n}" for n in range(users)
+    ]
 
 
-def test_users_outside_the_hull_are_found_and_grown_for_without_touching_the_rest(simulation: Any) -> None:
+def test_users_outside_the_hull_are_found_and_grown_for_without_touching_the_rest(
+    simulation: Any,
+) -> None:
     _, trained, dataset, store = simulation
     batch, names = strangers(trained, store, dataset, 6)
     with torch.no_grad():
@@ -319,7 +384,9 @@ def test_users_outside_the_hull_are_found_and_grown_for_without_touching_the_res
     [([1.0] * 6, "every training label prefers the first"), ([0.5] * 6, "all training labels are ties"),
      ([0.0] * 6, "every training label prefers the second")],
 )  # fmt: skip
-def test_one_sided_labels_are_named_with_the_loss_they_lead_to(label: list[float], text: str) -> None:
+def test_one_sided_labels_are_named_with_the_loss_they_lead_to(
+    label: list[float], text: str
+) -> None:
     rows = torch.arange(6)
     with pytest.warns(PalWarning, match=text) as said:
         warn_about_labels(Pairs(None, rows, rows, rows % 2, torch.tensor(label)), ["a", "b"])
@@ -328,7 +395,13 @@ def test_one_sided_labels_are_named_with_the_loss_they_lead_to(label: list[float
 
 def test_users_with_one_pair_or_only_ties_are_named() -> None:
     rows = torch.arange(6)
-    pairs = Pairs(None, rows, rows, torch.tensor([0, 1, 1, 2, 2, 2]), torch.tensor([1.0, 0.5, 0.5, 1.0, 0.0, 1.0]))
+    pairs = Pairs(
+        None,
+        rows,
+        rows,
+        torch.tensor([0, 1, 1, 2, 2, 2]),
+        torch.tensor([1.0, 0.5, 0.5, 1.0, 0.0, 1.0]),
+    )
     with pytest.warns(PalWarning) as said:
         warn_about_labels(pairs, ["lonely", "undecided", "plain"])
     texts = " ".join(str(one.message) for one in said)
@@ -346,7 +419,11 @@ def with_few_answers(config: Config, folder: Path, answers: dict[int, int]) -> C
     shutil.copytree(config.paths.data.parent, folder)
     file = folder / "data" / "simulated" / "pairs.parquet"
     frame = pl.read_parquet(file)
-    names = frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"].unique().sort()
+    names = (
+        frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"]
+        .unique()
+        .sort()
+    )
     for number, count in answers.items():
         own = (pl.col("user_id") == names[number]) & (pl.col("split") == "train")
         frame = frame.filter(~own | (own.cum_sum() <= count))
@@ -356,17 +433,25 @@ def with_few_answers(config: Config, folder: Path, answers: dict[int, int]) -> C
 
 
 def with_shots(config: Config, *shots: int) -> Config:
-    return config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": shots, "repeats": 2})})
+    return config.model_copy(
+        update={"adapt": config.adapt.model_copy(update={"shots": shots, "repeats": 2})}
+    )
 
 
 def test_users_with_too_few_answers_are_counted_not_judged(simulation: Any, tmp_path: Path) -> None:
     config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1, 2: 9})
     result = pipeline.adapt(with_shots(config, 0, 1, 10), "one")
     assert (result["n_users"], result["n_users_left_out"]) == (27, 3)
-    assert {cell["n_users"] for cell in result["test_unseen"].values()} == {27}, "one panel for the whole curve"
+    assert {cell["n_users"] for cell in result["test_unseen"].values()} == {27}, (
+        "one panel for the whole curve"
+    )
     metrics = json.loads((config.paths.runs / "one" / "metrics.json").read_text())
     assert metrics["n_users_left_out"] == 3
-    assert {n: cell["n_users"] for n, cell in metrics["test_unseen"].items()} == {"1": 27, "10": 27, "0": 30}
+    assert {n: cell["n_users"] for n, cell in metrics["test_unseen"].items()} == {
+        "1": 27,
+        "10": 27,
+        "0": 30,
+    }
     report = write_report(tmp_path, pipeline.evaluate(config, ["one"]))
     assert "one (3 with too few answers left out)" in report
 
@@ -378,7 +463,9 @@ def test_fewer_shots_keep_more_users_and_none_keep_all(simulation: Any, tmp_path
     assert "harmed_vs_0" in found[1]["test_unseen"]["1"]
 
 
-def test_users_with_few_answers_do_not_hide_those_outside_the_hull(simulation: Any, tmp_path: Path) -> None:
+def test_users_with_few_answers_do_not_hide_those_outside_the_hull(
+    simulation: Any, tmp_path: Path
+) -> None:
     config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1})
     trained = load_run(config, "one")
     dataset, store = pipeline.open_data_of(config, trained.facts)
@@ -386,7 +473,9 @@ def test_users_with_few_answers_do_not_hide_those_outside_the_hull(simulation: A
     flip = pl.col("user_id") == contrary
     file = dataset.folder / "pairs.parquet"
     rows = pl.read_parquet(file)
-    rows.with_columns(label=pl.when(flip).then(1.0 - pl.col("label")).otherwise(pl.col("label"))).write_parquet(file)
+    rows.with_columns(
+        label=pl.when(flip).then(1.0 - pl.col("label")).otherwise(pl.col("label"))
+    ).write_parquet(file)
     far = [user["user_id"] for user in outside_users(trained, dataset, store)]
     assert far[0] == contrary
     assert len(far) <= 3, "of 28 others a twentieth may be outside by chance"
@@ -394,7 +483,9 @@ def test_users_with_few_answers_do_not_hide_those_outside_the_hull(simulation: A
 
 def test_nobody_with_an_answer_leaves_the_zero_shot_cell(simulation: Any, tmp_path: Path) -> None:
     config = with_few_answers(simulation[0], tmp_path / "mute", dict.fromkeys(range(30), 0))
-    with pytest.raises(EvaluationError, match=r"1 shots.*more than 0 adaptation pairs; use --shots with at most 0"):
+    with pytest.raises(
+        EvaluationError, match=r"1 shots.*more than 0 adaptation pairs; use --shots with at most 0"
+    ):
         pipeline.adapt(with_shots(config, 0, 1), "one")
     result = pipeline.adapt(with_shots(config, 0), "one")
     assert list(result["test_unseen"]) == ["0"]
@@ -403,7 +494,9 @@ def test_nobody_with_an_answer_leaves_the_zero_shot_cell(simulation: Any, tmp_pa
 
 def test_a_dataset_without_unseen_users_trains_and_evaluates(configure: Configure) -> None:
     sizes = {f"data.simulated.{name}": 0 for name in ("unseen_users", "validation_users")}
-    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **sizes})
+    config = configure(
+        {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **sizes}
+    )
     pipeline.embed(config)
     metrics = pipeline.train(config, "one")
     assert metrics["test_unseen"] == {}

@@ -57,5 +57,7 @@ def test_help_loads_no_heavy_library() -> None:
         "heavy = ('torch', 'transformers', 'lightning', 'polars', 'pyarrow', 'numpy', 'pydantic'); "
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

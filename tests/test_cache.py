@@ -39,7 +39,9 @@ def ids(count: int) -> np.ndarray:
 
 
 def values(count: int, dtype: str = "float32") -> torch.Tensor:
-    return torch.randn(count, DIM, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    return torch.randn(count, DIM, generator=torch.Generator().manual_seed(1)).to(
+        getattr(torch, dtype)
+    )
 
 
 def encoded(names: np.ndarray, features: torch.Tensor, dtype: str = "float32") -> EncodedShard:
@@ -52,7 +54,9 @@ def encoded(names: np.ndarray, features: torch.Tensor, dtype: str = "float32") -
     )  # fmt: skip
 
 
-def fill(folder: Path, count: int = 50, rows_per_shard: int = 20, dtype: str = "float32") -> torch.Tensor:
+def fill(
+    folder: Path, count: int = 50, rows_per_shard: int = 20, dtype: str = "float32"
+) -> torch.Tensor:
     """Write a complete cache and return its features."""
     writer = CacheWriter(folder, spec(dtype))
     names, features = ids(count), values(count, dtype)
@@ -91,7 +95,9 @@ def test_vectors_lie_in_one_piece_in_our_own_files() -> None:
     assert all(shard.is_view(group) for group in shard.groups)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     rows=st.integers(1, 3000),
     page_size=st.sampled_from([256, 4096, 65_536, 1 << 30]),
@@ -110,9 +116,12 @@ def test_a_foreign_layout_is_never_mistaken_for_ours(
     tmp_path: Path, rows: int, page_size: int, batch: int, group: int, compression: str, dictionary: bool,
     version: str, statistics: bool, checksum: bool, page_index: bool, nullable: bool, width: int,
 ) -> None:  # fmt: skip
-    """Whatever wrote the file: a row group is accepted only if the slice holds exactly its vectors."""
+    """Whatever wrote the file: a row group is accepted only if the slice holds exactly its
+    vectors."""
     vectors = np.random.default_rng(rows).integers(0, 255, (rows, width), dtype=np.uint8)
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows, [None, pa.py_buffer(vectors)])
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), rows, [None, pa.py_buffer(vectors)]
+    )
     fields = [pa.field(name, pa.int32(), nullable=False) for name in "abc"]
     schema = pa.schema([*fields, pa.field("feature", pa.binary(width), nullable=nullable)])
     path = tmp_path / "foreign.parquet"
@@ -126,10 +135,14 @@ def test_a_foreign_layout_is_never_mistaken_for_ours(
     content, metadata, start = path.read_bytes(), pq.read_metadata(path), 0
     for number in range(metadata.num_row_groups):
         count = metadata.row_group(number).num_rows
-        place = contiguous_vectors(metadata, number, width, lambda offset, size: content[offset : offset + size])
+        place = contiguous_vectors(
+            metadata, number, width, lambda offset, size: content[offset : offset + size]
+        )
         if place is not None:
             assert content[place[0] : place[1]] == vectors[start : start + count].tobytes()
-        assert contiguous_vectors(metadata, number, width + 1, lambda o, s: content[o : o + s]) is None
+        assert (
+            contiguous_vectors(metadata, number, width + 1, lambda o, s: content[o : o + s]) is None
+        )
         start += count
 
 
@@ -139,7 +152,9 @@ def test_a_shard_rewritten_by_another_tool_still_reads_right() -> None:
         Path("own.parquet"), ids(100), np.ones(100, np.int32), np.zeros(100, bool),
         features.view(torch.uint8).numpy(), "float32", {},
     )  # fmt: skip
-    pq.write_table(pq.read_table("own.parquet"), "other.parquet", compression="zstd", row_group_size=30)
+    pq.write_table(
+        pq.read_table("own.parquet"), "other.parquet", compression="zstd", row_group_size=30
+    )
     shard = Shard(Path("other.parquet"))
     raw = np.concatenate(shard.groups)
     assert raw.tobytes() == features.numpy().tobytes()
@@ -157,7 +172,9 @@ def test_index_finds_rows_and_names_what_is_missing() -> None:
 
 
 def test_ids_with_zero_bytes_are_told_apart() -> None:
-    names = np.sort(np.array([b"a" + b"\0" * 15, b"a" + b"\0" * 14 + b"b", b"\0" * 16], dtype="S16"))
+    names = np.sort(
+        np.array([b"a" + b"\0" * 15, b"a" + b"\0" * 14 + b"b", b"\0" * 16], dtype="S16")
+    )
     writer = CacheWriter(Path("cache"), spec())
     tasks = writer.plan(names, 10)
     writer.commit(tasks[0], encoded(names, values(3)), {})
@@ -181,13 +198,16 @@ def test_a_plan_outlives_a_change_of_shard_size() -> None:
 def test_equal_work_gives_equal_bytes() -> None:
     fill(Path("a"))
     fill(Path("b"))
-    assert sorted(p.name for p in Path("a/shards").iterdir()) == sorted(p.name for p in Path("b/shards").iterdir())
+    assert sorted(p.name for p in Path("a/shards").iterdir()) == sorted(
+        p.name for p in Path("b/shards").iterdir()
+    )
     for path in Path("a/shards").glob("*.parquet"):
         assert path.read_bytes() == (Path("b/shards") / path.name).read_bytes()
 
 
 def test_a_shard_without_receipt_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dying between rename and receipt leaves a shard that is encoded again and then left no rival."""
+    """Dying between rename and receipt leaves a shard that is encoded again and then left no
+    rival."""
     writer = CacheWriter(Path("cache"), spec())
     names, features = ids(50), values(50)
     tasks = writer.plan(names, 20)
@@ -207,7 +227,9 @@ def test_a_shard_without_receipt_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     assert len(list(Path("cache/shards").glob("*.parquet"))) == 3
 
 
-def fill_rest(writer: CacheWriter, tasks: Any, names: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+def fill_rest(
+    writer: CacheWriter, tasks: Any, names: np.ndarray, features: torch.Tensor
+) -> torch.Tensor:
     for task in writer.pending(tasks):
         part = slice(task.start, task.stop)
         writer.commit(task, encoded(names[part], features[part]), {})
@@ -223,7 +245,9 @@ def test_the_loser_of_a_race_yields_to_the_winner() -> None:
     same = writer.commit(task, encoded(names, features), {})
     other = writer.commit(task, encoded(names, features + 1), {})
     assert winner == same == other
-    assert [path.name for path in Path("cache/shards").glob("*.parquet")] == [Path(winner["path"]).name]
+    assert [path.name for path in Path("cache/shards").glob("*.parquet")] == [
+        Path(winner["path"]).name
+    ]
 
 
 def test_another_specification_is_another_folder() -> None:
@@ -278,7 +302,9 @@ def test_verify_hashes_even_what_looks_untouched() -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(CacheError, match="is damaged"):
         verify(Path("cache"))
-    with pytest.raises(CacheError, match="is damaged"):  # and the readers no longer trust the old mark
+    with pytest.raises(
+        CacheError, match="is damaged"
+    ):  # and the readers no longer trust the old mark
         FeatureStore.open(Path("cache"))
 
 
@@ -296,7 +322,9 @@ def test_verify_finds_values_that_are_not_finite() -> None:
 def test_damaged_bookkeeping_is_one_sentence() -> None:
     fill(Path("cache"))
     Path("cache/manifest.json").write_text("{")
-    with pytest.raises(CacheError, match="manifest.json is damaged; remove it and run pal embed again"):
+    with pytest.raises(
+        CacheError, match="manifest.json is damaged; remove it and run pal embed again"
+    ):
         FeatureStore.open(Path("cache"))
     with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
         FeatureStore.open(Path("absent"))
@@ -321,7 +349,9 @@ def test_stats_sum_what_the_shards_cost() -> None:
     found = stats(Path("cache"))
     assert (found["rows"], found["shards"], found["dim"]) == (50, 3, features.shape[1])
     receipts = [json.loads(file.read_text()) for file in Path("cache/shards").glob("part-*.json")]
-    assert found["seconds"]["write"] == pytest.approx(sum(r["seconds"]["write"] for r in receipts), abs=1e-3)
+    assert found["seconds"]["write"] == pytest.approx(
+        sum(r["seconds"]["write"] for r in receipts), abs=1e-3
+    )
     with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
         stats(Path("absent"))
 
@@ -340,7 +370,10 @@ def test_an_export_holds_the_same_vectors_under_the_same_ids(kind: str) -> None:
         found = torch.tensor(table["feature"].to_pylist())
         names = b"".join(table["item_id"].to_pylist())
     elif kind == "npy":
-        found, names = torch.from_numpy(np.load("copy/features.npy")), np.load("copy/item_ids.npy").tobytes()
+        found, names = (
+            torch.from_numpy(np.load("copy/features.npy")),
+            np.load("copy/item_ids.npy").tobytes(),
+        )
     else:
         tensors = load_file("copy/features.safetensors")
         found, names = tensors["feature"], tensors["item_id"].numpy().tobytes()
@@ -354,6 +387,8 @@ def test_an_export_overwrites_nothing_and_knows_its_formats() -> None:
     Path("copy").mkdir()
     with pytest.raises(CacheError, match="copy exists; remove it or export to another folder"):
         export(Path("cache"), Path("copy"), "npy")
-    with pytest.raises(CacheError, match="unknown format 'hdf5'; use --format with one of: fsl, npy, safetensors"):
+    with pytest.raises(
+        CacheError, match="unknown format 'hdf5'; use --format with one of: fsl, npy, safetensors"
+    ):
         export(Path("cache"), Path("other"), "hdf5")
     assert not Path("other").exists()

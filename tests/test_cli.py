@@ -51,8 +51,15 @@ def test_prepare_embed_train_evaluate_speak_json() -> None:
     ):
         assert key in embedded
     assert set(embedded["seconds"]) == {"total", "read", "wait", "encode", "write"}
-    trained = one_object("train", *SIMULATED, *SMALL, "--head", "pal-a", "--k", "3", "--seed", "5", "--run", "mine")
-    assert (trained["run"], trained["head"], trained["k"], trained["seed"]) == ("mine", "pal-a", 3, 5)
+    trained = one_object(
+        "train", *SIMULATED, *SMALL, "--head", "pal-a", "--k", "3", "--seed", "5", "--run", "mine"
+    )
+    assert (trained["run"], trained["head"], trained["k"], trained["seed"]) == (
+        "mine",
+        "pal-a",
+        3,
+        5,
+    )
     for key in ("n_pairs", "n_users", "accuracy", "macro_accuracy", "macro_ci95", "nll", "ece"):
         assert key in trained["test_seen"]
         assert key in trained["test_unseen"]["0"]
@@ -61,13 +68,21 @@ def test_prepare_embed_train_evaluate_speak_json() -> None:
     assert one_object("cache", "ls")["caches"][0]["state"] == "complete"
     for command in (["verify"], ["stats"], ["export", "--format", "fsl", "--output", "copy"]):
         name, *options = command
-        assert one_object("cache", name, embedded["dir"], *options)["rows"] == embedded["items_unique"]
+        assert (
+            one_object("cache", name, embedded["dir"], *options)["rows"] == embedded["items_unique"]
+        )
     one_object("cache", "export", embedded["dir"], "--output", "plain")
-    found, features = one_object("cache", "stats", embedded["dir"])["feature"], np.load("plain/features.npy")
+    found, features = (
+        one_object("cache", "stats", embedded["dir"])["feature"],
+        np.load("plain/features.npy"),
+    )
     assert found["absmax"] == pytest.approx(float(np.abs(features).max()), rel=1e-3)
     assert found["std"] == pytest.approx(float(features.std()), rel=1e-2)
     assert "standard deviation" in pal("cache", "stats", embedded["dir"]).stdout
-    assert one_object("config", "--set", "train.k=7")["train.k"] == {"value": 7, "origin": "--set train.k=7"}
+    assert one_object("config", "--set", "train.k=7")["train.k"] == {
+        "value": 7,
+        "origin": "--set train.k=7",
+    }
 
 
 @pytest.mark.parametrize(
@@ -79,7 +94,10 @@ def test_prepare_embed_train_evaluate_speak_json() -> None:
             ["prepare", "--dataset", "persona", "--source", "absent"],
             "the source 'absent' of dataset persona does not exist",
         ),
-        (["train", "--dataset", "demo"], "data/demo holds no prepared dataset; run: pal prepare --dataset demo"),
+        (
+            ["train", "--dataset", "demo"],
+            "data/demo holds no prepared dataset; run: pal prepare --dataset demo",
+        ),
         (["train", "--set", "train.nothing=1"], "unknown key of train 'nothing'"),
         (["evaluate", "--run", "nothing"], "runs/nothing holds no trained head"),
         (["cache", "verify", "nothing"], "no complete cache in nothing"),
@@ -103,7 +121,10 @@ def test_train_refuses_a_dataset_prepared_with_other_settings() -> None:
     before = Path("data/simulated/dataset.json").read_bytes()
     done = pal("train", *SIMULATED, *SMALL, "--set", "data.simulated.groups=2", "--head", "pal-a")
     assert done.returncode == 1
-    assert "was prepared with other settings than data.simulated.groups = 2; run pal embed" in done.stderr
+    assert (
+        "was prepared with other settings than data.simulated.groups = 2; run pal embed"
+        in done.stderr
+    )
     assert Path("data/simulated/dataset.json").read_bytes() == before
 
 

@@ -13,7 +13,11 @@ from pal.errors import ConfigError
 def test_later_layers_win_and_are_remembered() -> None:
     Path("pipeline.yaml").write_text("train: {k: 3, epochs: 7}\n")
     settings = load(None, ["train.epochs=9"], {"train.head": "pal-a", "seed": None})
-    assert (settings.config.train.k, settings.config.train.epochs, settings.config.train.head) == (3, 9, "pal-a")
+    assert (settings.config.train.k, settings.config.train.epochs, settings.config.train.head) == (
+        3,
+        9,
+        "pal-a",
+    )
     assert settings.origins["train.k"] == "pipeline.yaml"
     assert settings.origins["train.epochs"] == "--set train.epochs=9"
     assert settings.origins["train.head"] == "option"
@@ -69,7 +73,10 @@ def test_unreadable_files_are_sentences() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"dataset": "personas"}, "did you mean 'persona'"), ({"encoder": "minlm"}, "did you mean 'minilm'")],
+    [
+        ({"dataset": "personas"}, "did you mean 'persona'"),
+        ({"encoder": "minlm"}, "did you mean 'minilm'"),
+    ],
 )
 def test_unknown_names_list_the_known_ones(options: dict[str, str], words: str) -> None:
     config = load(options=options).config

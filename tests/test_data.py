@@ -13,13 +13,13 @@ import pytest
 
 from pal.chance import bucket, draw, normals, words
 from pal.config import Config, DatasetConfig
-from pal.data.adapters import ADAPTERS
-from pal.data.prepare import prepare
-from pal.data.record import Chunk
-from pal.data.simulated import Simulated
+from pal.data.build import prepare
+from pal.data.comparisons import Chunk
+from pal.data.sources import ADAPTERS
+from pal.data.sources.simulated import Simulated
 from pal.data.split import split_of
+from pal.dataset import PreparedDataset, item_id
 from pal.errors import DataError
-from pal.tables import PreparedDataset, item_id
 
 Configure = Callable[..., Config]
 
@@ -44,13 +44,22 @@ def write_persona(folder: Path, name: str, statements: int) -> None:
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(config.dataset, config.dataset_config(), Path(folder) / config.dataset, ADAPTERS[config.dataset])
+    return prepare(
+        config.dataset,
+        config.dataset_config(),
+        Path(folder) / config.dataset,
+        ADAPTERS[config.dataset],
+    )
 
 
 def persona_config(configure: Configure, folder: Path, /, **options: object) -> Config:
     personas = ["interest-in-art", "interest-in-math"]
     return configure(
-        {"dataset": "persona", "data.persona.personas": personas, "data.persona.source": str(folder)}
+        {
+            "dataset": "persona",
+            "data.persona.personas": personas,
+            "data.persona.source": str(folder),
+        }
         | {f"data.persona.{key}": value for key, value in options.items()}
     )
 
@@ -74,8 +83,14 @@ def test_words_of_ids_belong_to_id_and_key_alone() -> None:
     one, other = words("shot", "v1", "0", ids), words("shot", "v1", "1", ids)
     assert (words("shot", "v1", "0", ids[::-1]) == one[::-1]).all()
     assert len(np.unique(np.concatenate([one, other]))) == 8000
-    assert f"{int(words('shot', 'v1', '0', np.array([b'r17'], 'S16'))[0]):016x}" == "0801ed0a249c9013"
-    for word in (one, other, one ^ other):  # every bit is one half of the time: within five standard errors
+    assert (
+        f"{int(words('shot', 'v1', '0', np.array([b'r17'], 'S16'))[0]):016x}" == "0801ed0a249c9013"
+    )
+    for word in (
+        one,
+        other,
+        one ^ other,
+    ):  # every bit is one half of the time: within five standard errors
         bits = (word[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
         assert abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / 4000**0.5
 
@@ -102,17 +117,24 @@ def test_item_ids_separate_their_parts() -> None:
 def test_persona_users_answer_as_their_group_would(configure: Configure, source: Path) -> None:
     dataset = prepared(persona_config(configure, source))
     texts = dict(
-        zip(dataset.items().column("item_id").to_pylist(), dataset.items().column("text").to_pylist(), strict=True)
+        zip(
+            dataset.items().column("item_id").to_pylist(),
+            dataset.items().column("text").to_pylist(),
+            strict=True,
+        )
     )
     pairs = dataset.pairs()
     assert len(pairs) == 6 * 20 + 4 * 15 + 2 * 15
     for row in pairs.iter_rows(named=True):
         question = texts[row["prompt_id"]]
-        assert {texts[row["first_id"]], texts[row["second_id"]]} == {question + " Yes", question + " No"}
+        assert {texts[row["first_id"]], texts[row["second_id"]]} == {
+            question + " Yes",
+            question + " No",
+        }
         chosen = texts[row["first_id"] if row["label"] == 1.0 else row["second_id"]]
-        own = ("interest-in-art", "interest-in-math").index(question.split('"')[1].split(" statement")[0]) == row[
-            "group"
-        ]
+        own = ("interest-in-art", "interest-in-math").index(
+            question.split('"')[1].split(" statement")[0]
+        ) == row["group"]
         matches_yes = int(question.rstrip('"').split()[-1]) % 2 == 0
         assert chosen.endswith(" Yes" if matches_yes == own else " No")
 
@@ -123,14 +145,25 @@ def test_no_statement_is_in_two_splits(configure: Configure, source: Path) -> No
     assert set(pairs["split"]) == {"train", "val", "test"}
 
 
-def test_unseen_users_are_strangers_with_adaptation_pairs(configure: Configure, source: Path) -> None:
+def test_unseen_users_are_strangers_with_adaptation_pairs(
+    configure: Configure, source: Path
+) -> None:
     pairs = prepared(persona_config(configure, source)).pairs()
-    seen, unseen = (set(pairs.filter(pl.col("population") == p)["user_id"]) for p in ("seen", "unseen"))
+    seen, unseen = (
+        set(pairs.filter(pl.col("population") == p)["user_id"]) for p in ("seen", "unseen")
+    )
     assert len(seen) == 6
     assert len(unseen) == 6
     assert not seen & unseen
-    roles = pairs.filter(pl.col("population") == "unseen").group_by("user_id").agg(pl.col("split").unique().sort())
-    assert sorted(map(tuple, roles["split"].to_list())) == [("test", "train")] * 4 + [("train", "val")] * 2
+    roles = (
+        pairs.filter(pl.col("population") == "unseen")
+        .group_by("user_id")
+        .agg(pl.col("split").unique().sort())
+    )
+    assert (
+        sorted(map(tuple, roles["split"].to_list()))
+        == [("test", "train")] * 4 + [("train", "val")] * 2
+    )
 
 
 def test_noise_flips_its_share_of_answers(configure: Configure, source: Path) -> None:
@@ -153,7 +186,9 @@ def test_row_order_of_the_source_changes_nothing(configure: Configure, source: P
 
 
 def test_salt_changes_the_split(configure: Configure, source: Path) -> None:
-    cards = [prepared(persona_config(configure, source, salt=salt), salt).card for salt in ("a", "b")]
+    cards = [
+        prepared(persona_config(configure, source, salt=salt), salt).card for salt in ("a", "b")
+    ]
     assert cards[0]["split_digest"] != cards[1]["split_digest"]
     assert cards[0]["digests"]["items"] == cards[1]["digests"]["items"]
 
@@ -161,10 +196,14 @@ def test_salt_changes_the_split(configure: Configure, source: Path) -> None:
 def test_bad_rows_become_rejects_with_their_place(configure: Configure, source: Path) -> None:
     file = source / "interest-in-art.jsonl"
     good = file.read_text()
-    file.write_text(good + '{"question": 5}\nnot json\n' + good.splitlines()[0] + '\n{"question": "q"}\n')
+    file.write_text(
+        good + '{"question": 5}\nnot json\n' + good.splitlines()[0] + '\n{"question": "q"}\n'
+    )
     dataset = prepared(persona_config(configure, source))
     rejects = pl.read_parquet(dataset.folder / "rejects.parquet")
-    assert rejects["source_row"].to_list() == [f"interest-in-art.jsonl:{n:06d}" for n in (101, 102, 103, 104)]
+    assert rejects["source_row"].to_list() == [
+        f"interest-in-art.jsonl:{n:06d}" for n in (101, 102, 103, 104)
+    ]
     assert rejects["reason"].to_list() == ["malformed", "malformed", "repeated", "malformed"]
     assert dataset.card["rejects"] == {"malformed": 3, "repeated": 1}
 
@@ -182,9 +221,17 @@ def test_preparing_twice_writes_once(configure: Configure, source: Path) -> None
     assert first.stat().st_mtime_ns != stamp
 
 
-def test_other_settings_are_prepared_from_the_recorded_source(configure: Configure, source: Path) -> None:
+def test_other_settings_are_prepared_from_the_recorded_source(
+    configure: Configure, source: Path
+) -> None:
     prepared(persona_config(configure, source))
-    config = configure({"dataset": "persona", "data.persona.groups": 1, "data.persona.personas": ["interest-in-art"]})
+    config = configure(
+        {
+            "dataset": "persona",
+            "data.persona.groups": 1,
+            "data.persona.personas": ["interest-in-art"],
+        }
+    )
     assert prepared(config).card["source"] == str(source)
 
 
@@ -207,7 +254,10 @@ def test_a_failing_source_leaves_the_old_dataset(configure: Configure, source: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"source": "nowhere"}, "the source 'nowhere' of dataset persona does not exist; give --source"),
+        (
+            {"source": "nowhere"},
+            "the source 'nowhere' of dataset persona does not exist; give --source",
+        ),
         ({"personas": ["interest-in-art", "absent"]}, "has no absent.jsonl"),
         ({"groups": 3}, "data.persona.groups = 3 needs as many personas"),
         ({"pairs_per_user": 500}, "500 train pairs per user were asked for, but only"),
@@ -257,14 +307,20 @@ def test_simulated_answers_follow_the_planted_margins(configure: Configure) -> N
     features = dict(
         zip(
             items.column("item_id").to_pylist(),
-            (np.frombuffer(raw, np.float32).astype(float) for raw in items.column("feature").to_pylist()),
+            (
+                np.frombuffer(raw, np.float32).astype(float)
+                for raw in items.column("feature").to_pylist()
+            ),
             strict=True,
         )
     )
     weights = dict(zip(truth["users"], truth["weights"], strict=True))
     for row in dataset.pairs().iter_rows(named=True):
         ideal = weights[row["user_id"]] @ truth["prototypes"]
-        near = [np.linalg.norm(truth["map"] @ (features[row[side]] - ideal)) for side in ("first_id", "second_id")]
+        near = [
+            np.linalg.norm(truth["map"] @ (features[row[side]] - ideal))
+            for side in ("first_id", "second_id")
+        ]
         assert row["label"] == float(near[0] < near[1])
     np.testing.assert_allclose(truth["weights"].sum(axis=1), 1.0)
 
@@ -285,7 +341,11 @@ def test_a_damaged_dataset_is_one_sentence(configure: Configure) -> None:
 
 
 def test_persona_files_as_published(configure: Configure, persona_source: Path) -> None:
-    options = {"dataset": "persona", "data.persona.source": str(persona_source), "data.persona.groups": 6}
+    options = {
+        "dataset": "persona",
+        "data.persona.source": str(persona_source),
+        "data.persona.groups": 6,
+    }
     card = prepared(configure(options)).card
     assert card["counts"]["items"] == 6 * 1000 * 3
     assert card["rejects"] == {}
@@ -295,14 +355,23 @@ def test_demo_statements_are_unique_and_split_80_10_10(configure: Configure) -> 
     config = configure({"dataset": "demo", "data.demo.groups": 6, "data.demo.limit": None})
     statements = ADAPTERS["demo"](config.dataset_config()).statements()  # type: ignore[attr-defined]
     assert len({s.question for s in statements}) == len(statements) == 6 * 15 * 20
-    shares = [sum(split_of("v1", s.question) == name for s in statements) for name in ("train", "val", "test")]
+    shares = [
+        sum(split_of("v1", s.question) == name for s in statements)
+        for name in ("train", "val", "test")
+    ]
     assert np.array(shares) / len(statements) == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
 
 
-def test_persona_users_may_have_several_interests_or_shares_of_all(configure: Configure, source: Path) -> None:
+def test_persona_users_may_have_several_interests_or_shares_of_all(
+    configure: Configure, source: Path
+) -> None:
     both = prepared(persona_config(configure, source, interests_per_user=2), "both")
-    texts = dict(zip(*(both.items().column(name).to_pylist() for name in ("item_id", "text")), strict=True))
-    for row in both.pairs().iter_rows(named=True):  # who has both interests says what everyone with either would
+    texts = dict(
+        zip(*(both.items().column(name).to_pylist() for name in ("item_id", "text")), strict=True)
+    )
+    for row in both.pairs().iter_rows(
+        named=True
+    ):  # who has both interests says what everyone with either would
         chosen = texts[row["first_id"] if row["label"] == 1.0 else row["second_id"]]
         number = int(texts[row["prompt_id"]].rstrip('"').split()[-1])
         assert chosen.endswith(" Yes" if number % 2 == 0 else " No")
@@ -311,4 +380,6 @@ def test_persona_users_may_have_several_interests_or_shares_of_all(configure: Co
     assert truth["weights"].shape == (12, 2)
     assert np.allclose(truth["weights"].sum(axis=1), 1.0)
     assert (truth["weights"] > 0).all()
-    assert mixed.split_digest == both.split_digest  # who is asked what does not depend on what they answer
+    assert (
+        mixed.split_digest == both.split_digest
+    )  # who is asked what does not depend on what they answer

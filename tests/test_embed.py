@@ -20,25 +20,37 @@ from pal.embed import encoder as encoder_module
 from pal.embed import run as run_module
 from pal.embed.batching import token_budget_batches
 from pal.embed.encoder import Batch, locate
+from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer, random_model
+from pal.embed.encoders.text import TextEncoder, pool
 from pal.embed.peak import flops_per_token, matrix_rate
-from pal.embed.random_models import FAMILIES, byte_tokenizer, random_model
 from pal.embed.storage import finite_rows, from_stored, to_stored
-from pal.embed.text import TextEncoder, pool
 from pal.errors import EncoderError
 
 Configure = Callable[..., Config]
-TEXTS = ["a", "some words", "a longer text than the others, by far, with many more bytes in it", "a tie?", "ab" * 40]
+TEXTS = [
+    "a",
+    "some words",
+    "a longer text than the others, by far, with many more bytes in it",
+    "a tie?",
+    "ab" * 40,
+]
 
 
 def encoder(family: str, **settings: Any) -> TextEncoder:
     config = EncoderConfig(model=f"random:{family}", store_dtype="float32", **settings)
-    return TextEncoder.load(locate("tiny", config, Path(".digests.json")), "cpu", token_budget=10_000)
+    return TextEncoder.load(
+        locate("tiny", config, Path(".digests.json")), "cpu", token_budget=10_000
+    )
 
 
-def encode(made: TextEncoder, texts: list[str], batch: int | None = None, tap: int = 0) -> torch.Tensor:
+def encode(
+    made: TextEncoder, texts: list[str], batch: int | None = None, tap: int = 0
+) -> torch.Tensor:
     inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
     rows, size = np.arange(len(texts)), batch or len(texts)
-    parts = [made.encode(made.load_batch(inputs, rows[i : i + size])) for i in range(0, len(rows), size)]
+    parts = [
+        made.encode(made.load_batch(inputs, rows[i : i + size])) for i in range(0, len(rows), size)
+    ]
     return torch.cat([part[tap] for part in parts])
 
 
@@ -60,7 +72,9 @@ def test_layers_are_those_of_the_library(family: str, layer: int) -> None:
         out = model(**batch, output_hidden_states=True)
     states = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
     wanted = pool(states, batch["attention_mask"], "mean")
-    torch.testing.assert_close(encode(encoder(family, layer=layer), TEXTS), wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        encode(encoder(family, layer=layer), TEXTS), wanted, atol=2e-5, rtol=1e-4
+    )
 
 
 def test_pooling_finds_the_real_tokens_on_either_side() -> None:
@@ -68,7 +82,9 @@ def test_pooling_finds_the_real_tokens_on_either_side() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
     assert torch.equal(pool(hidden, mask, "last"), torch.stack([hidden[0, 2], hidden[1, 3]]))
     assert torch.equal(pool(hidden, mask, "cls"), torch.stack([hidden[0, 0], hidden[1, 2]]))
-    assert torch.equal(pool(hidden, mask, "mean"), torch.stack([hidden[0, :3].mean(0), hidden[1, 2:].mean(0)]))
+    assert torch.equal(
+        pool(hidden, mask, "mean"), torch.stack([hidden[0, :3].mean(0), hidden[1, 2:].mean(0)])
+    )
 
 
 @pytest.mark.parametrize(("side", "kept"), [("right", slice(0, 8)), ("left", slice(-8, None))])
@@ -94,7 +110,9 @@ def test_batches_hold_the_budget_and_every_row_once() -> None:
 
 
 def test_overflow_is_refused_with_the_remedy() -> None:
-    with pytest.raises(EncoderError, match=r"7e\+04 is too large for float16; set .*store_dtype to bfloat16"):
+    with pytest.raises(
+        EncoderError, match=r"7e\+04 is too large for float16; set .*store_dtype to bfloat16"
+    ):
         to_stored(torch.tensor([[70_000.0]]), "float16")
     stored = to_stored(torch.tensor([[float("nan")], [1.0]]), "float16")
     assert finite_rows(stored, "float16").tolist() == [False, True]
@@ -114,7 +132,9 @@ def test_cached_features_equal_live_ones(configure: Configure) -> None:
     torch.testing.assert_close(cached.float(), live, atol=2e-3, rtol=2e-3)  # float16 storage
 
 
-def test_a_rerun_encodes_nothing_and_loads_no_model(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_encodes_nothing_and_loads_no_model(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configure()
     first = pipeline.embed(config)
     manifest = Path(first["dir"]) / "manifest.json"
@@ -135,9 +155,11 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
 ) -> None:
     config = configure({"embed.rows_per_shard": 100})
     whole = Path(
-        pipeline.embed(config.model_copy(update={"paths": config.paths.model_copy(update={"cache": Path("whole")})}))[
-            "dir"
-        ]
+        pipeline.embed(
+            config.model_copy(
+                update={"paths": config.paths.model_copy(update={"cache": Path("whole")})}
+            )
+        )["dir"]
     )
     original, done = run_module.CacheWriter.commit, []
 
@@ -159,13 +181,27 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
 
 def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
     base = pipeline.embed(configure())["dir"]
-    for change in ({"layer": -2}, {"pooling": "last"}, {"store_dtype": "float32"}, {"max_length": 9}):
-        assert pipeline.embed(configure({f"embed.tiny-text.{k}": v for k, v in change.items()}))["dir"] != base
-    for change in ({"embed.rows_per_shard": 64}, {"embed.token_budget": 100}, {"embed.tiny-text.padding_side": "left"}):
+    for change in (
+        {"layer": -2},
+        {"pooling": "last"},
+        {"store_dtype": "float32"},
+        {"max_length": 9},
+    ):
+        assert (
+            pipeline.embed(configure({f"embed.tiny-text.{k}": v for k, v in change.items()}))["dir"]
+            != base
+        )
+    for change in (
+        {"embed.rows_per_shard": 64},
+        {"embed.token_budget": 100},
+        {"embed.tiny-text.padding_side": "left"},
+    ):
         assert pipeline.embed(configure(change))["dir"] == base
 
 
-def test_failed_items_are_rows_of_the_errors_table(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_items_are_rows_of_the_errors_table(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = TextEncoder.encode
 
     def fail_on_some(self: TextEncoder, batch: Batch) -> list[torch.Tensor]:
@@ -183,10 +219,16 @@ def test_failed_items_are_rows_of_the_errors_table(configure: Configure, monkeyp
         ("encode", "RuntimeError"),
         ("nonfinite", "NonFinite"),
     ]
-    trained = pipeline.train(configure({"train.head": "pal-b"}))  # pairs of failed items are left out
+    trained = pipeline.train(
+        configure({"train.head": "pal-b"})
+    )  # pairs of failed items are left out
     assert trained["test_seen"]["n_pairs"] > 0
-    monkeypatch.setattr(TextEncoder, "encode", lambda made, batch: fail_twelve(original, made, batch))
-    with pytest.raises(EncoderError, match=r"12 of 600 items failed, more than embed.max_error_rate = 0.01"):
+    monkeypatch.setattr(
+        TextEncoder, "encode", lambda made, batch: fail_twelve(original, made, batch)
+    )
+    with pytest.raises(
+        EncoderError, match=r"12 of 600 items failed, more than embed.max_error_rate = 0.01"
+    ):
         pipeline.embed(configure({"embed.tiny-text.pooling": "cls"}))
 
 
@@ -198,7 +240,9 @@ def fail_twelve(original: Any, made: TextEncoder, batch: Batch) -> list[torch.Te
 
 
 def test_the_wrong_encoder_for_a_dataset_is_one_sentence(configure: Configure) -> None:
-    with pytest.raises(EncoderError, match="reads feature items, but the dataset has text items; choose another"):
+    with pytest.raises(
+        EncoderError, match="reads feature items, but the dataset has text items; choose another"
+    ):
         pipeline.embed(configure({"encoder": "identity"}))
     with pytest.raises(EncoderError, match="random models exist for bert"):
         pipeline.embed(configure({"embed.tiny-text.model": "random:nothing"}))
@@ -206,18 +250,25 @@ def test_the_wrong_encoder_for_a_dataset_is_one_sentence(configure: Configure) -
 
 def test_weights_that_cannot_be_had_are_one_sentence(configure: Configure) -> None:
     settings = {"encoder": "mine", "embed.mine.model": "no/such-model"}
-    with pytest.raises(EncoderError, match=r"cannot fetch encoder mine \(no/such-model\) from the Hub"):
+    with pytest.raises(
+        EncoderError, match=r"cannot fetch encoder mine \(no/such-model\) from the Hub"
+    ):
         pipeline.embed(configure(settings))
     Path("folder").mkdir()
     with pytest.raises(EncoderError, match=r"folder holds no \*.safetensors weights"):
         pipeline.embed(configure({**settings, "embed.mine.model": "folder"}))
 
 
-def test_a_local_folder_is_read_and_its_path_is_not_part_of_the_specification(configure: Configure) -> None:
+def test_a_local_folder_is_read_and_its_path_is_not_part_of_the_specification(
+    configure: Configure,
+) -> None:
     for name in ("one", "two"):
         random_model("bert").save_pretrained(name)
         byte_tokenizer().save_pretrained(name)
-    dirs = [pipeline.embed(configure({"encoder": "mine", "embed.mine.model": name}))["dir"] for name in ("one", "two")]
+    dirs = [
+        pipeline.embed(configure({"encoder": "mine", "embed.mine.model": name}))["dir"]
+        for name in ("one", "two")
+    ]
     assert dirs[0] == dirs[1]
 
 
@@ -230,7 +281,9 @@ needs_minilm = pytest.mark.skipif(
 @needs_minilm
 def test_minilm_features_are_those_of_sentence_transformers(configure: Configure) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    source = locate("minilm", configure({"encoder": "minilm"}).encoder_config(), Path(".digests.json"))
+    source = locate(
+        "minilm", configure({"encoder": "minilm"}).encoder_config(), Path(".digests.json")
+    )
     made = TextEncoder.load(source, "cpu", 4096)
     texts = ["Is this a statement?", "I love art.", "word " * 400, "ünïcode 猫"]
     reference = sentence_transformers.SentenceTransformer(str(source.folder), device="cpu").encode(
@@ -247,7 +300,9 @@ def test_other_bytes_than_the_known_weights_are_refused(configure: Configure) ->
         pipeline.embed(config)
 
 
-def test_the_share_of_the_peak_counts_the_matrices_that_real_tokens_meet(configure: Configure) -> None:
+def test_the_share_of_the_peak_counts_the_matrices_that_real_tokens_meet(
+    configure: Configure,
+) -> None:
     table, matrix = torch.nn.Embedding(1000, 8), torch.nn.Linear(8, 4)
     assert flops_per_token(torch.nn.Sequential(table, matrix)) == 2 * 8 * 4
     assert matrix_rate("cpu", torch.float32, size=64) > 0

@@ -67,13 +67,17 @@ def test_swapping_items_changes_no_metric() -> None:
     margin, users = generator.standard_normal(500), generator.integers(0, 20, 500)
     label = generator.choice([0.0, 0.5, 1.0], 500)
     swap = generator.random(500) < 0.5
-    other = summarize(np.where(swap, -margin, margin), np.where(swap, 1 - label, label), users, 100, 15)
+    other = summarize(
+        np.where(swap, -margin, margin), np.where(swap, 1 - label, label), users, 100, 15
+    )
     for key, value in summarize(margin, label, users, 100, 15).items():
         assert other[key] == pytest.approx(value)
 
 
 def trained(configure: Configure, **options: object) -> Config:
-    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **options})
+    config = configure(
+        {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", **options}
+    )
     pipeline.embed(config)
     return config
 
@@ -116,7 +120,9 @@ def test_a_run_is_not_judged_on_another_split(configure: Configure) -> None:
 
 def test_a_missing_or_damaged_run_is_one_sentence(configure: Configure) -> None:
     config = trained(configure)
-    with pytest.raises(EvaluationError, match=r"runs/absent holds no trained head; run: pal train --run absent"):
+    with pytest.raises(
+        EvaluationError, match=r"runs/absent holds no trained head; run: pal train --run absent"
+    ):
         pipeline.evaluate(config, ["absent"])
     pipeline.train(config, "run")
     Path("runs/run/head.safetensors").write_bytes(b"12345678")

@@ -10,13 +10,23 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_rank_for_two_users_prints_two_rankings() -> None:
-    small = ["encoder=tiny-text", "train.epochs=1", "data.demo.users=6", "data.demo.pairs_per_user=10"]
+    small = [
+        "encoder=tiny-text",
+        "train.epochs=1",
+        "data.demo.users=6",
+        "data.demo.pairs_per_user=10",
+    ]
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "examples/rank_for_two_users.py", *small], capture_output=True, text=True
+        [sys.executable, REPOSITORY / "examples/rank_for_two_users.py", *small],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["seen-00000", "seen-00001"]
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == [
+        "seen-00000",
+        "seen-00001",
+    ]
     assert len(lines) == 8
 
 
@@ -32,7 +42,9 @@ def test_opposed_users_rank_statements_in_opposite_orders(persona_source: Path) 
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(" ")]
     assert len(lines) == 16
-    newcomer, opposite = ({line[10:].strip(): float(line[:10]) for line in lines[part : part + 8]} for part in (0, 8))
+    newcomer, opposite = (
+        {line[10:].strip(): float(line[:10]) for line in lines[part : part + 8]} for part in (0, 8)
+    )
     for statement in ("I enjoy going to art museums", "I love painting"):
         assert newcomer[statement] > 0 > opposite[statement]
     assert newcomer["I have no interest in art"] < 0 < opposite["I have no interest in art"]

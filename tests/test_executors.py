@@ -23,8 +23,11 @@ ray = pytest.importorskip("ray") if sys.platform != "win32" else None
 
 
 def files(folder: str | Path) -> dict[str, bytes]:
-    """Return the shard files, which hold the features and the software that made them, but no times."""
-    return {path.name: path.read_bytes() for path in (Path(folder) / "shards").glob("part-*.parquet")}
+    """Return the shard files, which hold the features and the software that made them, but no
+    times."""
+    return {
+        path.name: path.read_bytes() for path in (Path(folder) / "shards").glob("part-*.parquet")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,23 @@ def one_thread() -> Iterator[None]:
 def test_ray_actors_make_the_same_bytes_as_this_process(configure: Configure) -> None:
     here = pipeline.embed(configure({**MANY, "paths.cache": "here"}))
     there = pipeline.embed(
-        configure({**MANY, "paths.cache": str(Path("there").absolute()), "embed.executor": "ray", "embed.actors": 2})
+        configure(
+            {
+                **MANY,
+                "paths.cache": str(Path("there").absolute()),
+                "embed.executor": "ray",
+                "embed.actors": 2,
+            }
+        )
     )
     assert there["encoded"] == here["encoded"] == 600
     assert files(there["dir"]) == files(here["dir"])
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_processes_make_the_same_bytes_as_this_process(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_make_the_same_bytes_as_this_process(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here = pipeline.embed(configure({**MANY, "paths.cache": "here"}))
     there = pipeline.embed(configure({**MANY, "paths.cache": "there", "embed.actors": 2}))
@@ -67,7 +79,11 @@ def test_processes_make_the_same_bytes_as_this_process(configure: Configure, mon
 def test_an_error_in_an_actor_is_the_same_sentence(configure: Configure) -> None:
     from pal.errors import EncoderError
 
-    settings = {"paths.cache": str(Path("c").absolute()), "embed.executor": "ray", "embed.tiny-text.layer": -7}
+    settings = {
+        "paths.cache": str(Path("c").absolute()),
+        "embed.executor": "ray",
+        "embed.tiny-text.layer": -7,
+    }
     with pytest.raises(EncoderError, match="has 3 blocks, so layer -7 does not exist"):
         pipeline.embed(configure(settings))
 
@@ -81,13 +97,17 @@ def test_a_slurm_array_shares_the_shards_and_its_last_task_completes_the_cache(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure({**MANY, "embed.executor": "slurm"})
-    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set; submit it with sbatch --array"):
+    with pytest.raises(
+        ConfigError, match="SLURM_ARRAY_TASK_ID is not set; submit it with sbatch --array"
+    ):
         pipeline.embed(config)
     for task in (4, 6, 8):
         for name, value in slurm(task).items():
             monkeypatch.setenv(name, value)
         if task < 8:
-            with pytest.raises(CacheError, match="this task's 4 shards are done, others are not yet"):
+            with pytest.raises(
+                CacheError, match="this task's 4 shards are done, others are not yet"
+            ):
                 pipeline.embed(config)
         else:
             result = pipeline.embed(config)
@@ -96,7 +116,9 @@ def test_a_slurm_array_shares_the_shards_and_its_last_task_completes_the_cache(
     assert files(result["dir"]) == files(whole["dir"])
 
 
-def test_what_one_executor_began_another_finishes(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_executor_began_another_finishes(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in slurm(6).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(CacheError, match="others are not yet"):
@@ -122,7 +144,10 @@ def test_a_ray_node_that_dies_costs_no_item(configure: Configure) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         until = time.monotonic() + 120
-        while len(list(folder.glob("demo/tiny-text-*/shards/part-*.json"))) < 20 and time.monotonic() < until:
+        while (
+            len(list(folder.glob("demo/tiny-text-*/shards/part-*.json"))) < 20
+            and time.monotonic() < until
+        ):
             time.sleep(0.02)
         made.remove_node(node, allow_graceful=False)
         seen = len(list(folder.glob("demo/tiny-text-*/shards/part-*.json")))
@@ -134,5 +159,7 @@ def test_a_ray_node_that_dies_costs_no_item(configure: Configure) -> None:
     assert seen < 120
     assert result["errors"] == 0
     whole = pipeline.embed(configure({"embed.rows_per_shard": 5, "paths.cache": "whole"}))
-    assert {name.split(".")[0] for name in files(result["dir"])} == {name.split(".")[0] for name in files(whole["dir"])}
+    assert {name.split(".")[0] for name in files(result["dir"])} == {
+        name.split(".")[0] for name in files(whole["dir"])
+    }
     assert result["items_unique"] == whole["items_unique"] == 600

@@ -21,7 +21,7 @@ from pal import pipeline
 from pal.cache.inspect import verify
 from pal.cache.reader import FeatureStore
 from pal.config import Config
-from pal.embed.text import TextEncoder
+from pal.embed.encoders.text import TextEncoder
 from pal.errors import CacheError
 
 Configure = Callable[..., Config]
@@ -31,7 +31,8 @@ DATA = ["--set", "data.demo.groups=1", "--set", "data.demo.limit=200",
         "--set", "data.demo.validation_pairs_per_user=5", "--set", "data.demo.test_pairs_per_user=5"]  # fmt: skip
 SETTINGS = [*DATA, "--encoder", "tiny-text", "--set", "embed.rows_per_shard=20"]
 
-# A process that has everything imported and forks: each child embeds and may be killed while it does.
+# A process that has everything imported and forks: each child embeds and may be killed while it
+# does.
 NURSERY = """
 import os, signal, sys
 from pal import pipeline
@@ -74,7 +75,9 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(configure: Configure) -> None:
+def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(
+    configure: Configure,
+) -> None:
     Path("whole").mkdir()
     Path("killed").mkdir()
     whole = json.loads(pal("embed", *SETTINGS, "--json", cwd="whole").stdout)
@@ -96,7 +99,9 @@ def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(config
         killed += status == -signal.SIGKILL
         between += at_a_receipt
         folder = next(Path("killed/cache/demo").glob("tiny-text-*"), None)
-        if status == 0 or (folder is not None and len(list((folder / "shards").glob("part-*.json"))) > SHARDS - 3):
+        if status == 0 or (
+            folder is not None and len(list((folder / "shards").glob("part-*.json"))) > SHARDS - 3
+        ):
             for receipt in sorted((folder / "shards").glob("part-*.json"))[::2]:  # type: ignore[operator]
                 receipt.unlink()  # it came too far: take some of it back
             (folder / "manifest.json").unlink(missing_ok=True)  # type: ignore[operator]
@@ -108,14 +113,21 @@ def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(config
     print(f"{killed} kills, {between} of them between rename and receipt")
     folder = Path("killed") / whole["dir"]
     assert shards_of(folder) == shards_of(Path("whole") / whole["dir"])
-    named = {Path(shard["path"]).name for shard in json.loads((folder / "manifest.json").read_text())["shards"]}
+    named = {
+        Path(shard["path"]).name
+        for shard in json.loads((folder / "manifest.json").read_text())["shards"]
+    }
     assert {path.name for path in (folder / "shards").glob("part-*.parquet")} == named
     assert len(named) == SHARDS
 
 
 def test_a_kill_between_rename_and_receipt_costs_one_shard() -> None:
     nursery = subprocess.run(
-        [sys.executable, "-c", NURSERY, *SETTINGS], input="5\n0\n", capture_output=True, text=True, check=True
+        [sys.executable, "-c", NURSERY, *SETTINGS],
+        input="5\n0\n",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert nursery.stdout.split()[1::2] == [str(-signal.SIGKILL), "0"]
     (folder,) = Path("cache/demo").glob("tiny-text-*")
@@ -158,7 +170,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path) -> None
     assert 0 < finished < SHARDS
     assert not list((folder / "shards").glob(".inflight-*"))
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    again = json.loads(pal("embed", *SETTINGS, "--set", f"paths.cache={small_disk}", "--json").stdout)
+    again = json.loads(
+        pal("embed", *SETTINGS, "--set", f"paths.cache={small_disk}", "--json").stdout
+    )
     assert again["reused"] == 20 * finished
     assert verify(folder)["rows"] == 600
 
@@ -180,7 +194,9 @@ def test_a_damaged_shard_is_found_refused_and_encoded_again(how: str, configure:
     assert shards_of(folder) == before
 
 
-def test_a_batch_that_finds_no_memory_is_halved(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_finds_no_memory_is_halved(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, sizes = TextEncoder.encode, []
 
     def small_memory(self: TextEncoder, batch: Any) -> list[torch.Tensor]:
@@ -196,11 +212,15 @@ def test_a_batch_that_finds_no_memory_is_halved(configure: Configure, monkeypatc
     assert max(sizes) > 4  # halves, not single items
     halved = shards_of(Path(result["dir"]))
     assert whole.keys() == halved.keys()
-    first, second = (np.frombuffer(b"".join(c[k] for k in sorted(c)), np.float16) for c in (whole, halved))
+    first, second = (
+        np.frombuffer(b"".join(c[k] for k in sorted(c)), np.float16) for c in (whole, halved)
+    )
     np.testing.assert_allclose(first, second, atol=2e-3)
 
 
-def test_failed_items_are_tried_again_when_asked(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_items_are_tried_again_when_asked(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = TextEncoder.encode
 
     def fail(self: TextEncoder, batch: Any) -> list[torch.Tensor]:

@@ -48,7 +48,8 @@ def picture(number: int) -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves good and bad answers, and remembers every connection and every path that was asked for."""
+    """Serves good and bad answers, and remembers every connection and every path that was asked
+    for."""
 
     daemon_threads = True
 
@@ -127,7 +128,9 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread = threading.Thread(
+            target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         yield made
         made.shutdown()
@@ -154,7 +157,9 @@ def test_an_image_is_downloaded_once(server: Server, monkeypatch: pytest.MonkeyP
     assert got(url) == first == place_of(url, FOLDER)
     assert server.paths == ["/good.png"]
     assert server.agents == {"pal"}
-    assert got(server.url("/good.png?n=1")).read_bytes() == picture(1)  # each URL has a file of its own
+    assert got(server.url("/good.png?n=1")).read_bytes() == picture(
+        1
+    )  # each URL has a file of its own
     assert len(list(FOLDER.iterdir())) == 2
 
 
@@ -188,7 +193,11 @@ def test_exactly_the_largest_size_is_not_too_large(server: Server) -> None:
         ("/cut-chunked", HTTPException, "IncompleteRead"),
         ("/nonsense", HTTPException, "this is no HTTP"),
         ("/missing", urllib.error.HTTPError, "404"),
-        ("/to-file", urllib.error.HTTPError, "Redirection to url 'file:///etc/passwd' is not allowed"),
+        (
+            "/to-file",
+            urllib.error.HTTPError,
+            "Redirection to url 'file:///etc/passwd' is not allowed",
+        ),
         ("/to-ftp", ValueError, r"'ftp://127.0.0.1/x' is no http\(s\) address"),
         ("/to-metadata", ValueError, "leads to 169.254.169.254, which is not a public one"),
         ("/to-local", ValueError, "leads to 127.0.0.2"),
@@ -215,7 +224,14 @@ def test_a_slow_answer_is_given_up_in_time(path: str, server: Server) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://127.0.0.1/a.png", "data:image/png;base64,AAAA", "a.png", "http:///a.png", ""],
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.png",
+        "data:image/png;base64,AAAA",
+        "a.png",
+        "http:///a.png",
+        "",
+    ],
 )
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"is no http\(s\) address"):
@@ -250,7 +266,9 @@ def test_the_judged_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPa
     connected: list[Any] = []
 
     def resolve(host: str, port: int, **_: Any) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, port)) for place in answers.pop(0)]
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, port)) for place in answers.pop(0)
+        ]
 
     def connect(address: Any, *_: Any) -> socket.socket:
         connected.append(address)
@@ -260,7 +278,9 @@ def test_the_judged_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "create_connection", connect)
     with pytest.raises(OSError, match="no network here"):
         fetch("http://rebinding.example/a.png", FOLDER, LARGEST, SECONDS)
-    assert connected == [("93.184.216.34", 80)]  # a second look at the name would have found another one
+    assert connected == [
+        ("93.184.216.34", 80)
+    ]  # a second look at the name would have found another one
     for _ in range(2):
         with pytest.raises(ValueError, match=r"rebinding.example leads to (127.0.0.1|10.0.0.1)"):
             fetch("http://rebinding.example/a.png", FOLDER, LARGEST, SECONDS)
@@ -283,9 +303,13 @@ def settings(configure: Configure, source: Path | None, fetch_images: bool = Fal
     return configure({"dataset": "pairs", "data.pairs.fetch_images": fetch_images, **chosen})
 
 
-def test_urls_are_rejects_that_name_the_option_unless_the_user_asks(configure: Configure, server: Server) -> None:
+def test_urls_are_rejects_that_name_the_option_unless_the_user_asks(
+    configure: Configure, server: Server
+) -> None:
     source = write_rows(server)
-    texts = [{"prompt": f"say {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    texts = [
+        {"prompt": f"say {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)
+    ]
     (source / "texts.jsonl").write_text("\n".join(json.dumps(row) for row in texts))
     dataset = pipeline.prepare(settings(configure, source))
     assert dataset.card["rejects"] == {"no-image": 60}
@@ -305,9 +329,22 @@ def test_fetched_images_stay_usable_without_the_option(
     configure: Configure, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "fetch", partial(fetch, is_allowed=only_the_test_server))
-    bad = (server.url("/missing.jpg"), "http://\ud800.invalid/a.png", "http://[::1/a.png", "http://127.0.0.1:x/a.png")
+    bad = (
+        server.url("/missing.jpg"),
+        "http://\ud800.invalid/a.png",
+        "http://[::1/a.png",
+        "http://127.0.0.1:x/a.png",
+    )
     source = write_rows(server, bad)
-    arguments = ["prepare", "--dataset", "pairs", "--source", str(source), "--fetch-images", "--json"]
+    arguments = [
+        "prepare",
+        "--dataset",
+        "pairs",
+        "--source",
+        str(source),
+        "--fetch-images",
+        "--json",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     card = json.loads(result.stdout)

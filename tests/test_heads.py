@@ -1,4 +1,5 @@
-"""Heads against the equations: an implementation of method.md in NumPy that shares no line with the package."""
+"""Heads against the equations: an implementation of method.md in NumPy that shares no line with the
+package."""
 
 from __future__ import annotations
 
@@ -16,18 +17,28 @@ from torch.autograd import gradcheck
 from pal import pipeline
 from pal.config import Config, TrainConfig, load
 from pal.errors import ConfigError
-from pal.train.convex import Rows, best_ridge, cross_entropy, fit_low_rank, newton
 from pal.train.heads.head import Head, build_head, heads, resolve
 from pal.train.heads.variational import Variational, _episodes
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
+from pal.train.solve.convex import Rows, best_ridge, cross_entropy, fit_low_rank, newton
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS, K = 6, 4, 12, 3
-MLPS = ["mlp2-relu-dropout0-residual", "mlp1-gelu-dropout0", "mlp0-linear-dropout0-nobias", "identity"]
+MLPS = [
+    "mlp2-relu-dropout0-residual",
+    "mlp1-gelu-dropout0",
+    "mlp0-linear-dropout0-nobias",
+    "identity",
+]
 SCORES = ["squared", "distance", "normalised", "angle"]
 VARIANTS = [
-    *(("pal-a", score, learner, mlp) for score in SCORES for learner in ("f(Pw)", "f(P)w", "Pw") for mlp in MLPS[:2]),
+    *(
+        ("pal-a", score, learner, mlp)
+        for score in SCORES
+        for learner in ("f(Pw)", "f(P)w", "Pw")
+        for mlp in MLPS[:2]
+    ),
     *(("pal-b", score, None, mlp) for score in SCORES for mlp in MLPS),
 ]
 PERSONAL = ["lore", "per-user", "drm", "user-embedding", "vpl"]
@@ -45,7 +56,12 @@ def make(name: str, k: int = K, **settings: Any) -> Head:
 def batch() -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(3, ROWS, DIM, generator=generator, dtype=torch.float64)
-    return features[0], features[1], features[2], torch.randint(0, USERS, (ROWS,), generator=generator)
+    return (
+        features[0],
+        features[1],
+        features[2],
+        torch.randint(0, USERS, (ROWS,), generator=generator),
+    )
 
 
 class Reference:
@@ -66,7 +82,13 @@ class Reference:
             layer += 1
             if f"{prefix}.weights.{layer}" in self.state:
                 gelu = 0.5 * value * (1.0 + erf(value / math.sqrt(2.0)))
-                value = np.maximum(value, 0.0) if "relu" in self.mlp else gelu if "gelu" in self.mlp else value
+                value = (
+                    np.maximum(value, 0.0)
+                    if "relu" in self.mlp
+                    else gelu
+                    if "gelu" in self.mlp
+                    else value
+                )
         return x + value if "residual" in self.mlp else value
 
     def ideal(self, prompt: np.ndarray, user: int) -> np.ndarray:
@@ -93,7 +115,9 @@ class Reference:
 
 
 @pytest.mark.parametrize(("name", "score", "learner", "mlp"), VARIANTS)
-def test_margins_and_losses_equal_the_equations(name: str, score: str, learner: str | None, mlp: str) -> None:
+def test_margins_and_losses_equal_the_equations(
+    name: str, score: str, learner: str | None, mlp: str
+) -> None:
     head = make(name, score=score, learner=learner, mlp=mlp)
     prompt, first, second, user = batch()
     reference = Reference(head, name, score, learner, mlp)
@@ -109,17 +133,26 @@ def test_margins_and_losses_equal_the_equations(name: str, score: str, learner: 
     label = np.resize([1.0, 0.0, 0.5, 0.7], ROWS)
     p = 1.0 / (1.0 + np.exp(-np.array(expected)))
     entropy = -(label * np.log(p) + (1.0 - label) * np.log(1.0 - p))
-    np.testing.assert_allclose(logistic(margin, torch.tensor(label)).detach().numpy(), entropy, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        logistic(margin, torch.tensor(label)).detach().numpy(), entropy, rtol=1e-5, atol=1e-8
+    )
     t = np.where(label > 0.5, 1.0, -1.0)
     decided = np.isin(label, (0.0, 1.0))
     expected_hinge = np.maximum(0.0, 1.0 - t * np.array(expected))[decided]
     np.testing.assert_allclose(
-        hinge(margin, torch.tensor(label)).detach().numpy()[decided], expected_hinge, rtol=1e-5, atol=1e-12
+        hinge(margin, torch.tensor(label)).detach().numpy()[decided],
+        expected_hinge,
+        rtol=1e-5,
+        atol=1e-12,
     )
 
 
-@pytest.mark.parametrize(("name", "score", "learner", "mlp"), [v for v in VARIANTS if "relu" not in v[3]])
-def test_gradients_are_those_of_finite_differences(name: str, score: str, learner: str | None, mlp: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "score", "learner", "mlp"), [v for v in VARIANTS if "relu" not in v[3]]
+)
+def test_gradients_are_those_of_finite_differences(
+    name: str, score: str, learner: str | None, mlp: str
+) -> None:
     head = make(name, score=score, learner=learner, mlp=mlp)
     check_gradients(head)
 
@@ -136,7 +169,9 @@ def check_gradients(head: Head) -> None:
 
     def loss(*parameters: torch.Tensor) -> torch.Tensor:
         state = dict(zip(names, parameters, strict=True))
-        margin = torch.func.functional_call(head, state, (prompt if head.uses_prompt else None, first, second, user))
+        margin = torch.func.functional_call(
+            head, state, (prompt if head.uses_prompt else None, first, second, user)
+        )
         return logistic(margin, torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)).sum()
 
     assert gradcheck(loss, values, eps=1e-6, atol=1e-5)
@@ -145,7 +180,11 @@ def check_gradients(head: Head) -> None:
 @pytest.mark.parametrize("name", sorted(heads()))
 def test_optimiser_groups_hold_each_parameter_once(name: str) -> None:
     head = make(name)
-    grouped = [id(p) for group in optimiser_groups(head, resolve(TrainConfig(head=name))) for p in group["params"]]
+    grouped = [
+        id(p)
+        for group in optimiser_groups(head, resolve(TrainConfig(head=name)))
+        for p in group["params"]
+    ]
     wanted = [id(p) for p in head.parameters()]
     assert sorted(grouped) == sorted(wanted)
 
@@ -164,7 +203,9 @@ def test_every_head_scores_single_items_and_margins_are_differences(name: str) -
 def test_with_one_prototype_users_do_not_matter(name: str) -> None:
     head = make(name, k=1)
     prompt, first, second, user = batch()
-    torch.testing.assert_close(head(prompt, first, second, user), head(prompt, first, second, (user + 1) % USERS))
+    torch.testing.assert_close(
+        head(prompt, first, second, user), head(prompt, first, second, (user + 1) % USERS)
+    )
 
 
 def test_gumbel_weights_are_on_the_simplex_and_random_only_in_training() -> None:
@@ -180,11 +221,13 @@ def test_bound_adds_the_excess_norms_and_is_refused_where_nothing_reads_it() -> 
     head = make("pal-b")
     prompt, first, second, user = batch()
     module = HeadTraining(head, TrainConfig(head="pal-b", bound=0.5))
-    from pal.train.datamodule import Batch
+    from pal.train.pairs import Batch
 
     norm = torch.linalg.vector_norm(head.ideal(prompt, head.users(user)), dim=1)  # type: ignore[operator]
     expected = (norm - 0.5).clamp(min=0).sum()
-    torch.testing.assert_close(module.bound_penalty(Batch(prompt, first, second, user, user), 0.5), expected)
+    torch.testing.assert_close(
+        module.bound_penalty(Batch(prompt, first, second, user, user), 0.5), expected
+    )
     with pytest.raises(ConfigError, match="bound"):
         resolve(TrainConfig(head="lore", bound=0.5))
 
@@ -223,13 +266,15 @@ def test_lore_with_one_direction_is_bradley_terry() -> None:
 
 
 def test_per_user_shrinkage_is_bounded_by_the_population_and_the_own_fit() -> None:
-    from pal.train.convex import fit_shrunk_users
+    from pal.train.solve.convex import fit_shrunk_users
 
     rows = random_rows()
     theta, _ = best_ridge(rows, rows, 0.05)
     offsets = fit_shrunk_users(theta, rows, rows, USERS)
     own = (rows.x * (theta + offsets.to(rows.x)[rows.user])).sum(dim=1)
-    assert float(cross_entropy(own, rows.y).mean()) < float(cross_entropy(rows.x @ theta.double(), rows.y).mean())
+    assert float(cross_entropy(own, rows.y).mean()) < float(
+        cross_entropy(rows.x @ theta.double(), rows.y).mean()
+    )
 
 
 def test_inference_of_vpl_ignores_the_order_of_answers() -> None:
@@ -254,7 +299,12 @@ def test_vpl_never_reads_a_target_as_context() -> None:
 
 @pytest.mark.parametrize("name", sorted(heads()))
 def test_every_head_trains_saves_loads_and_is_evaluated(name: str, configure: Configure) -> None:
-    options = {"dataset": "simulated", "encoder": "identity", "train.head": name, "train.latent_dim": None}
+    options = {
+        "dataset": "simulated",
+        "encoder": "identity",
+        "train.head": name,
+        "train.latent_dim": None,
+    }
     if name == "pal-b":
         options |= {"dataset": "demo", "encoder": "tiny-text"}
     config = configure(options)

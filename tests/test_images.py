@@ -1,4 +1,5 @@
-"""Images: the towers equal their libraries, pointers find the bytes, and what is broken becomes a row with a reason."""
+"""Images: the towers equal their libraries, pointers find the bytes, and what is broken becomes a
+row with a reason."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from PIL import Image
 
 from pal.cache.reader import FeatureStore
 from pal.config import Config, DatasetConfig
-from pal.data.prepare import Adapter, Part, prepare
-from pal.data.record import Chunk
-from pal.embed import hfclip, openclip
+from pal.data.build import Adapter, Part, prepare
+from pal.data.comparisons import Chunk
+from pal.dataset import PreparedDataset, item_id
 from pal.embed.encoder import locate
+from pal.embed.encoders import hfclip, openclip
 from pal.embed.run import embed
 from pal.embed.selftest import self_test
 from pal.errors import EncoderError
-from pal.tables import PreparedDataset, item_id
 
 Configure = Callable[..., Config]
 MODES = ("RGB", "RGBA", "L", "P", "CMYK", "1")
@@ -55,7 +56,8 @@ def picture(number: int) -> bytes:
 
 
 class Pictures(Adapter):
-    """A source of images in a Parquet file and in single files, under prompts, as Pick-a-Pic has them."""
+    """A source of images in a Parquet file and in single files, under prompts, as Pick-a-Pic has
+    them."""
 
     licence, origin = "none", "made here"
 
@@ -73,7 +75,12 @@ class Pictures(Adapter):
             if number >= half:
                 file = folder / f"{number}.img"
                 file.write_bytes(raw)
-                pointer = {"image_file": str(file), "image_column": None, "image_group": None, "image_row": None}
+                pointer = {
+                    "image_file": str(file),
+                    "image_column": None,
+                    "image_group": None,
+                    "image_row": None,
+                }
             self.items[name] = {"modality": "image", "text": None, **pointer}
 
     def inputs(self) -> dict[str, str]:
@@ -97,13 +104,17 @@ class Pictures(Adapter):
              "split": ("train", "val", "test")[n % 3], "population": "seen"} for n in range(len(names) - 1)
         ]  # fmt: skip
         ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
-        return Chunk(pl.DataFrame(rows, schema_overrides=binary), pl.DataFrame(pairs, schema_overrides=ids))
+        return Chunk(
+            pl.DataFrame(rows, schema_overrides=binary), pl.DataFrame(pairs, schema_overrides=ids)
+        )
 
 
 def dataset_of(images: list[bytes]) -> tuple[PreparedDataset, Pictures]:
     Path("raw").mkdir(exist_ok=True)
     source = Pictures(Path("raw"), images)
-    return prepare("pictures", DatasetConfig(), Path("data/pictures"), lambda config: source), source
+    return prepare(
+        "pictures", DatasetConfig(), Path("data/pictures"), lambda config: source
+    ), source
 
 
 def reference(kind: str, config: Config) -> Callable[[Any], torch.Tensor]:
@@ -112,23 +123,35 @@ def reference(kind: str, config: Config) -> Callable[[Any], torch.Tensor]:
     if kind == "openclip":
         model, transform, tokenizer = openclip.build(source)
         return lambda item: (
-            model.encode_text(tokenizer([item])) if isinstance(item, str) else model.encode_image(transform(item)[None])
+            model.encode_text(tokenizer([item]))
+            if isinstance(item, str)
+            else model.encode_image(transform(item)[None])
         )[0]
     model, processor, tokenizer = hfclip.build(source)
     length = model.config.text_config.max_position_embeddings
 
     def of(item: Any) -> torch.Tensor:
         if isinstance(item, str):
-            ids = tokenizer([item], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            ids = tokenizer(
+                [item],
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            )
             return hfclip.pooled(model.get_text_features(input_ids=ids["input_ids"]))[0]
-        return hfclip.pooled(model.get_image_features(**processor(images=item.convert("RGB"), return_tensors="pt")))[0]
+        return hfclip.pooled(
+            model.get_image_features(**processor(images=item.convert("RGB"), return_tensors="pt"))
+        )[0]
 
     return of
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_images_and_prompts_become_what_the_library_makes_of_them(kind: str, configure: Configure) -> None:
+def test_images_and_prompts_become_what_the_library_makes_of_them(
+    kind: str, configure: Configure
+) -> None:
     images = [picture(number) for number in range(240)]
     dataset, source = dataset_of(images)
     extra = {"encoder": "tiny", "embed.tiny.store_dtype": "float32", "embed.rows_per_shard": 50}
@@ -139,7 +162,9 @@ def test_images_and_prompts_become_what_the_library_makes_of_them(kind: str, con
     features, of = store.features(), reference(kind, config)
     for raw, name in list(zip(images, source.items, strict=True))[::7]:
         wanted = of(Image.open(io.BytesIO(raw)))
-        torch.testing.assert_close(features[store.index(np.array([name]))[0]], wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            features[store.index(np.array([name]))[0]], wanted, atol=1e-5, rtol=1e-4
+        )
     for text in PROMPTS:
         row = store.index(np.array([item_id("text", text)]))[0]
         torch.testing.assert_close(features[row], of(text), atol=1e-5, rtol=1e-4)
@@ -148,14 +173,20 @@ def test_images_and_prompts_become_what_the_library_makes_of_them(kind: str, con
 
 
 @pytest.mark.parametrize("kind", ["openclip", "clip"])
-def test_the_feature_before_the_projection_leads_to_the_projected_one(kind: str, configure: Configure) -> None:
+def test_the_feature_before_the_projection_leads_to_the_projected_one(
+    kind: str, configure: Configure
+) -> None:
     dataset, source = dataset_of([picture(number) for number in range(20)])
     before, after = (
         embed(configure({**KINDS[kind], "encoder": "tiny", "embed.tiny.store_dtype": "float32",
                          "embed.tiny.layer": layer}), dataset)["dir"] for layer in (-2, -1)
     )  # fmt: skip
     model = (openclip if kind == "openclip" else hfclip).build(
-        locate("tiny", configure({**KINDS[kind], "encoder": "tiny"}).encoder_config(), Path(".digests.json"))
+        locate(
+            "tiny",
+            configure({**KINDS[kind], "encoder": "tiny"}).encoder_config(),
+            Path(".digests.json"),
+        )
     )[0]
     weight = model.visual.proj if kind == "openclip" else model.visual_projection.weight.T
     names = np.array(list(source.items))
@@ -167,7 +198,9 @@ def test_the_feature_before_the_projection_leads_to_the_projected_one(kind: str,
     assert not stores[0].features()[text, 64:].any()
 
 
-def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(configure: Configure) -> None:
+def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(
+    configure: Configure,
+) -> None:
     images = [picture(number) for number in range(40)]
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
@@ -182,7 +215,9 @@ def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(confi
     assert (result["encoded"], result["errors"]) == (38, 5)
     errors = pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")
     names = list(source.items)
-    found = {names.index(row["item_id"]): (row["stage"], row["error_class"]) for row in errors.to_dicts()}
+    found = {
+        names.index(row["item_id"]): (row["stage"], row["error_class"]) for row in errors.to_dicts()
+    }
     assert found == {
         3: ("decode", "UnidentifiedImageError"), 30: ("decode", "ValueError"), 31: ("decode", "OSError"),
         32: ("decode", "DecompressionBombError"), 33: ("fetch", "FileNotFoundError"),
@@ -195,7 +230,9 @@ def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(confi
     assert set(pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")["attempts"]) == {2}
 
 
-def test_images_are_read_in_the_order_of_the_source(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_in_the_order_of_the_source(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pal.embed import images as module
 
     dataset, _ = dataset_of([picture(number) for number in range(80)])
@@ -216,8 +253,18 @@ def test_what_towers_cannot_do_is_one_sentence(configure: Configure) -> None:
     for change, sentence in (
         ({"embed.tiny.layer": -3}, r"towers give -1 \(projected\) or -2"),
         ({"embed.tiny.model": "ViT-nothing"}, "is no OpenCLIP model"),
-        ({"embed.tiny.model": "ViT-B-32", "embed.tiny.pretrained": "none"}, "ViT-B-32 has openai, laion400m"),
-        ({"embed.tiny.kind": "hf-clip", "embed.tiny.model": "random:siglip", "embed.tiny.layer": -2}, "no projection"),
+        (
+            {"embed.tiny.model": "ViT-B-32", "embed.tiny.pretrained": "none"},
+            "ViT-B-32 has openai, laion400m",
+        ),
+        (
+            {
+                "embed.tiny.kind": "hf-clip",
+                "embed.tiny.model": "random:siglip",
+                "embed.tiny.layer": -2,
+            },
+            "no projection",
+        ),
         ({"embed.layers": [-1, -2]}, "gives one layer at a time"),
     ):
         with pytest.raises(EncoderError, match=sentence):

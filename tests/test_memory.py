@@ -20,7 +20,8 @@ SWEEP = [
 ALLOWED = 1.5e9
 ALLOWED_TO_GATHER = 300e6
 
-# Prints the bytes of anonymous memory before a cache is opened, and their peak while batches are gathered from it.
+# Prints the bytes of anonymous memory before a cache is opened, and their peak while batches are
+# gathered from it.
 GATHER = """
 import sys
 from pathlib import Path
@@ -90,7 +91,9 @@ def size_of(cache: Path) -> int:
 @pytest.mark.slow
 def test_gathering_from_a_large_cache_leaves_it_on_disk(large_cache: Path) -> None:
     command = [sys.executable, "-c", GATHER, str(large_cache)]
-    before, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    before, peak = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
     print(f"cache {size_of(large_cache) / 1e9:.2f} GB, {(peak - before) / 1e6:.0f} MB anonymous")
     assert peak - before < ALLOWED_TO_GATHER
 
@@ -100,11 +103,16 @@ def test_a_sweep_needs_its_cache_once_and_no_more_than_a_fixed_amount(large_cach
     workplace, cache = large_cache.parents[2], size_of(large_cache)
     sweep = [sys.executable, "-m", "pal", "sweep", *LARGE, *SWEEP]
     script = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
+        "stdout=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *sweep], cwd=workplace, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", script, *sweep],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     peak = int(done.stdout) * 1024
     print(f"cache {cache / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")

@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 from pal import doctor, pipeline
 from pal.cli.app import app
 from pal.config import Config
-from pal.data.record import image_content_id
+from pal.data.comparisons import image_content_id
+from pal.dataset import PreparedDataset
 from pal.embed.images import ImageReader, Pointer
 from pal.errors import DataError
-from pal.tables import PreparedDataset
 
 Configure = Callable[..., Config]
 Row = dict[str, Any]
@@ -65,7 +65,10 @@ def as_answers_to_a_text(row: Row) -> Row:
 
 
 def as_conversations(row: Row) -> Row:
-    whole = {side: [message("user", row["prompt"]), message("assistant", row[side])] for side in ("chosen", "rejected")}
+    whole = {
+        side: [message("user", row["prompt"]), message("assistant", row[side])]
+        for side in ("chosen", "rejected")
+    }
     return {"user_id": row["user_id"]} | whole
 
 
@@ -87,7 +90,11 @@ def in_parts(row: Row) -> Row:
 
 def explicit(row: Row, words: bool) -> Row:
     """Return a comparison with sides, the chosen item first in every other one."""
-    first, second = ("chosen", "rejected") if row["chosen"][12:].split()[0][-1] in "02468" else ("rejected", "chosen")
+    first, second = (
+        ("chosen", "rejected")
+        if row["chosen"][12:].split()[0][-1] in "02468"
+        else ("rejected", "chosen")
+    )
     label: Any = 1 if first == "chosen" else 0
     if words:
         label = ("second", " First ")[label]
@@ -96,7 +103,8 @@ def explicit(row: Row, words: bool) -> Row:
 
 
 def write(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
-    """Write rows in the form that the name's end says; a text among JSON lines is a line as it stands."""
+    """Write rows in the form that the name's end says; a text among JSON lines is a line as it
+    stands."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     if name.endswith(".parquet"):
@@ -108,7 +116,9 @@ def write(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
         writer.writerows(rows)
         file.write_text(out.getvalue(), encoding="utf-8")
     elif name.endswith(".json"):
-        file.write_text(json.dumps(rows, indent=1), encoding="utf-8-sig" if "bom" in name else "utf-8")
+        file.write_text(
+            json.dumps(rows, indent=1), encoding="utf-8-sig" if "bom" in name else "utf-8"
+        )
     else:
         text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
         file.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
@@ -116,8 +126,13 @@ def write(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
 
 
 def settings(configure: Configure, source: Path | None, /, **options: Any) -> Config:
-    chosen = {f"data.pairs.{key.replace('__', '.')}": value for key, value in ({"min_pairs": 1} | options).items()}
-    return configure({"dataset": "pairs", **chosen} | ({"data.pairs.source": str(source)} if source else {}))
+    chosen = {
+        f"data.pairs.{key.replace('__', '.')}": value
+        for key, value in ({"min_pairs": 1} | options).items()
+    }
+    return configure(
+        {"dataset": "pairs", **chosen} | ({"data.pairs.source": str(source)} if source else {})
+    )
 
 
 def prepared(configure: Configure, source: Path, /, **options: Any) -> PreparedDataset:
@@ -132,7 +147,9 @@ def rejects_of(dataset: PreparedDataset) -> pl.DataFrame:
 
 def texts_of(dataset: PreparedDataset) -> dict[bytes, str]:
     items = dataset.items(["item_id", "text"])
-    return dict(zip(items.column("item_id").to_pylist(), items.column("text").to_pylist(), strict=True))
+    return dict(
+        zip(items.column("item_id").to_pylist(), items.column("text").to_pylist(), strict=True)
+    )
 
 
 def preferred_texts(dataset: PreparedDataset) -> list[str]:
@@ -150,7 +167,9 @@ def picture(number: int) -> bytes:
 # What a row may look like
 
 
-def test_every_form_of_preference_data_gives_the_same_dataset(configure: Configure, tmp_path: Path) -> None:
+def test_every_form_of_preference_data_gives_the_same_dataset(
+    configure: Configure, tmp_path: Path
+) -> None:
     forms: list[Callable[[Row], Row]] = [
         dict, as_messages, as_answers_to_a_text, as_conversations, as_conversations_with_their_prompt,
         as_conversations_with_their_messages, in_parts,
@@ -172,7 +191,10 @@ def test_every_form_of_preference_data_gives_the_same_dataset(configure: Configu
 
 def test_explicit_sides_take_numbers_and_words(configure: Configure, tmp_path: Path) -> None:
     datasets = [
-        prepared(configure, write(tmp_path / f"words{words}", [explicit(row, words) for row in plain_rows()]))
+        prepared(
+            configure,
+            write(tmp_path / f"words{words}", [explicit(row, words) for row in plain_rows()]),
+        )
         for words in (False, True)
     ]
     assert datasets[0].card["digests"] == datasets[1].card["digests"]
@@ -183,9 +205,16 @@ def test_explicit_sides_take_numbers_and_words(configure: Configure, tmp_path: P
     assert 0.3 < chosen.pairs()["label"].mean() < 0.7  # type: ignore[operator]  # not all chosen items come first
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "bom.json", "rows.jsonl.gz", "rows.parquet"])
-def test_every_kind_of_file_gives_the_same_dataset(name: str, configure: Configure, tmp_path: Path) -> None:
-    cards = [prepared(configure, write(tmp_path / kind, plain_rows(), kind)).card for kind in ("rows.jsonl", name)]
+@pytest.mark.parametrize(
+    "name", ["rows.csv", "rows.json", "bom.json", "rows.jsonl.gz", "rows.parquet"]
+)
+def test_every_kind_of_file_gives_the_same_dataset(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
+    cards = [
+        prepared(configure, write(tmp_path / kind, plain_rows(), kind)).card
+        for kind in ("rows.jsonl", name)
+    ]
     for key in ("digests", "split_digest", "counts", "rejects"):
         assert cards[0][key] == cards[1][key]
 
@@ -208,14 +237,27 @@ def test_a_single_file_is_a_source(configure: Configure, tmp_path: Path) -> None
 
 def test_longer_conversations_are_cut_where_they_part(configure: Configure, tmp_path: Path) -> None:
     def conversation(number: int, answer: str) -> list[Row]:
-        turns = [("system", "be kind"), ("user", f"q{number}"), ("assistant", "well"), ("user", "go on")]
+        turns = [
+            ("system", "be kind"),
+            ("user", f"q{number}"),
+            ("assistant", "well"),
+            ("user", "go on"),
+        ]
         return [message(*turn) for turn in [*turns, ("assistant", answer)]]
 
-    rows = [{"chosen": conversation(n, f"good {n}"), "rejected": conversation(n, f"bad {n}")} for n in range(60)]
+    rows = [
+        {"chosen": conversation(n, f"good {n}"), "rejected": conversation(n, f"bad {n}")}
+        for n in range(60)
+    ]
     dataset = prepared(configure, write(tmp_path / "raw", rows))
     items = dataset.items().to_pylist()
     behind = [item for item in items if item["text"] == "good 7" and item["context"]]
-    assert [turn["content"] for turn in json.loads(behind[0]["context"])] == ["be kind", "q7", "well", "go on"]
+    assert [turn["content"] for turn in json.loads(behind[0]["context"])] == [
+        "be kind",
+        "q7",
+        "well",
+        "go on",
+    ]
     prompts = set(dataset.pairs()["prompt_id"])
     assert {item["text"] for item in items if item["item_id"] in prompts} == {"go on"}
     assert len(prompts) == 60
@@ -223,7 +265,10 @@ def test_longer_conversations_are_cut_where_they_part(configure: Configure, tmp_
 
 def test_columns_go_by_other_names(configure: Configure, tmp_path: Path) -> None:
     names = {"user_id": "worker", "prompt": "instruction", "chosen": "win", "rejected": "lose"}
-    renamed = [{names[key]: value for key, value in row.items()} | {"noise": [1, {}]} for row in plain_rows()]
+    renamed = [
+        {names[key]: value for key, value in row.items()} | {"noise": [1, {}]}
+        for row in plain_rows()
+    ]
     mapping = {f"columns__{key}": name for key, name in names.items()}
     cards = [
         prepared(configure, write(tmp_path / "plain", plain_rows())).card,
@@ -234,16 +279,23 @@ def test_columns_go_by_other_names(configure: Configure, tmp_path: Path) -> None
         prepared(configure, tmp_path / "renamed")
 
 
-def test_a_mistyped_column_of_users_does_not_make_everyone_one_user(configure: Configure, tmp_path: Path) -> None:
+def test_a_mistyped_column_of_users_does_not_make_everyone_one_user(
+    configure: Configure, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="240 no-user"):
         prepared(configure, write(tmp_path / "raw", plain_rows()), columns__user_id="wroker")
 
 
 def test_the_splits_of_the_source_are_kept(configure: Configure, tmp_path: Path) -> None:
     words = ["train", "train", "val", "validation", "test", None]
-    rows = [plain(number) | {"prompt": f"q{number}", "split": words[number % 6]} for number in range(ROWS)]
+    rows = [
+        plain(number) | {"prompt": f"q{number}", "split": words[number % 6]}
+        for number in range(ROWS)
+    ]
     rows += [plain(1) | {"split": "dev"}, plain(2) | {"split": ["train"]}]
-    dataset = prepared(configure, write(tmp_path / "raw", rows), test_user_share=0.0, validation_user_share=0.0)
+    dataset = prepared(
+        configure, write(tmp_path / "raw", rows), test_user_share=0.0, validation_user_share=0.0
+    )
     assert dataset.card["rejects"]["bad-split"] == 2
     texts = texts_of(dataset)
     own = {f"q{number}": words[number % 6] for number in range(ROWS)}
@@ -254,7 +306,10 @@ def test_the_splits_of_the_source_are_kept(configure: Configure, tmp_path: Path)
 def test_integers_are_names_of_users_too(configure: Configure, tmp_path: Path) -> None:
     numbers = [row | {"user_id": int(row["user_id"][1:])} for row in plain_rows()]
     texts = [row | {"user_id": str(row["user_id"])} for row in numbers]
-    cards = [prepared(configure, write(tmp_path / f"raw{n}", rows)).card for n, rows in enumerate((numbers, texts))]
+    cards = [
+        prepared(configure, write(tmp_path / f"raw{n}", rows)).card
+        for n, rows in enumerate((numbers, texts))
+    ]
     assert cards[0]["digests"] == cards[1]["digests"]
 
 
@@ -267,9 +322,14 @@ def without(row: Row, key: str) -> Row:
 
 def test_a_source_without_users_is_everyones(configure: Configure, tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
-        dataset = prepared(configure, write(tmp_path / name, [without(row, "user_id") for row in plain_rows()], name))
+        dataset = prepared(
+            configure,
+            write(tmp_path / name, [without(row, "user_id") for row in plain_rows()], name),
+        )
         assert dataset.card["rejects"] == {}
-        assert set(dataset.pairs().select("user_id", "population").unique().rows()) == {("everyone", "seen")}
+        assert set(dataset.pairs().select("user_id", "population").unique().rows()) == {
+            ("everyone", "seen")
+        }
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -277,7 +337,9 @@ def test_where_some_rows_name_their_user_the_others_are_rejects(
     files: int, configure: Configure, tmp_path: Path
 ) -> None:
     nameless = [without(plain(number), "user_id") for number in range(300, 305)]
-    null = [plain(number) | {"user_id": None} for number in range(310, 313)] + [plain(320) | {"user_id": "  "}]
+    null = [plain(number) | {"user_id": None} for number in range(310, 313)] + [
+        plain(320) | {"user_id": "  "}
+    ]
     if files == 1:
         write(tmp_path / "raw", plain_rows() + nameless + null)
     else:
@@ -294,7 +356,10 @@ P = {"user_id": "u01", "prompt": "p"}
 SAID = [message("user", "hi"), message("assistant", "well")]
 AWKWARD: list[tuple[Any, str]] = [
     (P | {"chosen": "same", "rejected": "same"}, "identical-items"),
-    (P | {"chosen": [message("assistant", "a")], "rejected": [message("assistant", "a")]}, "identical-items"),
+    (
+        P | {"chosen": [message("assistant", "a")], "rejected": [message("assistant", "a")]},
+        "identical-items",
+    ),
     (P | {"chosen": "", "rejected": "b"}, "empty-text"),
     (P | {"chosen": "a", "rejected": " \n"}, "empty-text"),
     (P | {"chosen": None, "rejected": "b"}, "missing-column"),
@@ -313,7 +378,10 @@ AWKWARD: list[tuple[Any, str]] = [
     (P | {"chosen": "half \ud800", "rejected": "b"}, "invalid-unicode"),
     (P | {"chosen": "a", "rejected": "b", "prompt": "\udfff"}, "invalid-unicode"),
     (P | {"chosen": "a", "rejected": "b", "user_id": "\ud800"}, "invalid-unicode"),
-    (P | {"chosen": [message("\ud800", "a")], "rejected": [message("assistant", "\ud800")]}, "invalid-unicode"),
+    (
+        P | {"chosen": [message("\ud800", "a")], "rejected": [message("assistant", "\ud800")]},
+        "invalid-unicode",
+    ),
     (P | {"chosen": "\ud800.png", "rejected": "b"}, "no-image"),
     (P | {"chosen": "http://\ud800.example/a.png", "rejected": "b"}, "no-image"),
     (P | {"chosen": "nowhere/a.png", "rejected": "b"}, "no-image"),
@@ -326,7 +394,14 @@ AWKWARD: list[tuple[Any, str]] = [
     (P | {"chosen": ["a"], "rejected": ["b"]}, "bad-item"),
     (P | {"chosen": [message("assistant", None)], "rejected": SAID}, "bad-item"),
     (P | {"chosen": [{"content": "a"}], "rejected": [{"content": "b"}]}, "bad-item"),
-    (P | {"chosen": [message("assistant", [{"text": 5}])], "rejected": [message("assistant", "b")]}, "empty-text"),
+    (
+        P
+        | {
+            "chosen": [message("assistant", [{"text": 5}])],
+            "rejected": [message("assistant", "b")],
+        },
+        "empty-text",
+    ),
     (P | {"chosen": SAID, "rejected": [*SAID, message("user", "more")]}, "unclear-response"),
     (P | {"chosen": SAID, "rejected": [message("user", "ho"), SAID[1]]}, "unclear-response"),
     (P | {"chosen": [], "rejected": []}, "unclear-response"),
@@ -344,23 +419,40 @@ def awkward_rows() -> list[Any]:
     return [row for row, _ in AWKWARD]
 
 
-def test_every_awkward_row_is_a_reject_with_its_reason_and_place(configure: Configure, tmp_path: Path) -> None:
-    dataset = prepared(configure, write(tmp_path / "raw", awkward_rows() + plain_rows(), "mine.jsonl"))
+def test_every_awkward_row_is_a_reject_with_its_reason_and_place(
+    configure: Configure, tmp_path: Path
+) -> None:
+    dataset = prepared(
+        configure, write(tmp_path / "raw", awkward_rows() + plain_rows(), "mine.jsonl")
+    )
     found = dict(rejects_of(dataset).select("source_row", "reason").iter_rows())
     for number, (row, reason) in enumerate(AWKWARD):
         assert found[f"mine.jsonl:{number:07d}"] == reason, str(row)[:200]
-    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == ROWS + len(AWKWARD)
+    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == ROWS + len(
+        AWKWARD
+    )
     assert dataset.card["rejects"]["malformed"] == 5
     assert rejects_of(dataset)["message"].str.len_chars().max() < 1000  # type: ignore[operator]
 
 
-def test_awkward_rows_of_csv_and_parquet_are_rejects_too(configure: Configure, tmp_path: Path) -> None:
-    rows = [*plain_rows(), plain(1) | {"user_id": ""}, plain(2) | {"chosen": ""}, plain(3) | {"rejected": " "}]
+def test_awkward_rows_of_csv_and_parquet_are_rejects_too(
+    configure: Configure, tmp_path: Path
+) -> None:
+    rows = [
+        *plain_rows(),
+        plain(1) | {"user_id": ""},
+        plain(2) | {"chosen": ""},
+        plain(3) | {"rejected": " "},
+    ]
     write(tmp_path / "csv", rows, "rows.csv")
     with open(tmp_path / "csv" / "rows.csv", "a") as stream:
         stream.write("u01,q,a,b,too,many\nu01,short\n")
     card = prepared(configure, tmp_path / "csv").card
-    assert (card["rejects"]["malformed"], card["rejects"]["no-user"], card["rejects"]["empty-text"]) == (1, 1, 1)
+    assert (
+        card["rejects"]["malformed"],
+        card["rejects"]["no-user"],
+        card["rejects"]["empty-text"],
+    ) == (1, 1, 1)
     assert card["rejects"]["missing-column"] == 2
     assert card["counts"]["pairs"] + sum(card["rejects"].values()) == len(rows) + 2
     rows = [*plain_rows(), plain(1) | {"user_id": None}, plain(2) | {"chosen": None}]
@@ -399,7 +491,10 @@ def test_a_source_is_needed(configure: Configure, tmp_path: Path) -> None:
 def test_a_text_of_two_megabytes_is_kept_whole(configure: Configure, tmp_path: Path) -> None:
     huge = "wörd " * 400_000
     for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
-        rows = [without(row, "user_id") for row in [*plain_rows(), plain(0) | {"prompt": "long", "chosen": huge}]]
+        rows = [
+            without(row, "user_id")
+            for row in [*plain_rows(), plain(0) | {"prompt": "long", "chosen": huge}]
+        ]
         dataset = prepared(configure, write(tmp_path / name, rows, name))
         assert huge in texts_of(dataset).values()
 
@@ -410,16 +505,21 @@ def test_ties_repeats_and_contradictions_are_counted(configure: Configure, tmp_p
         rows[number] |= {"label": label}
     again = rows[10:13]
     other_way = [
-        row | {"first": row["second"], "second": row["first"], "label": 1 - row["label"]} for row in rows[20:22]
+        row | {"first": row["second"], "second": row["first"], "label": 1 - row["label"]}
+        for row in rows[20:22]
     ]
     against = [row | {"label": 1 - row["label"]} for row in rows[30:35]]
     shares = {"test_user_share": 0.0, "validation_user_share": 0.0}
-    dataset = prepared(configure, write(tmp_path / "raw", rows + again + other_way + against), **shares)
+    dataset = prepared(
+        configure, write(tmp_path / "raw", rows + again + other_way + against), **shares
+    )
     counts = dataset.card["counts"]
     assert counts["pairs"] == ROWS + 10
     assert (counts["ties"], counts["repeated"], counts["contradictory"]) == (4, 10, 5)
     assert dataset.pairs()["pair_id"].n_unique() == ROWS + 10
-    soft = prepared(configure, write(tmp_path / "soft", [row | {"label": 0.25} for row in rows]), **shares)
+    soft = prepared(
+        configure, write(tmp_path / "soft", [row | {"label": 0.25} for row in rows]), **shares
+    )
     assert set(soft.pairs()["label"]) == {0.25}
 
 
@@ -427,7 +527,10 @@ def test_ties_repeats_and_contradictions_are_counted(configure: Configure, tmp_p
 
 
 def image_rows(count: int = 60) -> list[Row]:
-    return [{"prompt": f"draw {n}", "chosen": picture(n), "rejected": picture(n + 500)} for n in range(count)]
+    return [
+        {"prompt": f"draw {n}", "chosen": picture(n), "rejected": picture(n + 500)}
+        for n in range(count)
+    ]
 
 
 def assert_bytes_are_found(dataset: PreparedDataset, count: int) -> None:
@@ -447,14 +550,20 @@ def test_images_of_parquet_columns_are_found_again_by_their_pointers(
 ) -> None:
     rows = image_rows()
     if is_struct:
-        rows = [row | {side: {"bytes": row[side], "path": "x.png"} for side in ("chosen", "rejected")} for row in rows]
+        rows = [
+            row | {side: {"bytes": row[side], "path": "x.png"} for side in ("chosen", "rejected")}
+            for row in rows
+        ]
     dataset = prepared(configure, write(tmp_path / "raw", rows, "rows.parquet"))
     assert dataset.card["rejects"] == {}
     assert dataset.card["counts"]["items_by_modality"] == {"image": 120, "text": 60}
     assert_bytes_are_found(dataset, 120)
     places = {(pointer.group, pointer.row) for pointer in Pointer.of(dataset.items()) if pointer}
     assert places == {(number // 7, number % 7) for number in range(60)}
-    assert {pointer.column for pointer in Pointer.of(dataset.items()) if pointer} == {"chosen", "rejected"}
+    assert {pointer.column for pointer in Pointer.of(dataset.items()) if pointer} == {
+        "chosen",
+        "rejected",
+    }
 
 
 def test_pointers_follow_a_file_that_was_written_anew(configure: Configure, tmp_path: Path) -> None:
@@ -464,7 +573,9 @@ def test_pointers_follow_a_file_that_was_written_anew(configure: Configure, tmp_
     assert_bytes_are_found(prepared(configure, source), 160)
 
 
-def test_an_image_in_two_places_is_one_item_whatever_holds_it(configure: Configure, tmp_path: Path) -> None:
+def test_an_image_in_two_places_is_one_item_whatever_holds_it(
+    configure: Configure, tmp_path: Path
+) -> None:
     write(tmp_path / "raw", image_rows(), "rows.parquet")
     sides = [("chosen", 0), ("rejected", 500)]
     named = []
@@ -485,7 +596,9 @@ def test_an_image_in_two_places_is_one_item_whatever_holds_it(configure: Configu
     assert alone.card["rejects"] == {}
     assert alone.card["digests"]["items"] == both.card["digests"]["items"]
     assert_bytes_are_found(alone, 120)
-    assert {Path(pointer.file).parent.name for pointer in Pointer.of(alone.items()) if pointer} == {"pictures"}
+    assert {Path(pointer.file).parent.name for pointer in Pointer.of(alone.items()) if pointer} == {
+        "pictures"
+    }
 
 
 def test_what_a_string_is_can_be_said(configure: Configure, tmp_path: Path) -> None:
@@ -503,7 +616,8 @@ def test_what_a_string_is_can_be_said(configure: Configure, tmp_path: Path) -> N
         dataset = pipeline.prepare(settings(configure, source, items=items))
         assert dataset.card["counts"]["items_by_modality"] == modalities, name
     structs = [
-        row | {side: {"bytes": None, "path": row[side]} for side in ("chosen", "rejected")} for row in rows
+        row | {side: {"bytes": None, "path": row[side]} for side in ("chosen", "rejected")}
+        for row in rows
     ]  # the image feature says that it is one, whatever its file is called
     shutil.rmtree("data")
     dataset = pipeline.prepare(settings(configure, write(tmp_path / "raw", structs)))
@@ -516,7 +630,9 @@ def test_what_a_string_is_can_be_said(configure: Configure, tmp_path: Path) -> N
 @pytest.mark.parametrize("seed", range(6))
 def test_order_and_files_change_no_digest(seed: int, configure: Configure, tmp_path: Path) -> None:
     chance = random.Random(seed)
-    rows: list[Any] = plain_rows() + [explicit(plain(n), words=True) for n in range(20)] + awkward_rows()
+    rows: list[Any] = (
+        plain_rows() + [explicit(plain(n), words=True) for n in range(20)] + awkward_rows()
+    )
     for _ in range(40):  # repeats, contradictions, shared prompts and shared items
         row = plain(chance.randrange(ROWS))
         row |= {"prompt": f"question {chance.randrange(12)}"} if chance.random() < 0.5 else {}
@@ -529,7 +645,11 @@ def test_order_and_files_change_no_digest(seed: int, configure: Configure, tmp_p
         files = 1 if name == "one" else chance.randrange(2, 5) if name == "several" else 1
         mixed = rows if name == "one" else chance.sample(rows, len(rows))
         for number in range(files):
-            write(tmp_path / name / ("deeper" if number else ""), mixed[number::files], f"rows{number}.jsonl")
+            write(
+                tmp_path / name / ("deeper" if number else ""),
+                mixed[number::files],
+                f"rows{number}.jsonl",
+            )
         cards.append(prepared(configure, tmp_path / name).card)
     assert cards[0]["counts"]["pairs"] + sum(cards[0]["rejects"].values()) == len(rows)
     assert cards[0]["counts"]["unseen_users"] > 0
@@ -542,8 +662,12 @@ def test_no_prompt_crosses_splits(configure: Configure, tmp_path: Path) -> None:
     rows = []
     for number in range(600):
         space = chance.choice([" ", "  ", "\n"])
-        row = plain(number) | {"prompt": f"question{space}{chance.randrange(150)}{chance.choice(['', ' '])}"}
-        rows.append(row | ({"rejected": f"shared {chance.randrange(100)}"} if number % 3 == 0 else {}))
+        row = plain(number) | {
+            "prompt": f"question{space}{chance.randrange(150)}{chance.choice(['', ' '])}"
+        }
+        rows.append(
+            row | ({"rejected": f"shared {chance.randrange(100)}"} if number % 3 == 0 else {})
+        )
     dataset = prepared(configure, write(tmp_path / "raw", rows), grouping="prompt")
     texts = texts_of(dataset)
     pairs = dataset.pairs()
@@ -554,12 +678,16 @@ def test_no_prompt_crosses_splits(configure: Configure, tmp_path: Path) -> None:
     assert set().union(*splits.values()) == {"train", "val", "test"}
     assert Counter(pairs["population"]).keys() == {"seen", "unseen"}
     joined = prepared(configure, write(tmp_path / "joined", rows[:200])).pairs()
-    of_items = pl.concat([joined.select("split", item=side) for side in ("first_id", "second_id", "prompt_id")])
+    of_items = pl.concat(
+        [joined.select("split", item=side) for side in ("first_id", "second_id", "prompt_id")]
+    )
     assert of_items.group_by("item").agg(pl.col("split").n_unique())["split"].max() == 1
 
 
 def test_pal_a_and_pal_b_train_on_their_views(configure: Configure, tmp_path: Path) -> None:
-    sides = [{"chosen": f"good {number % 16}", "rejected": f"bad {number % 16}"} for number in range(200)]
+    sides = [
+        {"chosen": f"good {number % 16}", "rejected": f"bad {number % 16}"} for number in range(200)
+    ]
     rows = [plain(number) | both for number, both in enumerate(sides)]  # few items, to encode fast
     config = settings(configure, write(tmp_path / "raw", rows), grouping="prompt")
     counts = pipeline.prepare(config).card["counts"]
@@ -593,8 +721,14 @@ def examined(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_the_doctor_names_each_reason_with_an_example_and_a_fix(tmp_path: Path, much_disk: None) -> None:
-    source = write(tmp_path / "raw", awkward_rows() + plain_rows() + [without(plain(0), "user_id")], "mine.jsonl")
+def test_the_doctor_names_each_reason_with_an_example_and_a_fix(
+    tmp_path: Path, much_disk: None
+) -> None:
+    source = write(
+        tmp_path / "raw",
+        awkward_rows() + plain_rows() + [without(plain(0), "user_id")],
+        "mine.jsonl",
+    )
     before = files()
     arguments = ("--dataset", "pairs", "--source", str(source), "--set=data.pairs.min_pairs=1")
     code, text = examined(*arguments)
@@ -620,10 +754,14 @@ def test_the_doctor_names_each_reason_with_an_example_and_a_fix(tmp_path: Path, 
 def test_the_doctor_is_content_with_a_good_source(tmp_path: Path, much_disk: None) -> None:
     source = write(tmp_path / "raw", [plain(number) for number in range(ROWS * 4)], "rows.csv")
     before = files()
-    code, text = examined("--dataset", "pairs", "--source", str(source), "--set=data.pairs.min_pairs=1")
+    code, text = examined(
+        "--dataset", "pairs", "--source", str(source), "--set=data.pairs.min_pairs=1"
+    )
     assert (code, text.splitlines()[-1]) == (0, "0 problems")
     assert re.search(r"ok       dataset pairs: \d+ comparisons of .*raw can be used", text)
-    assert re.search(r"note     dataset pairs: \d+ rows not-its-role", text)  # which is no fault of the source
+    assert re.search(
+        r"note     dataset pairs: \d+ rows not-its-role", text
+    )  # which is no fault of the source
     assert files() == before
 
 
@@ -634,23 +772,39 @@ def test_the_doctor_looks_at_no_dataset_unless_told(much_disk: None) -> None:
     assert files() == set()
 
 
-def test_the_doctor_reads_what_was_prepared_last(configure: Configure, tmp_path: Path, much_disk: None) -> None:
+def test_the_doctor_reads_what_was_prepared_last(
+    configure: Configure, tmp_path: Path, much_disk: None
+) -> None:
     assert examined("--dataset", "pairs")[0] == 1
-    pipeline.prepare(settings(configure, write(tmp_path / "raw", [without(row, "user_id") for row in plain_rows()])))
-    assert examined("--dataset", "pairs") == examined("--dataset", "pairs", "--source", str(tmp_path / "raw"))
+    pipeline.prepare(
+        settings(
+            configure, write(tmp_path / "raw", [without(row, "user_id") for row in plain_rows()])
+        )
+    )
+    assert examined("--dataset", "pairs") == examined(
+        "--dataset", "pairs", "--source", str(tmp_path / "raw")
+    )
     assert examined("--dataset", "pairs")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--dataset", "pairs", "--source", "absent"), "the source 'absent' of dataset pairs does not exist"),
+        (
+            ("--dataset", "pairs", "--source", "absent"),
+            "the source 'absent' of dataset pairs does not exist",
+        ),
         (("--dataset", "pairs"), "dataset pairs needs to know its source"),
         (("--dataset", "nothing"), "unknown dataset 'nothing'"),
-        (("--dataset", "pairs", "--source", "raw"), "no comparison was found in raw (1 missing-column)"),
+        (
+            ("--dataset", "pairs", "--source", "raw"),
+            "no comparison was found in raw (1 missing-column)",
+        ),
     ],
 )
-def test_a_source_that_cannot_be_used_is_a_problem(arguments: tuple[str, ...], words: str, much_disk: None) -> None:
+def test_a_source_that_cannot_be_used_is_a_problem(
+    arguments: tuple[str, ...], words: str, much_disk: None
+) -> None:
     write(Path("raw"), [{}])
     code, text = examined(*arguments)
     assert code == 1
@@ -665,7 +819,10 @@ def test_little_disk_and_unfinished_caches_are_problems(monkeypatch: pytest.Monk
     code, text = examined()
     assert (code, text.splitlines()[-1]) == (1, "2 problems")
     assert "PROBLEM  disk: 1 GB free here\n         -> free some" in text
-    assert "PROBLEM  cache: cache/demo/tiny: incomplete, 0 rows\n         -> run pal embed again" in text
+    assert (
+        "PROBLEM  cache: cache/demo/tiny: incomplete, 0 rows\n         -> run pal embed again"
+        in text
+    )
 
 
 def test_the_doctor_downloads_nothing(
@@ -676,7 +833,9 @@ def test_the_doctor_downloads_nothing(
     rows = [{"chosen": f"https://example.org/{n}.png", "rejected": "b"} for n in range(3)]
     source = write(tmp_path / "raw", rows)
     before = files()
-    code, text = examined("--dataset", "pairs", "--source", str(source), "--set=data.pairs.fetch_images=true")
+    code, text = examined(
+        "--dataset", "pairs", "--source", str(source), "--set=data.pairs.fetch_images=true"
+    )
     assert code == 1
     assert "3 rows no-image" in text
     assert (asked, files()) == ([], before)
@@ -684,7 +843,17 @@ def test_the_doctor_downloads_nothing(
 
 def test_the_doctor_prints_exactly_one_object(tmp_path: Path) -> None:
     source = write(tmp_path / "raw", [*plain_rows(), *awkward_rows()])
-    command = [sys.executable, "-m", "pal", "doctor", "--dataset", "pairs", "--source", str(source), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "doctor",
+        "--dataset",
+        "pairs",
+        "--source",
+        str(source),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     assert len(done.stdout.splitlines()) == 1

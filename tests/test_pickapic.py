@@ -1,4 +1,5 @@
-"""Pick-a-Pic and Pick-a-Filter from sources in the published schema, which these tests write themselves."""
+"""Pick-a-Pic and Pick-a-Filter from sources in the published schema, which these tests write
+themselves."""
 
 from __future__ import annotations
 
@@ -20,24 +21,37 @@ import torch
 
 from pal import pipeline
 from pal.config import Config
-from pal.data.adapters import ADAPTERS
+from pal.data.build import prepare
 from pal.data.filters import render
-from pal.data.prepare import prepare
+from pal.data.sources import ADAPTERS
+from pal.dataset import PreparedDataset
 from pal.embed.images import ImageReader, Pointer
 from pal.errors import DataError
-from pal.tables import PreparedDataset
 
 Configure = Callable[..., Config]
-SOURCE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "pickapic_source.py"))
-make_row, write, write_source, rows_of = (SOURCE[name] for name in ("make_row", "write", "write_source", "rows"))
+SOURCE: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).parents[1] / "benchmarks" / "pickapic_source.py")
+)
+make_row, write, write_source, rows_of = (
+    SOURCE[name] for name in ("make_row", "write", "write_source", "rows")
+)
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(config.dataset, config.dataset_config(), Path(folder) / config.dataset, ADAPTERS[config.dataset])
+    return prepare(
+        config.dataset,
+        config.dataset_config(),
+        Path(folder) / config.dataset,
+        ADAPTERS[config.dataset],
+    )
 
 
-def settings(configure: Configure, source: str | Path = "source", name: str = "pickapic", **options: Any) -> Config:
-    keys = {f"data.{name}.{key}": value for key, value in {"source": str(source), **options}.items()}
+def settings(
+    configure: Configure, source: str | Path = "source", name: str = "pickapic", **options: Any
+) -> Config:
+    keys = {
+        f"data.{name}.{key}": value for key, value in {"source": str(source), **options}.items()
+    }
     return configure({"dataset": name, "encoder": "tiny-clip", **keys})
 
 
@@ -56,7 +70,9 @@ def plain_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
 def write_plain(folder: Path = Path("source")) -> list[dict[str, Any]]:
     rows = plain_rows(30)
     for split, start, stop in (("train", 0, 18), ("validation", 18, 24), ("test", 24, 30)):
-        write(folder / "data" / f"{split}-00000-of-00001.parquet", rows[start:stop], rows_per_group=5)
+        write(
+            folder / "data" / f"{split}-00000-of-00001.parquet", rows[start:stop], rows_per_group=5
+        )
     return rows
 
 
@@ -81,7 +97,8 @@ def test_rows_become_pairs_and_items_that_point_into_the_source(configure: Confi
 
 
 def awkward() -> list[dict[str, Any]]:
-    """Return train rows that need a decision, one of each kind, and the reason they are rejected for."""
+    """Return train rows that need a decision, one of each kind, and the reason they are rejected
+    for."""
     rows = plain_rows(12, first=100)
     rows[0] |= {"user_id": None}
     rows[1] |= {"label_0": None, "label_1": None, "has_label": False}
@@ -107,20 +124,33 @@ def test_awkward_rows_become_rejects_with_a_reason(configure: Configure) -> None
     }  # fmt: skip
     assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == 30 + 12
     assert dataset.card["counts"]["ties"] == 1
-    groups = dataset.pairs().drop_nulls("prompt_id").group_by("prompt_id").agg(pl.col("split").n_unique())
+    groups = (
+        dataset.pairs()
+        .drop_nulls("prompt_id")
+        .group_by("prompt_id")
+        .agg(pl.col("split").n_unique())
+    )
     assert groups["split"].max() == 1
 
 
 def test_repeats_and_contradictions_are_counted(configure: Configure) -> None:
     rows = write_plain()
-    swapped = rows[1] | {"label_0": rows[1]["label_1"], "label_1": rows[1]["label_0"], "best_image_uid": None}
+    swapped = rows[1] | {
+        "label_0": rows[1]["label_1"],
+        "label_1": rows[1]["label_0"],
+        "best_image_uid": None,
+    }
     write(Path("source/data/train-00001-of-00002.parquet"), [rows[0], swapped])
     counts = prepared(settings(configure)).card["counts"]
     assert (counts["repeated"], counts["contradictory"], counts["pairs"]) == (2, 1, 32)
 
 
-@pytest.mark.parametrize(("ties", "kept"), [("keep", (3, 2)), ("drop", (0, 0)), ("half", (0, 2)), ("soft", (3, 0))])
-def test_ties_go_where_the_setting_says(configure: Configure, ties: str, kept: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("ties", "kept"), [("keep", (3, 2)), ("drop", (0, 0)), ("half", (0, 2)), ("soft", (3, 0))]
+)
+def test_ties_go_where_the_setting_says(
+    configure: Configure, ties: str, kept: tuple[int, int]
+) -> None:
     rows = plain_rows(30)
     for number in (0, 5, 7, 24, 27):
         rows[number] |= {"label_0": 0.5, "label_1": 0.5, "best_image_uid": "tie"}
@@ -149,15 +179,22 @@ def test_the_unique_splits_repeat_rows_and_are_read_only_on_request(configure: C
     rows = write_plain()
     write(Path("source/data/validation_unique-00000-of-00001.parquet"), rows[18:20])
     write(Path("source/data/test_unique-00000-of-00001.parquet"), rows[24:27])
-    full, unique = (prepared(settings(configure, judged_on=which), which) for which in ("full", "unique"))
+    full, unique = (
+        prepared(settings(configure, judged_on=which), which) for which in ("full", "unique")
+    )
     assert full.card["counts"]["cells"] == {"test_seen": 6, "train_seen": 18, "val_seen": 6}
     assert unique.card["counts"]["cells"] == {"test_seen": 3, "train_seen": 18, "val_seen": 2}
 
 
 def test_the_variant_without_images_says_what_is_missing(configure: Configure) -> None:
-    rows = [{name: value for name, value in row.items() if not name.startswith("jpg")} for row in plain_rows(12)]
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith("jpg")}
+        for row in plain_rows(12)
+    ]
     pl.DataFrame(rows).write_parquet("train.parquet")
-    with pytest.raises(DataError, match=r"no comparison was found in train\.parquet \(12 no-image\)"):
+    with pytest.raises(
+        DataError, match=r"no comparison was found in train\.parquet \(12 no-image\)"
+    ):
         prepared(settings(configure, "train.parquet"))
     pl.DataFrame(rows).drop("caption").write_parquet("other.parquet")
     with pytest.raises(DataError, match="has no column caption; is it a Pick-a-Pic file"):
@@ -167,11 +204,17 @@ def test_the_variant_without_images_says_what_is_missing(configure: Configure) -
         prepared(settings(configure, "train.parquet"))
 
 
-def test_new_users_have_shots_from_train_and_are_judged_on_their_split(configure: Configure) -> None:
+def test_new_users_have_shots_from_train_and_are_judged_on_their_split(
+    configure: Configure,
+) -> None:
     write_source(Path("source"), {"train": 600, "validation": 200, "test": 200}, users=20, size=8)
     config = settings(configure, validation_user_share=0.2, test_user_share=0.3, min_pairs=3)
     pairs = prepared(config).pairs()
-    roles = pairs.filter(pl.col("population") == "unseen").group_by("user_id").agg(pl.col("split").unique().sort())
+    roles = (
+        pairs.filter(pl.col("population") == "unseen")
+        .group_by("user_id")
+        .agg(pl.col("split").unique().sort())
+    )
     assert {tuple(splits) for splits in roles["split"]} == {("train", "val"), ("test", "train")}
     assert not set(roles["user_id"]) & set(pairs.filter(pl.col("population") == "seen")["user_id"])
 
@@ -183,12 +226,20 @@ def test_order_and_size_of_files_change_no_digest(configure: Configure, name: st
     for seed in range(4):
         chance = random.Random(seed)
         folder = Path(f"source-{seed}")
-        for split, start, stop in (("train", 0, 40), ("validation", 40, 50), ("test", 50, len(rows))):
+        for split, start, stop in (
+            ("train", 0, 40),
+            ("validation", 40, 50),
+            ("test", 50, len(rows)),
+        ):
             own = rows[start:stop]
             chance.shuffle(own)
             cuts = sorted({0, len(own), *(chance.randrange(len(own)) for _ in range(seed))})
             for number, (a, b) in enumerate(itertools.pairwise(cuts)):
-                write(folder / f"{split}-{number:05d}.parquet", own[a:b], rows_per_group=chance.randint(1, 30))
+                write(
+                    folder / f"{split}-{number:05d}.parquet",
+                    own[a:b],
+                    rows_per_group=chance.randint(1, 30),
+                )
         card = prepared(settings(configure, folder, name), f"data-{seed}").card
         found = card["digests"], card["split_digest"], card["rejects"]
         assert found == (expected or found)
@@ -232,11 +283,23 @@ def test_warm_and_cool_shift_red_against_blue() -> None:
 
 def test_a_killed_preparation_goes_on_and_gives_the_same_files(configure: Configure) -> None:
     write_source(Path("source"), {"train": 9000, "validation": 300, "test": 300}, users=20, size=8)
-    command = [sys.executable, "-m", "pal", "prepare", "--dataset", "pickapic", "--source", "source"]
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "prepare",
+        "--dataset",
+        "pickapic",
+        "--source",
+        "source",
+    ]
     whole = subprocess.run([*command, "--set", "paths.data=whole"], capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (unfinished := list(Path("data").glob(".pickapic.unfinished-*/0*"))) and process.poll() is None:
+    while (
+        not (unfinished := list(Path("data").glob(".pickapic.unfinished-*/0*")))
+        and process.poll() is None
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -261,7 +324,9 @@ def accuracies(config: Config, epochs: int) -> dict[int, float]:
     found = {}
     for k in (1, 2):
         train = config.train.model_copy(update={"head": "pal-a", "k": k, "epochs": epochs})
-        metrics = pipeline.train(config.model_copy(update={"train": train}), f"{config.dataset}-{k}")
+        metrics = pipeline.train(
+            config.model_copy(update={"train": train}), f"{config.dataset}-{k}"
+        )
         assert metrics["untrained"]
         found[k] = metrics["test_seen"]["macro_accuracy"]
     return found
@@ -274,7 +339,9 @@ def test_plurality_of_tones_shows_on_pickapic_and_on_the_filter_alone(configure:
     found = accuracies(settings(configure, "tones"), epochs=20)
     assert found[2] >= found[1] + 0.15
     write_source(Path("vivid"), sizes, users=40, answer=vivid)
-    filtered = accuracies(settings(configure, "vivid", "pickafilter", beta=1.0, strength=0.6), epochs=20)
+    filtered = accuracies(
+        settings(configure, "vivid", "pickafilter", beta=1.0, strength=0.6), epochs=20
+    )
     plain = accuracies(settings(configure, "vivid", "pickafilter", beta=0.0), epochs=20)
     print(f"pickapic {found}, pickafilter beta 1 {filtered}, beta 0 {plain}")
     assert filtered[2] >= filtered[1] + 0.15

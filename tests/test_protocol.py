@@ -10,14 +10,14 @@ import pytest
 
 from pal import pipeline
 from pal.config import Config
+from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.compare import chance_of_harm, compare_runs, holm, sign_flip_p
 from pal.evaluate.free import free_baselines, free_margins
 from pal.evaluate.metrics import credit_with_ties, tie_baseline, tie_threshold
-from pal.evaluate.run import cell_of
+from pal.evaluate.predict import cell_of
 from pal.evaluate.ties import TieRule
 from pal.evaluate.votes import by_division, with_votes
-from pal.tables import PreparedDataset
 
 Configure = Callable[..., Config]
 
@@ -30,7 +30,9 @@ def test_pickscore_credit_is_its_table() -> None:
 
 def test_threshold_is_the_first_best_of_tenths() -> None:
     p, label = np.array([0.55, 0.55, 0.95]), np.array([0.5, 0.5, 1.0])
-    assert tie_threshold(p, label) == pytest.approx(0.2)  # |p0 - p1| = 0.1 is not certain to be <= 0.1 in floats
+    assert tie_threshold(p, label) == pytest.approx(
+        0.2
+    )  # |p0 - p1| = 0.1 is not certain to be <= 0.1 in floats
     assert tie_threshold(np.array([0.9, 0.1]), np.array([1.0, 0.0])) == 0.0
 
 
@@ -39,7 +41,9 @@ def test_random_baseline_counts_ties() -> None:
 
 
 def predictions(label: list[float], margin: list[float], users: list[str]) -> pl.DataFrame:
-    return pl.DataFrame({"user_id": users, "margin": margin, "label": label, "p": [0.5] * len(label)})
+    return pl.DataFrame(
+        {"user_id": users, "margin": margin, "label": label, "p": [0.5] * len(label)}
+    )
 
 
 def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
@@ -85,9 +89,13 @@ def test_free_baselines_read_no_test_label(configure: Configure) -> None:
     frame = dataset.pairs("test", "seen")
     other = frame.with_columns(label=1.0 - pl.col("label"))
     for which in ("first", "length", "majority"):
-        assert np.array_equal(free_margins(dataset, frame, which), free_margins(dataset, other, which))
+        assert np.array_equal(
+            free_margins(dataset, frame, which), free_margins(dataset, other, which)
+        )
     rows = {row["baseline"]: row for row in free_baselines(config, dataset)}
-    assert rows["majority"]["test_seen"]["accuracy"] == 0.5, "test statements are not among the training ones"
+    assert rows["majority"]["test_seen"]["accuracy"] == 0.5, (
+        "test statements are not among the training ones"
+    )
     assert 0.3 < rows["first"]["test_seen"]["accuracy"] < 0.7
 
 
@@ -95,10 +103,13 @@ def test_length_prefers_the_longer_text(configure: Configure) -> None:
     config = configure({"dataset": "demo"})
     pipeline.prepare(config)
     dataset = PreparedDataset.open(config.paths.data / "demo")
-    texts = dict(zip(*(dataset.items().column(c).to_pylist() for c in ("item_id", "text")), strict=True))
+    texts = dict(
+        zip(*(dataset.items().column(c).to_pylist() for c in ("item_id", "text")), strict=True)
+    )
     frame = dataset.pairs("test", "seen")
     expected = [
-        np.sign(len(texts[a]) - len(texts[b])) for a, b in zip(frame["first_id"], frame["second_id"], strict=True)
+        np.sign(len(texts[a]) - len(texts[b]))
+        for a, b in zip(frame["first_id"], frame["second_id"], strict=True)
     ]
     assert free_margins(dataset, frame, "length").tolist() == expected
 

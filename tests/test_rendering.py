@@ -13,9 +13,9 @@ import torch
 
 from pal.config import EncoderConfig
 from pal.embed.encoder import locate
-from pal.embed.random_models import byte_tokenizer, random_model
-from pal.embed.rendering import Renderer
-from pal.embed.text import TextEncoder, pool
+from pal.embed.encoders.random_models import byte_tokenizer, random_model
+from pal.embed.encoders.text import TextEncoder, pool
+from pal.embed.render import Renderer
 from pal.errors import EncoderError
 
 CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] | trim }}</s>{% endfor %}"
@@ -25,7 +25,9 @@ PROMPT = json.dumps([{"role": "user", "content": "first"}, {"role": "user", "con
 def renderer(chat: bool = False, **settings: Any) -> Renderer:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT if chat else None
-    return Renderer("mine", tokenizer, EncoderConfig(**({"template": "chat"} if chat else {}), **settings))
+    return Renderer(
+        "mine", tokenizer, EncoderConfig(**({"template": "chat"} if chat else {}), **settings)
+    )
 
 
 def read(made: Renderer, text: str, context: str | None) -> tuple[str, bool, int]:
@@ -36,7 +38,10 @@ def read(made: Renderer, text: str, context: str | None) -> tuple[str, bool, int
 
 def test_context_stands_before_the_text() -> None:
     assert renderer().render("answer", PROMPT).text == "first\n\nsecond\n\nanswer"
-    assert renderer(template="Q: {context} A: {text}").render("answer", PROMPT).text == "Q: first\n\nsecond A: answer"
+    assert (
+        renderer(template="Q: {context} A: {text}").render("answer", PROMPT).text
+        == "Q: first\n\nsecond A: answer"
+    )
     assert renderer().render("alone", None).text == "alone"
     chat = renderer(chat=True).render(" answer ", PROMPT)
     assert chat.text == "<s>user: first</s><s>user: second</s><s>assistant: answer</s>"
@@ -57,13 +62,19 @@ def test_the_context_is_cut_first_and_from_its_start(chat: bool) -> None:
 
 def test_an_answer_too_long_alone_is_cut_at_its_end_and_counted() -> None:
     text, truncated, cut = read(renderer(max_length=12), "0123456789abcdef", PROMPT)
-    assert (text, truncated, cut) == ("0123456789", True, 1)  # the model's own marks take two places
+    assert (text, truncated, cut) == (
+        "0123456789",
+        True,
+        1,
+    )  # the model's own marks take two places
 
 
 def test_templates_that_cannot_work_are_one_sentence() -> None:
     with pytest.raises(EncoderError, match="has no chat template"):
         Renderer("mine", byte_tokenizer(), EncoderConfig(template="chat"))
-    with pytest.raises(EncoderError, match=r"must be 'chat', or hold \{context\} and end with \{text\}"):
+    with pytest.raises(
+        EncoderError, match=r"must be 'chat', or hold \{context\} and end with \{text\}"
+    ):
         renderer(template="{text} then {context}")
 
 
@@ -111,7 +122,9 @@ def test_layers_that_do_not_exist_are_one_sentence() -> None:
 def test_text_that_cannot_be_read_is_a_failure_with_a_reason() -> None:
     made = encoder("bert")
     raw = pa.array([b"fine", b"\xff\xfe broken", b"", None, b"   "], pa.large_binary())
-    text = pa.LargeStringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    text = pa.LargeStringArray.from_buffers(
+        len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0]
+    )
     inputs = made.prepare(pa.table({"modality": ["text"] * 5, "text": text}))
     assert {row: failure[:2] for row, failure in inputs.failures.items()} == {
         1: ("decode", "UnicodeDecodeError"),

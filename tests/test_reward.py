@@ -1,4 +1,5 @@
-"""Live rewards are those of the run's own predictions, whoever they are for, and exports keep them."""
+"""Live rewards are those of the run's own predictions, whoever they are for, and exports keep
+them."""
 
 from __future__ import annotations
 
@@ -18,23 +19,25 @@ from PIL import Image
 from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config, DatasetConfig
-from pal.data.prepare import Adapter, Part, prepare
-from pal.data.record import Chunk
+from pal.data.build import Adapter, Part, prepare
+from pal.data.comparisons import Chunk
+from pal.dataset import item_id
 from pal.embed.run import embed
 from pal.errors import EvaluationError, RewardError
-from pal.evaluate.run import evaluate
+from pal.evaluate.predict import evaluate
 from pal.reward import Answer, RewardModel
 from pal.reward.export import Choice
-from pal.tables import item_id
-from pal.train.checkpoint import TrainedHead
-from pal.train.run import train
+from pal.train.fit import train
+from pal.train.run_record import TrainedHead
 
 Configure = Callable[..., Config]
 EXACT = {"embed.tiny-text.store_dtype": "float32", "data.demo.groups": 2, "data.demo.limit": None}
 
 
 def trained(configure: Configure, **options: Any) -> Config:
-    config = configure({**EXACT, **{key.replace("__", "."): value for key, value in options.items()}})
+    config = configure(
+        {**EXACT, **{key.replace("__", "."): value for key, value in options.items()}}
+    )
     pipeline.embed(config)
     pipeline.train(config, "run")
     return config
@@ -44,12 +47,16 @@ def pairs_with_texts(config: Config, size: int, **chosen: str) -> list[dict[str,
     """Return predicted pairs with prompt and both responses as words."""
     dataset = pipeline.open_dataset(config)
     items = dataset.items()
-    texts = dict(zip(items.column("item_id").to_pylist(), items.column("text").to_pylist(), strict=True))
+    texts = dict(
+        zip(items.column("item_id").to_pylist(), items.column("text").to_pylist(), strict=True)
+    )
     rows = pl.read_parquet("runs/run/predictions.parquet").filter(
         *[pl.col(key) == value for key, value in chosen.items()]
     )
     rows = rows.sort("pair_id").head(size)
-    rows = rows.join(dataset.pairs(columns=["pair_id", "prompt_id", "first_id", "second_id"]), on="pair_id")
+    rows = rows.join(
+        dataset.pairs(columns=["pair_id", "prompt_id", "first_id", "second_id"]), on="pair_id"
+    )
     return [
         {
             "user": row["user_id"], "margin": row["margin"], "prompt": texts[row["prompt_id"]],
@@ -61,7 +68,9 @@ def pairs_with_texts(config: Config, size: int, **chosen: str) -> list[dict[str,
 
 def margins(model: RewardModel, rows: list[dict[str, Any]], users: Any) -> list[float]:
     prompts = [row["prompt"] for row in rows]
-    first, second = (model.score(prompts, [row[side] for row in rows], users) for side in ("first", "second"))
+    first, second = (
+        model.score(prompts, [row[side] for row in rows], users) for side in ("first", "second")
+    )
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
@@ -92,9 +101,13 @@ def test_an_export_gives_the_predicted_margins(configure: Configure, head: str) 
         assert margins(model, seen, [row["user"] for row in seen]) == pytest.approx(
             [row["margin"] for row in seen], abs=1e-5
         )
-        assert margins(model, unseen, None) == pytest.approx([row["margin"] for row in unseen], abs=1e-5)
+        assert margins(model, unseen, None) == pytest.approx(
+            [row["margin"] for row in unseen], abs=1e-5
+        )
     one = seen[0]["user"]
-    alone = RewardModel.from_pretrained(pipeline.export(config, "run", Choice("user", user=one))["dir"])
+    alone = RewardModel.from_pretrained(
+        pipeline.export(config, "run", Choice("user", user=one))["dir"]
+    )
     own = [row for row in seen if row["user"] == one]
     assert margins(alone, own, None) == pytest.approx([row["margin"] for row in own], abs=1e-5)
 
@@ -112,8 +125,12 @@ def test_an_adapted_user_and_a_prototype_are_exported_with_the_margins_of_the_ca
     assert not torch.allclose(adapted, trained_head.head.users.population(), atol=1e-3)
     exported = pipeline.export(config, "run", Choice("user", user="unseen-test-00000"))
     model = RewardModel.from_pretrained(exported["dir"])
-    assert margins(model, rows, None) == pytest.approx(table_margins(config, rows, adapted), abs=1e-5)
-    prototype = RewardModel.from_pretrained(pipeline.export(config, "run", Choice("prototype", prototype=1))["dir"])
+    assert margins(model, rows, None) == pytest.approx(
+        table_margins(config, rows, adapted), abs=1e-5
+    )
+    prototype = RewardModel.from_pretrained(
+        pipeline.export(config, "run", Choice("prototype", prototype=1))["dir"]
+    )
     wanted = table_margins(config, rows, torch.tensor([0.0, 1.0]))
     assert margins(prototype, rows, None) == pytest.approx(wanted, abs=1e-5)
     assert margins(prototype, rows, {1: 1.0}) == pytest.approx(wanted, abs=1e-5)
@@ -142,9 +159,13 @@ def test_strangers_mixtures_chats_and_candidates(configure: Configure) -> None:
     with pytest.warns(UserWarning, match="'nobody' is not known"):
         stranger = model.score("p", [" Yes"], "nobody")
     assert stranger == model.score(["p"], [" Yes"], [None]) == model.score("p", [" Yes"], "nobody")
-    first, second, mixed = (model.score("p", [" Yes"], weights) for weights in ({0: 1}, {"1": 1}, {0: 0.3, 1: 0.7}))
+    first, second, mixed = (
+        model.score("p", [" Yes"], weights) for weights in ({0: 1}, {"1": 1}, {0: 0.3, 1: 0.7})
+    )
     assert len({first[0], second[0], mixed[0]}) == 3
-    chat = model.score([[{"role": "user", "content": "p"}]], [[{"role": "assistant", "content": " Yes"}]])
+    chat = model.score(
+        [[{"role": "user", "content": "p"}]], [[{"role": "assistant", "content": " Yes"}]]
+    )
     assert chat == pytest.approx(model.score("p", [" Yes"]), abs=1e-5)
     best, scores = model.best_of_n("p", [" Yes", " No", " Maybe"], "seen-00000")
     assert scores[best] == max(scores)
@@ -155,7 +176,10 @@ def test_strangers_mixtures_chats_and_candidates(configure: Configure) -> None:
         (lambda: model.score("p", [" Yes"], {7: 1.0}), "no prototype"),
         (lambda: model.score(["p", "q"], [" Yes"]), "2 prompts for 1 responses"),
         (lambda: model.score("", [""]), "row 0 cannot be scored: the text is empty"),
-        (lambda: model.score("p", ["a", "\ud800"]), "row 1 cannot be scored: the text is not UTF-8"),
+        (
+            lambda: model.score("p", ["a", "\ud800"]),
+            "row 1 cannot be scored: the text is not UTF-8",
+        ),
         (lambda: model.score("p", "Yes"), "a sequence of responses"),
         (lambda: model.score("p", [[{"role": "assistant"}]]), "chat messages are objects"),
     ):
@@ -167,7 +191,9 @@ def test_a_new_user_is_learned_from_answers(configure: Configure) -> None:
     config = trained(configure, train__head="pal-a")
     model = RewardModel.from_pretrained(pipeline.export(config, "run", Choice())["dir"])
     texts = [f"I like number {number}" for number in range(12)]
-    likes, dislikes = (model.adapt([Answer(text, " Yes", " No", label) for text in texts]) for label in (1.0, 0.0))
+    likes, dislikes = (
+        model.adapt([Answer(text, " Yes", " No", label) for text in texts]) for label in (1.0, 0.0)
+    )
     model.users.add("likes", likes)
     model.users.add("dislikes", dislikes)
     difference = {
@@ -239,7 +265,9 @@ class Pictures(Adapter):
         ]  # fmt: skip
         ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
         text = {"item_id": pl.Binary, "text": pl.String, "image_file": pl.String}
-        return Chunk(pl.DataFrame(rows, schema_overrides=text), pl.DataFrame(pairs, schema_overrides=ids))
+        return Chunk(
+            pl.DataFrame(rows, schema_overrides=text), pl.DataFrame(pairs, schema_overrides=ids)
+        )
 
 
 @pytest.mark.parametrize("head", ["pal-a", "pal-b"])
@@ -251,7 +279,9 @@ def test_an_image_export_takes_paths_bytes_and_pictures(configure: Configure, he
     evaluate(config, train(config, dataset, store, "run"), dataset, store)
     items = {row["item_id"]: row for row in dataset.items().to_pylist()}
     rows = pl.read_parquet("runs/run/predictions.parquet").filter(pl.col("split") == "test").head(8)
-    rows = rows.join(dataset.pairs(columns=["pair_id", "prompt_id", "first_id", "second_id"]), on="pair_id")
+    rows = rows.join(
+        dataset.pairs(columns=["pair_id", "prompt_id", "first_id", "second_id"]), on="pair_id"
+    )
     model = RewardModel.from_pretrained(pipeline.export(config, "run", Choice())["dir"])
     prompts = [items[key]["text"] for key in rows["prompt_id"]]
     sides = [[items[key]["image_file"] for key in rows[side]] for side in ("first_id", "second_id")]
@@ -262,7 +292,10 @@ def test_an_image_export_takes_paths_bytes_and_pictures(configure: Configure, he
     trained_head = TrainedHead.load(Path("runs/run"))
     adapted = pipeline.adapt_one(config, trained_head, dataset, store, "u3")
     assert adapted is not None
-    places = [store.index(np.array(rows[name].to_list(), "S16")) for name in ("prompt_id", "first_id", "second_id")]
+    places = [
+        store.index(np.array(rows[name].to_list(), "S16"))
+        for name in ("prompt_id", "first_id", "second_id")
+    ]
     features = [store.gather(place).float() for place in places]
     for choice, code in (
         (Choice("user", user="u3"), adapted),
@@ -291,12 +324,14 @@ def require_the_same_over_http(
     from fastapi.testclient import TestClient
 
     from pal.config import ServeConfig
-    from pal.reward.serve import Service, build_app
+    from pal.reward.server.app import Service, build_app
 
     with TestClient(build_app(Service(model, ServeConfig(), None))) as http:
         images = [base64.b64encode(content).decode() for content in raw]
         body = {"prompts": prompts, "responses": images, "users": users}
-        assert http.post("/v1/score", json=body).json()["rewards"] == pytest.approx(wanted, abs=1e-5)
+        assert http.post("/v1/score", json=body).json()["rewards"] == pytest.approx(
+            wanted, abs=1e-5
+        )
         answers = [{"prompt": p, "chosen": images[0], "rejected": images[1]} for p in prompts[:3]]
         assert http.post("/v1/users/me/adapt", json={"answers": answers}).json()["answers"] == 3
         path = str(Path("raw/0.img").absolute())  # a file of the server is nobody's to name

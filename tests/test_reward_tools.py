@@ -1,4 +1,5 @@
-"""The tools that people already use take an export: transformers, TRL's trainer, files, RewardBench's files."""
+"""The tools that people already use take an export: transformers, TRL's trainer, files,
+RewardBench's files."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from pal import pipeline
 from pal.config import Config
 from pal.errors import RewardError
 from pal.reward import RewardModel
-from pal.reward.batch import score_file
 from pal.reward.export import Choice, one_choice, push
-from pal.reward.rewardbench import SECTIONS, judge
+from pal.reward.score_file import score_file
+from pal.reward.tools.rewardbench import SECTIONS, judge
 
 Configure = Callable[..., Config]
 USERS = [f"seen-{number:05d}" for number in range(6)]
@@ -30,7 +31,8 @@ USERS = [f"seen-{number:05d}" for number in range(6)]
 def trained(configure: Configure, head: str = "pal-a", **encoder: Any) -> Config:
     settings = {"store_dtype": "float32", **encoder}
     config = configure(
-        {"train.head": head, "train.k": 2} | {f"embed.tiny-text.{key}": value for key, value in settings.items()}
+        {"train.head": head, "train.k": 2}
+        | {f"embed.tiny-text.{key}": value for key, value in settings.items()}
     )
     pipeline.embed(config)
     pipeline.train(config, "run")
@@ -38,13 +40,18 @@ def trained(configure: Configure, head: str = "pal-a", **encoder: Any) -> Config
 
 
 def encoded(tokenizer: Any, texts: list[str], side: str) -> Any:
-    return tokenizer(texts, padding=True, padding_side=side, return_tensors="pt", return_token_type_ids=False)
+    return tokenizer(
+        texts, padding=True, padding_side=side, return_tensors="pt", return_token_type_ids=False
+    )
 
 
 @pytest.mark.parametrize(
-    ("head", "family"), [("lore", "llama"), ("bt-linear", "opt"), ("drm", "gpt2"), ("per-user", "qwen2")]
+    ("head", "family"),
+    [("lore", "llama"), ("bt-linear", "opt"), ("drm", "gpt2"), ("per-user", "qwen2")],
 )
-def test_a_linear_head_is_folded_into_the_encoder(configure: Configure, head: str, family: str) -> None:
+def test_a_linear_head_is_folded_into_the_encoder(
+    configure: Configure, head: str, family: str
+) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     config = trained(configure, head, model=f"random:{family}", pooling="last")
@@ -69,27 +76,35 @@ def test_a_linear_head_is_folded_into_the_encoder(configure: Configure, head: st
 
 @pytest.mark.parametrize(
     ("head", "pooling", "message"),
-    [("lore", "mean", "read with pooling mean"), ("pal-a", "last", "is not linear"), ("pal-b", "last", "prompt apart")],
+    [
+        ("lore", "mean", "read with pooling mean"),
+        ("pal-a", "last", "is not linear"),
+        ("pal-b", "last", "prompt apart"),
+    ],
 )
-def test_what_cannot_be_folded_is_refused(configure: Configure, head: str, pooling: str, message: str) -> None:
+def test_what_cannot_be_folded_is_refused(
+    configure: Configure, head: str, pooling: str, message: str
+) -> None:
     config = trained(configure, head, model="random:llama", pooling=pooling)
     with pytest.raises(RewardError, match=message):
         pipeline.export(config, "run", Choice(), merge=True)
     assert not list(Path("exports").glob("*"))
 
 
-@pytest.mark.parametrize(("head", "family", "pooling"), [("pal-a", "bert", "mean"), ("bt-mlp", "llama", "last")])
+@pytest.mark.parametrize(
+    ("head", "family", "pooling"), [("pal-a", "bert", "mean"), ("bt-mlp", "llama", "last")]
+)
 def test_transformers_loads_any_head_that_reads_one_sequence(
     configure: Configure, head: str, family: str, pooling: str
 ) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    import pal.reward.hf
+    import pal.reward.tools.hf
 
     config = trained(configure, head, model=f"random:{family}", pooling=pooling)
     folder = pipeline.export(config, "run", Choice())["dir"]
     whole = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert isinstance(whole, pal.reward.hf.PalForSequenceClassification)
+    assert isinstance(whole, pal.reward.tools.hf.PalForSequenceClassification)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = ["short", "a somewhat longer text"]
     wanted = RewardModel.from_pretrained(folder).score("", texts)
@@ -101,7 +116,7 @@ def test_transformers_loads_any_head_that_reads_one_sequence(
 
 
 def test_a_head_that_reads_prompts_is_no_sequence_classifier(configure: Configure) -> None:
-    from pal.reward.hf import PalForSequenceClassification
+    from pal.reward.tools.hf import PalForSequenceClassification
 
     folder = pipeline.export(trained(configure, "pal-b"), "run", Choice())["dir"]
     with pytest.raises(RewardError, match="head pal-b reads the prompt apart"):
@@ -115,8 +130,8 @@ def test_trl_trains_on_the_reward_of_each_rows_user(configure: Configure, is_asy
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    from pal.embed.random_models import byte_tokenizer
-    from pal.reward.trl import AsyncPalReward, PalReward
+    from pal.embed.encoders.random_models import byte_tokenizer
+    from pal.reward.tools.trl import AsyncPalReward, PalReward
 
     folder = pipeline.export(trained(configure), "run", Choice())["dir"]
     tokenizer = byte_tokenizer()
@@ -139,7 +154,11 @@ def test_trl_trains_on_the_reward_of_each_rows_user(configure: Configure, is_asy
         report_to="none", use_cpu=True, logging_steps=1, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        policy, reward_funcs=reward, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        policy,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/pal_reward/mean" in row]
@@ -163,7 +182,12 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     folder = pipeline.export(config, "run", Choice())["dir"]
     model = RewardModel.from_pretrained(folder)
     rows = [
-        {"prompt": f"p{n // 4}", "response": f" r{n}", "user_id": ["seen-00000", "nobody"][n // 4 % 2], "n": n}
+        {
+            "prompt": f"p{n // 4}",
+            "response": f" r{n}",
+            "user_id": ["seen-00000", "nobody"][n // 4 % 2],
+            "n": n,
+        }
         for n in range(1200)
     ]
     source, target = Path(f"in.{suffix}"), Path(f"out.{suffix}")
@@ -181,13 +205,18 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     with open(".out." + suffix + ".part", "ab") as part:
         part.write(b'{"half a li')
     calls = []
-    original, model.score_rows = model.score_rows, lambda rows, codes: calls.append(len(rows)) or original(rows, codes)  # type: ignore[method-assign,func-returns-value]
+    original, model.score_rows = (
+        model.score_rows,
+        lambda rows, codes: calls.append(len(rows)) or original(rows, codes),
+    )  # type: ignore[method-assign,func-returns-value]
     result = score_file(model, source, target)
     assert (result["rows"], result["users_known"], result["users_unknown"]) == (1200, 1, 1)
     assert sum(calls) == 1200 - 512
     written = pl.read_ndjson(target) if suffix == "jsonl" else pl.read_parquet(target)
     assert written["n"].to_list() == list(range(1200))
-    wanted = model.score([r["prompt"] for r in rows], [r["response"] for r in rows], [r["user_id"] for r in rows])
+    wanted = model.score(
+        [r["prompt"] for r in rows], [r["response"] for r in rows], [r["user_id"] for r in rows]
+    )
     assert written["reward"].to_list() == pytest.approx(wanted, abs=1e-5)
     assert not [path for path in Path().glob(".out*")]
     best = score_file(model, source, Path("best.jsonl"), best_of=4)
@@ -223,7 +252,9 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_nothing(configure: Con
             score_file(model, Path("in.jsonl"), Path(target))
         assert Path("in.jsonl").read_bytes() == content
         assert not Path(target).is_file() or target == "in.jsonl"
-        for left in Path().glob(".out.parquet*"):  # what was scored may be written to a file that can hold it
+        for left in Path().glob(
+            ".out.parquet*"
+        ):  # what was scored may be written to a file that can hold it
             left.unlink()
         assert not list(Path().glob(".out*"))
     for name in ("../evil", "", ".."):
@@ -258,21 +289,29 @@ def test_the_commands_print_one_object(configure: Configure) -> None:
 
     options = ["--set", "encoder=tiny-text", "--set", "embed.tiny-text.store_dtype=float32"]
     options += ["--set", "embed.tiny-text.max_length=128"]
-    code, out, err = pal("export", "--run", "run", "--weights", "0.3,0.7", "--name", "mine", "--json", *options)
+    code, out, err = pal(
+        "export", "--run", "run", "--weights", "0.3,0.7", "--name", "mine", "--json", *options
+    )
     assert code == 0, err
     exported = json.loads(out)
     assert exported["dir"] == "exports/mine"
     assert exported["weights"] == pytest.approx([0.3, 0.7])
     assert exported["golden_max_abs_diff"] <= 1e-5
-    code, out, _ = pal("score", "--model", "exports/mine", "--input", "in.jsonl", "--output", "out.jsonl", "--json")
+    code, out, _ = pal(
+        "score", "--model", "exports/mine", "--input", "in.jsonl", "--output", "out.jsonl", "--json"
+    )
     assert code == 0
     assert json.loads(out)["users_known"] == 1
-    code, _, err = pal("score", "--model", "nowhere", "--input", "in.jsonl", "--output", "out.jsonl")
+    code, _, err = pal(
+        "score", "--model", "nowhere", "--input", "in.jsonl", "--output", "out.jsonl"
+    )
     assert code == 1
     assert "neither a folder nor a Hub repository" in err
 
 
-def test_the_model_card_and_the_upload(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_card_and_the_upload(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     folder = Path(pipeline.export(trained(configure), "run", Choice("user", user=USERS[0]))["dir"])
@@ -316,8 +355,12 @@ def test_rewardbench_one_weighs_sections_as_published() -> None:
                 pair = torch.rand(2, generator=generator).tolist()
                 chosen, rejected = f"{subset} c{number}", f"{subset} r{number}"
                 scores |= {chosen: pair[0], rejected: pair[1] if number else pair[0]}
-                hits.setdefault(subset, []).append(number > 0 and pair[0] > pair[1])  # equal scores are wrong
-                rows.append({"prompt": "p", "chosen": chosen, "rejected": rejected, "subset": subset})
+                hits.setdefault(subset, []).append(
+                    number > 0 and pair[0] > pair[1]
+                )  # equal scores are wrong
+                rows.append(
+                    {"prompt": "p", "chosen": chosen, "rejected": rejected, "subset": subset}
+                )
     result = judge(Told(scores), rows)  # type: ignore[arg-type]
     accuracy = {subset: sum(values) / 4 for subset, values in hits.items()}
     code = [f"hep-{language}" for language in ("cpp", "go", "java", "js", "python", "rust")]
@@ -341,11 +384,15 @@ def test_rewardbench_two_credits_the_best_of_four_and_ties() -> None:
         {"prompt": "p", "chosen": ["n"], "rejected": ["o"], "subset": "Ties", "id": "ref:2"},
         {"prompt": "p", "chosen": ["q", "s"], "rejected": ["t"], "subset": "Ties", "id": "tied:2"},
     ]
-    scores = dict(a=1, b=1, c=0, d=0, e=0, f=1, g=0, h=0, i=3, j=1, k=5, l=4, m=2, n=1, o=2, q=4, s=1, t=0)
+    scores = dict(
+        a=1, b=1, c=0, d=0, e=0, f=1, g=0, h=0, i=3, j=1, k=5, l=4, m=2, n=1, o=2, q=4, s=1, t=0
+    )
     result = judge(Told({key: float(value) for key, value in scores.items()}), rows)  # type: ignore[arg-type]
     assert result["subsets"]["Math"] == pytest.approx((0.5 + 0.0) / 2)
     # margins: ref 2, -1; tied 2, 1; spreads 1, 3
     far = (math.tanh(2 / 1 - 1) + math.tanh(-1 / 3 - 1)) / 2
-    assert result["subsets"]["Ties"] == pytest.approx(0.3 * 1 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * far)
+    assert result["subsets"]["Ties"] == pytest.approx(
+        0.3 * 1 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * far
+    )
     with pytest.raises(RewardError, match="row 1 has no chosen"):
         judge(Told({}), [{"prompt": "p", "rejected": "x", "subset": "Math"}])  # type: ignore[arg-type]

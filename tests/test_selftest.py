@@ -14,10 +14,10 @@ import torch
 from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config
-from pal.embed.executors import execute
-from pal.embed.random_models import FAMILIES, byte_tokenizer
+from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer
+from pal.embed.encoders.text import TextEncoder
+from pal.embed.engines.local import execute
 from pal.embed.run import embed as embed_dataset
-from pal.embed.text import TextEncoder
 from pal.errors import CacheError
 
 Configure = Callable[..., Config]
@@ -37,8 +37,17 @@ def reward_model(configure: Configure) -> Config:
         torch.manual_seed(0)
         LlamaForSequenceClassification(settings).save_pretrained("judge")
     tokenizer.save_pretrained("judge")
-    spec = {"kind": "hf-text", "model": "judge", "layer": -1, "norm": "post", "pooling": "last", "max_length": 256}
-    return configure({"encoder": "judge", **{f"embed.judge.{key}": value for key, value in spec.items()}})
+    spec = {
+        "kind": "hf-text",
+        "model": "judge",
+        "layer": -1,
+        "norm": "post",
+        "pooling": "last",
+        "max_length": 256,
+    }
+    return configure(
+        {"encoder": "judge", **{f"embed.judge.{key}": value for key, value in spec.items()}}
+    )
 
 
 def test_features_times_score_head_are_the_reward_models_own_logits(reward_model: Config) -> None:
@@ -54,7 +63,9 @@ def test_features_times_score_head_are_the_reward_models_own_logits(reward_model
 
 
 @pytest.mark.parametrize("encoder", ["tiny-text", "identity"])
-def test_the_self_test_finds_a_feature_that_is_not_the_models(encoder: str, configure: Configure) -> None:
+def test_the_self_test_finds_a_feature_that_is_not_the_models(
+    encoder: str, configure: Configure
+) -> None:
     dataset = {"dataset": "simulated"} if encoder == "identity" else {}
     config = configure({"encoder": encoder, **dataset})
     folder = Path(pipeline.embed(config)["dir"])
@@ -135,11 +146,13 @@ def test_a_last_shard_in_which_all_fails_is_a_shard_without_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(TextEncoder, "encode", fail)
-        patch.setattr("pal.embed.executors.execute", first_only)
+        patch.setattr("pal.embed.engines.local.execute", first_only)
         result = embed_dataset(config, dataset)
     assert (result["encoded"], result["errors"]) == (595, 5)
     store = FeatureStore.open(Path(result["dir"]))
     assert (store.rows, len(store.features())) == (595, 595)
-    receipts = [json.loads(path.read_text()) for path in Path(result["dir"]).glob("shards/part-*.json")]
+    receipts = [
+        json.loads(path.read_text()) for path in Path(result["dir"]).glob("shards/part-*.json")
+    ]
     assert sorted(receipt["rows"] for receipt in receipts) == [0, 595]
     assert embed_dataset(config, dataset, retry_errors=True)["errors"] == 0

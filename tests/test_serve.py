@@ -29,7 +29,7 @@ from pal.config import Config, ServeConfig
 from pal.errors import RewardError
 from pal.reward import RewardModel
 from pal.reward.export import Choice
-from pal.reward.serve import Service, build_app, run_server
+from pal.reward.server.app import Service, build_app, run_server
 
 TOKEN = "a-token-for-tests"
 USERS = [f"seen-{number:05d}" for number in range(6)]
@@ -41,7 +41,9 @@ def exported(configure: Callable[..., Config], tmp_path_factory: pytest.TempPath
     settings = {"store_dtype": "float32", "max_length": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        config = configure({"train.head": "pal-a"} | {f"embed.tiny-text.{key}": v for key, v in settings.items()})
+        config = configure(
+            {"train.head": "pal-a"} | {f"embed.tiny-text.{key}": v for key, v in settings.items()}
+        )
         pipeline.embed(config)
         pipeline.train(config, "run")
         return place / pipeline.export(config, "run", Choice(), "model")["dir"]
@@ -50,8 +52,22 @@ def exported(configure: Callable[..., Config], tmp_path_factory: pytest.TempPath
 @contextmanager
 def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run ``pal serve`` on a free port of the loopback and yield its address."""
-    command = [sys.executable, "-m", "pal", "serve", "--model", str(folder), "--port", "0", "--token", TOKEN, *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "serve",
+        "--model",
+        str(folder),
+        "--port",
+        "0",
+        "--token",
+        TOKEN,
+        *options,
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     try:
         assert process.stderr is not None
         seen = ""
@@ -81,12 +97,18 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
     wanted = model.score(prompts, responses, users)
     with serving(exported) as (address, process), client(address) as http:
         host, port = address.removeprefix("http://").split(":")
-        socket.create_connection((host, int(port))).close()  # what is announced can be reached at once
-        reply = http.post("/v1/score", json={"prompts": prompts, "responses": responses, "users": users})
+        socket.create_connection(
+            (host, int(port))
+        ).close()  # what is announced can be reached at once
+        reply = http.post(
+            "/v1/score", json={"prompts": prompts, "responses": responses, "users": users}
+        )
         assert reply.json()["rewards"] == pytest.approx(wanted, abs=1e-5)
         labels = [USERS[0], json.dumps({"user_id": USERS[1], "label": 3}), "", "nobody"]
         queries = [p + r for p, r in zip(prompts[:4], responses[:4], strict=True)]
-        reply = http.post("/get_reward", json={"query": queries, "prompts": prompts[:4], "labels": labels})
+        reply = http.post(
+            "/get_reward", json={"query": queries, "prompts": prompts[:4], "labels": labels}
+        )
         body = reply.json()
         offline = model.score(prompts[:4], responses[:4], [USERS[0], USERS[1], None, None])
         assert body["rewards"] == pytest.approx(offline, abs=1e-5)
@@ -104,7 +126,11 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
         metrics = http.get("/metrics").text
         assert 'pal_requests_total{path="/v1/users/{user}/adapt",code="200"} 1' in metrics
         assert "new" not in metrics.replace("pal_users_adapted", "")
-        assert set(http.get("/openapi.json").json()["paths"]) >= {"/get_reward", "/v1/score", "/v1/users/{user}/adapt"}
+        assert set(http.get("/openapi.json").json()["paths"]) >= {
+            "/get_reward",
+            "/v1/score",
+            "/v1/users/{user}/adapt",
+        }
 
         for path, content, status in (
             ("/v1/score", b"{not json", 422), ("/v1/score", b'{"prompts": ["a"]}', 422),
@@ -115,7 +141,12 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
             ("/get_reward", b" " * (50 << 20), 413), ("/nowhere", b"{}", 404), ("/v1/users/u/adapt", b"{}", 422),
             ("/v1/score", json.dumps({"prompts": ["p"] * 2000, "responses": ["r"] * 2000}).encode(), 413),
         ):  # fmt: skip
-            assert http.post(path, content=content, headers={"content-type": "application/json"}).status_code == status
+            assert (
+                http.post(
+                    path, content=content, headers={"content-type": "application/json"}
+                ).status_code
+                == status
+            )
         chunks = http.post("/v1/score", content=(b" " * (1 << 20) for _ in range(50)))
         assert chunks.status_code == 413
         for token in (None, "wrong", TOKEN + "x"):
@@ -126,7 +157,10 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
                 assert stranger.get("/health").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == -signal.SIGTERM or process.returncode == 0
-    with serving(exported) as (address, _), client(address) as http:  # the adapted user is still known
+    with (
+        serving(exported) as (address, _),
+        client(address) as http,
+    ):  # the adapted user is still known
         again = http.post("/v1/score", json=row).json()
         assert again["rewards"] == pytest.approx(adapted["rewards"], abs=1e-6)
         assert again["unknown_users"] == 0
@@ -153,17 +187,25 @@ def test_odd_requests_are_refused_and_counted(exported: Path) -> None:
             assert reply.status_code == 422, (body, reply.text)
         deep = http.post("/get_reward", json={"query": ["a"], "labels": ['{"a":' * 100_000]})
         assert deep.json()["extra_logs"] == {"pal_user_known": [0.0]}
-        assert http.post("/v1/users/a%2Fb/adapt", json={"answers": [answer]}).json()["user"] == "a/b"
+        assert (
+            http.post("/v1/users/a%2Fb/adapt", json={"answers": [answer]}).json()["user"] == "a/b"
+        )
         assert http.post("/v1/users/7/adapt", json={"answers": [answer]}).json()["user"] == "7"
-        known = http.post("/get_reward", json={"query": ["a"] * 3, "labels": [7, {"user_id": "a/b"}, "7"]}).json()
+        known = http.post(
+            "/get_reward", json={"query": ["a"] * 3, "labels": [7, {"user_id": "a/b"}, "7"]}
+        ).json()
         assert known["extra_logs"] == {"pal_user_known": [1.0, 1.0, 1.0]}
         service.model.score_rows = lambda rows, codes: [][0]  # type: ignore[method-assign, misc, index]
-        assert http.post("/v1/score", json={"prompts": ["p"], "responses": ["r"]}).status_code == 500
+        assert (
+            http.post("/v1/score", json={"prompts": ["p"], "responses": ["r"]}).status_code == 500
+        )
         assert 'pal_requests_total{path="/v1/score",code="500"} 1' in http.get("/metrics").text
     assert service.accepted == service.requests.total()
 
 
-def test_a_store_that_is_none_and_an_empty_token(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_none_and_an_empty_token(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = RewardModel.from_pretrained(exported, device="cpu")
     Path("text").write_text("no database" * 100)
     for store in ("text", "nowhere/users.sqlite"):
@@ -171,7 +213,9 @@ def test_a_store_that_is_none_and_an_empty_token(exported: Path, monkeypatch: py
             Service(model, ServeConfig(store=Path(store)), None)
     told: list[str] = []
     served: list[Any] = []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: served.append(sockets[0].close()))
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda self, sockets: served.append(sockets[0].close())
+    )
     run_server(model, ServeConfig(host="0.0.0.0", port=0), "", told.append)
     assert served
     assert told[0].startswith("bearer token, for this run only: ")
@@ -205,7 +249,9 @@ async def load(address: str, connections: int, seconds: float) -> dict[str, Any]
                 answers.append((prompt, response, user, answer["rewards"][0]))
 
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with aiohttp.ClientSession(address, headers=headers, connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with aiohttp.ClientSession(
+        address, headers=headers, connector=aiohttp.TCPConnector(limit=0)
+    ) as http:
         await asyncio.gather(*[one(number, http) for number in range(connections)])
     return {"answers": answers, "statuses": statuses, "broken": broken}
 
@@ -215,7 +261,9 @@ def require_offline(exported: Path, answers: list[tuple[str, str, str, float]]) 
     unique = sorted({answer[:3] for answer in answers})
     scores = model.score([a[0] for a in unique], [a[1] for a in unique], [a[2] for a in unique])
     wanted = dict(zip(unique, scores, strict=True))
-    assert [answer[3] for answer in answers] == pytest.approx([wanted[answer[:3]] for answer in answers], abs=1e-5)
+    assert [answer[3] for answer in answers] == pytest.approx(
+        [wanted[answer[:3]] for answer in answers], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.slow)])

@@ -21,18 +21,26 @@ from polars.testing import assert_frame_equal
 from pal import pipeline
 from pal.config import Config, TrainConfig
 from pal.errors import ConfigError, TrainError
+from pal.sweep.fit import Sweep
+from pal.sweep.plan import grid, in_stacks, random, split_stack
 from pal.train.heads.head import build_head, heads
-from pal.train.space import grid, in_stacks, random, split_stack
 from pal.train.stack import Stack, StackedAdamW, widen
-from pal.train.sweep import Sweep
 
 Configure = Callable[..., Config]
 TIMES = {"seconds"}
 
 
 def sweeping(configure: Configure, axes: dict[str, list[Any]], **options: Any) -> Config:
-    settings = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 3}
-    empty = {f"sweep.{axis}": value for axis, value in {"head": ["pal-a"], "k": [2], "seed": [0], **axes}.items()}
+    settings = {
+        "dataset": "simulated",
+        "encoder": "identity",
+        "train.head": "pal-a",
+        "train.epochs": 3,
+    }
+    empty = {
+        f"sweep.{axis}": value
+        for axis, value in {"head": ["pal-a"], "k": [2], "seed": [0], **axes}.items()
+    }
     config = configure(settings | empty | options)
     pipeline.embed(config)
     return config
@@ -52,7 +60,9 @@ def test_each_head_is_the_one_that_a_single_run_trains(configure: Configure, tog
     assert summary["mode"] == ("loop" if together == 1 else "stacked")
     for row in results("s").iter_rows(named=True):
         train = config.train.model_copy(update={"k": row["k"], "lr": row["lr"]})
-        alone = pipeline.train(config.model_copy(update={"train": train, "seed": row["seed"]}), "alone")
+        alone = pipeline.train(
+            config.model_copy(update={"train": train, "seed": row["seed"]}), "alone"
+        )
         assert row["params"] == alone["params"]
         assert row["best_epoch"] == alone["best_epoch"]
         for metric in ("accuracy", "macro_accuracy", "nll", "ece"):
@@ -62,7 +72,12 @@ def test_each_head_is_the_one_that_a_single_run_trains(configure: Configure, tog
 @pytest.mark.parametrize("sampler", ["grid", "optuna"])
 def test_every_head_can_be_swept_in_stacks(configure: Configure, sampler: str) -> None:
     names = sorted(heads())
-    options = {"sweep.together": 2, "train.epochs": 2, "sweep.sampler": sampler, "sweep.samples": 40}
+    options = {
+        "sweep.together": 2,
+        "train.epochs": 2,
+        "sweep.sampler": sampler,
+        "sweep.samples": 40,
+    }
     if sampler == "optuna":
         pytest.importorskip("optuna")
         names = ["bt-linear", "pal-a"]
@@ -101,7 +116,12 @@ def test_one_step_of_a_stack_is_that_of_torch(configure: Configure) -> None:
 def test_padding_with_prototypes_changes_no_margin_and_never_learns() -> None:
     head = build_head(TrainConfig(head="pal-a", k=2), 8, 5).eval()
     wide = widen(head, 4)
-    prompt, first, second, user = None, torch.randn(20, 8), torch.randn(20, 8), torch.randint(0, 5, (20,))
+    prompt, first, second, user = (
+        None,
+        torch.randn(20, 8),
+        torch.randn(20, 8),
+        torch.randint(0, 5, (20,)),
+    )
     torch.testing.assert_close(wide(prompt, first, second, user), head(prompt, first, second, user))
     wide(prompt, first, second, user).sum().backward()
     assert wide.users.logits.grad is not None
@@ -113,20 +133,28 @@ def test_padding_with_prototypes_changes_no_margin_and_never_learns() -> None:
 
 @pytest.mark.parametrize("name", ["pal-a", "pal-b"])
 def test_a_stack_gives_each_head_its_own_margins(name: str) -> None:
-    from pal.train.datamodule import Batch
+    from pal.train.pairs import Batch
 
     heads = []
     for seed in range(4):
         torch.manual_seed(seed)
         heads.append(build_head(TrainConfig(head=name, k=3), 8, 5).eval())
     batches = [
-        Batch(torch.randn(9, 8), torch.randn(9, 8), torch.randn(9, 8), torch.randint(0, 5, (9,)), torch.ones(9))
+        Batch(
+            torch.randn(9, 8),
+            torch.randn(9, 8),
+            torch.randn(9, 8),
+            torch.randint(0, 5, (9,)),
+            torch.ones(9),
+        )
         for _ in range(2)
     ]
     stack = Stack(heads, seeds=2).eval()
     wanted = [head(*batches[number // 2][:4]) for number, head in enumerate(heads)]
     torch.testing.assert_close(stack.margins(batches), torch.stack(wanted))
-    torch.testing.assert_close(stack.margins(batches[:1]), torch.stack([head(*batches[0][:4]) for head in heads]))
+    torch.testing.assert_close(
+        stack.margins(batches[:1]), torch.stack([head(*batches[0][:4]) for head in heads])
+    )
 
 
 def test_a_rerun_trains_only_what_is_missing(configure: Configure) -> None:
@@ -149,11 +177,15 @@ def test_the_best_by_validation_is_an_ordinary_run(configure: Configure) -> None
     metrics = pipeline.evaluate(config, ["s-best"])["runs"][0]
     row = frame.filter(pl.col("head_id") == best["head_id"]).to_dicts()[0]
     assert metrics["test_seen"]["macro_accuracy"] == pytest.approx(row["test_macro_accuracy"])
-    assert {p.name for p in Path("sweeps/s/best").iterdir()} == {p.name for p in Path("runs/s-best").iterdir()}
+    assert {p.name for p in Path("sweeps/s/best").iterdir()} == {
+        p.name for p in Path("runs/s-best").iterdir()
+    }
     assert Path("sweeps/s/accuracy_by_k.png").stat().st_size > 1000
 
 
-def test_a_failing_head_is_a_row_and_is_tried_again(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_head_is_a_row_and_is_tried_again(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pal.train import run as run_module
 
     original = run_module.build_head
@@ -168,7 +200,9 @@ def test_a_failing_head_is_a_row_and_is_tried_again(configure: Configure, monkey
         patch.setattr(run_module, "build_head", fail_for_three)
         assert pipeline.sweep(config, "s")["failed"] == 1
         failed = results("s").filter(pl.col("status") == "failed").to_dicts()
-        assert [(row["k"], row["error"]) for row in failed] == [(3, "RuntimeError: three is too many")]
+        assert [(row["k"], row["error"]) for row in failed] == [
+            (3, "RuntimeError: three is too many")
+        ]
     assert pipeline.sweep(config, "s")["failed"] == 0
     assert set(results("s")["status"]) == {"ok"}
 
@@ -176,7 +210,9 @@ def test_a_failing_head_is_a_row_and_is_tried_again(configure: Configure, monkey
 def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:
     rates = [1e-6, 1e-5, 1e-3, 3e-3]
     config = sweeping(
-        configure, {"lr": rates, "seed": [0, 1]}, **{"sweep.halving": 2, "sweep.together": 8, "train.epochs": 8}
+        configure,
+        {"lr": rates, "seed": [0, 1]},
+        **{"sweep.halving": 2, "sweep.together": 8, "train.epochs": 8},
     )
     summary = pipeline.sweep(config, "s")
     assert summary["dropped"] == 6
@@ -186,10 +222,19 @@ def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure
 
 
 def test_axes_reach_encoders_layers_and_training_sets(configure: Configure) -> None:
-    options = {"dataset": "demo", "encoder": "tiny-text", "data.demo.groups": 2, "data.demo.limit": None}
+    options = {
+        "dataset": "demo",
+        "encoder": "tiny-text",
+        "data.demo.groups": 2,
+        "data.demo.limit": None,
+    }
     for layer in (-1, -2):
         sweeping(configure, {}, **options, **{"embed.tiny-text.layer": layer})
-    config = sweeping(configure, {"layer": [-1, -2], "pairs_per_user": [2, 10], "head": ["pal-a", "pal-b"]}, **options)
+    config = sweeping(
+        configure,
+        {"layer": [-1, -2], "pairs_per_user": [2, 10], "head": ["pal-a", "pal-b"]},
+        **options,
+    )
     summary = pipeline.sweep(config, "s")
     assert (summary["heads"], summary["failed"]) == (8, 0)
     assert results("s")["test_nll"].n_unique() == 8
@@ -216,7 +261,9 @@ def test_stacks_hold_equal_shapes_and_whole_seeds(configure: Configure) -> None:
     assert [len(group) for group in groups] == [8, 4, 4]  # PAL-A pads over K, PAL-B does not
     for width in (1, 2, 4, 8):
         parts = split_stack(groups[0], width)
-        assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in groups[0])
+        assert sorted(one.id for part in parts for one in part) == sorted(
+            one.id for one in groups[0]
+        )
         assert all(len(part) <= width for part in parts)
 
 
@@ -251,7 +298,9 @@ def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | Non
 def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) -> None:
     axes = {"k": [1, 2], "seed": [0, 1], "lr": [1e-3, 3e-3], "head": ["pal-a", "lore"]}
     told: list[str] = []
-    one, two = (sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": n}) for n in (1, 2))
+    one, two = (
+        sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": n}) for n in (1, 2)
+    )
     assert pipeline.sweep(one, "one", report=told.append)["trained"] == 16
     done: list[int] = []
     summary = pipeline.sweep(two, "two", done.append, told.append)
@@ -267,16 +316,22 @@ def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) 
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(configure: Configure) -> None:
+def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(
+    configure: Configure,
+) -> None:
     axes = {"k": [1, 2, 3], "seed": [0, 1], "lr": [1e-3, 3e-3]}
-    config = sweeping(configure, axes, **{"sweep.together": 2, "sweep.workers": 2, "train.epochs": 20})
+    config = sweeping(
+        configure, axes, **{"sweep.together": 2, "sweep.workers": 2, "train.epochs": 20}
+    )
 
     def kill_one(heads: int) -> None:
         first = multiprocessing.active_children()[0].pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
 
-    with pytest.raises(TrainError, match=r"a sweep worker ended \(exit code -9\); run the sweep again"):
+    with pytest.raises(
+        TrainError, match=r"a sweep worker ended \(exit code -9\); run the sweep again"
+    ):
         pipeline.sweep(config, "s", kill_one)
     kept = len(results("s"))
     assert 0 < kept < 12
@@ -285,7 +340,9 @@ def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(configure
 
 
 def test_workers_that_try_failed_heads_again_keep_each_others_results(configure: Configure) -> None:
-    config = sweeping(configure, {"seed": [0, 1], "lr": [1e-3, 2e-3, 3e-3]}, **{"sweep.together": 1})
+    config = sweeping(
+        configure, {"seed": [0, 1], "lr": [1e-3, 2e-3, 3e-3]}, **{"sweep.together": 1}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sweep, "_fit_one", lambda self, one: 1 / 0)
         assert pipeline.sweep(config, "s")["failed"] == 6
@@ -309,9 +366,13 @@ pipeline.sweep(load(Path("many.yaml")).config, "s", stop)
 
 def test_an_interrupted_sweep_with_workers_ends_although_stacks_wait(configure: Configure) -> None:
     axes = {"seed": list(range(4)), "lr": [1e-3 + 1e-5 * step for step in range(20)]}
-    config = sweeping(configure, axes, **{"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1})
+    config = sweeping(
+        configure, axes, **{"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1}
+    )
     Path("many.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False
+    )
     assert "KeyboardInterrupt" in done.stderr
     assert 0 < len(results("s")) < 80
 
@@ -327,7 +388,9 @@ pipeline.sweep(load(Path("small.yaml")).config, sys.argv[1])
 
 def small_sweep(configure: Configure) -> None:
     config = sweeping(
-        configure, {"k": [1, 2, 3], "seed": [0, 1, 2], "lr": [1e-3, 3e-3]}, **{"sweep.together": 3, "train.epochs": 4}
+        configure,
+        {"k": [1, 2, 3], "seed": [0, 1, 2], "lr": [1e-3, 3e-3]},
+        **{"sweep.together": 3, "train.epochs": 4},
     )
     Path("small.yaml").write_text(json.dumps(config.model_dump(mode="json")))
 
@@ -346,7 +409,9 @@ def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(configure: C
         name = f"killed-{stacks}"
         process = subprocess.Popen([*run, name])
         recorded = Path(f"sweeps/{name}/results.parquet")
-        while process.poll() is None and not (recorded.is_file() and len(pl.read_parquet(recorded)) >= 3 * stacks):
+        while process.poll() is None and not (
+            recorded.is_file() and len(pl.read_parquet(recorded)) >= 3 * stacks
+        ):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

@@ -19,18 +19,28 @@ import pytest
 
 from pal import pipeline
 from pal.config import Config, flatten, load
-from pal.data.adapters import ADAPTERS
-from pal.data.personalllm import MODELS, dirichlet, standardised
-from pal.data.prepare import prepare
-from pal.data.tldr import Published, TldrLength
+from pal.data.build import prepare
+from pal.data.sources import ADAPTERS
+from pal.data.sources.personalllm import MODELS, dirichlet, standardised
+from pal.data.sources.tldr import Published, TldrLength
+from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, DataError
-from pal.tables import PreparedDataset
 
 Configure = Callable[..., Config]
 Row = dict[str, Any]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "tldr-length": {"seen_workers": 5, "test_worker_rows": 40, "validation_worker_rows": 24, "min_pairs": 3},
-    "tldr-real": {"seen_workers": 5, "test_worker_rows": 40, "validation_worker_rows": 24, "min_pairs": 3},
+    "tldr-length": {
+        "seen_workers": 5,
+        "test_worker_rows": 40,
+        "validation_worker_rows": 24,
+        "min_pairs": 3,
+    },
+    "tldr-real": {
+        "seen_workers": 5,
+        "test_worker_rows": 40,
+        "validation_worker_rows": 24,
+        "min_pairs": 3,
+    },
     "prism": {"min_pairs": 2},
     "personalllm": {"users": 12, "pairs_per_user": 40, "test_pairs_per_user": 20, "min_pairs": 2},
     "ultrafeedback-p": {"users": 24, "pairs_per_user": 60, "min_pairs": 2},
@@ -38,8 +48,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 TLDR_SCHEMA = pa.schema(
     [
-        ("info", pa.struct([(name, pa.string()) for name in ("id", "post", "title", "subreddit", "site", "article")])),
-        ("summaries", pa.list_(pa.struct([(name, pa.string()) for name in ("text", "policy", "note")]))),
+        (
+            "info",
+            pa.struct(
+                [
+                    (name, pa.string())
+                    for name in ("id", "post", "title", "subreddit", "site", "article")
+                ]
+            ),
+        ),
+        (
+            "summaries",
+            pa.list_(pa.struct([(name, pa.string()) for name in ("text", "policy", "note")])),
+        ),
         ("choice", pa.int32()),
         ("worker", pa.string()),
         ("batch", pa.string()),
@@ -78,7 +99,9 @@ def tldr_source() -> dict[str, list[Row]]:
     return {
         "train": tldr_rows("train", seen | {"rare": 3}),
         "validation": tldr_rows(
-            "valid", {"seen0": 20, "seen3": 20, "new0": 50, "new1": 45, "middle": 26, "rare": 2}, 200
+            "valid",
+            {"seen0": 20, "seen3": 20, "new0": 50, "new1": 45, "middle": 26, "rare": 2},
+            200,
         ),
     }
 
@@ -105,7 +128,9 @@ def write_tldr(folder: Path, rows: dict[str, list[Row]], kind: str, files: int =
             for split in rows:
                 table = pa.Table.from_pylist(rows[split][number::files], schema=TLDR_SCHEMA)
                 (folder / "comparisons").mkdir(exist_ok=True)
-                pq.write_table(table, folder / "comparisons" / f"{split}-{number:05d}-of-{files:05d}.parquet")
+                pq.write_table(
+                    table, folder / "comparisons" / f"{split}-{number:05d}-of-{files:05d}.parquet"
+                )
 
 
 def prism_source() -> list[Row]:
@@ -128,19 +153,36 @@ def prism_source() -> list[Row]:
                         "within_turn_id": answer,
                     }
                 )
-        rows.append({"conversation_id": f"c{number}", "user_id": f"user{number % 12}", "conversation_history": history})
+        rows.append(
+            {
+                "conversation_id": f"c{number}",
+                "user_id": f"user{number % 12}",
+                "conversation_history": history,
+            }
+        )
     return rows
 
 
 def utterances(conversations: list[Row]) -> list[Row]:
     rows = []
     for row in conversations:
-        prompts = {one["turn"]: one["content"] for one in row["conversation_history"] if one["role"] == "user"}
+        prompts = {
+            one["turn"]: one["content"]
+            for one in row["conversation_history"]
+            if one["role"] == "user"
+        }
         for one in row["conversation_history"]:
             if one["role"] == "model":
-                rest = {key: one[key] for key in ("turn", "within_turn_id", "score", "if_chosen", "model_name")}
+                rest = {
+                    key: one[key]
+                    for key in ("turn", "within_turn_id", "score", "if_chosen", "model_name")
+                }
                 ids = {"conversation_id": row["conversation_id"], "user_id": row["user_id"]}
-                rows.append(ids | rest | {"user_prompt": prompts[one["turn"]], "model_response": one["content"]})
+                rows.append(
+                    ids
+                    | rest
+                    | {"user_prompt": prompts[one["turn"]], "model_response": one["content"]}
+                )
     return rows
 
 
@@ -168,11 +210,15 @@ def ultrafeedback_source() -> list[Row]:
             {
                 "model": f"m{answer}",
                 "response": f"response {answer} to {number}",
-                "annotations": {name: {"Rating": str(draws.randint(1, 5)), "Rationale": "r"} for name in names},
+                "annotations": {
+                    name: {"Rating": str(draws.randint(1, 5)), "Rationale": "r"} for name in names
+                },
             }
             for answer in range(4)
         ]
-        rows.append({"source": "flan", "instruction": f"instruction {number}", "completions": completions})
+        rows.append(
+            {"source": "flan", "instruction": f"instruction {number}", "completions": completions}
+        )
     return rows
 
 
@@ -204,7 +250,9 @@ def write(name: str, folder: Path, seed: int | None = None) -> Path:
             json_lines(folder / pattern.format(number or ""), rows[number::files])
 
     if name.startswith("tldr"):
-        write_tldr(folder, {split: mixed(rows) for split, rows in tldr_source().items()}, "parquet", files)
+        write_tldr(
+            folder, {split: mixed(rows) for split, rows in tldr_source().items()}, "parquet", files
+        )
     elif name == "prism":
         spread(prism_source(), "conversations{}.jsonl")
     elif name == "personalllm":
@@ -229,11 +277,18 @@ def settings(configure: Configure, name: str, source: Path, /, **options: Any) -
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(config.dataset, config.dataset_config(), Path(folder) / config.dataset, ADAPTERS[config.dataset])
+    return prepare(
+        config.dataset,
+        config.dataset_config(),
+        Path(folder) / config.dataset,
+        ADAPTERS[config.dataset],
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_order_and_file_sizes_change_no_digest(name: str, configure: Configure, tmp_path: Path) -> None:
+def test_order_and_file_sizes_change_no_digest(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
     cards = []
     for seed in (None, 1, 2):
         source = write(name, tmp_path / f"raw{seed}", seed)
@@ -243,9 +298,14 @@ def test_order_and_file_sizes_change_no_digest(name: str, configure: Configure, 
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_no_prompt_crosses_and_no_judged_prompt_was_trained_on(name: str, configure: Configure, tmp_path: Path) -> None:
+def test_no_prompt_crosses_and_no_judged_prompt_was_trained_on(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
     pairs = prepared(settings(configure, name, write(name, tmp_path / "raw"))).pairs()
-    assert pairs.group_by("population", "prompt_id").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert (
+        pairs.group_by("population", "prompt_id").agg(pl.col("split").n_unique())["split"].max()
+        == 1
+    )
     trained = pairs.filter(population="seen", split="train")["prompt_id"]
     judged = pairs.filter(pl.col("split") != "train")["prompt_id"]
     assert not set(trained) & set(judged)
@@ -254,7 +314,9 @@ def test_no_prompt_crosses_and_no_judged_prompt_was_trained_on(name: str, config
 
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 @pytest.mark.parametrize("name", ["tldr-length", "tldr-real"])
-def test_each_tldr_row_is_a_pair_or_a_reject(name: str, kind: str, configure: Configure, tmp_path: Path) -> None:
+def test_each_tldr_row_is_a_pair_or_a_reject(
+    name: str, kind: str, configure: Configure, tmp_path: Path
+) -> None:
     rows = tldr_source()
     good = rows["train"][0]
     rows["train"] += [*awkward_tldr(good), good, good | {"choice": 1 - good["choice"]}]
@@ -266,7 +328,10 @@ def test_each_tldr_row_is_a_pair_or_a_reject(name: str, kind: str, configure: Co
             file.write("{not json\n" + json.dumps(good | {"info": {"post": "half \ud800"}}) + "\n")
         extra = 2
     card = prepared(settings(configure, name, tmp_path / "raw")).card
-    assert card["counts"]["pairs"] + sum(card["rejects"].values()) == sum(map(len, rows.values())) + extra
+    assert (
+        card["counts"]["pairs"] + sum(card["rejects"].values())
+        == sum(map(len, rows.values())) + extra
+    )
     assert {"no-user", "null-post", "other-policy", "malformed"} <= set(card["rejects"])
     assert card["facts"]["published_sizes"] == "published sizes not checked: partial source"
     assert card["rejects"].get("invalid-unicode", 0) == (kind == "json")
@@ -283,14 +348,21 @@ def test_parquet_and_json_give_the_same_dataset(configure: Configure, tmp_path: 
 
 def test_the_minority_prefers_the_shorter_summary(configure: Configure, tmp_path: Path) -> None:
     dataset = prepared(settings(configure, "tldr-length", write("tldr-length", tmp_path / "raw")))
-    texts = dict(pl.from_arrow(dataset.items()).select("item_id", pl.col("text").str.len_chars()).iter_rows())  # type: ignore
+    texts = dict(
+        pl.from_arrow(dataset.items()).select("item_id", pl.col("text").str.len_chars()).iter_rows()
+    )  # type: ignore
     pairs = dataset.pairs()
-    for group, first, second, label in pairs.select("group", "first_id", "second_id", "label").iter_rows():
+    for group, first, second, label in pairs.select(
+        "group", "first_id", "second_id", "label"
+    ).iter_rows():
         assert ((texts[first] > texts[second]) == (label == 1.0)) == (group == "longer")
     groups = dict(pairs.filter(population="seen").select("user_id", "group").unique().iter_rows())
     assert {user for user, group in groups.items() if group == "shorter"} == {"seen3", "seen4"}
     cells = dataset.card["counts"]["cells"]
-    assert (cells["train_seen"], cells["val_seen"]) == (261, 29)  # a tenth of 290 rows, rounded up, in whole prompts
+    assert (cells["train_seen"], cells["val_seen"]) == (
+        261,
+        29,
+    )  # a tenth of 290 rows, rounded up, in whole prompts
 
 
 def test_the_full_source_must_give_the_published_sizes(
@@ -313,13 +385,18 @@ def test_the_full_source_must_give_the_published_sizes(
 def test_prism_conversations_and_utterances_agree(configure: Configure, tmp_path: Path) -> None:
     write("prism", tmp_path / "one")
     json_lines(tmp_path / "two" / "utterances.jsonl", utterances(prism_source()))
-    cards = [prepared(settings(configure, "prism", tmp_path / name), name + "-out").card for name in ("one", "two")]
+    cards = [
+        prepared(settings(configure, "prism", tmp_path / name), name + "-out").card
+        for name in ("one", "two")
+    ]
     assert cards[0]["digests"] == cards[1]["digests"]
     assert cards[0]["counts"]["pairs"] + sum(cards[0]["rejects"].values()) == 120 * (3 + 1)
 
 
 def test_prism_scores_make_all_pairs_and_ties(configure: Configure, tmp_path: Path) -> None:
-    card = prepared(settings(configure, "prism", write("prism", tmp_path / "raw"), rule="scores")).card
+    card = prepared(
+        settings(configure, "prism", write("prism", tmp_path / "raw"), rule="scores")
+    ).card
     assert card["counts"]["pairs"] + sum(card["rejects"].values()) == 120 * (6 + 1)
     assert card["counts"]["ties"] > 0
 
@@ -328,11 +405,25 @@ def test_prism_awkward_rows_are_rejects(configure: Configure, tmp_path: Path) ->
     rows = prism_source()
     history = rows[0]["conversation_history"]
     broken = [{**one, "if_chosen": False} if one["role"] == "model" else one for one in history]
-    rows += [rows[0] | {"user_id": None}, rows[0] | {"user_id": "\ud800"}, rows[0] | {"conversation_history": None}]
-    rows += [rows[0] | {"conversation_history": broken}, rows[0] | {"conversation_history": history[:2]}]
+    rows += [
+        rows[0] | {"user_id": None},
+        rows[0] | {"user_id": "\ud800"},
+        rows[0] | {"conversation_history": None},
+    ]
+    rows += [
+        rows[0] | {"conversation_history": broken},
+        rows[0] | {"conversation_history": history[:2]},
+    ]
     json_lines(tmp_path / "raw" / "conversations.jsonl", rows, ("{broken",))
     rejects = prepared(settings(configure, "prism", tmp_path / "raw")).card["rejects"]
-    assert {"no-user", "invalid-unicode", "malformed", "no-choice", "no-context", "one-answer"} <= set(rejects)
+    assert {
+        "no-user",
+        "invalid-unicode",
+        "malformed",
+        "no-choice",
+        "no-context",
+        "one-answer",
+    } <= set(rejects)
 
 
 def test_personalllm_keeps_the_planted_weights(configure: Configure, tmp_path: Path) -> None:
@@ -354,7 +445,9 @@ def test_a_constant_reward_does_not_divide_by_zero() -> None:
     assert (standardised(np.ones((3, 8, 2))) == 0.0).all()
 
 
-def test_ultrafeedback_users_disagree_and_unrated_rows_are_rejects(configure: Configure, tmp_path: Path) -> None:
+def test_ultrafeedback_users_disagree_and_unrated_rows_are_rejects(
+    configure: Configure, tmp_path: Path
+) -> None:
     rows = ultrafeedback_source()
     for completion in rows[0]["completions"]:
         completion["annotations"]["honesty"]["Rating"] = "N/A"
@@ -376,7 +469,11 @@ def test_hh_rejects_transcripts_that_part_early(configure: Configure, tmp_path: 
     rows[0]["rejected"] = rows[0]["rejected"].replace("go on", "stop")
     rows[1]["chosen"] = "no transcript"
     rows[2]["chosen"] = None
-    json_lines(source / "helpful-base" / "train.jsonl.gz", hh_rows("helpful-base", "train", 150)[5:] + rows, ("[]",))
+    json_lines(
+        source / "helpful-base" / "train.jsonl.gz",
+        hh_rows("helpful-base", "train", 150)[5:] + rows,
+        ("[]",),
+    )
     dataset = prepared(settings(configure, "hh", source))
     assert dataset.card["rejects"]["prefixes-differ"] == 1
     assert dataset.card["rejects"]["malformed"] == 3
@@ -391,7 +488,9 @@ def test_names_have_hyphens_wherever_a_user_reads_or_types_them(configure: Confi
     assert Config.model_validate(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match="'tldr-length' or 'tldr-real'"):
         load(None, ["dataset=tldr"]).config.dataset_config()
-    with pytest.raises(ConfigError, match=r"unknown key of data.tldr-length 'limits'; did you mean 'limit'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key of data.tldr-length 'limits'; did you mean 'limit'"
+    ):
         load(None, ["data.tldr-length.limits=5"])
     with pytest.raises(ConfigError, match=r"data.ultrafeedback-p.users = 0 is not valid"):
         load(None, ["data.ultrafeedback-p.users=0"])
@@ -403,7 +502,9 @@ def test_both_heads_train_on_their_views(name: str, configure: Configure, tmp_pa
     assert pipeline.prepare(config).card["views"] == ["response", "prompt+response"]
     assert pipeline.embed(config)["errors"] == 0
     for head in ("pal-a", "pal-b"):
-        trained = config.model_copy(update={"train": config.train.model_copy(update={"head": head})})
+        trained = config.model_copy(
+            update={"train": config.train.model_copy(update={"head": head})}
+        )
         metrics = pipeline.train(trained)
         assert metrics["head"] == head
         assert metrics["test_seen"]["n_pairs"] > 0
@@ -412,7 +513,17 @@ def test_both_heads_train_on_their_views(name: str, configure: Configure, tmp_pa
 def test_pal_prepare_reads_a_source_named_on_the_command_line(tmp_path: Path) -> None:
     source = write("tldr-real", tmp_path / "raw")
     options = [f"--set=data.tldr-real.{key}={value}" for key, value in OPTIONS["tldr-real"].items()]
-    command = [sys.executable, "-m", "pal", "prepare", "--dataset", "tldr-real", "--source", str(source), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "pal",
+        "prepare",
+        "--dataset",
+        "tldr-real",
+        "--source",
+        str(source),
+        "--json",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["seen_users"] == 5

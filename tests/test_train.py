@@ -24,7 +24,13 @@ from pal.train.module import optimiser_groups
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40
-HEADS = [("pal-a", "squared"), ("pal-a", "distance"), ("pal-a", "angle"), ("pal-b", "squared"), ("pal-b", "angle")]
+HEADS = [
+    ("pal-a", "squared"),
+    ("pal-a", "distance"),
+    ("pal-a", "angle"),
+    ("pal-b", "squared"),
+    ("pal-b", "angle"),
+]
 every_head = pytest.mark.parametrize(("name", "score"), HEADS)
 
 
@@ -38,7 +44,12 @@ def batch(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
     """Return prompts, first and second items, and user numbers."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(3, ROWS, DIM, generator=generator, dtype=torch.float64)
-    return features[0], features[1], features[2], torch.randint(0, USERS, (ROWS,), generator=generator)
+    return (
+        features[0],
+        features[1],
+        features[2],
+        torch.randint(0, USERS, (ROWS,), generator=generator),
+    )
 
 
 def margins(head: IdealPointHead, swap: bool = False) -> torch.Tensor:
@@ -52,7 +63,9 @@ def margins(head: IdealPointHead, swap: bool = False) -> torch.Tensor:
 def test_margin_is_the_difference_of_rewards(name: str, score: str) -> None:
     head, (prompt, first, second, user) = make(name, score), batch()
     w = head.users(user)
-    torch.testing.assert_close(margins(head), head.reward(prompt, first, w) - head.reward(prompt, second, w))
+    torch.testing.assert_close(
+        margins(head), head.reward(prompt, first, w) - head.reward(prompt, second, w)
+    )
 
 
 @every_head
@@ -64,7 +77,9 @@ def test_swapping_the_items_negates_the_margin(name: str, score: str) -> None:
 @every_head
 def test_one_prototype_ignores_the_user(name: str, score: str) -> None:
     head, (prompt, first, _, user) = make(name, score, k=1), batch()
-    rewards = [head.reward(prompt, first, head.users((user + shift) % USERS)) for shift in range(USERS)]
+    rewards = [
+        head.reward(prompt, first, head.users((user + shift) % USERS)) for shift in range(USERS)
+    ]
     for other in rewards[1:]:
         assert torch.equal(rewards[0], other)
     rewards[0].sum().backward()
@@ -92,7 +107,9 @@ def reference_mlp(x: torch.Tensor, mlps: MLPs, copy: int) -> torch.Tensor:
     for layer, (weight, bias) in enumerate(zip(mlps.weights, mlps.biases, strict=True)):
         out = out @ weight[copy].T + bias[copy]
         if layer < len(mlps.weights) - 1:
-            out = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}[mlps.architecture.activation](out)
+            out = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}[
+                mlps.architecture.activation
+            ](out)
     return x + out if mlps.architecture.residual else out
 
 
@@ -134,7 +151,9 @@ def test_gradients_are_those_of_finite_differences(name: str, score: str) -> Non
 
             def forward(self) -> torch.Tensor:
                 margin = head.margin(prompt[:4], first[:4], second[:4], head.users(user[:4]))
-                return logistic(margin, torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)).mean()
+                return logistic(
+                    margin, torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+                ).mean()
 
         return torch.func.functional_call(Wrapped(), {f"head.{n}": v for n, v in state.items()})  # type: ignore[no-any-return]
 
@@ -150,7 +169,10 @@ def test_user_weights_lie_on_the_simplex() -> None:
         torch.testing.assert_close(w.sum(dim=1), torch.ones(50))
         torch.testing.assert_close(users.population().sum(), torch.tensor(1.0))
     assert set(w.unique().tolist()) == {0.0, 1.0}  # a partition in evaluation
-    assert not set(users.train()(torch.arange(50)).unique().tolist()) <= {0.0, 1.0}  # soft in training
+    assert not set(users.train()(torch.arange(50)).unique().tolist()) <= {
+        0.0,
+        1.0,
+    }  # soft in training
 
 
 def test_logits_matter_only_up_to_a_constant() -> None:
@@ -163,7 +185,12 @@ def test_losses_at_known_margins() -> None:
     torch.testing.assert_close(
         logistic(margin, label),
         torch.tensor(
-            [math.log(2), math.log1p(math.exp(-2)), math.log1p(math.exp(2)), math.log1p(math.exp(0.5)) - 0.25]
+            [
+                math.log(2),
+                math.log1p(math.exp(-2)),
+                math.log1p(math.exp(2)),
+                math.log1p(math.exp(0.5)) - 0.25,
+            ]
         ),
     )
     torch.testing.assert_close(hinge(margin, label), torch.tensor([1.0, 0.0, 3.0, 1.0]))
@@ -183,7 +210,14 @@ def test_losses_at_known_margins() -> None:
 )
 def test_architecture_names(name: str, wanted: tuple[object, ...]) -> None:
     made = Architecture.parse(name)
-    assert (made.hidden_layers, made.activation, made.dropout, made.residual, made.batchnorm, made.bias) == wanted
+    assert (
+        made.hidden_layers,
+        made.activation,
+        made.dropout,
+        made.residual,
+        made.batchnorm,
+        made.bias,
+    ) == wanted
     assert MLPs(2, DIM, DIM, made)(torch.randn(7, DIM)).shape == (2, 7, DIM)
 
 
@@ -228,7 +262,10 @@ def test_standardised_features_have_unit_expected_norm() -> None:
 @every_head
 def test_every_parameter_has_exactly_one_role(name: str, score: str) -> None:
     head = make(name, score)
-    groups = {group["name"]: group for group in optimiser_groups(head, TrainConfig(weight_decay=0.3, user_lr=0.7))}
+    groups = {
+        group["name"]: group
+        for group in optimiser_groups(head, TrainConfig(weight_decay=0.3, user_lr=0.7))
+    }
     assert sum(len(group["params"]) for group in groups.values()) == len(list(head.parameters()))
     assert (groups["users"]["lr"], groups["users"]["weight_decay"]) == (0.7, 0.0)
     assert groups["maps"]["weight_decay"] == 0.3
@@ -250,7 +287,12 @@ def test_the_scale_comes_back_from_its_limit() -> None:
 
 
 def simulated(configure: Configure, **options: Any) -> Config:
-    settings = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 2}
+    settings = {
+        "dataset": "simulated",
+        "encoder": "identity",
+        "train.head": "pal-a",
+        "train.epochs": 2,
+    }
     return configure(settings | options)
 
 
@@ -259,9 +301,15 @@ def test_training_twice_gives_the_same_bytes(configure: Configure) -> None:
     pipeline.embed(config)
     for run in ("one", "two"):
         pipeline.train(config, run)
-    assert Path("runs/one/head.safetensors").read_bytes() == Path("runs/two/head.safetensors").read_bytes()
+    assert (
+        Path("runs/one/head.safetensors").read_bytes()
+        == Path("runs/two/head.safetensors").read_bytes()
+    )
     pipeline.train(config.model_copy(update={"seed": 1}), "three")
-    assert Path("runs/one/head.safetensors").read_bytes() != Path("runs/three/head.safetensors").read_bytes()
+    assert (
+        Path("runs/one/head.safetensors").read_bytes()
+        != Path("runs/three/head.safetensors").read_bytes()
+    )
 
 
 def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Configure) -> None:
@@ -269,14 +317,23 @@ def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Confi
     pipeline.embed(config)
     for _ in range(2):
         pipeline.train(config, "run")
-    names = {"config.yaml", "head.json", "head.safetensors", "metrics.json", "predictions.parquet", "log.csv"}
+    names = {
+        "config.yaml",
+        "head.json",
+        "head.safetensors",
+        "metrics.json",
+        "predictions.parquet",
+        "log.csv",
+    }
     assert {path.name for path in Path("runs/run").iterdir()} == names
     assert [path.name for path in Path("runs").iterdir()] == ["run"]
     assert len(Path("runs/run/log.csv").read_text().splitlines()) == 3
 
 
 def test_of_several_starts_the_best_by_validation_is_kept(configure: Configure) -> None:
-    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 3})
+    config = configure(
+        {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 3}
+    )
     pipeline.embed(config)
     several = config.train.model_copy(update={"starts": 3})
     pipeline.train(config.model_copy(update={"train": several}), "of-three")
@@ -292,7 +349,7 @@ def test_of_several_starts_the_best_by_validation_is_kept(configure: Configure) 
 
 
 def test_training_reads_no_test_pair(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pal.train.run import train
+    from pal.train.fit import train
 
     config = simulated(configure)
     pipeline.embed(config)
@@ -327,7 +384,9 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
     accuracy = {}
     for k in (1, 2):
         chosen = config.train.model_copy(update={"k": k})
-        accuracy[k] = pipeline.train(config.model_copy(update={"train": chosen}))["test_seen"]["macro_accuracy"]
+        accuracy[k] = pipeline.train(config.model_copy(update={"train": chosen}))["test_seen"][
+            "macro_accuracy"
+        ]
     assert accuracy[2] > 0.9
     assert accuracy[2] > accuracy[1] + 0.05
 
@@ -336,9 +395,17 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
     ("options", "error", "words"),
     [
         ({"train.head": "pal-c"}, ConfigError, "unknown head 'pal-c'; did you mean"),
-        ({"train.head": "pal-b"}, TrainError, "this head reads prompts, but the dataset has none; use --head pal-a"),
+        (
+            {"train.head": "pal-b"},
+            TrainError,
+            "this head reads prompts, but the dataset has none; use --head pal-a",
+        ),
         ({"train.device": "cuda"}, TrainError, "offers torch no GPU; use --set train.device=cpu"),
-        ({"encoder": "tiny-text"}, CacheError, "no complete cache in .*; run: pal embed --dataset simulated --encoder"),
+        (
+            {"encoder": "tiny-text"},
+            CacheError,
+            "no complete cache in .*; run: pal embed --dataset simulated --encoder",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(

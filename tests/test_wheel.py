@@ -16,7 +16,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_wheel_runs_the_demo_in_a_clean_environment(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(REPOSITORY)], check=True
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--outdir",
+            str(tmp_path / "dist"),
+            str(REPOSITORY),
+        ],
+        check=True,
     )
     wheel = next((tmp_path / "dist").glob("*.whl"))
     venv.create(tmp_path / "clean", with_pip=True)
@@ -24,8 +33,15 @@ def test_the_wheel_runs_the_demo_in_a_clean_environment(tmp_path: Path) -> None:
     pins = ["--constraint", str(REPOSITORY / "constraints.txt")]
     subprocess.run([binaries / "pip", "install", "--quiet", *pins, f"{wheel}[offline]"], check=True)
     done = subprocess.run(
-        [binaries / "pal", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [binaries / "pal", "demo", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    accuracy = {(run["head"], run["k"]): run["test_seen"]["macro_accuracy"] for run in json.loads(done.stdout)["runs"]}
+    accuracy = {
+        (run["head"], run["k"]): run["test_seen"]["macro_accuracy"]
+        for run in json.loads(done.stdout)["runs"]
+    }
     for head in ("pal-a", "pal-b"):
         assert accuracy[head, 3] > accuracy[head, 1] + 0.15

@@ -1,4 +1,5 @@
-"""Losses on the margin; ``label`` is P(first preferred), so ties and soft labels need no special case."""
+"""Losses on the margin; ``label`` is P(first preferred), so ties and soft labels need no special
+case."""
 
 from __future__ import annotations
 

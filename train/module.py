@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 
 from pal.config import TrainConfig
-from pal.train.datamodule import Batch
 from pal.train.heads.head import Head
 from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.loss import LOSSES
+from pal.train.pairs import Batch
 
 
 def learning_rates(config: TrainConfig) -> dict[str, float]:
     """Return the learning rate of each role of a parameter."""
-    return {"maps": config.lr, "prototypes": config.prototype_lr, "users": config.user_lr, "scale": config.scale_lr}
+    return {
+        "maps": config.lr,
+        "prototypes": config.prototype_lr,
+        "users": config.user_lr,
+        "scale": config.scale_lr,
+    }
 
 
 def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups, one per role; every parameter is in exactly one or this is our mistake."""
+    """Return AdamW groups, one per role; every parameter is in exactly one or this is our
+    mistake."""
     rates = learning_rates(config)
     roles = head.roles()
     grouped = [parameter for parameters in roles.values() for parameter in parameters]
@@ -40,7 +46,8 @@ def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 class HeadTraining(lightning.LightningModule):
-    """Trains one head. ``log`` collects a row per epoch, ``best_state`` the weights of the best one."""
+    """Trains one head. ``log`` collects a row per epoch, ``best_state`` the weights of the best
+    one."""
 
     def __init__(self, head: Head, config: TrainConfig) -> None:
         super().__init__()
@@ -68,10 +75,15 @@ class HeadTraining(lightning.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.loss(self.margin(batch), batch.label)
         self._sums["train"] += torch.stack([loss.detach().sum(), loss.new_tensor(len(loss))])
-        return loss.mean() if self.config.bound is None else loss.mean() + self.bound_penalty(batch, self.config.bound)
+        return (
+            loss.mean()
+            if self.config.bound is None
+            else loss.mean() + self.bound_penalty(batch, self.config.bound)
+        )
 
     def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
-        """sum_b max(0, |a_b| - beta) over the batch's ideal points before any normalisation (method.md 1.7)."""
+        """sum_b max(0, |a_b| - beta) over the batch's ideal points before any normalisation
+        (method.md 1.7)."""
         assert isinstance(self.head, IdealPointHead)
         ideal = self.head.ideal(batch.prompt, self.head.users(batch.user))
         return (torch.linalg.vector_norm(ideal, dim=1) - beta).clamp(min=0.0).sum()
@@ -85,7 +97,9 @@ class HeadTraining(lightning.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         margin = self.margin(batch)
         loss = self.loss(margin, batch.label).sum()
-        right = torch.where(margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)).sum()
+        right = torch.where(
+            margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)
+        ).sum()
         self._sums["val"] += torch.stack([loss, right, loss.new_tensor(len(margin))])
 
     def on_train_epoch_end(self) -> None:
@@ -102,4 +116,6 @@ class HeadTraining(lightning.LightningModule):
         )
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, self.current_epoch + 1
-            self.best_state = {name: value.detach().clone() for name, value in self.head.state_dict().items()}
+            self.best_state = {
+                name: value.detach().clone() for name, value in self.head.state_dict().items()
+            }

@@ -1,9 +1,9 @@
 """Many heads of one shape trained together: one forward and backward pass for all of them.
 
-Parameters of M heads are stacked along a new first dimension, and ``torch.func.vmap`` turns each operation
-of the head into one batched operation. Values may differ from head to head (seed, learning rates, weight
-decay, and for PAL-A the number of prototypes); shapes may not. Shapes: M heads = S seeds x R heads of one
-seed, B rows, D features, K prototypes.
+Parameters of M heads are stacked along a new first dimension, and ``torch.func.vmap`` turns each
+operation of the head into one batched operation. Values may differ from head to head (seed,
+learning rates, weight decay, and for PAL-A the number of prototypes); shapes may not. Shapes: M
+heads = S seeds x R heads of one seed, B rows, D features, K prototypes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from pal.config import TrainConfig
-from pal.train.datamodule import Batch
 from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
 from pal.train.loss import LOSSES
 from pal.train.module import learning_rates
+from pal.train.pairs import Batch
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class StackedAdamW:
-    """AdamW whose learning rate and weight decay differ from head to head (Loshchilov & Hutter 2019, Alg. 2).
+    """AdamW whose learning rate and weight decay differ from head to head (Loshchilov & Hutter
+    2019, Alg. 2).
 
     The arithmetic is torch.optim.AdamW's; only the rates are tensors that broadcast over the stack.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], rates: dict[str, Tensor], decays: dict[str, Tensor]) -> None:
+    def __init__(
+        self, parameters: dict[str, Tensor], rates: dict[str, Tensor], decays: dict[str, Tensor]
+    ) -> None:
         """``parameters``: (M, ...) each; ``rates``, ``decays``: (M,) for each parameter by name."""
         self.parameters = parameters
         self.rates = {n: _over(rates[n], p) for n, p in parameters.items()}
@@ -74,10 +77,14 @@ class Stack(nn.Module):
         """``heads`` are ordered by seed, equally many of each of the ``seeds`` seeds."""
         super().__init__()
         self.seeds = seeds
-        self.template = [copy.deepcopy(heads[0])]  # in a list, so that its parameters are not the stack's
+        self.template = [
+            copy.deepcopy(heads[0])
+        ]  # in a list, so that its parameters are not the stack's
         self.names = [name for name, _ in heads[0].named_parameters()]
         named = [dict(head.named_parameters()) for head in heads]
-        self.stacked = nn.ParameterList(torch.stack([own[name].detach() for own in named]) for name in self.names)
+        self.stacked = nn.ParameterList(
+            torch.stack([own[name].detach() for own in named]) for name in self.names
+        )
 
     def __len__(self) -> int:
         return len(self.stacked[0])
@@ -87,7 +94,9 @@ class Stack(nn.Module):
 
     def state_of(self, head: int) -> dict[str, Tensor]:
         """Return a copy of one head's parameters by name."""
-        return {name: value[head].detach().clone() for name, value in self.parameters_by_name().items()}
+        return {
+            name: value[head].detach().clone() for name, value in self.parameters_by_name().items()
+        }
 
     def margins(self, batches: Sequence[Batch]) -> Tensor:
         """Return (M, B) margins; one batch per seed, or one for all."""
@@ -97,9 +106,14 @@ class Stack(nn.Module):
         same = len(batches) == 1
         groups = 1 if same else self.seeds
         parameters = {
-            n: p.view(groups, len(self) // groups, *p.shape[1:]) for n, p in self.parameters_by_name().items()
+            n: p.view(groups, len(self) // groups, *p.shape[1:])
+            for n, p in self.parameters_by_name().items()
         }
-        batch = batches[0] if same else Batch(*(_stack_fields(batches, field) for field in Batch._fields))
+        batch = (
+            batches[0]
+            if same
+            else Batch(*(_stack_fields(batches, field) for field in Batch._fields))
+        )
 
         def one(own: dict[str, Tensor], *inputs: Tensor) -> Tensor:
             prompt = inputs[0] if batch.prompt is not None else None
@@ -121,7 +135,8 @@ def _stack_fields(batches: Sequence[Batch], field: str) -> Any:
 
 
 def widen(head: Head, k: int) -> Head:
-    """Give a PAL-A head ``k`` prototypes: further ones get weight zero from every user, surplus ones are cut.
+    """Give a PAL-A head ``k`` prototypes: further ones get weight zero from every user, surplus
+    ones are cut.
 
     A logit of -inf is a weight of exactly 0 with a gradient of exactly 0, so padding never learns.
     """
@@ -138,12 +153,18 @@ def widen(head: Head, k: int) -> Head:
 
 
 class StackTraining(lightning.LightningModule):
-    """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does for one."""
+    """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does
+    for one."""
 
     def __init__(
-        self, heads: Sequence[Head], settings: Sequence[TrainConfig], seeds: int, halving: int | None = None
+        self,
+        heads: Sequence[Head],
+        settings: Sequence[TrainConfig],
+        seeds: int,
+        halving: int | None = None,
     ) -> None:
-        """``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs; None keeps all."""
+        """``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs; None
+        keeps all."""
         super().__init__()
         self.automatic_optimization = False
         self.stack = Stack(heads, seeds)
@@ -163,10 +184,14 @@ class StackTraining(lightning.LightningModule):
     def configure_optimizers(self) -> None:
         rates = [learning_rates(settings) for settings in self.settings]
         by_name = {
-            n: torch.tensor([rate[role] for rate in rates], dtype=torch.float64) for n, role in self.role_of.items()
+            n: torch.tensor([rate[role] for rate in rates], dtype=torch.float64)
+            for n, role in self.role_of.items()
         }
         decays = {
-            n: torch.tensor([s.weight_decay if role == "maps" else 0.0 for s in self.settings], dtype=torch.float64)
+            n: torch.tensor(
+                [s.weight_decay if role == "maps" else 0.0 for s in self.settings],
+                dtype=torch.float64,
+            )
             for n, role in self.role_of.items()
         }
         self.adamw = StackedAdamW(self.stack.parameters_by_name(), by_name, decays)
@@ -174,14 +199,18 @@ class StackTraining(lightning.LightningModule):
     def training_step(self, batches: list[Batch], _: int) -> None:
         margin_MB = self.stack.margins(batches)
         labels = batches[0].label if len(batches) == 1 else self._labels(batches)
-        loss = self.loss(margin_MB, labels).mean(dim=1).sum()  # a sum over heads: no head sees another's gradient
+        loss = (
+            self.loss(margin_MB, labels).mean(dim=1).sum()
+        )  # a sum over heads: no head sees another's gradient
         parameters = self.stack.parameters_by_name()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         self.adamw.step(dict(zip(parameters, gradients, strict=True)))
         self._constrain(parameters)
 
     def _labels(self, batches: list[Batch]) -> Tensor:
-        return torch.stack([batch.label for batch in batches]).repeat_interleave(len(self.stack) // len(batches), dim=0)
+        return torch.stack([batch.label for batch in batches]).repeat_interleave(
+            len(self.stack) // len(batches), dim=0
+        )
 
     @torch.no_grad()
     def _constrain(self, parameters: dict[str, Tensor]) -> None:
@@ -203,7 +232,10 @@ class StackTraining(lightning.LightningModule):
             if loss < self.best_loss[head]:
                 self.best_loss[head], self.best_epoch[head] = loss, self.current_epoch + 1
                 self.best_state[head] = self.stack.state_of(place)
-        if self.halving and self.current_epoch + 1 in {max(1, self.epochs // 4), max(1, self.epochs // 2)}:
+        if self.halving and self.current_epoch + 1 in {
+            max(1, self.epochs // 4),
+            max(1, self.epochs // 2),
+        }:
             self._drop()
 
     def _drop(self) -> None:
@@ -214,7 +246,9 @@ class StackTraining(lightning.LightningModule):
         rows: list[int] = []
         for seed in range(self.stack.seeds):
             places = range(seed * per_seed, (seed + 1) * per_seed)
-            rows += sorted(sorted(places, key=lambda place: self.best_loss[self.alive[place]])[:keep])
+            rows += sorted(
+                sorted(places, key=lambda place: self.best_loss[self.alive[place]])[:keep]
+            )
         chosen = torch.tensor(rows, device=self.device)
         for number, parameter in enumerate(self.stack.stacked):
             self.stack.stacked[number] = nn.Parameter(parameter.detach()[chosen])

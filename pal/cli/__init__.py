@@ -1,4 +1,5 @@
-"""The command line: resolve settings, call one function, print its result. No torch before a command runs."""
+"""The command line: resolve settings, call one function, print its result. No torch before a
+command runs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from pal.errors import PalError, PalWarning
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if show:
         typer.echo(__version__)
         raise typer.Exit

@@ -23,18 +23,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Name of the dataset: demo, persona, simulated.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option("--dataset", "-d", help="Name of the dataset: demo, persona, simulated."),
+]
 Encoder = Annotated[
-    str | None, typer.Option("--encoder", "-e", help="Name of an encoder under embed: in pipeline.yaml.")
+    str | None,
+    typer.Option("--encoder", "-e", help="Name of an encoder under embed: in pipeline.yaml."),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", help="Raw data: a path, or hf:REPO@REV for a dataset on the Hub.")
+    str | None,
+    typer.Option("--source", help="Raw data: a path, or hf:REPO@REV for a dataset on the Hub."),
 ]
 File = Annotated[
-    Path | None, typer.Option("--config", help="Settings file; default: pipeline.yaml here, else the built-in one.")
+    Path | None,
+    typer.Option(
+        "--config", help="Settings file; default: pipeline.yaml here, else the built-in one."
+    ),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: dotted.key=value; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: dotted.key=value; repeatable."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
+]
 
 
 def settings_of(file: Path | None, overrides: list[str] | None, **options: Any) -> Settings:
@@ -45,7 +58,9 @@ def settings_of(file: Path | None, overrides: list[str] | None, **options: Any) 
     dataset = dotted.pop("source_of", None)
     settings = load(file, overrides or (), dotted)
     if dataset is not None:  # --source belongs to the dataset that the other layers have chosen
-        settings = load(file, overrides or (), {**dotted, f"data.{settings.config.dataset}.source": dataset})
+        settings = load(
+            file, overrides or (), {**dotted, f"data.{settings.config.dataset}.source": dataset}
+        )
     return settings
 
 
@@ -59,10 +74,18 @@ def show(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None
 
 @contextmanager
 def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error once something takes longer than two seconds; nothing when not a terminal."""
+    """Show a bar on standard error once something takes longer than two seconds; nothing when not a
+    terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, delay=2, disable=not sys.stderr.isatty(), file=sys.stderr, leave=False) as bar:
+    with tqdm(
+        total=total,
+        unit=unit,
+        delay=2,
+        disable=not sys.stderr.isatty(),
+        file=sys.stderr,
+        leave=False,
+    ) as bar:
 
         def advance(steps: int) -> None:
             bar.update(steps)
@@ -76,7 +99,9 @@ def numbers_of(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{option} takes whole numbers with commas between them, not {text!r}") from error
+        raise ConfigError(
+            f"{option} takes whole numbers with commas between them, not {text!r}"
+        ) from error
 
 
 def runs_table(metrics: list[dict[str, Any]]) -> str:

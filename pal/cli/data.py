@@ -28,7 +28,10 @@ def prepare(
     if fetch_images:
         name = settings.config.dataset
         settings = settings_of(
-            config, [*(set_ or []), f"data.{name}.fetch_images=true"], dataset=name, source_of=source
+            config,
+            [*(set_ or []), f"data.{name}.fetch_images=true"],
+            dataset=name,
+            source_of=source,
         )
     with progress_bar(None, "parts") as progress:
         prepared = pipeline.prepare(settings.config, progress)
@@ -41,9 +44,14 @@ def prepare(
 
 @app.command()
 def doctor(
-    dataset: Dataset = None, source: Source = None, config: File = None, set_: Set = None, as_json: Json = False
+    dataset: Dataset = None,
+    source: Source = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Problems of machine, caches and, with --dataset, of a source row by row, each with its fix; writes nothing."""
+    """Problems of machine, caches and, with --dataset, of a source row by row, each with its fix;
+    writes nothing."""
     from pal import doctor as examiner
 
     settings = settings_of(config, set_, dataset=dataset, source_of=source)

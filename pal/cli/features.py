@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from pal.cli.app import Dataset, Encoder, File, Json, Set, Source, app, numbers_of, progress_bar, settings_of, show
+from pal.cli.app import (
+    Dataset,
+    Encoder,
+    File,
+    Json,
+    Set,
+    Source,
+    app,
+    numbers_of,
+    progress_bar,
+    settings_of,
+    show,
+)
 
 cache_app = typer.Typer(help="Look after caches of features.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
@@ -21,13 +33,24 @@ def embed(
     encoder: Encoder = None,
     source: Source = None,
     executor: Annotated[str | None, typer.Option("--executor", help="local, ray or slurm.")] = None,
-    ray_address: Annotated[str | None, typer.Option("--ray-address", help="A running Ray cluster.")] = None,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers to take in one pass, e.g. --layers=-1,-2; a cache each.")
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="A running Ray cluster.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
-    self_test: Annotated[bool, typer.Option("--self-test", help="Compare cached rows with the model.")] = False,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try failed items again.")] = False,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", help="Layers to take in one pass, e.g. --layers=-1,-2; a cache each."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost.")
+    ] = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Compare cached rows with the model.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try failed items again.")
+    ] = False,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -65,7 +88,9 @@ def cache_ls(config: File = None, set_: Set = None, as_json: Json = False) -> No
 
     def text() -> str:
         return (
-            "\n".join(f"{c['dir']}  {c['state']}  {c['rows']:,} x {c['dim']} {c['dtype']}" for c in caches)
+            "\n".join(
+                f"{c['dir']}  {c['state']}  {c['rows']:,} x {c['dim']} {c['dtype']}" for c in caches
+            )
             or "no caches"
         )
 
@@ -74,20 +99,27 @@ def cache_ls(config: File = None, set_: Set = None, as_json: Json = False) -> No
 
 @cache_app.command("verify")
 def cache_verify(
-    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")],
+    as_json: Json = False,
 ) -> None:
     """Hash every shard and check every value; exit code 1 if anything is wrong."""
     from pal.cache.inspect import verify
 
     result = verify(folder)
-    show(result, as_json, lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound")
+    show(
+        result,
+        as_json,
+        lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound",
+    )
 
 
 @cache_app.command("stats")
 def cache_stats(
-    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")],
+    as_json: Json = False,
 ) -> None:
-    """What a cache holds and what it cost: rows, bytes, distribution of the values, tokens, seconds."""
+    """What a cache holds and what it cost: rows, bytes, distribution of the values, tokens,
+    seconds."""
     from pal.cache.inspect import stats
     from pal.embed import messages
 
@@ -99,11 +131,17 @@ def cache_stats(
 def cache_export(
     folder: Annotated[Path, typer.Argument(help="A cache folder, as pal cache ls prints it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the copy.")],
-    kind: Annotated[str, typer.Option("--format", help="fsl (Parquet lists), npy or safetensors.")] = "npy",
+    kind: Annotated[
+        str, typer.Option("--format", help="fsl (Parquet lists), npy or safetensors.")
+    ] = "npy",
     as_json: Json = False,
 ) -> None:
     """Copy a cache's features and item ids into a format that other tools read."""
     from pal.cache.export import export
 
     made = export(folder, output, kind)
-    show(made, as_json, lambda: f"{made['rows']:,} x {made['dim']} in {made['dir']}: {', '.join(made['files'])}")
+    show(
+        made,
+        as_json,
+        lambda: f"{made['rows']:,} x {made['dim']} in {made['dir']}: {', '.join(made['files'])}",
+    )

@@ -26,10 +26,18 @@ from pal.cli.app import (
 def train(
     dataset: Dataset = None,
     encoder: Encoder = None,
-    head: Annotated[str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset.")] = None,
-    k: Annotated[int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="pal-a, pal-b, a baseline or a preset.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Number of prototypes; 1 is one reward for everybody.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of initial weights and batch order.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Name of the run; default: made of the settings.")
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -37,8 +45,12 @@ def train(
     """Stage two: train a head from cached features and evaluate it."""
     from pal import pipeline
 
-    settings = settings_of(config, set_, dataset=dataset, encoder=encoder, train__head=head, train__k=k, seed=seed)
-    with progress_bar(settings.config.train.epochs * settings.config.train.starts, "epochs") as progress:
+    settings = settings_of(
+        config, set_, dataset=dataset, encoder=encoder, train__head=head, train__k=k, seed=seed
+    )
+    with progress_bar(
+        settings.config.train.epochs * settings.config.train.starts, "epochs"
+    ) as progress:
         metrics = pipeline.train(settings.config, run, progress)
     show(metrics, as_json, lambda: runs_table([metrics]))
 
@@ -47,7 +59,9 @@ def train(
 def sweep(
     dataset: Dataset = None,
     encoder: Encoder = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep; default: dataset and encoder.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the sweep; default: dataset and encoder.")
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -65,7 +79,8 @@ def sweep(
         folder = settings.config.paths.sweeps / summary["name"]
         return (
             f"{as_markdown(table_of_sweep(folder / 'results.parquet'))}\n\n"
-            f"{summary['heads']} heads, {summary['trained']} trained now in {summary['seconds']:.1f} s "
+            f"{summary['heads']} heads, {summary['trained']} trained now in "
+            f"{summary['seconds']:.1f} s "
             f"({summary['mode']}), {summary['failed']} failed; {folder}"
         )
 
@@ -75,10 +90,16 @@ def sweep(
 @app.command()
 def adapt(
     run: Annotated[str, typer.Option("--run", help="Name of a run.")],
-    shots: Annotated[str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")] = None,
+    shots: Annotated[
+        str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", help="map or sgd.")] = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="strict, or released: tuned on test.")] = None,
-    active: Annotated[bool | None, typer.Option("--active", help="Ask what tells most, not at random.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="strict, or released: tuned on test.")
+    ] = None,
+    active: Annotated[
+        bool | None, typer.Option("--active", help="Ask what tells most, not at random.")
+    ] = None,
     grow: Annotated[
         int | None, typer.Option("--grow", min=1, help="Add prototypes for users outside the hull.")
     ] = None,
@@ -91,7 +112,12 @@ def adapt(
 
     counts = None if shots is None else numbers_of("--shots", shots)
     settings = settings_of(
-        config, set_, adapt__shots=counts, adapt__method=method, adapt__protocol=protocol, adapt__active=active
+        config,
+        set_,
+        adapt__shots=counts,
+        adapt__method=method,
+        adapt__protocol=protocol,
+        adapt__active=active,
     )
     result = pipeline.adapt(settings.config, run)
     if grow is not None:
@@ -103,15 +129,25 @@ def adapt(
         far = result["outside_hull"]
         lines = [as_markdown(table_of_shots(result["test_unseen"])), ""]
         few = result["n_users_left_out"]
-        left_out = f", {few} left out for want of {max(settings.config.adapt.shots)} answers" if few else ""
+        left_out = (
+            f", {few} left out for want of {max(settings.config.adapt.shots)} answers"
+            if few
+            else ""
+        )
         lines.append(
-            f"{result['n_users']} users{left_out}, {result['method']}; {len(far)} outside the prototypes' hull"
+            f"{result['n_users']} users{left_out}, {result['method']}; {len(far)} outside the "
+            "prototypes' hull"
         )
         if far:
-            lines.append("  " + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5]))
+            lines.append(
+                "  "
+                + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5])
+            )
         if grow is not None:
             made = result["grown"]
-            lines.append("nothing to grow for" if made is None else f"run {made['run']} has K = {made['k']}")
+            lines.append(
+                "nothing to grow for" if made is None else f"run {made['run']} has K = {made['k']}"
+            )
         return "\n".join(lines)
 
     show(result, as_json, text)
@@ -119,8 +155,12 @@ def adapt(
 
 @app.command()
 def evaluate(
-    runs: Annotated[list[str] | None, typer.Argument(help="Names of runs; the first is the baseline.")] = None,
-    run: Annotated[list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Names of runs; the first is the baseline.")
+    ] = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,

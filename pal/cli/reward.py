@@ -9,10 +9,15 @@ import typer
 
 from pal.cli.app import File, Json, Set, app, progress_bar, say, settings_of, show
 
-Model = Annotated[str, typer.Option("--model", help="Folder of an export, or a repository on the Hub.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Folder of an export, or a repository on the Hub.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 EncoderFolder = Annotated[
-    Path | None, typer.Option("--encoder-folder", help="The encoder's files, where the export does not find them.")
+    Path | None,
+    typer.Option(
+        "--encoder-folder", help="The encoder's files, where the export does not find them."
+    ),
 ]
 
 
@@ -20,21 +25,37 @@ EncoderFolder = Annotated[
 def export(
     run: Annotated[str, typer.Option("--run", help="Name of a run.")],
     user: Annotated[
-        str | None, typer.Option("--user", help="One user's reward; adapted from the own answers if unseen.")
+        str | None,
+        typer.Option("--user", help="One user's reward; adapted from the own answers if unseen."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="A fixed mixture of prototypes, e.g. 0.3,0.7; sums to one.")
+        str | None,
+        typer.Option("--weights", help="A fixed mixture of prototypes, e.g. 0.3,0.7; sums to one."),
     ] = None,
-    population: Annotated[bool, typer.Option("--population", help="The mean user's reward; the default.")] = False,
-    prototype: Annotated[int | None, typer.Option("--prototype", help="One prototype's reward, from 0.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Folder under exports/; default: run and choice.")] = None,
+    population: Annotated[
+        bool, typer.Option("--population", help="The mean user's reward; the default.")
+    ] = False,
+    prototype: Annotated[
+        int | None, typer.Option("--prototype", help="One prototype's reward, from 0.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Folder under exports/; default: run and choice.")
+    ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Fold a linear head into the encoder, for transformers without pal.")
+        bool,
+        typer.Option(
+            "--merge", help="Fold a linear head into the encoder, for transformers without pal."
+        ),
     ] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option("--push-to-hub", help="Upload to this repository too, which is made if missing.")
+        str | None,
+        typer.Option(
+            "--push-to-hub", help="Upload to this repository too, which is made if missing."
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push-to-hub: not private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: not private.")
+    ] = False,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -52,7 +73,8 @@ def export(
         as_json,
         lambda: (
             f"{result['dir']}: {choice.suffix} of run {run}, golden scores reproduced to "
-            f"{result['golden_max_abs_diff']:.2g}" + (f"; {result['hub']}" if "hub" in result else "")
+            f"{result['golden_max_abs_diff']:.2g}"
+            + (f"; {result['hub']}" if "hub" in result else "")
         ),
     )
 
@@ -60,21 +82,27 @@ def export(
 @app.command()
 def score(
     model: Model,
-    input: Annotated[Path, typer.Option("--input", help="JSONL or Parquet: prompt, response or image, user_id.")],
-    output: Annotated[Path, typer.Option("--output", help="JSONL or Parquet, the same rows with a reward.")],
+    input: Annotated[
+        Path, typer.Option("--input", help="JSONL or Parquet: prompt, response or image, user_id.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", help="JSONL or Parquet, the same rows with a reward.")
+    ],
     best_of: Annotated[
-        int | None, typer.Option("--best-of", min=1, help="Keep the best of the first N per prompt and user.")
+        int | None,
+        typer.Option("--best-of", min=1, help="Keep the best of the first N per prompt and user."),
     ] = None,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO.")
+        bool,
+        typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO."),
     ] = False,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     as_json: Json = False,
 ) -> None:
     """Score a file, streaming; a killed run goes on where it was."""
-    from pal.reward.batch import score_file
     from pal.reward.model import RewardModel
+    from pal.reward.score_file import score_file
 
     loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
     with progress_bar(None, "rows") as progress:
@@ -83,7 +111,8 @@ def score(
         result,
         as_json,
         lambda: (
-            f"{output}: {result['rows']:,} rows in {result['seconds']:.1f} s, {result['users_known']} users known and "
+            f"{output}: {result['rows']:,} rows in {result['seconds']:.1f} s, "
+            f"{result['users_known']} users known and "
             f"{result['users_unknown']} not"
         ),
     )
@@ -93,28 +122,42 @@ def score(
 def serve(
     model: Model,
     host: Annotated[str | None, typer.Option("--host", help="Address; default 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port; default 8000, 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port; default 8000, 0 takes a free one.")
+    ] = None,
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="PAL_SERVE_TOKEN", help="Bearer token asked for; made up if not on loopback."),
+        typer.Option(
+            "--token",
+            envvar="PAL_SERVE_TOKEN",
+            help="Bearer token asked for; made up if not on loopback.",
+        ),
     ] = None,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     config: File = None,
     set_: Set = None,
 ) -> None:
-    """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; see /docs."""
+    """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; see
+    /docs."""
     settings = settings_of(config, set_, serve__host=host, serve__port=port).config.serve
     from pal.reward.model import RewardModel
-    from pal.reward.serve import run_server
+    from pal.reward.server.app import run_server
 
-    run_server(RewardModel.from_pretrained(model, device=device, encoder=encoder_folder), settings, token, say)
+    run_server(
+        RewardModel.from_pretrained(model, device=device, encoder=encoder_folder),
+        settings,
+        token,
+        say,
+    )
 
 
 @app.command()
 def rewardbench(
     model: Model,
-    input: Annotated[Path, typer.Option("--input", help="RewardBench v1 or v2 as JSONL or Parquet.")],
+    input: Annotated[
+        Path, typer.Option("--input", help="RewardBench v1 or v2 as JSONL or Parquet.")
+    ],
     user: Annotated[
         str | None, typer.Option("--user", help="Whose reward; default: whoever the export is for.")
     ] = None,
@@ -123,9 +166,9 @@ def rewardbench(
     as_json: Json = False,
 ) -> None:
     """RewardBench's scores from its published files, v1 or v2."""
-    from pal.reward.batch import read_rows
     from pal.reward.model import RewardModel
-    from pal.reward.rewardbench import as_text, judge
+    from pal.reward.score_file import read_rows
+    from pal.reward.tools.rewardbench import as_text, judge
 
     loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
     with progress_bar(None, "prompts") as progress:

@@ -13,7 +13,9 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Component(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 def keys_of(component: type[BaseModel]) -> dict[str, str]:

@@ -14,7 +14,8 @@ class DatasetConfig(Component):
     """What every dataset can be told."""
 
     source: str | None = None
-    """Path of the raw data or ``hf:REPO[@REVISION]``; null: what was prepared last, else the Hub."""
+    """Path of the raw data or ``hf:REPO[@REVISION]``; null: what was prepared last, else the
+    Hub."""
     limit: PositiveInt | None = None
     """Read only the first rows of the source."""
     salt: Salt = "v1"
@@ -22,19 +23,22 @@ class DatasetConfig(Component):
 
 
 class ComparisonsConfig(DatasetConfig):
-    """Sources of real comparisons, whose users and prompts are dealt to populations and splits (data/roles.py)."""
+    """Sources of real comparisons, whose users and prompts are dealt to populations and splits
+    (data/roles.py)."""
 
     views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
-    """Which items to make of a text response: by itself, for heads that read the prompt apart (PAL-B); behind its
-    prompt, for those that do not. Each view costs its own encoding."""
+    """Which items to make of a text response: by itself, for heads that read the prompt apart
+    (PAL-B); behind its prompt, for those that do not. Each view costs its own encoding."""
     validation_user_share: Fraction = 0.1
     """Share of the users kept apart for tuning few-shot settings."""
     test_user_share: Fraction = 0.2
     """Share of the users that no head is trained on, for the few-shot test."""
     min_pairs: PositiveInt = 10
-    """Pairs that a new user must have to be judged on; those with fewer are left out and counted."""
+    """Pairs that a new user must have to be judged on; those with fewer are left out and
+    counted."""
     grouping: Literal["prompt", "prompt+items"] = "prompt+items"
-    """What is never divided over two splits: rows of one prompt, or also rows that share an item."""
+    """What is never divided over two splits: rows of one prompt, or also rows that share an
+    item."""
 
 
 class ImageSourceConfig(ComparisonsConfig):
@@ -43,7 +47,8 @@ class ImageSourceConfig(ComparisonsConfig):
     views: tuple[Literal["response", "prompt+response"], ...] = ("response",)
     """As for text responses; an image is the same item in both."""
     fetch_images: bool = False
-    """Whether images that the source names by URL alone are downloaded, from public addresses over http(s)."""
+    """Whether images that the source names by URL alone are downloaded, from public addresses over
+    http(s)."""
     image_folder: Path = Path("data/images")
     """Where downloaded images are kept, named by the hash of their URL."""
     largest_image: PositiveInt = 20_000_000
@@ -81,33 +86,39 @@ class PairsConfig(ImageSourceConfig):
     columns: PairsColumns = PairsColumns()
     """Which column holds what."""
     items: Literal["auto", "text", "image"] = "auto"
-    """What strings among the items are; auto: paths and URLs that end like an image are images, all others texts."""
+    """What strings among the items are; auto: paths and URLs that end like an image are images, all
+    others texts."""
 
 
 class PickapicConfig(ImageSourceConfig):
     """Pick-a-Pic v1 and v2 (method.md 3.4), whose own splits are kept."""
 
     validation_user_share: Fraction = 0.0
-    """Share of the users kept apart for tuning few-shot settings; none in the published protocol."""
+    """Share of the users kept apart for tuning few-shot settings; none in the published
+    protocol."""
     test_user_share: Fraction = 0.0
     """Share of the users that no head is trained on; none in the published protocol."""
     ties: Literal["keep", "drop", "half", "soft"] = "keep"
-    """Pairs labelled 0.5: keep them everywhere; drop them; half: judge by them (one half is earned) but do not train on
-    them; soft: train on them (as a target of one half) but do not judge by them."""
+    """Pairs labelled 0.5: keep them everywhere; drop them; half: judge by them (one half is earned)
+    but do not train on them; soft: train on them (as a target of one half) but do not judge by
+    them."""
     judged_on: Literal["full", "unique"] = "full"
-    """The source's validation and test splits, or its validation_unique and test_unique, which repeat rows of those."""
+    """The source's validation and test splits, or its validation_unique and test_unique, which
+    repeat rows of those."""
     leaking_rankings: Path | None = None
-    """File of the ranking ids to leave out of the test split (.pt, .json, .txt or .csv), for the part of the v2 test
-    that PickScore's training did not see; null: leave out none."""
+    """File of the ranking ids to leave out of the test split (.pt, .json, .txt or .csv), for the
+    part of the v2 test that PickScore's training did not see; null: leave out none."""
 
 
 class PickafilterConfig(PickapicConfig):
-    """Pick-a-Filter: Pick-a-Pic with a colour filter that one half of the users likes (method.md 3.5)."""
+    """Pick-a-Filter: Pick-a-Pic with a colour filter that one half of the users likes (method.md
+    3.5)."""
 
     beta: Fraction = 1.0
     """Share of the pairs in which one image is filtered."""
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Gain of the favoured colour channel, loss of the opposite one; the published strength is not known to us."""
+    """Gain of the favoured colour channel, loss of the opposite one; the published strength is not
+    known to us."""
 
 
 class PlantedGroupsConfig(DatasetConfig):
@@ -130,13 +141,15 @@ class PlantedGroupsConfig(DatasetConfig):
 
 
 class GroupedStatementsConfig(PlantedGroupsConfig):
-    """Groups of users who answer statements alike (method.md 3.2); group k owns the k-th interest."""
+    """Groups of users who answer statements alike (method.md 3.2); group k owns the k-th
+    interest."""
 
     interests_per_user: PositiveInt = 1
     """Interests that each user of the partition has: the own group's and the next ones."""
     regime: Literal["partition", "mixture"] = "partition"
-    """partition: a user has an interest or has it not; mixture: a user's shares of the interests are drawn from
-    Dirichlet(1, .., 1), and a statement is answered as a person with its interest would with the interest's share."""
+    """partition: a user has an interest or has it not; mixture: a user's shares of the interests
+    are drawn from Dirichlet(1, .., 1), and a statement is answered as a person with its interest
+    would with the interest's share."""
     noise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Share of answers flipped at random."""
 
@@ -163,7 +176,8 @@ class DemoConfig(GroupedStatementsConfig):
 
 
 class SimulatedConfig(PlantedGroupsConfig):
-    """Planted prototypes and users in feature space (method.md 3.1); every pair is of fresh items."""
+    """Planted prototypes and users in feature space (method.md 3.1); every pair is of fresh
+    items."""
 
     dim: PositiveInt = 16
     """Feature dimension d."""
@@ -187,15 +201,16 @@ class TldrConfig(ComparisonsConfig):
     validation_worker_rows: PositiveInt = 50
     """Those with fewer than that, but at least so many, are the unseen validation users."""
     published_sizes: bool = True
-    """Whether the full source must give the published split sizes; false goes on whatever they are."""
+    """Whether the full source must give the published split sizes; false goes on whatever they
+    are."""
 
 
 class PrismConfig(ComparisonsConfig):
     """PRISM: conversations in which people score the answers of several models."""
 
     rule: Literal["chosen", "scores"] = "chosen"
-    """chosen: at each turn the chosen answer against each other one; scores: all pairs of answers of a turn by their
-    scores, equal scores being a tie."""
+    """chosen: at each turn the chosen answer against each other one; scores: all pairs of answers
+    of a turn by their scores, equal scores being a tie."""
 
 
 class PersonalLlmConfig(ComparisonsConfig):
@@ -204,7 +219,8 @@ class PersonalLlmConfig(ComparisonsConfig):
     users: PositiveInt = 100
     """Simulated users of all populations together."""
     alpha: PositiveFloat = 0.1
-    """Concentration of the Dirichlet weights: small is one reward model per user, large is everybody alike."""
+    """Concentration of the Dirichlet weights: small is one reward model per user, large is
+    everybody alike."""
     pairs_per_user: PositiveInt = 200
     """Prompts drawn per user from the training rows, one pair of responses each."""
     test_pairs_per_user: PositiveInt = 50
@@ -217,7 +233,8 @@ class UltraFeedbackPConfig(ComparisonsConfig):
     users: PositiveInt = 40
     """Simulated users of all populations together, dealt to the attributes in turn."""
     attributes: Annotated[
-        tuple[Literal["helpfulness", "honesty", "instruction_following", "truthfulness"], ...], Field(min_length=1)
+        tuple[Literal["helpfulness", "honesty", "instruction_following", "truthfulness"], ...],
+        Field(min_length=1),
     ] = ("helpfulness", "honesty", "instruction_following", "truthfulness")
     """What the users look at."""
     pairs_per_user: PositiveInt = 200
@@ -234,7 +251,8 @@ class HhConfig(ComparisonsConfig):
 
 
 class DataConfig(Component):
-    """A field per dataset; in keys, ``--dataset`` and saved files its name has hyphens for underscores."""
+    """A field per dataset; in keys, ``--dataset`` and saved files its name has hyphens for
+    underscores."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -13,27 +13,31 @@ class EncoderConfig(Component):
     """A frozen model and how an item becomes a feature under it."""
 
     kind: Literal["hf-text", "hf-clip", "open-clip", "identity"] = "hf-text"
-    """Which loader reads the model: a transformers text model, a transformers model with image and text towers, an
-    OpenCLIP model; ``identity`` stores features that the dataset brings."""
+    """Which loader reads the model: a transformers text model, a transformers model with image and
+    text towers, an OpenCLIP model; ``identity`` stores features that the dataset brings."""
     model: str | None = None
-    """Hub repository, local folder, OpenCLIP architecture, or ``random:FAMILY`` for seeded random weights."""
+    """Hub repository, local folder, OpenCLIP architecture, or ``random:FAMILY`` for seeded random
+    weights."""
     pretrained: str | None = None
-    """OpenCLIP: tag of the weights, or a local file; ``random`` for seeded random weights of the real shape."""
+    """OpenCLIP: tag of the weights, or a local file; ``random`` for seeded random weights of the
+    real shape."""
     revision: str = "main"
     """Branch, tag or commit on the Hub; the commit it resolves to is recorded."""
     layer: Annotated[int, Field(le=-1)] = -1
-    """-1: the last hidden state, which is what the model's own head reads; -2: the output of the last block but one;
-    and so on downwards. Image and text towers: -1 the projected feature, -2 the one before the projection."""
+    """-1: the last hidden state, which is what the model's own head reads; -2: the output of the
+    last block but one; and so on downwards. Image and text towers: -1 the projected feature, -2 the
+    one before the projection."""
     norm: Literal["pre", "post"] | None = None
-    """Layer -1 before or after the final norm; null: after it, and lower layers are always before it."""
+    """Layer -1 before or after the final norm; null: after it, and lower layers are always before
+    it."""
     template: str | None = None
-    """How an item with context becomes one text: ``chat``, the tokenizer's own chat template; a pattern with
-    {context} and {text}; null: both with an empty line between them."""
+    """How an item with context becomes one text: ``chat``, the tokenizer's own chat template; a
+    pattern with {context} and {text}; null: both with an empty line between them."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """Over the real tokens: their mean, the first, or the last."""
     max_length: PositiveInt = 512
-    """Tokens per item; longer texts are cut and counted. Of an item with context the context is cut first, from its
-    start."""
+    """Tokens per item; longer texts are cut and counted. Of an item with context the context is cut
+    first, from its start."""
     truncation_side: Literal["left", "right"] = "right"
     """The end at which an item without context is cut."""
     padding_side: Literal["left", "right"] = "right"
@@ -49,17 +53,21 @@ class EncoderConfig(Component):
     weights_sha256: str | None = None
     """Expected SHA-256 of the weights file; anything else is refused."""
     offline_package: str | None = None
-    """Installed Python package whose folder ``model`` holds the same weights, for machines without the Hub."""
+    """Installed Python package whose folder ``model`` holds the same weights, for machines without
+    the Hub."""
 
 
 class EmbedConfig(Component):
     """Stage one. Every other key names an encoder."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
     __pydantic_extra__: dict[str, EncoderConfig]
 
     token_budget: PositiveInt | Literal["auto"] = "auto"
-    """Padded tokens per batch; auto: 4,096 on a CPU, 65,536 on a GPU. A batch that finds no memory is halved."""
+    """Padded tokens per batch; auto: 4,096 on a CPU, 65,536 on a GPU. A batch that finds no memory
+    is halved."""
     rows_per_shard: PositiveInt | None = None
     """Items per shard, the unit of resume; null: 8,192."""
     device: str = "auto"
@@ -73,9 +81,11 @@ class EmbedConfig(Component):
     compile: bool = False
     """Compile the model with torch.compile: slow to start, faster on long runs."""
     executor: Literal["local", "ray", "slurm"] = "local"
-    """Who does the shards: processes here, one per visible GPU; actors of a Ray cluster; tasks of a SLURM array."""
+    """Who does the shards: processes here, one per visible GPU; actors of a Ray cluster; tasks of a
+    SLURM array."""
     actors: PositiveInt | None = None
-    """Workers of an executor; null: one per visible GPU of this machine or of the Ray cluster, else one."""
+    """Workers of an executor; null: one per visible GPU of this machine or of the Ray cluster, else
+    one."""
     ray_address: str | None = None
     """Address of a running Ray cluster; null: one is started here."""
 

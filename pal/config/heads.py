@@ -26,12 +26,14 @@ class TrainConfig(Component):
     learner: Literal["f(Pw)", "f(P)w", "Pw"] | None = None
     """How PAL-A makes an ideal point of prototypes P and weights w; null: f(Pw)."""
     view: Literal["response", "prompt+response"] | None = None
-    """Which items a head compares, in datasets that have both: responses by themselves, or each behind its prompt;
-    null: by themselves for heads that read the prompt apart, else behind it."""
+    """Which items a head compares, in datasets that have both: responses by themselves, or each
+    behind its prompt; null: by themselves for heads that read the prompt apart, else behind it."""
     weights: Literal["mixture", "partition", "gumbel"] = "mixture"
-    """User weights: the softmax; one-hot at its maximum in evaluation; or with Gumbel noise in training."""
+    """User weights: the softmax; one-hot at its maximum in evaluation; or with Gumbel noise in
+    training."""
     bound: PositiveFloat | None = None
-    """beta: adds the sum of max(0, |a| - beta) over a batch's ideal points to the loss; null: off."""
+    """beta: adds the sum of max(0, |a| - beta) over a batch's ideal points to the loss; null:
+    off."""
     ridge: PositiveFloat | None = None
     """Ridge of the linear heads; null: chosen by the validation pairs."""
     loss: Literal["logistic", "hinge"] = "logistic"
@@ -39,8 +41,8 @@ class TrainConfig(Component):
     epochs: PositiveInt = 20
     """Passes over the training pairs; the best epoch by validation loss is kept."""
     starts: PositiveInt = 1
-    """Initial weights to train from, seed, seed + 1000, ...; the validation loss chooses. Prototypes have local optima:
-    PAL-A gains most."""
+    """Initial weights to train from, seed, seed + 1000, ...; the validation loss chooses.
+    Prototypes have local optima: PAL-A gains most."""
     batch_size: PositiveInt = 512
     """Pairs per step."""
     lr: PositiveFloat = 3e-3
@@ -62,10 +64,12 @@ class TrainConfig(Component):
 
 
 class SweepConfig(Component):
-    """Many heads at once. Every other key is an axis with a list of values: a setting of ``train``, seed,
-    encoder or layer."""
+    """Many heads at once. Every other key is an axis with a list of values: a setting of ``train``,
+    seed, encoder or layer."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
     __pydantic_extra__: dict[str, tuple[Any, ...]]
 
     sampler: Literal["grid", "random", "optuna"] = "grid"
@@ -75,12 +79,14 @@ class SweepConfig(Component):
     together: Literal["auto"] | PositiveInt = "auto"
     """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
     workers: Literal["auto"] | PositiveInt = "auto"
-    """Processes that train stacks side by side, each with the features on its device; auto: one for each GPU."""
+    """Processes that train stacks side by side, each with the features on its device; auto: one for
+    each GPU."""
     halving: Annotated[int, Field(ge=2)] | None = None
-    """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep all."""
+    """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep
+    all."""
     storage: str | None = None
-    """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH; null: a
-    journal in the sweep's folder."""
+    """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH;
+    null: a journal in the sweep's folder."""
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
@@ -93,10 +99,11 @@ class AdaptConfig(Component):
     shots: tuple[Count, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
     """Answers per new user; each larger set contains the smaller ones."""
     method: Literal["map", "sgd"] = "map"
-    """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released code."""
+    """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released
+    code."""
     protocol: Literal["strict", "released"] = "strict"
-    """strict: tuned on validation users only; released: as the released code, whose few-shot epoch is chosen
-    on the test pairs."""
+    """strict: tuned on validation users only; released: as the released code, whose few-shot epoch
+    is chosen on the test pairs."""
     active: bool = False
     """Whether the answers are asked for in the order that tells most, instead of at random."""
     repeats: PositiveInt = 10
@@ -111,7 +118,7 @@ class EvaluateConfig(Component):
     ece_bins: PositiveInt = 15
     """Equal-mass bins of the calibration error."""
     ties: Literal["half", "drop", "pickscore"] = "half"
-    """Pairs labelled as ties: earn one half whatever is predicted; are left out; or may be predicted, by a
-    threshold chosen on the validation pairs, as PickScore does."""
+    """Pairs labelled as ties: earn one half whatever is predicted; are left out; or may be
+    predicted, by a threshold chosen on the validation pairs, as PickScore does."""
     votes: Annotated[int, Field(ge=3)] = 5
     """Answers of other users a pair needs to count as controversial or as consensus."""

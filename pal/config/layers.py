@@ -1,6 +1,6 @@
-"""The layers of settings, later ones win: the built-in pipeline.yaml, the file in the working directory (or
-``--config``), ``--set dotted.key=value``, and the options of a command. ``Settings.origins`` remembers which layer each
-value came from.
+"""The layers of settings, later ones win: the built-in pipeline.yaml, the file in the working
+directory (or ``--config``), ``--set dotted.key=value``, and the options of a command.
+``Settings.origins`` remembers which layer each value came from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def load(
         try:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error.strerror}; give an existing file to --config") from error
+            raise ConfigError(
+                f"cannot read {file}: {error.strerror}; give an existing file to --config"
+            ) from error
         _merge(tree, _parse_yaml(text, str(file)), str(file), origins)
     given: list[tuple[str, Any, str]] = []
     for override in overrides:
@@ -73,8 +75,11 @@ def presets() -> dict[str, dict[str, Any]]:
     return _built_in("presets.yaml")
 
 
-def _merge_preset(tree: dict[str, Any], origins: dict[str, str], given: Iterable[tuple[str, Any]]) -> None:
-    """Put a preset between the files and what was typed, if the head that was chosen last is the name of one."""
+def _merge_preset(
+    tree: dict[str, Any], origins: dict[str, str], given: Iterable[tuple[str, Any]]
+) -> None:
+    """Put a preset between the files and what was typed, if the head that was chosen last is the
+    name of one."""
     chosen = [value for key, value in given if key == "train.head"]
     name = chosen[-1] if chosen else (tree.get("train") or {}).get("head")
     if name in presets():
@@ -82,7 +87,9 @@ def _merge_preset(tree: dict[str, Any], origins: dict[str, str], given: Iterable
 
 
 def _built_in(name: str) -> dict[str, Any]:
-    return _parse_yaml(resources.files("pal").joinpath(name).read_text(encoding="utf-8"), f"the built-in {name}")
+    return _parse_yaml(
+        resources.files("pal").joinpath(name).read_text(encoding="utf-8"), f"the built-in {name}"
+    )
 
 
 def _parse_yaml(text: str, name: str) -> dict[str, Any]:
@@ -113,7 +120,13 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], value)
 
 
-def _merge(tree: dict[str, Any], layer: dict[str, Any], origin: str, origins: dict[str, str], prefix: str = "") -> None:
+def _merge(
+    tree: dict[str, Any],
+    layer: dict[str, Any],
+    origin: str,
+    origins: dict[str, str],
+    prefix: str = "",
+) -> None:
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
@@ -143,19 +156,24 @@ def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
     location = [part for part in problem["loc"] if isinstance(part, str)]
     key = ".".join(location)
     # a union reports its branch as a further part of the location
-    while location and key not in origins and not any(name.startswith(f"{key}.") for name in origins):
+    while (
+        location and key not in origins and not any(name.startswith(f"{key}.") for name in origins)
+    ):
         location.pop()
         key = ".".join(location)
     source = f" (from {origins[key]})" if key in origins else ""
     if problem["type"] == "extra_forbidden":
         component = _component_at(location[:-1])
         valid = sorted(keys_of(component)) if component else []
-        return unknown(f"key of {'.'.join(location[:-1]) or 'pipeline.yaml'}", location[-1], valid) + source
+        return (
+            unknown(f"key of {'.'.join(location[:-1]) or 'pipeline.yaml'}", location[-1], valid)
+            + source
+        )
     if location[:1] == ["embed"] and len(location) == 2 and problem["type"] == "model_type":
         settings = sorted(EmbedConfig.model_fields)
         return (
-            f"embed.{location[1]} is neither a setting ({', '.join(settings)}) nor an encoder with its own keys"
-            + source
+            f"embed.{location[1]} is neither a setting ({', '.join(settings)}) nor an encoder "
+            "with its own keys" + source
         )
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key} = {problem['input']!r} is not valid: {message}{source}"
@@ -187,4 +205,6 @@ def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         origins = {key: "sweep" for key in values}
-        raise ConfigError("; ".join(_sentence(problem, origins) for problem in error.errors())) from None
+        raise ConfigError(
+            "; ".join(_sentence(problem, origins) for problem in error.errors())
+        ) from None

@@ -1,7 +1,7 @@
 """Heads with ideal points: what PAL-A and PAL-B share (arXiv 2406.08469).
 
-r = compare(z, a) of the placed item z = f(item) and the ideal point a. Shapes: B rows, D features, K
-prototypes, H latent dimension, U users.
+r = compare(z, a) of the placed item z = f(item) and the ideal point a. Shapes: B rows, D features,
+K prototypes, H latent dimension, U users.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class IdealPointHead(Head):
         self.item_scale = Standardiser(dim)
         self.f = MLPs(1, dim, self.latent_dim, self.architecture)
         self.users: UserWeights = UserWeights(users, config.k, config.weights)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if self.score == "angle" else None
+        self.log_scale = (
+            nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if self.score == "angle" else None
+        )
 
     @abstractmethod
     def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
@@ -54,13 +56,18 @@ class IdealPointHead(Head):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
         return self.compare(self.place(item_BD), self.ideal(prompt_BD, code_BR))
 
-    def margin(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor) -> Tensor:
+    def margin(
+        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor
+    ) -> Tensor:
         return self._margin_to(self.ideal(prompt_BD, code_BR), first_BD, second_BD)
 
-    def forward(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor) -> Tensor:
+    def forward(
+        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor
+    ) -> Tensor:
         """Return the margins of users of the table, (B,).
 
-        Where no prompt enters and the users are fewer than the rows, each ideal point is computed once.
+        Where no prompt enters and the users are fewer than the rows, each ideal point is computed
+        once.
         """
         users = self.users.logits.shape[0]
         if self.uses_prompt or users >= user_B.shape[0]:
@@ -75,9 +82,13 @@ class IdealPointHead(Head):
     def compare(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
         """Return the reward of placed items for ideal points, (B,)."""
         if self.log_scale is not None:
-            return self.log_scale.exp() * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1)
+            return self.log_scale.exp() * nn.functional.cosine_similarity(
+                placed_BH, ideal_BH, dim=1
+            )
         if self.score == "normalised":
-            return 2.0 * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1) - 2.0  # -|z/|z| - a/|a||^2
+            return (
+                2.0 * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1) - 2.0
+            )  # -|z/|z| - a/|a||^2
         difference = placed_BH - ideal_BH
         if self.score == "squared":
             return -difference.square().sum(dim=1)
@@ -86,7 +97,9 @@ class IdealPointHead(Head):
     def slope(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
         """Return the derivative of ``compare`` by the ideal point, (B, H)."""
         if self.score in ("angle", "normalised"):
-            size_B1 = torch.linalg.vector_norm(ideal_BH, dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
+            size_B1 = torch.linalg.vector_norm(ideal_BH, dim=1, keepdim=True).clamp(
+                min=SMALLEST_NORM
+            )
             z, a = nn.functional.normalize(placed_BH, dim=1, eps=SMALLEST_NORM), ideal_BH / size_B1
             factor = 2.0 if self.log_scale is None else self.log_scale.exp()
             return factor * (z - (z * a).sum(dim=1, keepdim=True) * a) / size_B1
@@ -95,20 +108,32 @@ class IdealPointHead(Head):
             return 2.0 * away
         return away / torch.linalg.vector_norm(away, dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
 
-    def compare_mixed(self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor) -> Tensor:
-        """Return ``compare(z, sum_k w_k G_k)`` from <z, G_k>, |z|^2 and <G_k, G_l>, (B,), in K-space alone.
+    def compare_mixed(
+        self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor
+    ) -> Tensor:
+        """Return ``compare(z, sum_k w_k G_k)`` from <z, G_k>, |z|^2 and <G_k, G_l>, (B,), in
+        K-space alone.
 
-        Where an ideal point is a mixture of fixed points, adaptation needs no latent vector more than once.
+        Where an ideal point is a mixture of fixed points, adaptation needs no latent vector more
+        than once.
         """
         inner_B = (inner_BK * w_BK).sum(dim=1)
-        norm_B = ((gram_BKK @ w_BK.unsqueeze(2)).squeeze(2) * w_BK).sum(dim=1).clamp(min=SMALLEST_NORM**2)
+        norm_B = (
+            ((gram_BKK @ w_BK.unsqueeze(2)).squeeze(2) * w_BK)
+            .sum(dim=1)
+            .clamp(min=SMALLEST_NORM**2)
+        )
         if self.score in ("angle", "normalised"):
             cosine_B = inner_B / (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
-            return 2.0 * cosine_B - 2.0 if self.log_scale is None else self.log_scale.exp() * cosine_B
+            return (
+                2.0 * cosine_B - 2.0 if self.log_scale is None else self.log_scale.exp() * cosine_B
+            )
         distance_B = (square_B - 2.0 * inner_B + norm_B).clamp(min=0.0)
         return -distance_B if self.score == "squared" else -(distance_B + SMALLEST_NORM**2).sqrt()
 
-    def slope_mixed(self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor) -> Tensor:
+    def slope_mixed(
+        self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor
+    ) -> Tensor:
         """Return the derivative of ``compare_mixed`` by the weights, (B, K)."""
         gw_BK = (gram_BKK @ w_BK.unsqueeze(2)).squeeze(2)
         norm_B1 = (gw_BK * w_BK).sum(dim=1, keepdim=True).clamp(min=SMALLEST_NORM**2)
@@ -124,7 +149,8 @@ class IdealPointHead(Head):
         return toward_BK / (2.0 * distance_B1.sqrt())
 
     def upper_limits(self) -> dict[str, float]:
-        # the scale is clamped itself and not in the forward pass, where it would lose its gradient for good
+        # the scale is clamped itself and not in the forward pass, where it would lose its gradient
+        # for good
         return {} if self.log_scale is None else {"log_scale": math.log(LARGEST_SCALE)}
 
     def scale_parameters(self) -> list[nn.Parameter]:

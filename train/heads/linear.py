@@ -1,8 +1,9 @@
-"""Linear baselines on standardised features, solved and not stepped (evaluation.md 3.2, 3.5, 3.6, 3.8).
+"""Linear baselines on standardised features, solved and not stepped (evaluation.md 3.2, 3.5, 3.6,
+3.8).
 
-x = item_scale(first) - item_scale(second); margin = <x, theta_u>. Losses are mean cross-entropy over pairs
-plus (lambda/2)|.|^2; lambda is chosen by the validation pairs' likelihood. Shapes: B rows, D features, K
-directions, N users.
+x = item_scale(first) - item_scale(second); margin = <x, theta_u>. Losses are mean cross-entropy
+over pairs plus (lambda/2)|.|^2; lambda is chosen by the validation pairs' likelihood. Shapes: B
+rows, D features, K directions, N users.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pal.config import TrainConfig
-from pal.train.convex import Rows, best_ridge, fit_low_rank, fit_shrunk_users, rows_of
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import NoUsers, UserTable, UserVectors, UserWeights
+from pal.train.solve.convex import Rows, best_ridge, fit_low_rank, fit_shrunk_users, rows_of
 
 if TYPE_CHECKING:
-    from pal.train.run import TrainingData
+    from pal.train.fit import TrainingData
 
 
 class LinearHead(Head):
@@ -36,7 +37,8 @@ class LinearHead(Head):
         return (self.item_scale(item_BD) * self.theta(code_BR)).sum(dim=1)
 
     def basis(self) -> Tensor | None:
-        """Return the directions that codes mix, (D, R); None for codes that are directions themselves."""
+        """Return the directions that codes mix, (D, R); None for codes that are directions
+        themselves."""
         raise NotImplementedError
 
     def offset(self) -> Tensor | float:
@@ -49,7 +51,8 @@ class LinearHead(Head):
         return self.offset() + (code_BR if basis is None else code_BR @ basis.T)
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        """Reduce pairs to what codes are multiplied with, (B, R), and what all users have in common, (B,)."""
+        """Reduce pairs to what codes are multiplied with, (B, R), and what all users have in
+        common, (B,)."""
         x = self.item_scale(first_BD) - self.item_scale(second_BD)
         basis = self.basis()
         return x if basis is None else x @ basis, (x * self.offset()).sum(dim=1)
@@ -57,19 +60,23 @@ class LinearHead(Head):
     def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
         return self.margin_and_slope(prepared, code_UR, user_B)[0]
 
-    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
+    def margin_and_slope(
+        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         slope_BR, common_B = prepared
         assert slope_BR is not None
         assert common_B is not None
         return common_B + (slope_BR * code_UR[user_B]).sum(dim=1), slope_BR
 
     def rows(self, data: TrainingData) -> tuple[Rows, Rows]:
-        """Return standardised differences, labels and users of the training and validation pairs."""
+        """Return standardised differences, labels and users of the training and validation
+        pairs."""
         return rows_of(self, data.features, data.train), rows_of(self, data.features, data.val)
 
 
 class BradleyTerry(LinearHead):
-    """``bt-linear``: one direction for everybody; convex, so its numbers do not depend on a seed."""
+    """``bt-linear``: one direction for everybody; convex, so its numbers do not depend on a
+    seed."""
 
     def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
         super().__init__(dim, NoUsers(users))
@@ -104,7 +111,9 @@ class LowRank(LinearHead):
         start, ridge = best_ridge(train, val, settings.ridge)
         # random directions apart from each other and from the common one, or all K would stay equal
         noise = self.basis_DK.detach() * start.norm() / self.basis_DK.detach().norm(dim=0)
-        self.basis_DK.data = start.unsqueeze(1) + (0.0 if self.basis_DK.shape[1] == 1 else 1.0) * noise
+        self.basis_DK.data = (
+            start.unsqueeze(1) + (0.0 if self.basis_DK.shape[1] == 1 else 1.0) * noise
+        )
         fit_low_rank(self.basis_DK, self.users.logits, train, ridge)
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
@@ -112,7 +121,8 @@ class LowRank(LinearHead):
 
 
 class PerUser(LinearHead):
-    """``per-user``: each user's own direction, shrunk towards the population's (sum loss: the prior fades)."""
+    """``per-user``: each user's own direction, shrunk towards the population's (sum loss: the prior
+    fades)."""
 
     def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
         super().__init__(dim, UserVectors(users, dim, spread=0.0))
@@ -134,7 +144,8 @@ class PerUser(LinearHead):
 
 
 class Directions(LinearHead):
-    """``drm``: K principal directions of the differences, mixed freely per user (Luo et al. 2025, re-derived)."""
+    """``drm``: K principal directions of the differences, mixed freely per user (Luo et al. 2025,
+    re-derived)."""
 
     def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
         super().__init__(dim, UserVectors(users, min(config.k, dim), spread=0.0))
@@ -151,7 +162,9 @@ class Directions(LinearHead):
         basis = basis / projected  # unit spread, so that one prior strength fits all directions
         self.basis_DK.data = basis.float()
         common, _ = best_ridge(train.project(basis), val.project(basis), settings.ridge)
-        offsets = fit_shrunk_users(common, train.project(basis), val.project(basis), len(data.users))
+        offsets = fit_shrunk_users(
+            common, train.project(basis), val.project(basis), len(data.users)
+        )
         self.users.logits.data = common + offsets
 
     def roles(self) -> dict[str, list[nn.Parameter]]:

@@ -21,7 +21,8 @@ _ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "linear": lambda
 
 @dataclass(frozen=True)
 class Architecture:
-    """A parsed name. ``hidden_layers`` L hidden layers and one output layer: mlp2 has three matrices."""
+    """A parsed name. ``hidden_layers`` L hidden layers and one output layer: mlp2 has three
+    matrices."""
 
     name: str
     hidden_layers: int = 0
@@ -69,17 +70,22 @@ class MLPs(nn.Module):
         super().__init__()
         if (architecture.residual or architecture.is_identity) and d_in != d_out:
             raise ConfigError(
-                f"train.mlp = {architecture.name!r} keeps the dimension, so train.latent_dim must be {d_in}, "
+                f"train.mlp = {architecture.name!r} keeps the dimension, so train.latent_dim must "
+                f"be {d_in}, "
                 f"not {d_out}; leave it null or drop -residual"
             )
         self.architecture = architecture
         self.copies = copies
-        widths = [] if architecture.is_identity else [d_in] + [d_out] * (architecture.hidden_layers + 1)
+        widths = (
+            [] if architecture.is_identity else [d_in] + [d_out] * (architecture.hidden_layers + 1)
+        )
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for n_in, n_out in pairwise(widths):
             bound = 1.0 / math.sqrt(n_in)  # what torch.nn.Linear draws from
-            self.weights.append(nn.Parameter(torch.empty(copies, n_out, n_in).uniform_(-bound, bound)))
+            self.weights.append(
+                nn.Parameter(torch.empty(copies, n_out, n_in).uniform_(-bound, bound))
+            )
             if architecture.bias:
                 self.biases.append(nn.Parameter(torch.empty(copies, n_out).uniform_(-bound, bound)))
         normed = architecture.hidden_layers if architecture.batchnorm else 0
@@ -96,20 +102,26 @@ class MLPs(nn.Module):
 
     @torch.no_grad()
     def along(self, x_BD: Tensor, direction_KD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the only copy's outputs (B, H) and their derivatives along the directions, (K, B, H).
+        """Return the only copy's outputs (B, H) and their derivatives along the directions, (K, B,
+        H).
 
-        Not for training mode: dropout would be drawn, and batch normalisation would couple the rows.
+        Not for training mode: dropout would be drawn, and batch normalisation would couple the
+        rows.
         """
         hidden_BH, slope_KBH = x_BD, direction_KD.unsqueeze(1)
         for layer, weight_CHD in enumerate(self.weights):
             bias_H = self.biases[layer][0] if self.architecture.bias else None
             hidden_BH = nn.functional.linear(hidden_BH, weight_CHD[0], bias_H)
-            slope_KBH = slope_KBH @ weight_CHD[0].T  # after the first layer (K, 1, H): the same for all rows
+            slope_KBH = (
+                slope_KBH @ weight_CHD[0].T
+            )  # after the first layer (K, 1, H): the same for all rows
             if layer < len(self.weights) - 1:
                 with torch.enable_grad():
                     before_BH = hidden_BH.requires_grad_()
                     after_BH = self._hidden(layer, before_BH.unsqueeze(0))[0]
-                    (own_BH,) = torch.autograd.grad(after_BH.sum(), before_BH)  # it acts on each number alone
+                    (own_BH,) = torch.autograd.grad(
+                        after_BH.sum(), before_BH
+                    )  # it acts on each number alone
                 hidden_BH, slope_KBH = after_BH.detach(), slope_KBH * own_BH
         if self.architecture.residual:
             hidden_BH, slope_KBH = x_BD + hidden_BH, direction_KD.unsqueeze(1) + slope_KBH
@@ -119,14 +131,17 @@ class MLPs(nn.Module):
         weight_CHD = self.weights[layer]
         bias_CH = self.biases[layer] if self.architecture.bias else None
         if x.dim() == 2:  # all copies read the same rows: one product for all
-            flat = nn.functional.linear(x, weight_CHD.flatten(0, 1), None if bias_CH is None else bias_CH.flatten())
+            flat = nn.functional.linear(
+                x, weight_CHD.flatten(0, 1), None if bias_CH is None else bias_CH.flatten()
+            )
             return flat.unflatten(1, (self.copies, -1)).transpose(0, 1)
         if bias_CH is None:
             return torch.bmm(x, weight_CHD.mT)
         return torch.baddbmm(bias_CH.unsqueeze(1), x, weight_CHD.mT)
 
     def _hidden(self, layer: int, x_CBH: Tensor) -> Tensor:
-        """Normalise, drop out, activate: dropout stands before the activation, as in the released code."""
+        """Normalise, drop out, activate: dropout stands before the activation, as in the released
+        code."""
         if self.architecture.batchnorm:
             flat = x_CBH.transpose(0, 1).flatten(1)
             x_CBH = self.norms[layer](flat).view(len(flat), self.copies, -1).transpose(0, 1)

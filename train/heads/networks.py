@@ -1,4 +1,5 @@
-"""Baselines with a network: one reward for everybody, and one with a vector per user (evaluation.md 3.3, 3.9)."""
+"""Baselines with a network: one reward for everybody, and one with a vector per user (evaluation.md
+3.3, 3.9)."""
 
 from __future__ import annotations
 
@@ -14,14 +15,17 @@ USER_VECTOR = 16
 
 
 class BradleyTerryNetwork(Head):
-    """r(e) = v^T gelu(W LN(e) + b): the row that a personalised head must beat. No output bias: it cancels."""
+    """r(e) = v^T gelu(W LN(e) + b): the row that a personalised head must beat. No output bias: it
+    cancels."""
 
     def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
         super().__init__()
         hidden = config.latent_dim or dim
         self.item_scale = Standardiser(dim)
         self.users = NoUsers(users)
-        self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1, bias=False))
+        self.net = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1, bias=False)
+        )
 
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
         value: Tensor = self.net(self.item_scale(item_BD)).squeeze(1)

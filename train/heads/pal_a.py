@@ -20,15 +20,18 @@ from pal.train.heads.users import blocks_of_users, by_user
 class PalA(IdealPointHead):
     """``learner`` says how prototypes P become an ideal point.
 
-    ``f(Pw)``: P lives among the standardised features, f maps items and mixtures alike. ``f(P)w``: f maps
-    the prototypes, then they are mixed. ``Pw``: P lives in the latent space and is only mixed.
+    ``f(Pw)``: P lives among the standardised features, f maps items and mixtures alike. ``f(P)w``:
+    f maps the prototypes, then they are mixed. ``Pw``: P lives in the latent space and is only
+    mixed.
     """
 
     def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
         super().__init__(config, dim, users)
         self.learner = config.learner
         size = self.latent_dim if self.learner == "Pw" else dim
-        self.prototypes_KD = nn.Parameter(nn.functional.normalize(torch.randn(config.k, size), dim=1))
+        self.prototypes_KD = nn.Parameter(
+            nn.functional.normalize(torch.randn(config.k, size), dim=1)
+        )
 
     def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
         if self.learner == "f(Pw)":
@@ -44,7 +47,8 @@ class PalA(IdealPointHead):
         return mapped
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        """Place both items. For squared distances z_1 - z_2 and |z_2|^2 - |z_1|^2 say all that margins need."""
+        """Place both items. For squared distances z_1 - z_2 and |z_2|^2 - |z_1|^2 say all that
+        margins need."""
         first_BH, second_BH = self.place(first_BD), self.place(second_BD)
         if self.score != "squared":
             return first_BH, second_BH
@@ -70,13 +74,18 @@ class PalA(IdealPointHead):
         assert other is not None
         return 2.0 * (one @ self.ideal(None, code_CR).T) + other.unsqueeze(1)
 
-    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
+    def margin_and_slope(
+        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """For f(Pw), f is differentiated once per user and not once per pair."""
         if self.learner == "f(Pw)":
             ideal_UH, jacobian_KUH = self.f.along(code_UR @ self.prototypes_KD, self.prototypes_KD)
         else:
             points_KH = self.fixed_points()
-            ideal_UH, jacobian_KUH = code_UR @ points_KH, points_KH.unsqueeze(1).expand(-1, len(code_UR), -1)
+            ideal_UH, jacobian_KUH = (
+                code_UR @ points_KH,
+                points_KH.unsqueeze(1).expand(-1, len(code_UR), -1),
+            )
         one, other = prepared
         assert one is not None
         assert other is not None

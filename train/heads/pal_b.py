@@ -33,7 +33,8 @@ class PalB(IdealPointHead):
         return torch.einsum("bk,kbh->bh", code_BR, self.g(self.prompt_scale(prompt_BD)))
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram matrices."""
+        """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram
+        matrices."""
         assert prompt_BD is not None, "PAL-B needs prompts"
         maps_BKH = self.g(self.prompt_scale(prompt_BD)).transpose(0, 1)
         prepared: list[Tensor] = []
@@ -43,14 +44,24 @@ class PalB(IdealPointHead):
         return *prepared, torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
 
     def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
-        inner_1, square_1, inner_2, square_2, gram = (value for value in prepared if value is not None)
+        inner_1, square_1, inner_2, square_2, gram = (
+            value for value in prepared if value is not None
+        )
         w = code_UR[user_B]
-        return self.compare_mixed(inner_1, square_1, gram, w) - self.compare_mixed(inner_2, square_2, gram, w)
+        return self.compare_mixed(inner_1, square_1, gram, w) - self.compare_mixed(
+            inner_2, square_2, gram, w
+        )
 
-    def margin_and_slope(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
-        inner_1, square_1, inner_2, square_2, gram = (value for value in prepared if value is not None)
+    def margin_and_slope(
+        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inner_1, square_1, inner_2, square_2, gram = (
+            value for value in prepared if value is not None
+        )
         w = code_UR[user_B]
-        slope = self.slope_mixed(inner_1, square_1, gram, w) - self.slope_mixed(inner_2, square_2, gram, w)
+        slope = self.slope_mixed(inner_1, square_1, gram, w) - self.slope_mixed(
+            inner_2, square_2, gram, w
+        )
         return self.prepared_margin(prepared, code_UR, user_B), slope
 
     def roles(self) -> dict[str, list[nn.Parameter]]:

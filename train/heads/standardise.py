@@ -27,10 +27,13 @@ class Standardiser(nn.Module):
     def fit(self, features_ND: Tensor, rows: Tensor) -> None:
         """Take the statistics from some rows of a table of features: one pass, a block at a time.
 
-        Sums are of differences from the first block's mean, in float32 within a block and float64 across blocks.
+        Sums are of differences from the first block's mean, in float32 within a block and float64
+        across blocks.
         """
         centre: Tensor | None = None
-        total, square, largest = (torch.zeros(self.mean.shape, dtype=torch.float64) for _ in range(3))
+        total, square, largest = (
+            torch.zeros(self.mean.shape, dtype=torch.float64) for _ in range(3)
+        )
         for block in rows.split(ROWS_AT_ONCE):
             x = features_ND[block].float()
             centre = x.mean(dim=0) if centre is None else centre
@@ -43,7 +46,9 @@ class Standardiser(nn.Module):
         std = (square / len(rows) - away.square()).clamp(min=0.0).sqrt()
         varies = std > 1e-6 * largest.clamp(min=1e-30)
         self.mean = (centre.double().cpu() + away).float()
-        self.scale = torch.where(varies, 1.0 / (std.clamp(min=1e-30) * math.sqrt(len(std))), 0.0).float()
+        self.scale = torch.where(
+            varies, 1.0 / (std.clamp(min=1e-30) * math.sqrt(len(std))), 0.0
+        ).float()
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return (x_BD.to(self.mean.dtype) - self.mean) * self.scale

@@ -1,7 +1,8 @@
 """What a head knows of each user: a table of raw numbers, and how they become the user's *code*.
 
-The code is what rewards are computed from: for PAL and LoRe a point on the K-simplex (method.md 1.6), for
-other heads a free vector, for homogeneous ones nothing. Shapes: N users, R raw numbers each, B rows.
+The code is what rewards are computed from: for PAL and LoRe a point on the K-simplex (method.md
+1.6), for other heads a free vector, for homogeneous ones nothing. Shapes: N users, R raw numbers
+each, B rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ USERS_AT_ONCE = 512
 
 
 class UserTable(nn.Module, ABC):
-    """One row of raw numbers per user the head was trained on; a new user gets a row by adaptation."""
+    """One row of raw numbers per user the head was trained on; a new user gets a row by
+    adaptation."""
 
     logits: nn.Parameter
     """(N, R)"""
@@ -26,7 +28,8 @@ class UserTable(nn.Module, ABC):
         """Turn raw numbers into codes, row by row; also those of users who are not in the table."""
 
     def soft(self, logits_BR: Tensor) -> Tensor:
-        """Return codes that change smoothly with the raw numbers: what adaptation optimises over."""
+        """Return codes that change smoothly with the raw numbers: what adaptation optimises
+        over."""
         return self.of_logits(logits_BR)
 
     def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
@@ -45,8 +48,8 @@ class UserTable(nn.Module, ABC):
 class UserWeights(UserTable):
     """w_i = softmax(Omega_i / T), on the simplex.
 
-    ``partition`` trains on the softmax and evaluates with all weight on its maximum; ``gumbel`` adds Gumbel
-    noise to the logits in training and evaluates as the mixture does.
+    ``partition`` trains on the softmax and evaluates with all weight on its maximum; ``gumbel``
+    adds Gumbel noise to the logits in training and evaluates as the mixture does.
     """
 
     def __init__(self, users: int, k: int, mode: str = "mixture") -> None:
@@ -56,7 +59,9 @@ class UserWeights(UserTable):
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         if self.mode == "partition" and not self.training:
-            return nn.functional.one_hot(logits_BR.argmax(dim=1), logits_BR.shape[1]).to(logits_BR.dtype)
+            return nn.functional.one_hot(logits_BR.argmax(dim=1), logits_BR.shape[1]).to(
+                logits_BR.dtype
+            )
         if self.mode == "gumbel" and self.training:
             return nn.functional.gumbel_softmax(logits_BR, dim=1)
         return logits_BR.softmax(dim=1)
@@ -65,7 +70,9 @@ class UserWeights(UserTable):
         return logits_BR.softmax(dim=1)
 
     def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        return code_BR * (slope_BR - (code_BR * slope_BR).sum(dim=1, keepdim=True))  # (diag(w) - w w^T) s
+        return code_BR * (
+            slope_BR - (code_BR * slope_BR).sum(dim=1, keepdim=True)
+        )  # (diag(w) - w w^T) s
 
 
 class UserVectors(UserTable):
@@ -91,7 +98,8 @@ class NoUsers(UserTable):
 
 
 def by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor]:
-    """Lay rows that are sorted by user out by user, padded with zeros: (U, M, H), and which places are real, (U, M)."""
+    """Lay rows that are sorted by user out by user, padded with zeros: (U, M, H), and which places
+    are real, (U, M)."""
     count_U = torch.bincount(user_B, minlength=users)
     most = max(1, int(count_U.max()))
     real_UM = torch.arange(most, device=user_B.device) < count_U.unsqueeze(1)
@@ -103,7 +111,8 @@ def by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor
 
 
 def blocks_of_users(user_B: Tensor, users: int) -> Iterator[tuple[slice, slice]]:
-    """Yield some users at a time and their rows, which are sorted by user: what then is in memory stays small."""
+    """Yield some users at a time and their rows, which are sorted by user: what then is in memory
+    stays small."""
     stops = torch.bincount(user_B, minlength=users).cumsum(0)
     start = 0
     for first in range(0, users, USERS_AT_ONCE):

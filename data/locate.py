@@ -1,0 +1,40 @@
+"""Where raw data lies: a local folder, or a dataset repository on the Hub at a pinned commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pal.errors import DataError
+
+
+def resolve_source(dataset: str, source: str, allow: list[str]) -> tuple[Path, str]:
+    """Return the local folder of a source and its origin with the revision that was read.
+
+    ``source`` is a path or ``hf:REPO[@REVISION]``; of a Hub repository only the files that match
+    ``allow`` are fetched.
+    """
+    if not source.startswith("hf:"):
+        folder = Path(source)
+        if not folder.exists():
+            raise DataError(
+                f"the source {source!r} of dataset {dataset} does not exist; give --source PATH "
+                "or hf:REPO@REV"
+            )
+        return folder, str(folder)
+    repository, _, revision = source.removeprefix("hf:").partition("@")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repository, repo_type="dataset", revision=revision or None, allow_patterns=allow
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the Hub client raises a dozen kinds; all of them mean "not fetched"
+        raise DataError(
+            f"cannot fetch {source} from the Hub ({type(error).__name__}); "
+            f"give a local copy: pal prepare --dataset {dataset} --source PATH"
+        ) from error
+    return folder, f"hf:{repository}@{folder.name}"

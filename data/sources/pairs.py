@@ -1,0 +1,222 @@
+"""The user's own comparisons, in the forms that TRL's preference datasets have, or with explicit
+sides.
+
+``prompt, chosen, rejected`` as texts or messages; ``chosen, rejected`` as whole conversations that
+begin alike; or ``prompt, first, second, label``; each with a ``user_id`` where there are several
+users. Items may be images.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from pal.config import PairsConfig
+from pal.data.comparisons import (
+    Comparison,
+    Image,
+    Item,
+    Reject,
+    Text,
+    Turn,
+    image_content_id,
+    preferred,
+    question,
+)
+from pal.data.fetch import fetched_image, storable
+from pal.data.rows import Row, RowAdapter
+from pal.data.splits import Arranged
+from pal.dataset import Split
+
+EVERYONE = "everyone"
+IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5}
+SPLITS: dict[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+
+
+class Unusable(Exception):
+    """A row that is no comparison: reason and message of its reject."""
+
+
+class OwnPairs(RowAdapter):
+    """One comparison per row."""
+
+    name: ClassVar[str] = "pairs"
+    licence = "the user's own"
+    config: PairsConfig
+
+    def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
+        try:
+            yield self.comparison(row, place, file)
+        except Unusable as problem:
+            yield Reject(place, *problem.args)
+
+    def comparison(self, row: Row, place: str, file: Path) -> Comparison:
+        """Return a row's comparison; raises Unusable."""
+        columns = {name: given or name for name, given in self.config.columns}
+        without = (
+            EVERYONE if self.config.columns.user_id is None else None
+        )  # a column that was named must be there
+        user = row.get(columns["user_id"], without)  # a null is not everyone
+        rest: dict[str, Any] = {"split": _split(row.get(columns["split"]))}
+        name = None if user is None else str(user)
+        if row.get(columns["chosen"]) is not None and row.get(columns["rejected"]) is not None:
+            sides = (columns["chosen"], columns["rejected"])
+            prompt, chosen, rejected = self._items(row, columns["prompt"], sides, place, file)
+            return preferred(place, name, prompt, chosen, rejected, self.config.salt, **rest)
+        sides = (columns["first"], columns["second"])
+        absent = [column for column in (*sides, columns["label"]) if row.get(column) is None]
+        if absent:
+            raise Unusable(
+                "missing-column",
+                f"has neither {columns['chosen']} and {columns['rejected']} nor "
+                f"{', '.join(absent)}",
+            )
+        prompt, first, second = self._items(row, columns["prompt"], sides, place, file)
+        return Comparison(place, name, prompt, first, second, _label(row[columns["label"]]), **rest)
+
+    def _items(
+        self, row: Row, prompt_column: str, sides: tuple[str, str], place: str, file: Path
+    ) -> tuple[tuple[Turn, ...], Item, Item]:
+        """Return prompt and both items; conversations that begin alike are cut where they part."""
+        given = row.get(prompt_column)
+        prompt = (
+            _turns(given)
+            if isinstance(given, list)
+            else question(given if given is None else str(given))
+        )
+        values = [row[side] for side in sides]
+        if all(isinstance(value, list) for value in values):
+            first, second = (_turns(value) for value in values)
+            shared = len(
+                list(
+                    itertools.takewhile(
+                        lambda two: two[0] == two[1], zip(first, second, strict=False)
+                    )
+                )
+            )
+            shared = min(shared, len(first) - 1, len(second) - 1)
+            if shared < 0 or {len(first), len(second)} != {shared + 1}:
+                raise Unusable(
+                    "unclear-response",
+                    "after what they share, both sides must have exactly one message",
+                )
+            if shared and (not isinstance(given, list) or first[: len(prompt)] == prompt):
+                prompt = ()  # the conversations have it already
+            return (*prompt, *first[:shared]), Text(first[-1][1]), Text(second[-1][1])
+        items = [
+            self._item(value, side, place, file) for value, side in zip(values, sides, strict=True)
+        ]
+        return prompt, items[0], items[1]
+
+    def _item(self, value: Any, column: str, place: str, file: Path) -> Item:
+        """Return a text or an image by what the value is."""
+        is_image = isinstance(value, dict) and bool({"bytes", "path"} & set(value))
+        if is_image:  # the image feature of Hugging Face datasets
+            value = value["bytes"] if value.get("bytes") else value.get("path")
+        if isinstance(value, bytes):
+            return Image(
+                image_content_id(value),
+                str(file.resolve()),
+                column,
+                *_row_in_group(file, row_number(place)),
+            )
+        if not isinstance(value, str):
+            raise Unusable(
+                "bad-item", f"{column} is a {type(value).__name__}, neither text nor image"
+            )
+        if self.config.items == "auto":
+            is_image = is_image or value.lower().partition("?")[0].endswith(IMAGE_ENDS)
+        if not is_image and self.config.items != "image":
+            return Text(value)
+        if value.startswith(("http://", "https://")):
+            found = fetched_image(value, self.config)
+            if isinstance(found, str):
+                raise Unusable("no-image", found)
+            return found
+        path = self.folder / value
+        try:
+            raw = path.read_bytes()
+        except (
+            OSError,
+            ValueError,
+        ):  # among others a text so long, or so odd, that it can be no path
+            message = (
+                f"{column} names {storable(value[:200])}, which is no file under {self.folder}"
+            )
+            raise Unusable("no-image", message) from None
+        return Image(image_content_id(raw), str(path.resolve()))
+
+    def arrange(self, pairs: pl.DataFrame) -> Arranged:
+        """As other sources; but where some rows name their user, those that do not are rejects."""
+        nameless = pl.col("user_id") == EVERYONE
+        if pairs.is_empty() or pairs.select(nameless.all()).item():
+            return super().arrange(pairs)
+        left_out = pairs.filter(nameless).select(
+            "source_row",
+            reason=pl.lit("no-user"),
+            message=pl.lit("the row names no user, but others do"),
+        )
+        arranged = super().arrange(pairs.filter(~nameless))
+        return Arranged(arranged.pairs, pl.concat([arranged.rejects, left_out]), arranged.facts)
+
+
+def row_number(place: str) -> int:
+    """Return the number of a row in its file, from its place."""
+    return int(place.rpartition(":")[2])
+
+
+@cache
+def _group_ends(file: Path, modified: int) -> list[int]:
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(file)
+    return list(
+        itertools.accumulate(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
+    )
+
+
+def _row_in_group(file: Path, number: int) -> tuple[int, int]:
+    """Return row group and row within it of a row of a Parquet file."""
+    ends = _group_ends(file, file.stat().st_mtime_ns)
+    group = bisect.bisect_right(ends, number)
+    return group, number - (ends[group - 1] if group else 0)
+
+
+def _turns(messages: list[Any]) -> tuple[Turn, ...]:
+    """Return messages as turns; of contents in parts, the texts."""
+    turns = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            texts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(text for text in texts if isinstance(text, str))
+        if not isinstance(content, str) or not isinstance(message.get("role"), str):
+            raise Unusable("bad-item", "a message needs a role and a content")
+        turns.append((message["role"], content))
+    return tuple(turns)
+
+
+def _label(value: Any) -> float:
+    """Return P(first preferred) of a number or a word; raises Unusable."""
+    if isinstance(value, str) and value.strip().lower() in LABELS:
+        return LABELS[value.strip().lower()]
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        message = f"the label is {repr(value)[:200]}, neither a number nor first, second or tie"
+        raise Unusable("bad-label", message) from None
+
+
+def _split(value: Any) -> Split | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in SPLITS:
+        raise Unusable("bad-split", f"the split is {repr(value)[:200]}; use train, val or test")
+    return SPLITS[value]

@@ -1,0 +1,109 @@
+"""Anthropic's persona statements (Perez et al. 2022, arXiv 2212.09251), CC BY 4.0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pal.config import PersonaConfig
+from pal.data.build import Adapter, Part
+from pal.data.comparisons import Chunk
+from pal.data.locate import resolve_source
+from pal.data.sources.statements import ANSWERS, Statement, ask, planted
+from pal.dataset import CONCATENATED
+from pal.errors import DataError
+from pal.files import file_sha256
+
+HUB = "hf:Anthropic/model-written-evals"
+
+
+class Persona(Adapter):
+    """Reads ``<persona>.jsonl`` from a local folder or from the Hub's ``persona/`` folder.
+
+    A source row needs ``question`` and ``answer_matching_behavior`` (`` Yes`` or `` No``); rows
+    without them, and repeated statements, become rejects.
+    """
+
+    licence = "CC BY 4.0"
+    item_text = CONCATENATED
+    keeps_unused_items = True
+
+    def __init__(self, config: PersonaConfig) -> None:
+        if config.groups > len(config.personas):
+            raise DataError(
+                f"data.persona.groups = {config.groups} needs as many personas, but "
+                "data.persona.personas "
+                f"names {len(config.personas)}; add some or lower groups"
+            )
+        self.config = config
+        self.files = [f"{name}.jsonl" for name in config.personas[: config.groups]]
+        self.folder, self.origin = resolve_source(
+            "persona", config.source or HUB, allow=[f"persona/{file}" for file in self.files]
+        )
+        if (self.folder / "persona").is_dir():
+            self.folder = self.folder / "persona"
+        missing = [file for file in self.files if not (self.folder / file).is_file()]
+        if missing:
+            raise DataError(
+                f"{self.folder} has no {', '.join(missing)}; point data.persona.source at the "
+                "folder that has"
+            )
+
+    def inputs(self) -> dict[str, str]:
+        return {file: file_sha256(self.folder / file) for file in self.files}
+
+    def truth(self) -> dict[str, np.ndarray]:
+        return planted(self.config)
+
+    def parts(self) -> Sequence[Part]:
+        return [self._read]
+
+    def _read(self) -> Chunk:
+        statements: dict[str, Statement] = {}
+        rejects: list[dict[str, Any]] = []
+        for interest, file in enumerate(self.files):
+            for place, line in self._lines(file):
+                statement = self._parse(line, interest)
+                if isinstance(statement, str):
+                    rejects.append(
+                        {"source_row": place, "reason": "malformed", "message": statement}
+                    )
+                elif statement.question in statements:
+                    rejects.append(
+                        {
+                            "source_row": place,
+                            "reason": "repeated",
+                            "message": "statement seen before",
+                        }
+                    )
+                else:
+                    statements[statement.question] = statement
+        chunk = ask(list(statements.values()), self.config)
+        chunk.rejects = pl.DataFrame(rejects, schema=chunk.rejects.schema)
+        return chunk
+
+    def _lines(self, file: str) -> Iterator[tuple[str, str]]:
+        path: Path = self.folder / file
+        for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+            if self.config.limit is not None and number > self.config.limit:
+                return
+            if raw.strip():
+                yield f"{file}:{number:06d}", raw.decode("utf-8", errors="replace")
+
+    @staticmethod
+    def _parse(line: str, interest: int) -> Statement | str:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"not JSON: {error.msg}"
+        question = row.get("question") if isinstance(row, dict) else None
+        if not isinstance(question, str) or not question.strip():
+            return "no question"
+        if row.get("answer_matching_behavior") not in ANSWERS:
+            return f"answer_matching_behavior is {row.get('answer_matching_behavior')!r}, not ' Yes' or ' No'"
+        return Statement(question, interest, row["answer_matching_behavior"] == " Yes")

@@ -1,0 +1,181 @@
+"""PRISM: people from many countries talk to several models at once, score the answers and choose
+one to go on with.
+
+Each turn holds the person's message and two to four answers with scores; a comparison is read
+behind the earlier turns with the answers chosen there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pal.config import PrismConfig
+from pal.data.build import Part
+from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, Text, Turn, preferred
+from pal.data.rows import Row, RowAdapter
+from pal.errors import DataError
+
+Answer = dict[str, Any]
+
+
+class Prism(RowAdapter):
+    """Reads conversations where there are any, else utterances, which hold the same answers one by
+    one."""
+
+    name = "prism"
+    hub = "HannahRoseKirk/prism-alignment"
+    patterns = (
+        "conversations*.jsonl",
+        "conversations*.parquet",
+        "utterances*.jsonl",
+        "utterances*.parquet",
+    )
+    licence = "CC BY 4.0 (what people wrote), CC BY-NC 4.0 (what models wrote)"
+    config: PrismConfig
+
+    def __init__(self, config: PrismConfig) -> None:
+        super().__init__(config)
+        conversations = [file for file in self.files if "conversations" in self.name_of(file)]
+        self.by_utterance = not conversations
+        self.files = conversations or [
+            file for file in self.files if "utterances" in self.name_of(file)
+        ]
+        if not self.files:
+            raise DataError(
+                f"{config.source} is neither conversations nor utterances; keep the published "
+                "file names"
+            )
+
+    def parts(self) -> Sequence[Part]:
+        """Return a part per file; utterances of one conversation may lie in several files, so they
+        are one part."""
+        return [self._read_utterances] if self.by_utterance else super().parts()
+
+    def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
+        history = row.get("conversation_history")
+        if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
+            yield Reject(place, "malformed", "conversation_history is not a list of objects")
+            return
+        yield from self._conversation(str(row.get("user_id") or ""), _turns(history), place)
+
+    def _read_utterances(self) -> Chunk:
+        recorder = Recorder(self.config.views)
+        conversations: dict[tuple[str, str], list[tuple[str, Row]]] = defaultdict(list)
+        rows = (found for file in self.files for found in self.rows(file))
+        for number, (place, row) in enumerate(rows):
+            if self.config.limit is not None and number >= self.config.limit:
+                break
+            if isinstance(row, Reject):
+                recorder.add(row)
+            elif not isinstance(row.get("user_prompt"), str) or not isinstance(
+                row.get("turn"), int
+            ):
+                recorder.add(Reject(place, "malformed", "user_prompt or turn is missing"))
+            else:
+                conversations[
+                    str(row.get("conversation_id")), str(row.get("user_id") or "")
+                ].append((place, row))
+        for (_, user), utterances in conversations.items():
+            turns: dict[int, tuple[str, list[Answer]]] = {}
+            for _, row in utterances:
+                answer = {**row, "content": row.get("model_response")}
+                turns.setdefault(row["turn"], (row["user_prompt"], []))[1].append(answer)
+            place = min(place for place, _ in utterances)
+            for found in self._conversation(user, [turns[turn] for turn in sorted(turns)], place):
+                recorder.add(found)
+        return recorder.chunk()
+
+    def _conversation(
+        self, user: str | None, turns: list[tuple[str, list[Answer]]], place: str
+    ) -> Iterator[Comparison | Reject]:
+        context: tuple[Turn, ...] = ()
+        if not turns:
+            yield Reject(place, "no-turns", "the conversation has no turn")
+        for number, (message, answers) in enumerate(turns):
+            where = f"{place}#{number}"
+            if not message.strip():
+                yield Reject(
+                    where, "no-prompt", "the person's message is empty, and later turns follow it"
+                )
+                return
+            answers = [answer for answer in answers if isinstance(answer.get("content"), str)]
+            chosen = [answer for answer in answers if answer.get("if_chosen") is True]
+            prompt = (*context, ("user", message))
+            yield from self._turn(user, prompt, answers, chosen, where)
+            if len(chosen) != 1:
+                if number + 1 < len(turns):
+                    yield Reject(
+                        where,
+                        "no-context",
+                        "no single answer is chosen, so later turns have no context",
+                    )
+                return
+            context = (*prompt, ("assistant", chosen[0]["content"]))
+
+    def _turn(
+        self,
+        user: str | None,
+        prompt: tuple[Turn, ...],
+        answers: list[Answer],
+        chosen: list[Answer],
+        place: str,
+    ) -> Iterator[Comparison | Reject]:
+        if len(answers) < 2:
+            yield Reject(
+                place, "one-answer", f"the turn has {len(answers)} answers, so nothing is compared"
+            )
+        elif self.config.rule == "scores":
+            yield from self._by_scores(user, prompt, answers, place)
+        elif len(chosen) != 1:
+            yield Reject(
+                place, "no-choice", f"{len(chosen)} answers of the turn are chosen, not one"
+            )
+        else:
+            best = chosen[0]
+            for other in answers:
+                if other is not best:
+                    items = (Text(best["content"]), Text(other["content"]))
+                    yield preferred(place, user, prompt, *items, self.config.salt)
+
+    def _by_scores(
+        self, user: str | None, prompt: tuple[Turn, ...], answers: list[Answer], place: str
+    ) -> Iterator[Comparison | Reject]:
+        for one, other in combinations(answers, 2):
+            scores = [answer.get("score") for answer in (one, other)]
+            if not all(isinstance(score, int | float) for score in scores):
+                yield Reject(place, "no-score", "an answer has no score")
+                continue
+            if scores[0] < scores[1]:  # type: ignore[operator]
+                one, other = other, one
+            if scores[0] == scores[1]:
+                first, second = sorted(
+                    (Text(one["content"]), Text(other["content"])), key=lambda item: item.id
+                )
+                yield Comparison(place, user, prompt, first, second, 0.5)
+            else:
+                yield preferred(
+                    place,
+                    user,
+                    prompt,
+                    Text(one["content"]),
+                    Text(other["content"]),
+                    self.config.salt,
+                )
+
+
+def _turns(history: list[Answer]) -> list[tuple[str, list[Answer]]]:
+    """Return message and answers of each turn, in order; a turn without message has an empty
+    one."""
+    turns: dict[int, tuple[list[str], list[Answer]]] = {}
+    for one in history:
+        if isinstance(one.get("turn"), int):
+            messages, answers = turns.setdefault(one["turn"], ([], []))
+            if one.get("role") == "user":
+                messages.append(str(one.get("content") or ""))
+            else:
+                answers.append(one)
+    return [("\n".join(messages), answers) for _, (messages, answers) in sorted(turns.items())]

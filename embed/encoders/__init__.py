@@ -1,0 +1,1 @@
+"""The encoders, a file for each family."""

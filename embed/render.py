@@ -1,0 +1,132 @@
+"""From items to token ids: the template, and what is cut where a text is longer than the model may
+read.
+
+An item with context (a prompt before a response) loses its context first, from its start; the text
+itself only if it is too long alone, and then at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pal.config import EncoderConfig
+from pal.errors import EncoderError
+
+AT_ONCE = 4096
+CHAT = "chat"
+PLAIN = "{context}\n\n{text}"
+
+
+@dataclass
+class Tokens:
+    """Token ids of many texts, end to end: text i is ``ids[starts[i]:starts[i + 1]]``."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+@dataclass
+class Rendered:
+    """One text for the model; ``own`` is where the item's own text begins, 0 for an item without
+    context."""
+
+    text: str
+    own: int
+
+
+class Renderer:
+    """Applies an encoder's template and tokenizer."""
+
+    def __init__(self, name: str, tokenizer: Any, config: EncoderConfig) -> None:
+        """Raises EncoderError where the template does not fit."""
+        self.name = name
+        self.tokenizer = tokenizer
+        self.tokenizer.truncation_side = config.truncation_side
+        self.config = config
+        self.is_chat = config.template == CHAT
+        self.pattern = config.template or PLAIN
+        if self.is_chat and not tokenizer.chat_template:
+            raise EncoderError(
+                f"embed.{name}.template = 'chat', but its tokenizer has no chat template; use a "
+                "pattern"
+            )
+        if not self.is_chat and not (
+            "{context}" in self.pattern and self.pattern.endswith("{text}")
+        ):
+            raise EncoderError(
+                f"embed.{name}.template = {self.pattern!r} must be 'chat', or hold {{context}} "
+                f"and end with {{text}}"
+            )
+
+    def render(self, text: str, context: str | None) -> Rendered:
+        """Return the one text of an item."""
+        turns = [] if context is None else json.loads(context)
+        if self.is_chat:
+            last = {"role": "user" if context is None else "assistant", "content": text}
+            whole: str = self.tokenizer.apply_chat_template([*turns, last], tokenize=False)
+            found = whole.rfind(text.strip())
+            return Rendered(whole, max(found, 0) if context is not None else 0)
+        if context is None:
+            return Rendered(text, 0)
+        before = self.pattern.removesuffix("{text}").replace(
+            "{context}", "\n\n".join(t["content"] for t in turns)
+        )
+        return Rendered(before + text, len(before))
+
+    def tokenise(self, texts: list[Rendered]) -> tuple[Tokens, np.ndarray, int]:
+        """Return the tokens, which texts were cut, (n,) bool, and how many lost some of the item's
+        own text."""
+        pieces: list[np.ndarray] = []
+        truncated = np.zeros(len(texts), bool)
+        own_cut = 0
+        longest = self.config.max_length
+        for start in range(0, len(texts), AT_ONCE):
+            # the whole text is tokenised, since only then is it known whether anything was cut
+            chunk = texts[start : start + AT_ONCE]
+            batch = self.tokenizer(
+                [r.text for r in chunk], add_special_tokens=not self.is_chat, verbose=False
+            )
+            for place, ids in enumerate(batch["input_ids"], start=start):
+                if len(ids) > longest:
+                    truncated[place] = True
+                    ids, is_own = self._cut(texts[place], len(ids) - longest)
+                    own_cut += is_own
+                pieces.append(np.asarray(ids, dtype=np.int32))
+        starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)])
+        return Tokens(np.concatenate(pieces or [np.empty(0, np.int32)]), starts), truncated, own_cut
+
+    def _cut(self, rendered: Rendered, excess: int) -> tuple[list[int], bool]:
+        """Return the ids that are kept, and whether some of an item's own text behind a context is
+        lost."""
+        special = not self.is_chat
+        if not rendered.own:
+            settings = {
+                "truncation": True,
+                "max_length": self.config.max_length,
+                "add_special_tokens": special,
+            }
+            ids: list[int] = self.tokenizer(rendered.text, **settings)["input_ids"]
+            return ids, False
+        if not self.tokenizer.is_fast:
+            raise EncoderError(
+                f"encoder {self.name} has no fast tokenizer, which cutting a prompt needs"
+            )
+        read = self.tokenizer(
+            rendered.text,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        is_special = np.array(read["special_tokens_mask"], bool)
+        is_context = ~is_special & (np.array(read["offset_mapping"])[:, 1] <= rendered.own)
+        keep = np.ones(len(is_special), bool)
+        keep[np.flatnonzero(is_context)[:excess]] = False
+        excess -= int((~keep).sum())
+        if excess:
+            keep[np.flatnonzero(keep & ~is_special)[-excess:]] = False
+        return np.array(read["input_ids"])[keep].tolist(), excess > 0

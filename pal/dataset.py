@@ -1,0 +1,245 @@
+"""The prepared dataset: the tables that stages exchange, and how they are read back.
+
+    data/<dataset>/dataset.json      the card: what it is, where it came from, counts, seals
+    data/<dataset>/items.parquet     one row per unique model input (pal.items)
+    data/<dataset>/pairs.parquet     one row per comparison
+    data/<dataset>/rejects.parquet   one row per source row that became neither
+    data/<dataset>/truth.npz         what is known of made-up users beforehand
+
+Ids are 16 bytes; messages print them as 32 hex digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pal.errors import DataError, PalError
+from pal.items import ID_BYTES, ItemText, View
+from pal.records import Damaged, Entry, JsonObject, Record, read_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    import pyarrow as pa
+
+SPLITS = ("train", "val", "test")
+POPULATIONS = ("seen", "unseen")
+Split = Literal["train", "val", "test"]
+Population = Literal["seen", "unseen"]
+CONCATENATED: ItemText = "{prompt}{response}"
+WITH_PROMPT = {"first_id": "first_with_prompt_id", "second_id": "second_with_prompt_id"}
+ITEMS, PAIRS, REJECTS, TRUTH = "items.parquet", "pairs.parquet", "rejects.parquet", "truth.npz"
+
+
+class PairsPerUser(Entry):
+    least: int
+    median: float
+    most: int
+
+
+class Counts(Entry):
+    """What is in a dataset, in numbers."""
+
+    items: int
+    items_by_modality: dict[str, int]
+    pairs: int
+    ties: int
+    tie_rate: float
+    prompts: int
+    item_mentions: int
+    """how often items are named by comparisons: what encoding without unique items would cost"""
+    encodings_saved_by_unique_items: float
+    seen_users: int
+    unseen_users: int
+    pairs_per_user: PairsPerUser
+    repeated: int
+    """comparisons that a user was given before, on whichever side"""
+    contradictory: int
+    """those of them that the user answered in different ways"""
+    cells: dict[str, int]
+    """pairs by ``<split>_<population>``"""
+
+
+class SplitDetails(Entry):
+    """What dividing the comparisons over splits found."""
+
+    prompt_groups: int | None = None
+    """groups of prompts that no split divides"""
+    largest_prompt_group: int | None = None
+    """pairs of the largest of them"""
+    users_left_out: int | None = None
+    seen_workers: list[str] | None = None
+    sizes_before_rejects: dict[str, int] | None = None
+    published_sizes: str | None = None
+    """whether the source gives the sizes that were published"""
+
+
+class Digests(Entry):
+    items: str
+    """of the item ids: the part of a dataset that a cache depends on"""
+    pairs: str
+    """of pair ids, labels, splits and populations: what heads are trained and judged on"""
+
+
+class DatasetCard(Record):
+    """``dataset.json``."""
+
+    kind: ClassVar[str] = "dataset"
+    version: ClassVar[int] = 4
+    file: ClassVar[str] = "dataset.json"
+    error: ClassVar[type[PalError]] = DataError
+    remedy: ClassVar[str] = "run: pal prepare --dataset {name}, with --source if you moved the raw data"
+
+    name: str
+    source: str | None
+    """as it was given; null where none was needed"""
+    revision: str
+    """where the rows came from, with the revision that was read"""
+    licence: str
+    settings: JsonObject
+    """of ``data.<name>``, without the source"""
+    inputs: dict[str, str]
+    """digest of each file of the source"""
+    item_text: ItemText = "{response}"
+    """how a prompt and a response make an item's text in the view ``response``"""
+    views: list[View] = ["response"]
+    counts: Counts
+    splitting: SplitDetails = SplitDetails()
+    rejects: dict[str, int]
+    """rows by the reason why they are no comparison"""
+    digests: Digests
+    split_digest: str
+    files: dict[str, str]
+    """seal of each table beside the card"""
+
+
+def ids_of(column: pl.Series) -> np.ndarray:
+    """Return a column of 16-byte ids as (n,) S16, null as the empty id; no Python object per row."""
+    import numpy as np
+    import pyarrow as pa
+
+    fixed = column.fill_null(bytes(ID_BYTES)).to_arrow().cast(pa.binary(ID_BYTES))
+    return np.frombuffer(
+        fixed.buffers()[1], f"S{ID_BYTES}", len(fixed), fixed.offset * ID_BYTES
+    )
+
+
+def pairs_schema() -> pa.Schema:
+    """``label`` is P(first preferred); ``prompt_id`` is null where a dataset has no prompts.
+
+    ``first_id`` and ``second_id`` are the view ``response``; datasets that also have the view
+    ``prompt+response`` name the same two responses with their prompt as context in
+    ``first_with_prompt_id`` and ``second_with_prompt_id``.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("pair_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("user_id", pa.string(), nullable=False),
+            pa.field("prompt_id", pa.binary(ID_BYTES)),
+            pa.field("first_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("second_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("label", pa.float64(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("population", pa.string(), nullable=False),
+        ]
+    )
+
+
+def rejects_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("source_row", pa.string(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A folder made by ``pal prepare``, seen in one view."""
+
+    folder: Path
+    card: DatasetCard
+    view: View = "response"
+
+    @classmethod
+    def open(cls, folder: Path) -> PreparedDataset:
+        """Read the card of a prepared dataset; raises DataError where there is none."""
+        return cls(folder, DatasetCard.read(folder))
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def item_text(self) -> ItemText:
+        return self.card.item_text
+
+    @property
+    def split_digest(self) -> str:
+        return self.card.split_digest
+
+    @property
+    def items_digest(self) -> str:
+        return self.card.digests.items
+
+    @property
+    def pairs_digest(self) -> str:
+        return self.card.digests.pairs
+
+    def viewed(self, view: View) -> PreparedDataset:
+        """Return the same dataset with the items of a view, or as it is without such a view."""
+        return replace(self, view=view if view in self.card.views else "response")
+
+    def items(self, columns: list[str] | None = None) -> pa.Table:
+        """Read the items, sorted by id."""
+        return self._read(ITEMS, columns)
+
+    def rejects(self) -> pa.Table:
+        """Read the source rows that became no comparison, with the reason."""
+        return self._read(REJECTS, None)
+
+    def pairs(
+        self,
+        split: Split | None = None,
+        population: Population | None = None,
+        columns: list[str] | None = None,
+    ) -> pl.DataFrame:
+        """Read the comparisons of one split and one population (None: of all), in file order.
+
+        Rows of other splits never leave the reader: training code cannot see a test label by
+        accident. ``first_id`` and ``second_id`` are those of the dataset's view.
+        """
+        import polars as pl
+        import pyarrow.compute as pc
+
+        wanted = {"split": split, "population": population}
+        conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
+        if columns is not None and self.view == "prompt+response":
+            columns = columns + [WITH_PROMPT[name] for name in WITH_PROMPT if name in columns]
+        rows = reduce(and_, conditions) if conditions else None
+        frame = pl.DataFrame(pl.from_arrow(self._read(PAIRS, columns, rows)))
+        if self.view == "prompt+response":
+            for plain, behind in WITH_PROMPT.items():
+                if behind in frame.columns:
+                    frame = frame.with_columns(pl.col(behind).alias(plain))
+        return frame.drop(WITH_PROMPT.values(), strict=False)
+
+    def _read(self, name: str, columns: list[str] | None, rows: Any = None) -> pa.Table:
+        path = self.folder / name
+        kind = name.removesuffix(".parquet")
+        try:
+            return read_table(
+                path, kind, expected=self.card.files.get(name, ""), columns=columns, rows=rows
+            )
+        except Damaged as problem:
+            raise DataError(f"{path} {problem}; {DatasetCard.remedy_for(self.folder)}") from None

@@ -1,0 +1,71 @@
+"""A reward model inside TRL's trainers: each completion is rewarded as the user of its dataset row
+would.
+
+    trainer = GRPOTrainer(model, reward_funcs=PalReward("exports/NAME"), train_dataset=dataset, ...)
+
+The dataset needs a column with the users (``user_id``). Trainers that want a module take
+``pal.reward.tools.hf.PalForSequenceClassification``, or the folder of a merged export, for one
+fixed user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pal.errors import RewardError
+from pal.reward.model import RewardModel
+
+
+class PalReward:
+    """A ``reward_funcs`` callable of GRPO, RLOO and online DPO; deliberately no module, which TRL
+    would feed tokens."""
+
+    def __init__(
+        self,
+        model: RewardModel | str | Path,
+        user_column: str | None = "user_id",
+        name: str = "pal_reward",
+    ) -> None:
+        """``user_column`` None rewards all rows as whoever the model was exported for."""
+        self.model = model if isinstance(model, RewardModel) else RewardModel.from_pretrained(model)
+        self.user_column = user_column
+        self.__name__ = name  # what TRL logs it under
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None, **columns: Any,
+    ) -> list[float]:  # fmt: skip
+        """Return one reward per completion; raises RewardError where the users' column did not
+        arrive."""
+        users: Sequence[Any] = [None] * len(completions)
+        if self.user_column is not None:
+            if self.user_column not in columns:
+                raise RewardError(
+                    f"the trainer passed no column {self.user_column!r}; add it to the dataset "
+                    "and keep "
+                    "remove_unused_columns=False, or give PalReward user_column=None for one "
+                    "reward for all"
+                )
+            users = columns[self.user_column]
+        if log_metric is not None:
+            unknown = sum(
+                user is not None and user not in self.model.users
+                for user in users
+                if _is_name(user)
+            )
+            log_metric(f"{self.__name__}/unknown_users", unknown / max(1, len(completions)))
+        return self.model.score(list(prompts), list(completions), list(users))
+
+
+class AsyncPalReward(PalReward):
+    """The same for trainers that wait for several rewards at once: scoring runs in a thread."""
+
+    async def __call__(self, *args: Any, **columns: Any) -> list[float]:  # type: ignore[override]
+        return await asyncio.to_thread(PalReward.__call__, self, *args, **columns)
+
+
+def _is_name(user: Any) -> bool:
+    return isinstance(user, str)

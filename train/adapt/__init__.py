@@ -1,0 +1,1 @@
+"""New users from a few answers, everything else frozen."""

@@ -1,0 +1,1 @@
+"""Heads whose parameters are solved for, not stepped to."""
