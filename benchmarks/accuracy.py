@@ -95,7 +95,8 @@ def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
         for head, k in (*((head, groups) for head in place.heads), *COMMON):
             name, _, starts = head.partition(" x")
             options = {
-                "dataset": "persona", "data.persona.source": place.source, "data.persona.groups": groups,
+                "dataset": "persona", "data.persona.source": place.source,
+                "data.persona.groups": groups,
                 "train.head": name, "train.k": k, "train.starts": int(starts or 1), **OWN.get(name, {}),
             }  # fmt: skip
             seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
@@ -154,7 +155,8 @@ def recovery(place: Place) -> list[list[str]]:
         for seed in range(place.seeds):
             options = {
                 **SIMULATION, "data.simulated.groups": groups, "train.k": groups, "data.simulated.map": "identity",
-                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1, "train.starts": STARTS,
+                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1,
+                "train.starts": STARTS,
             }  # fmt: skip
             config = place.config(seed, options)
             accuracy.append(measure(config, (0,))["seen"]["accuracy"])

@@ -45,8 +45,9 @@ def main() -> None:
     rates = [round(3e-4 * 1.2**n, 7) for n in range(arguments.heads // (len(KS) * len(SEEDS)))]
     options = {
         "dataset": "simulated", "encoder": "identity", "data.simulated.dim": arguments.dim,
-        "data.simulated.users": arguments.users, "embed.identity.store_dtype": "float16", "train.batch_size": 4096,
-        "train.epochs": arguments.epochs, "train.device": arguments.device, "sweep.head": ["pal-a"],
+        "data.simulated.users": arguments.users, "embed.identity.store_dtype": "float16",
+        "train.batch_size": 4096, "train.epochs": arguments.epochs,
+        "train.device": arguments.device, "sweep.head": ["pal-a"],
         "sweep.k": list(KS), "sweep.seed": list(SEEDS), "sweep.lr": rates, "sweep.workers": 1,
     }  # fmt: skip
     out = arguments.out.resolve()

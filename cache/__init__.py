@@ -1,2 +1,4 @@
-"""The contract between the stages: features as Parquet shards. Files here are code; subfolders hold
-caches."""
+"""The contract between the stages: features as Parquet shards.
+
+Files here are code; subfolders hold caches.
+"""

@@ -1,25 +1,28 @@
-"""Copies of a cache in formats that other tools read; the cache itself stays the one that is
-verified.
+"""Copies of a cache in formats that other tools read.
 
-fsl          features.parquet      item_id and feature as FixedSizeList (bfloat16 as float32: Parquet and Arrow lack it)
-npy          features.npy          (rows, dim), memory-mappable (bfloat16 as float32: NumPy lacks it), and item_ids.npy
-safetensors  features.safetensors  feature (rows, dim) in the dtype of the cache, and item_id (rows, 16) uint8
+fsl          features.parquet      item_id, and feature as FixedSizeList
+npy          features.npy          (rows, dim), memory-mappable, and item_ids.npy
+safetensors  features.safetensors  feature (rows, dim) in its own dtype, item_id (rows, 16) uint8
+
+Parquet, Arrow and NumPy lack bfloat16: it becomes float32 there. The cache itself stays the one
+that is verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pal.cache.reader import FeatureStore
-from pal.dataset import ID_BYTES
 from pal.errors import CacheError
-from pal.files import atomic_directory, write_json
+from pal.files import atomic_directory
+from pal.items import ID_BYTES
+from pal.records import Entry, JsonObject, Record
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +30,35 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 16_384
 
 
-def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
+class ExportRecord(Record):
+    """``cache.json`` of a copy: which cache it was made of."""
+
+    kind: ClassVar[str] = "cache-export"
+    file: ClassVar[str] = "cache.json"
+    error: ClassVar[type[CacheError]] = CacheError
+    remedy: ClassVar[str] = "remove {folder} and run pal cache export again"
+
+    fingerprint: str
+    spec: JsonObject
+    dim: int
+    dtype: str
+    rows: int
+    format: str
+    untrained: bool
+
+
+class ExportedCache(Entry):
+    """What an export wrote."""
+
+    dir: str
+    format: str
+    rows: int
+    dim: int
+    files: list[str]
+    bytes: int
+
+
+def export(folder: Path, target: Path, kind: str) -> ExportedCache:
     """Write a copy of a complete cache into the new folder ``target``, whole or not at all.
 
     ``cache.json`` beside it keeps fingerprint and specification. Raises CacheError for an unknown
@@ -40,22 +71,24 @@ def export(folder: Path, target: Path, kind: str) -> dict[str, Any]:
     store = FeatureStore.open(folder)
     with atomic_directory(target) as temporary:
         FORMATS[kind](store, temporary)
-        facts = {
-            key: store.manifest[key] for key in ("fingerprint", "spec", "dim", "dtype", "rows")
-        }
-        write_json(
-            temporary / "cache.json",
-            {**facts, "format": kind, "untrained": store.manifest.get("untrained")},
-        )
-    files = sorted(file for file in target.iterdir())
-    return {
-        "dir": str(target),
-        "format": kind,
-        "rows": store.rows,
-        "dim": store.dim,
-        "files": [file.name for file in files],
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+        ExportRecord(
+            fingerprint=store.fingerprint,
+            spec=store.manifest.spec,
+            dim=store.dim,
+            dtype=store.dtype,
+            rows=store.rows,
+            format=kind,
+            untrained=store.manifest.untrained,
+        ).write(temporary)
+    files = sorted(target.iterdir())
+    return ExportedCache(
+        dir=str(target),
+        format=kind,
+        rows=store.rows,
+        dim=store.dim,
+        files=[file.name for file in files],
+        bytes=sum(file.stat().st_size for file in files),
+    )
 
 
 def _write_fsl(store: FeatureStore, folder: Path) -> None:

@@ -2,101 +2,120 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from pal.cache.reader import FeatureStore
+from pal.cache.records import FeatureStatistics, Manifest, Seconds, SpecRecord
 from pal.cache.spec import fingerprint
+from pal.cache.verified import require_undamaged
 from pal.errors import CacheError
-from pal.files import file_sha256
+from pal.records import Entry
 
 
-def list_caches(root: Path) -> list[dict[str, Any]]:
-    """Return one entry per cache folder below ``root``: folder, state, rows, dim, dtype, bytes."""
-    entries = []
-    for spec in sorted(root.glob("*/*/spec.json")):
-        if spec.parent.is_symlink():
-            continue
-        manifest = spec.parent / "manifest.json"
-        facts = json.loads(manifest.read_text()) if manifest.is_file() else {}
-        entries.append(
-            {
-                "dir": str(spec.parent),
-                "state": "complete" if facts else "incomplete",
-                **{key: facts.get(key, 0) for key in ("rows", "dim", "bytes", "errors")},
-                "dtype": facts.get("dtype", "?"),
-                "untrained": facts.get("untrained", False),
-            }
-        )
-    return entries
+class ListedCache(Entry):
+    """A cache in a list of them; of one that is not complete little is known."""
+
+    dir: str
+    state: Literal["complete", "incomplete", "damaged"]
+    rows: int = 0
+    dim: int = 0
+    bytes: int = 0
+    errors: int = 0
+    dtype: str = "?"
+    untrained: bool = False
 
 
-def stats(folder: Path) -> dict[str, Any]:
-    """Return what a complete cache holds and what it cost: its manifest, and the sums of its
-    shards' receipts.
+class CacheStats(Entry):
+    """What a complete cache holds and what it cost."""
 
-    Reads no feature. Raises CacheError if the cache is absent or incomplete.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise CacheError(f"no complete cache in {folder}; run pal embed")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    receipts = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted((folder / "shards").glob("part-*.json"))
-    ]
-    spent: dict[str, float] = {}
-    for receipt in receipts:
-        for stage, seconds in receipt["seconds"].items():
-            spent[stage] = round(spent.get(stage, 0.0) + seconds, 4)
-    real, padded = (
-        sum(receipt.get(key, 0) for receipt in receipts) for key in ("tokens_real", "tokens_padded")
+    dir: str
+    fingerprint: str
+    rows: int
+    dim: int
+    dtype: str
+    bytes: int
+    errors: int
+    feature: FeatureStatistics
+    shards: int
+    untrained: bool
+    tokens_real: int
+    tokens_padded: int
+    seconds: Seconds
+
+
+class VerifiedCache(Entry):
+    """A cache of which every byte and value was found right."""
+
+    dir: str
+    shards: int
+    rows: int
+    errors: int
+
+
+def list_caches(root: Path) -> list[ListedCache]:
+    """Return one entry per cache folder below ``root``."""
+    folders = [spec.parent for spec in sorted(root.glob(f"*/*/{SpecRecord.file}"))]
+    return [_listed(folder) for folder in folders if not folder.is_symlink()]
+
+
+def _listed(folder: Path) -> ListedCache:
+    if not (folder / Manifest.file).is_file():
+        return ListedCache(dir=str(folder), state="incomplete")
+    manifest = Manifest.find(folder)
+    if manifest is None:
+        return ListedCache(dir=str(folder), state="damaged")
+    return ListedCache(
+        dir=str(folder),
+        state="complete",
+        rows=manifest.rows,
+        dim=manifest.dim,
+        bytes=manifest.bytes,
+        errors=manifest.errors,
+        dtype=manifest.dtype,
+        untrained=manifest.untrained,
     )
-    return {
-        "dir": str(folder),
-        **{
-            key: manifest[key]
-            for key in ("fingerprint", "rows", "dim", "dtype", "bytes", "errors", "feature")
-        },
-        "shards": len(manifest["shards"]),
-        "untrained": manifest.get("untrained", False),
-        "tokens_real": real,
-        "tokens_padded": padded,
-        "seconds": spent,
-    }
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def stats(folder: Path) -> CacheStats:
+    """Return what a complete cache holds and what it cost; reads no feature.
+
+    Raises CacheError if the cache is absent or incomplete.
+    """
+    manifest = Manifest.of(folder)
+    return CacheStats(
+        dir=str(folder),
+        fingerprint=manifest.fingerprint,
+        rows=manifest.rows,
+        dim=manifest.dim,
+        dtype=manifest.dtype,
+        bytes=manifest.bytes,
+        errors=manifest.errors,
+        feature=manifest.feature,
+        shards=len(manifest.shards),
+        untrained=manifest.untrained,
+        tokens_real=manifest.tokens_real,
+        tokens_padded=manifest.tokens_padded,
+        seconds=manifest.spent,
+    )
+
+
+def verify(folder: Path) -> VerifiedCache:
     """Hash every shard, check that all values are finite and that the ids are unique.
 
     Raises CacheError that names every damaged shard.
     """
     import torch
 
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise CacheError(f"no complete cache in {folder}; run pal embed")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if fingerprint(manifest["spec"]) != manifest["fingerprint"]:
+    manifest = Manifest.of(folder)
+    if fingerprint(manifest.spec) != manifest.fingerprint:
         raise CacheError(
-            f"{path} does not fit its own fingerprint; remove {folder} and run pal embed"
+            f"{folder / Manifest.file} does not fit its own fingerprint; remove {folder} and run "
+            f"pal embed"
         )
-    damaged = [
-        entry["path"]
-        for entry in manifest["shards"]
-        if not (folder / entry["path"]).is_file()
-        or file_sha256(folder / entry["path"]) != entry["sha256"]
-    ]
-    if damaged:
-        # without its mark, the next reader and pal embed look at the bytes again
-        (folder / "verified.json").unlink(missing_ok=True)
-        raise CacheError(
-            f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to "
-            "re-encode it"
-        )
+    require_undamaged(folder, manifest.shards, trusting=False)
     store = FeatureStore.open(folder)
     if len(np.unique(store.item_ids)) != store.rows:
         raise CacheError(f"{folder} holds an item twice; remove it and run pal embed")
@@ -105,9 +124,6 @@ def verify(folder: Path) -> dict[str, Any]:
             raise CacheError(
                 f"{folder} holds NaN or infinite features; remove it and run pal embed"
             )
-    return {
-        "dir": str(folder),
-        "shards": len(manifest["shards"]),
-        "rows": store.rows,
-        "errors": manifest["errors"],
-    }
+    return VerifiedCache(
+        dir=str(folder), shards=len(manifest.shards), rows=store.rows, errors=manifest.errors
+    )

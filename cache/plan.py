@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pal.dataset import ID_BYTES
-from pal.errors import CacheError
-from pal.files import inflight
+from pal.files import inflight, publish, sync_file
+from pal.items import ID_BYTES
+from pal.records import Damaged, read_table, write_table
 
+PLAN = "plan.parquet"
 DEFAULT_ROWS_PER_SHARD = 8192
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One unit of work, of commit and of resume: the rows ``start:stop`` of the sorted items."""
+    """One unit of work, of commit and of resume: the rows ``start:stop`` of the items."""
 
     number: int
     total: int
     start: int
     stop: int
+    items: str
+    """digest of the ids of these items: a receipt that has another is of another plan"""
 
     @property
     def stem(self) -> str:
@@ -35,41 +37,49 @@ class ShardTask:
         return self.stop - self.start
 
 
-def make_plan(rows: int, rows_per_shard: int) -> list[ShardTask]:
-    """Cut ``rows`` sorted items into shards."""
-    total = max(1, -(-rows // rows_per_shard))
-    return [
-        ShardTask(n, total, n * rows_per_shard, min(rows, (n + 1) * rows_per_shard))
-        for n in range(total)
-    ]
+def make_plan(item_ids: np.ndarray, rows_per_shard: int) -> list[ShardTask]:
+    """Cut items, (n,) S16 in the order of encoding, into shards."""
+    starts = range(0, max(1, len(item_ids)), rows_per_shard)
+    return _tasks(item_ids, [min(rows_per_shard, len(item_ids) - start) for start in starts])
 
 
-def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask]) -> None:
-    """Write ``item_id, shard, position``; ``item_ids``: (n,) of dtype S16, sorted."""
+def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask], owner: str) -> None:
+    """Write ``item_id, shard, position``, unless a plan is there: who plans first plans for all.
+
+    ``owner`` is the fingerprint of the cache.
+    """
     shard = np.concatenate([np.full(len(task), task.number, np.int32) for task in tasks])
     position = np.concatenate([np.arange(len(task), dtype=np.int32) for task in tasks])
     buffer = pa.py_buffer(np.ascontiguousarray(item_ids))
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(item_ids), [None, buffer])
     with inflight(path) as temporary:
-        pq.write_table(
-            pa.table({"item_id": ids, "shard": shard, "position": position}),
-            temporary,
-            compression="zstd",
-        )
-        with suppress(FileExistsError):  # whoever plans first plans for all
-            os.link(temporary, path)
+        table = pa.table({"item_id": ids, "shard": shard, "position": position})
+        write_table(temporary, table, "plan", of=owner)
+        sync_file(temporary)
+        publish(temporary, path)
 
 
-def read_plan(path: Path) -> list[ShardTask]:
-    """Return the tasks of a written plan; it outlives later changes of ``rows_per_shard``."""
-    try:
-        shard = pq.read_table(path, columns=["shard"]).column(0).to_numpy()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CacheError(
-            f"{path} is damaged; remove {path.parent} and run pal embed again"
-        ) from error
-    sizes = np.bincount(shard)
-    stops = np.cumsum(sizes)
+def read_plan(path: Path, item_ids: np.ndarray, owner: str) -> list[ShardTask]:
+    """Return the tasks of a written plan; it outlives later changes of ``rows_per_shard``.
+
+    Raises Damaged unless it is sound, of this cache, and of these items in this order.
+    """
+    table = read_table(path, "plan", of=owner)
+    ids = np.array(table.column("item_id").to_pylist(), dtype=f"S{ID_BYTES}")
+    if not np.array_equal(ids, item_ids):
+        raise Damaged("is of other items, or of another order of them")
+    shard = table.column("shard").to_numpy()
+    return _tasks(item_ids, np.bincount(shard, minlength=1).tolist())
+
+
+def _tasks(item_ids: np.ndarray, sizes: Iterable[int]) -> list[ShardTask]:
+    stops = np.cumsum(list(sizes)).tolist()
+    starts = [0, *stops[:-1]]
     return [
-        ShardTask(n, len(sizes), int(stops[n] - sizes[n]), int(stops[n])) for n in range(len(sizes))
+        ShardTask(number, len(stops), start, stop, _digest(item_ids[start:stop]))
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
     ]
+
+
+def _digest(item_ids: np.ndarray) -> str:
+    return hashlib.blake2b(item_ids.tobytes(), digest_size=16).hexdigest()

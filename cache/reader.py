@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pal.cache.records import Manifest
 from pal.cache.shard import ITEM_BYTES, Shard
 from pal.cache.spec import Spec, differences
-from pal.cache.writer import is_undamaged, record_verified
-from pal.dataset import ID_BYTES
+from pal.cache.verified import record_verified, require_undamaged
 from pal.errors import CacheError, CacheMismatch
+from pal.items import ID_BYTES
+from pal.records import Damaged, read_sealed, read_tensors
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,51 +24,48 @@ if TYPE_CHECKING:
 
 COPY_THREADS = 4
 COPY_BYTES = 4 << 20
+SCORE_HEAD = "score.safetensors"
 
 
 class FeatureStore:
     """A complete cache, open for reading. Rows stand in the order of the manifest's shards."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.shards = [
-            Shard(folder / entry["path"]) for entry in manifest["shards"] if entry["rows"]
-        ]
-        self.rows: int = manifest["rows"]
-        self.dim: int = manifest["dim"]
-        self.dtype: str = manifest["dtype"]
+        self.shards = [Shard(folder / entry.path) for entry in manifest.shards if entry.rows]
+        self.rows = manifest.rows
+        self.dim = manifest.dim
+        self.dtype = manifest.dtype
         self._starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
 
     @classmethod
     def open(cls, folder: Path, expect: Spec | None = None) -> FeatureStore:
-        """Open a cache; raises CacheError if it is absent, incomplete or damaged, CacheMismatch if
-        its specification is not ``expect``.
+        """Open a cache.
+
+        Raises CacheError if it is absent, incomplete or damaged, CacheMismatch if its specification
+        is not ``expect``.
         """
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise CacheError(f"no complete cache in {folder}; run pal embed")
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise CacheError(f"{path} is damaged; remove it and run pal embed again") from error
-        if expect is not None and manifest["spec"] != expect:
-            listed = "; ".join(differences(manifest["spec"], expect))
+        manifest = Manifest.of(folder)
+        if expect is not None and manifest.spec != expect:
+            listed = "; ".join(differences(manifest.spec, expect))
             raise CacheMismatch(
                 f"{folder} was made under another specification ({listed}); run pal embed again"
             )
-        damaged = [entry["path"] for entry in manifest["shards"] if not is_undamaged(folder, entry)]
-        if damaged:
-            raise CacheError(
-                f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to "
-                "re-encode it"
-            )
-        record_verified(folder, manifest["shards"])
+        require_undamaged(folder, manifest.shards, trusting=True)
+        for name, seal in manifest.files.items():
+            try:
+                read_sealed(folder / name, seal)
+            except Damaged as problem:
+                raise CacheError(
+                    f"{folder / name} {problem}; {Manifest.remedy_for(folder)}"
+                ) from None
+        record_verified(folder, manifest.shards)
         return cls(folder, manifest)
 
     @property
     def fingerprint(self) -> str:
-        return str(self.manifest["fingerprint"])
+        return self.manifest.fingerprint
 
     @cached_property
     def item_ids(self) -> np.ndarray:
@@ -95,8 +93,7 @@ class FeatureStore:
             example = bytes(wanted[~found][0]).ljust(ID_BYTES, b"\0").hex()
             raise CacheError(
                 f"{self.folder} has no feature for {int((~found).sum())} of {len(wanted)} items, "
-                f"e.g. {example}; "
-                f"see {self.folder / 'errors'} or run pal embed again"
+                f"e.g. {example}; see {self.folder / 'errors'} or run pal embed again"
             )
         rows: np.ndarray = np.where(found, order[place] if len(names) else -1, -1)
         return rows
@@ -115,9 +112,8 @@ class FeatureStore:
         elif device.startswith("cuda"):
             target = torch.empty(self.rows, width, dtype=torch.uint8, pin_memory=True).numpy()
         else:
-            target = np.empty(
-                (self.rows, width), np.uint8
-            )  # unlike torch, NumPy asks for huge pages: 3x the speed
+            # unlike torch, NumPy asks for huge pages: 3x the speed
+            target = np.empty((self.rows, width), np.uint8)
         pieces = []
         for shard, start in zip(self.shards, self._starts, strict=False):
             for group, offset in zip(shard.groups, shard.starts, strict=False):
@@ -134,13 +130,11 @@ class FeatureStore:
         with ThreadPoolExecutor(COPY_THREADS) as pool:  # copies release the interpreter lock
             for _ in pool.map(copy, *zip(*pieces, strict=True)) if pieces else ():
                 pass
-        return (
-            torch.from_numpy(target).view(getattr(torch, self.dtype)).to(device, non_blocking=True)
-        )
+        values = torch.from_numpy(target).view(getattr(torch, self.dtype))
+        return values.to(device, non_blocking=True)
 
     def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """Copy some rows, (n,) int -> (n, dim) in the dtype of the cache, reading only their
-        pages."""
+        """Copy some rows, (n,) int -> (n, dim) in the cache's dtype; reads their pages alone."""
         import torch
 
         if not len(rows):  # torch does not view nothing as another dtype
@@ -157,24 +151,23 @@ class FeatureStore:
         return torch.from_numpy(out).view(getattr(torch, self.dtype))
 
     def iter_blocks(self, rows: int = 16_384) -> Iterator[torch.Tensor]:
-        """Yield the features in order, at most ``rows`` at a time, for caches larger than
-        memory."""
+        """Yield the features in order, ``rows`` at a time, for caches larger than memory."""
         for start in range(0, self.rows, rows):
             yield self.gather(np.arange(start, min(start + rows, self.rows)))
 
     def score_weight(self) -> torch.Tensor | None:
-        """Return the encoder's own linear score head, (labels, dim) float32, where it is a reward
-        model."""
-        path = self.folder / "score.safetensors"
-        if not path.is_file():
+        """Return a reward model's own linear score head, (labels, dim) float32, else None."""
+        seal = self.manifest.files.get(SCORE_HEAD)
+        if seal is None:
             return None
-        from safetensors.torch import load_file
-
-        return load_file(path)["weight"]
+        path = self.folder / SCORE_HEAD
+        try:
+            return read_tensors(path, seal)["weight"]
+        except Damaged as problem:
+            raise CacheError(f"{path} {problem}; {Manifest.remedy_for(self.folder)}") from None
 
     def scan(self) -> pl.LazyFrame:
-        """Return the shards as a polars LazyFrame; float16 and float32 features appear as
-        arrays."""
+        """Return the shards as a polars LazyFrame; float16 and float32 features are arrays."""
         import polars as pl
 
         frame = pl.scan_parquet([shard.path for shard in self.shards])

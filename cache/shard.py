@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pal.dataset import ID_BYTES
+from pal.items import ID_BYTES
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_GROUP_ROWS = 16_384
@@ -79,9 +79,8 @@ def write_shard(
         compression="none",
         use_dictionary=False,
         data_page_version="1.0",
-        write_statistics=[
-            "n_tokens"
-        ],  # statistics on feature would put whole vectors into page headers
+        # statistics on feature would put whole vectors into page headers
+        write_statistics=["n_tokens"],
         data_page_size=1 << 30,
         write_batch_size=group,
         max_rows_per_page=1 << 30,
@@ -102,8 +101,7 @@ def _zigzag(number: int) -> bytes:
 def contiguous_vectors(
     metadata: Any, group: int, width: int, head_of: Any
 ) -> tuple[int, int] | None:
-    """Return (start, stop) of a row group's vectors in the file, or None where they do not lie in
-    one piece.
+    """Return (start, stop) of a row group's vectors in the file, None if they are not in one piece.
 
     A rule on sizes alone is unsound: eight pages can have as many header bytes as one. So the page
     header is compared with the only bytes it may contain. ``head_of(offset, size)`` reads the file.
@@ -158,8 +156,7 @@ class Shard:
         return 0 <= rows.ctypes.data - self._map.ctypes.data < len(self._map)
 
     def forget(self, rows: np.ndarray) -> None:
-        """Unmap the pages behind some rows of ``groups`` once they are copied: they count as this
-        process's memory."""
+        """Unmap the pages behind copied rows of ``groups``, which count as our memory."""
         if self.is_view(rows):
             start = rows.ctypes.data - self._map.ctypes.data
             first = start - start % mmap.PAGESIZE
@@ -176,8 +173,7 @@ class Shard:
         )
 
     def _group(self, number: int) -> np.ndarray:
-        """Return a row group's vectors as (rows, width) uint8: a view of the file, or decoded where
-        it must be."""
+        """Return a row group's vectors, (rows, width) uint8: a view of the file if possible."""
 
         def head_of(offset: int, size: int) -> bytes:
             return self._map[offset : offset + size].tobytes()

@@ -1,5 +1,4 @@
-"""What a cache's values depend on, and nothing else: the specification, its fingerprint, its
-differences.
+"""The cache key: what a cache's values depend on, and nothing else.
 
 A specification is a JSON object with a ``data`` block (which items) and an ``encoder`` block (which
 model, tokenizer, layer, pooling, dtypes). Batch size, device, shard size and paths change no value,
@@ -10,21 +9,32 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from pal.files import canonical_json
+from pal.records import JsonObject
 
 LAYOUT_VERSION = 1
-Spec = dict[str, Any]
+Spec = JsonObject
 
 
-def make_spec(dataset: str, items_digest: str, encoder: dict[str, Any]) -> Spec:
+def make_spec(dataset: str, items_digest: str, encoder: JsonObject) -> Spec:
     """Assemble a specification from the digest of the item ids and the encoder's own block."""
-    return {
-        "layout_version": LAYOUT_VERSION,
-        "data": {"dataset": dataset, "items": items_digest},
-        "encoder": encoder,
-    }
+    data: JsonObject = {"dataset": dataset, "items": items_digest}
+    return {"layout_version": LAYOUT_VERSION, "data": data, "encoder": encoder}
+
+
+def encoder_of(spec: Spec) -> JsonObject:
+    """Return the block of a specification that says which model and which of its values."""
+    block = spec["encoder"]
+    assert isinstance(block, dict), "make_spec puts an object there"
+    return block
+
+
+def store_dtype(spec: Spec) -> str:
+    """Return the dtype in which features are stored."""
+    return str(encoder_of(spec)["store_dtype"])
 
 
 def fingerprint(spec: Spec) -> str:
@@ -41,7 +51,8 @@ def differences(found: Spec, wanted: Spec, prefix: str = "") -> list[str]:
     """Name every key in which two specifications differ, with both values."""
     lines: list[str] = []
     for key in sorted(found.keys() | wanted.keys()):
-        old, new = found.get(key, "absent"), wanted.get(key, "absent")
+        old: JsonValue = found.get(key, "absent")
+        new: JsonValue = wanted.get(key, "absent")
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:

@@ -1,2 +1,2 @@
-"""Raw sources to items and pairs. Files here are code; subfolders hold prepared datasets, not in
-git."""
+"""Raw sources to items and pairs. Files here and in sources/ are code; the other subfolders hold
+prepared datasets, not in git."""

@@ -1,13 +1,12 @@
-"""What flows out of a source: comparisons of texts or images, or the reason why a row is none.
+"""What flows out of a source: comparisons of items, or the reason why a row is none.
 
-An adapter makes a ``Comparison`` or a ``Reject`` of each source row; ``Recorder`` turns them into
+A source makes a ``Comparison`` or a ``Reject`` of each of its rows; ``Recorder`` turns them into
 rows of the tables.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import unicodedata
@@ -18,60 +17,39 @@ from typing import Any
 import polars as pl
 
 from pal.chance import bucket
-from pal.dataset import ID_BYTES, WITH_PROMPT, Split, View, item_id
+from pal.dataset import WITH_PROMPT, Split
+from pal.items import (
+    ID_BYTES,
+    Conversation,
+    Item,
+    ItemError,
+    Text,
+    View,
+    behind,
+    is_unicode,
+    item_id,
+    item_row,
+    items_schema,
+    prompt_item,
+)
+from pal.users import UserError
 
-Turn = tuple[str, str]
-"""role (system, user, assistant) and content"""
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, and the turns before it where it is to be read behind them."""
-
-    text: str
-    context: tuple[Turn, ...] = ()
-
-    @property
-    def id(self) -> bytes:
-        return (
-            item_id("text", self.text)
-            if not self.context
-            else item_id("text", self.context_json, self.text)
-        )
-
-    @property
-    def context_json(self) -> str:
-        turns = [{"role": role, "content": content} for role, content in self.context]
-        return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
-
-
-@dataclass(frozen=True)
-class Image:
-    """Where an image's bytes are, and the hash of them; ``filter`` is rendered when the image is
-    encoded."""
-
-    content_id: bytes
-    file: str
-    column: str | None = None
-    group: int | None = None
-    row: int | None = None
-    filter: str | None = None
-
-    @property
-    def id(self) -> bytes:
-        return (
-            self.content_id
-            if self.filter is None
-            else item_id("filtered image", self.content_id, self.filter)
-        )
-
-
-def image_content_id(raw: bytes) -> bytes:
-    """Name an image by its encoded bytes, wherever they lie."""
-    return item_id("image", raw)
-
-
-Item = Text | Image
+TABLES = ("items", "pairs", "rejects")
+PAIR_COLUMNS: dict[str, Any] = {
+    "source_row": pl.String,
+    "user_id": pl.String,
+    "prompt_id": pl.Binary,
+    "first_id": pl.Binary,
+    "second_id": pl.Binary,
+    "label": pl.Float64,
+    "split": pl.String,
+    "prompt_key": pl.Binary,
+}
+REJECT_COLUMNS: dict[str, Any] = {
+    "source_row": pl.String,
+    "reason": pl.String,
+    "message": pl.String,
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +58,8 @@ class Comparison:
 
     source_row: str
     user_id: str | None
-    prompt: tuple[Turn, ...]
+    """the user's name (pal.users)"""
+    prompt: Conversation
     """the conversation up to the items; empty where there is none"""
     first: Item
     second: Item
@@ -100,16 +79,17 @@ class Reject:
     reason: str
     message: str
 
-
-def question(text: str | None) -> tuple[Turn, ...]:
-    """Return the conversation that consists of one prompt, or of nothing."""
-    return (("user", text),) if text and text.strip() else ()
+    @classmethod
+    def of(cls, source_row: str, problem: ItemError | UserError) -> Reject:
+        """Return the reject of a row in which an item or a user is not what it must be."""
+        reason = "bad-user" if isinstance(problem, UserError) else "bad-item"
+        return cls(source_row, reason, str(problem))
 
 
 def preferred(
     source_row: str,
     user_id: str | None,
-    prompt: tuple[Turn, ...],
+    prompt: Conversation,
     chosen: Item,
     rejected: Item,
     salt: str,
@@ -125,12 +105,7 @@ def preferred(
     return Comparison(source_row, user_id, prompt, first, second, float(chosen_first), **rest)
 
 
-def prompt_item(prompt: tuple[Turn, ...]) -> Text | None:
-    """Return what a prompt's map reads: its last turn behind the earlier ones."""
-    return Text(prompt[-1][1], prompt[:-1]) if prompt else None
-
-
-def prompt_key(prompt: tuple[Turn, ...]) -> bytes:
+def prompt_key(prompt: Conversation) -> bytes:
     """Name a prompt by its normalised text: NFC, white space collapsed; prompts of one name are
     never split."""
     parts = [part for turn in prompt for part in turn]
@@ -140,26 +115,18 @@ def prompt_key(prompt: tuple[Turn, ...]) -> bytes:
     )
 
 
-ITEM_COLUMNS: dict[str, Any] = {
-    "item_id": pl.Binary, "modality": pl.String, "text": pl.String, "context": pl.String, "image_file": pl.String,
-    "image_column": pl.String, "image_group": pl.Int32, "image_row": pl.Int64, "image_filter": pl.String,
-}  # fmt: skip
-PAIR_COLUMNS: dict[str, Any] = {
-    "source_row": pl.String, "user_id": pl.String, "prompt_id": pl.Binary, "first_id": pl.Binary,
-    "second_id": pl.Binary, "label": pl.Float64, "split": pl.String, "prompt_key": pl.Binary,
-}  # fmt: skip
-REJECT_COLUMNS: dict[str, Any] = {
-    "source_row": pl.String,
-    "reason": pl.String,
-    "message": pl.String,
-}
+def pair_id(user: str, prompt: bytes | None, first: bytes, second: bytes, repeat: int) -> bytes:
+    """Name a comparison by its content; the n-th repeat of one has a name of its own."""
+    state = hashlib.blake2b(digest_size=ID_BYTES, person=b"pair")
+    for part in (user.encode(), prompt or b"", first, second, repeat.to_bytes(4, "little")):
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.digest()
 
 
 def rejects_frame(rejects: Iterable[Reject] = ()) -> pl.DataFrame:
     """Return rejects as rows."""
-    return pl.DataFrame(
-        [(r.source_row, r.reason, r.message) for r in rejects], schema=REJECT_COLUMNS, orient="row"
-    )
+    rows = [(one.source_row, one.reason, one.message) for one in rejects]
+    return pl.DataFrame(rows, schema=REJECT_COLUMNS, orient="row")
 
 
 @dataclass
@@ -175,19 +142,12 @@ class Chunk:
     rejects: pl.DataFrame = field(default_factory=rejects_frame)
 
 
-TABLES = ("items", "pairs", "rejects")
-
-
 def concatenated(chunks: Sequence[Chunk]) -> Chunk:
     """Return the rows of several chunks as one."""
     if not chunks:
         return Recorder().chunk()
-    return Chunk(
-        *(
-            pl.concat([getattr(chunk, table) for chunk in chunks], how="diagonal")
-            for table in TABLES
-        )
-    )
+    frames = (pl.concat([getattr(c, table) for c in chunks], how="diagonal") for table in TABLES)
+    return Chunk(*frames)
 
 
 class Recorder:
@@ -207,27 +167,21 @@ class Recorder:
             self._rejects.append(problem)
             return
         assert isinstance(row, Comparison)
-        prompt, first, second = prompt_item(row.prompt), row.first, row.second
-        for item in (prompt, first, second):
-            if item is not None:
-                self._keep(item)
-        behind: tuple[bytes, ...] = ()
-        if self.with_prompt:
-            behind = tuple(self._keep(_behind(item, row.prompt)) for item in (first, second))
+        prompt, sides = prompt_item(row.prompt), (row.first, row.second)
+        ids = (None if prompt is None else self._keep(prompt), *map(self._keep, sides))
         key = prompt_key(row.prompt) if row.prompt else None
-        ids = (None if prompt is None else prompt.id, first.id, second.id)
-        self._pairs.append((row.source_row, row.user_id, *ids, row.label, row.split, key, *behind))
+        if self.with_prompt:
+            ids_behind = tuple(self._keep(behind(row.prompt, item)) for item in sides)
+        else:
+            ids_behind = ()
+        answer = (row.label, row.split, key)
+        self._pairs.append((row.source_row, row.user_id, *ids, *answer, *ids_behind))
         self._further.append(row.columns)
 
     def _keep(self, item: Item) -> bytes:
         name = item.id
         if name not in self._items:
-            if isinstance(item, Text):
-                context = item.context_json if item.context else None
-                self._items[name] = (name, "text", item.text, context, None, None, None, None, None)
-            else:
-                place = (item.file, item.column, item.group, item.row, item.filter)
-                self._items[name] = (name, "image", None, None, *place)
+            self._items[name] = item_row(item)
         return name
 
     def chunk(self) -> Chunk:
@@ -238,13 +192,9 @@ class Recorder:
         pairs = pl.DataFrame(self._pairs, schema=columns, orient="row")
         if self._further and any(self._further):
             pairs = pairs.hstack(pl.DataFrame(self._further, infer_schema_length=None))
-        items = pl.DataFrame(list(self._items.values()), schema=ITEM_COLUMNS, orient="row")
+        empty = pl.DataFrame(pl.from_arrow(items_schema().empty_table()))
+        items = pl.DataFrame(list(self._items.values()), schema=empty.schema, orient="row")
         return Chunk(items, pairs, rejects_frame(self._rejects))
-
-
-def _behind(item: Item, prompt: tuple[Turn, ...]) -> Item:
-    """Return a response behind its prompt; an image stays as it is."""
-    return Text(item.text, prompt) if isinstance(item, Text) else item
 
 
 def _problem(row: Comparison) -> Reject | None:
@@ -258,26 +208,9 @@ def _problem(row: Comparison) -> Reject | None:
         if isinstance(item, Text):
             if not item.text.strip():
                 return Reject(row.source_row, "empty-text", "one of the two texts is empty")
-            texts.append(item.text)
+            texts += [item.text, item.role]
     if any(not is_unicode(text) for text in [*texts, row.user_id]):
         return Reject(row.source_row, "invalid-unicode", "a text holds half of a surrogate pair")
     if row.first.id == row.second.id:
         return Reject(row.source_row, "identical-items", "the two items are the same")
     return None
-
-
-def is_unicode(text: str) -> bool:
-    """Say whether a text can be stored: JSON may escape half of a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def pair_id(user: str, prompt: bytes | None, first: bytes, second: bytes, repeat: int) -> bytes:
-    """Name a comparison by its content; the n-th repeat of one has a name of its own."""
-    state = hashlib.blake2b(digest_size=ID_BYTES, person=b"pair")
-    for part in (user.encode(), prompt or b"", first, second, repeat.to_bytes(4, "little")):
-        state.update(len(part).to_bytes(8, "little") + part)
-    return state.digest()

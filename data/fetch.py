@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pal.config import ImageSourceConfig
-from pal.data.comparisons import Image, image_content_id
 from pal.files import atomic_file
+from pal.items import Image, Place, image_content_id
 
 BLOCK = 1 << 16
 
@@ -81,12 +81,15 @@ def fetched_image(url: str, config: ImageSourceConfig) -> Image | str:
     """Return an image that is or, with ``fetch_images``, can be downloaded, or why there is
     none."""
     if not (config.fetch_images or place_of(url, config.image_folder).is_file()):
-        return f"{storable(url[:200])} is a URL; download it with --fetch-images, or use a source that has the images"
+        return (
+            f"{storable(url[:200])} is a URL; download it with --fetch-images, or use a source "
+            "that has the images"
+        )
     try:
         path = fetch(url, config.image_folder, config.largest_image, config.fetch_seconds).resolve()
     except (OSError, ValueError, http.client.HTTPException) as error:
         return storable(f"{url[:200]}: {type(error).__name__}: {error}"[:400])
-    return Image(image_content_id(path.read_bytes()), str(path))
+    return Image(Place(str(path)), image_content_id(path.read_bytes()))
 
 
 def _require_web(url: str) -> None:

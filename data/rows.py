@@ -19,49 +19,58 @@ from typing import IO, Any, ClassVar
 import polars as pl
 
 from pal.config import ComparisonsConfig
-from pal.data.build import Adapter, Part
+from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
 from pal.data.locate import resolve_source
-from pal.data.splits import Arranged, arrange
+from pal.data.splits import SplitPairs, assign_splits
 from pal.errors import DataError
 from pal.files import file_sha256
+from pal.items import ItemError
+from pal.users import UserError, user_names
 
 Row = dict[str, Any]
 PARQUET_BATCH = 1024
+TEXT_FILES = (".csv",)
+"""ends of files whose values have no types"""
 
 
 class RowAdapter(Adapter):
     """Reads rows one by one; a subclass says what comparisons a row holds."""
 
-    name: ClassVar[str]
-    """of the dataset"""
     hub: ClassVar[str | None] = None
     """dataset repository that is read where no source is given"""
     patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.parquet")
     """files of the source that are read, by the end of their path; the Hub's are fetched by the
     same patterns"""
+    user_column: str | None = None
+    """column that names the user; null where a row names none"""
+    config: ComparisonsConfig
 
-    def __init__(self, config: ComparisonsConfig) -> None:
-        self.config = config
+    def __init__(self, config: ComparisonsConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
         source = config.source or (f"hf:{self.hub}" if self.hub else None)
         if source is None:
             raise DataError(
-                f"dataset {self.name} needs to know its source; give --source PATH or hf:REPO@REV"
+                f"dataset {self.dataset} needs to know its source; give --source PATH or "
+                "hf:REPO@REV"
             )
         place, self.origin = resolve_source(
-            self.name, source, [f"*{pattern}" for pattern in self.patterns]
+            self.dataset, source, [f"*{pattern}" for pattern in self.patterns]
         )
         self.files = files_of(place, self.patterns)
         if not self.files:
             raise DataError(
                 f"{place} holds no file like {', '.join(self.patterns)}; give --source PATH of "
-                f"{self.name}"
+                f"{self.dataset}"
             )
         self.folder = place if place.is_dir() else place.parent
 
     @abstractmethod
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
-        """Return what a row holds; ``place`` names the row in rejects."""
+        """Return what a row holds; ``place`` names the row in rejects.
+
+        An ItemError or a UserError makes a reject of the whole row.
+        """
 
     def inputs(self) -> dict[str, str]:
         return {self.name_of(file): file_sha256(file) for file in self.files}
@@ -81,24 +90,46 @@ class RowAdapter(Adapter):
         recorder = Recorder(self.config.views)
         rows = ((place, row, file) for file in files for place, row in self.rows(file))
         for place, row, file in itertools.islice(rows, limit):
-            found = [row] if isinstance(row, Reject) else self.comparisons(row, place, file)
-            for one in found:
+            for one in self._found(row, place, file):
                 recorder.add(one)
         return recorder.chunk()
+
+    def _found(self, row: Row | Reject, place: str, file: Path) -> list[Comparison | Reject]:
+        if isinstance(row, Reject):
+            return [row]
+        try:
+            return list(self.comparisons(row, place, file))
+        except (ItemError, UserError) as problem:
+            return [Reject.of(place, problem)]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Row | Reject]]:
         """Yield the rows of a file with their places."""
         name = self.name_of(file)
+        users = self._users_of_text_file(file)
         for number, row in enumerate(read_rows(file)):
             place = f"{name}:{number:07d}"
-            yield place, row if isinstance(row, dict) else Reject(place, "malformed", row)
+            if not isinstance(row, dict):
+                yield place, Reject(place, "malformed", row)
+                continue
+            if users is not None and self.user_column in row:
+                row[self.user_column] = next(users)
+            yield place, row
+
+    def _users_of_text_file(self, file: Path) -> Iterator[str | None] | None:
+        """Return the names of a text file's users in its order: it has no types, so its column is
+        read as a whole first."""
+        column = self.user_column
+        if column is None or not file.name.endswith(TEXT_FILES):
+            return None
+        rows = (row for row in read_rows(file) if isinstance(row, dict))
+        return iter(user_names([row[column] for row in rows if column in row]))
 
     def name_of(self, file: Path) -> str:
         """Return a file's path within the source."""
         return file.relative_to(self.folder).as_posix()
 
-    def arrange(self, pairs: pl.DataFrame) -> Arranged:
-        return arrange(pairs, self.config)
+    def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
+        return assign_splits(pairs, self.config)
 
 
 def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
@@ -126,7 +157,7 @@ def read_rows(file: Path) -> Iterator[Row | str]:
         yield from READERS[kind](file)
     except (OSError, EOFError, zlib.error, RecursionError, ValueError, csv.Error) as error:
         raise DataError(
-            f"cannot read {file} ({type(error).__name__}: {error}); mend or remove it"
+            f"cannot read {file} ({type(error).__name__}: {error}); fix or remove it"
         ) from error
 
 
@@ -181,5 +212,9 @@ def _parquet(file: Path) -> Iterator[Row | str]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row | str]]] = {
-    ".jsonl": _json_lines, ".jsonl.gz": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-}  # fmt: skip
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -2,12 +2,12 @@
 comparisons.
 
 Everything follows from names and the salt. Rows of one prompt group (the same prompt, or prompts
-joined by a shared item) stay together; a user is seen, or unseen and judged on validation or on
+joined by a shared item) stay together; a user is seen, or unseen and evaluated on validation or on
 test pairs:
 
 - a seen user has pairs of all three splits;
 - an unseen user has adaptation pairs (split train) and pairs of the own role's split;
-- no prompt that is judged, of any user, was read in the training of seen users.
+- no prompt that is evaluated on, of any user, was read in the training of seen users.
 
 What fits nowhere becomes a reject with its reason, for the report.
 """
@@ -17,49 +17,53 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from pal.chance import bucket
 from pal.config import ComparisonsConfig
-from pal.data.comparisons import REJECT_COLUMNS
-from pal.data.split import split_of
-from pal.dataset import ids_of
+from pal.data.comparisons import rejects_frame
+from pal.data.groups import prompt_groups
+from pal.dataset import SPLITS, Split, SplitDetails
+from pal.errors import DataError
 
+TRAIN_BELOW, VAL_BELOW = 0.8, 0.9
 FEWEST_USERS = 10
 """with fewer users than this all are seen: a share of them would be nobody or everybody"""
 REASONS = {
-    "prompt-in-another-split": "its prompt, or one with a shared item, belongs to another split of the source",
-    "not-its-role": "its user is new and judged on another split",
+    "prompt-in-another-split": "its prompt, or one with a shared item, belongs to another split of "
+    "the source",
+    "not-its-role": "its user is new and evaluated on another split",
     "user-not-in-train": "its user has no training pair, so no head could know them",
-    "too-few-pairs": "its user is new and has too few pairs to adapt from or to be judged on",
+    "too-few-pairs": "its user is new and has too few pairs to adapt from or to be evaluated on",
 }
 
 
 @dataclass
-class Arranged:
-    """Comparisons with split and population, what had to be left out, and facts for the card."""
+class SplitPairs:
+    """Comparisons with split and population, and those that had to be left out, with reasons."""
 
     pairs: pl.DataFrame
     rejects: pl.DataFrame
-    facts: dict[str, Any] = field(default_factory=dict)
+    details: SplitDetails = field(default_factory=SplitDetails)
 
 
-def arrange(pairs: pl.DataFrame, config: ComparisonsConfig) -> Arranged:
+def split_of(salt: str, group: str) -> Split:
+    """Return the split of a prompt group: 80 % train, 10 % val, 10 % test."""
+    place = bucket("prompt", salt, group)
+    return "train" if place < TRAIN_BELOW else "val" if place < VAL_BELOW else "test"
+
+
+def assign_splits(pairs: pl.DataFrame, config: ComparisonsConfig) -> SplitPairs:
     """Give every comparison its split and population; ``pairs`` are those of a ``Recorder``."""
     if pairs.is_empty():
-        return Arranged(
-            pairs.with_columns(population=pl.lit(None, pl.String)),
-            pl.DataFrame(schema=REJECT_COLUMNS),
-        )
+        return without_pairs(pairs)
     pairs = pairs.with_columns(prompt_group=pl.Series(prompt_groups(pairs, config.grouping)))
     pairs = _with_roles(pairs, config)
     sizes = pairs["prompt_group"].value_counts()["count"]
-    facts = {"prompt_groups": len(sizes), "largest_prompt_group": int(sizes.max() or 0)}  # type: ignore[arg-type]
     present = set(pairs["split"].drop_nulls().unique())
     pairs = _with_group_splits(pairs, config, present)
     is_seen, is_own = pl.col("role") == "seen", pl.col("group_split").is_in(list(present))
-    fate = (
+    reason = (
         pl.when(is_own & (pl.col("split") != pl.col("group_split")))
         .then(pl.lit("prompt-in-another-split"))
         .when(
@@ -69,34 +73,53 @@ def arrange(pairs: pl.DataFrame, config: ComparisonsConfig) -> Arranged:
         )
         .then(pl.lit("not-its-role"))
     )
-    pairs = pairs.with_columns(fate=fate).with_columns(
+    pairs = pairs.with_columns(reject_reason=reason).with_columns(
         split="group_split",
         population=pl.when(is_seen).then(pl.lit("seen")).otherwise(pl.lit("unseen")),
     )
-    kept = pl.col("fate").is_null()
+    pairs = reject_small_users(pairs, is_seen, ~is_seen, config.min_pairs)
+    users = pairs["user_id"].n_unique()
+    split = separate_rejects(pairs, REASONS)
+    split.details = SplitDetails(
+        prompt_groups=len(sizes),
+        largest_prompt_group=int(sizes.max() or 0),  # type: ignore[arg-type]
+        users_left_out=users - split.pairs["user_id"].n_unique(),
+    )
+    return split
+
+
+def without_pairs(pairs: pl.DataFrame) -> SplitPairs:
+    """Return the division of a table without rows."""
+    return SplitPairs(pairs.with_columns(population=pl.lit(None, pl.String)), rejects_frame())
+
+
+def reject_small_users(
+    pairs: pl.DataFrame, is_seen: pl.Expr, is_unseen: pl.Expr, min_pairs: int
+) -> pl.DataFrame:
+    """Add the reasons that depend on what a user keeps: no training pair, too few to evaluate."""
+    kept = pl.col("reject_reason").is_null()
     trained = (kept & (pl.col("split") == "train")).sum().over("user_id")
-    judged = (kept & (pl.col("split") == pl.col("role"))).sum().over("user_id")
-    enough = (trained > 0) & (judged >= config.min_pairs)
-    pairs = pairs.with_columns(
-        fate=pl.when(kept & is_seen & (trained == 0))
+    evaluated = (kept & (pl.col("split") == pl.col("role"))).sum().over("user_id")
+    few = is_unseen & ((trained == 0) | (evaluated < min_pairs))
+    return pairs.with_columns(
+        reject_reason=pl.when(kept & is_seen & (trained == 0))
         .then(pl.lit("user-not-in-train"))
-        .when(kept & ~is_seen & ~enough)
+        .when(kept & few)
         .then(pl.lit("too-few-pairs"))
-        .otherwise("fate")
-    )
-    left_out = pairs.filter(pl.col("fate").is_not_null())
-    rejects = left_out.select(
-        "source_row", reason="fate", message=pl.col("fate").replace_strict(REASONS, default="")
-    )
-    facts["users_left_out"] = _users_left_out(pairs)
-    return Arranged(
-        pairs.filter(kept).drop("fate", "prompt_group", "role", "group_split"), rejects, facts
+        .otherwise("reject_reason")
     )
 
 
-def _users_left_out(pairs: pl.DataFrame) -> int:
-    kept = pairs.filter(pl.col("fate").is_null())["user_id"].n_unique()
-    return int(pairs["user_id"].n_unique() - kept)
+def separate_rejects(pairs: pl.DataFrame, messages: dict[str, str]) -> SplitPairs:
+    """Separate rows with a ``reject_reason`` from those without one."""
+    reason = pl.col("reject_reason")
+    rejects = pairs.filter(reason.is_not_null()).select(
+        "source_row", reason=reason, message=reason.replace_strict(messages, default="")
+    )
+    kept = pairs.filter(reason.is_null())
+    return SplitPairs(
+        kept.drop("reject_reason", "prompt_group", "role", "group_split", strict=False), rejects
+    )
 
 
 def _with_roles(pairs: pl.DataFrame, config: ComparisonsConfig) -> pl.DataFrame:
@@ -120,7 +143,7 @@ def _with_group_splits(
 ) -> pl.DataFrame:
     """Add the split of each row's prompt group."""
     groups = pairs.group_by("prompt_group").agg(
-        *((pl.col("split") == name).any().alias(name) for name in ("train", "val", "test")),
+        *((pl.col("split") == name).any().alias(name) for name in SPLITS),
         *((pl.col("role") == name).any().alias(f"{name}_role") for name in ("seen", "val", "test")),
     )
     rows = groups.iter_rows(named=True)
@@ -154,44 +177,24 @@ def _hash_split(row: dict[str, Any], config: ComparisonsConfig) -> str:
         return "train"
     if row["val_role"] and row["test_role"]:
         both = config.validation_user_share + config.test_user_share
-        return (
-            "val"
-            if bucket("role", config.salt, name) * both < config.validation_user_share
-            else "test"
-        )
+        is_val = bucket("role", config.salt, name) * both < config.validation_user_share
+        return "val" if is_val else "test"
     return "val" if row["val_role"] else "test"
 
 
-def prompt_groups(pairs: pl.DataFrame, grouping: str) -> list[bytes]:
-    """Return the prompt group of each row, named by the least of its members' names.
-
-    Rows with one prompt are one group; with ``grouping`` prompt+items, so are rows that share an
-    item. Rows without a prompt always go by their items.
-    """
-    first, second, keys = (ids_of(pairs[name]) for name in ("first_id", "second_id", "prompt_key"))
-    keys = np.where(keys == b"", np.where(first < second, first, second), keys)
-    names, own = np.unique(keys, return_inverse=True)
-    by_items = (
-        np.full(len(pairs), True)
-        if grouping == "prompt+items"
-        else pairs["prompt_key"].is_null().to_numpy()
-    )
-    items = np.unique(np.concatenate([first[by_items], second[by_items]]), return_inverse=True)[1]
-    label = components(len(names), np.tile(own[by_items], 2), items)
-    return [bytes(name).ljust(16, b"\0") for name in names[label[own]]]
-
-
-def components(count: int, node: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Return for each of ``count`` nodes the least node that it is joined to; edge e joins node[e]
-    and item[e]."""
-    label = np.arange(count)
-    items = int(item.max(initial=-1)) + 1
-    while True:
-        least = np.full(items, count)
-        np.minimum.at(least, item, label[node])
-        joined = label.copy()
-        np.minimum.at(joined, node, least[item])
-        joined = joined[joined]
-        if (joined == label).all():
-            return label
-        label = joined
+def require_splits(dataset: str, pairs: pl.DataFrame, origin: str, rejects: dict[str, int]) -> None:
+    """Raise DataError unless the seen users have pairs of all three splits."""
+    listed = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
+    left_out = f" ({listed})" if listed else ""
+    if pairs.is_empty():
+        raise DataError(
+            f"dataset {dataset}: no comparison was found in {origin}{left_out}; "
+            f"check data.{dataset}.source, or run: pal doctor --dataset {dataset}"
+        )
+    present = set(pairs.filter(pl.col("population") == "seen")["split"].unique())
+    for split in SPLITS:
+        if split not in present:
+            raise DataError(
+                f"dataset {dataset}: the {split} split of the seen users is empty{left_out}; "
+                f"use more source rows or another data.{dataset}.salt"
+            )

@@ -10,8 +10,7 @@ import numpy as np
 def token_budget_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """Yield row numbers, longest items first, so that rows x longest stays within the budget.
 
-    An item longer than the budget runs alone. Longest first, so that a lack of memory shows at
-    once.
+    An item longer than the budget runs alone. Longest first: a lack of memory shows at once.
     """
     order = np.argsort(-n_tokens, kind="stable")
     start = 0

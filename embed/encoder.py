@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pal.config import EncoderConfig
 from pal.errors import EncoderError
+from pal.items import Feature, Image, Item, Text
+from pal.records import JsonObject
 
 if TYPE_CHECKING:
     import torch
 
-Failures = dict[int, tuple[str, str, str]]
-"""rows that cannot be encoded: stage, class and message of the error"""
+MODALITIES: dict[type[Item], str] = {Text: "text", Image: "image", Feature: "feature"}
+
+
+class Failure(NamedTuple):
+    """Why an item cannot be encoded."""
+
+    stage: str
+    """fetch, decode, tokenize, encode or nonfinite"""
+    error_class: str
+    message: str
+
+
+Failures = dict[int, Failure]
+"""by row"""
 
 
 @dataclass
@@ -47,12 +61,10 @@ class Batch:
 
 
 class Encoder(Protocol):
-    """A loaded frozen model. Several taps are several features of the same forward pass, in a fixed
-    order."""
+    """A loaded frozen model. Several taps are several features of one forward pass, in order."""
 
-    def prepare(self, items: Any) -> Inputs:
-        """Tokenise or measure rows of ``items.parquet`` (a pyarrow Table); runs ahead in its own
-        thread."""
+    def prepare(self, items: Sequence[Item]) -> Inputs:
+        """Tokenise or measure items; runs ahead in a thread of its own."""
         ...
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
@@ -68,8 +80,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, batch: Batch) -> list[torch.Tensor]:
-        """Return one (n, dim) tensor per tap, on the device, possibly before it is done computing
-        them."""
+        """Return one (n, dim) tensor per tap, on the device, perhaps before they are computed."""
         ...
 
 
@@ -81,7 +92,7 @@ class EncoderSource:
     config: EncoderConfig
     folder: Path | None
     """files of the model, or the file of its weights; None where there are none"""
-    spec: dict[str, Any]
+    spec: JsonObject
     """the ``encoder`` block of the cache's specification"""
     revision: str
     """where the files came from: a commit, ``local``, a package"""
@@ -92,10 +103,10 @@ class EncoderSource:
 def locate(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
     """Find an encoder's files and state its specification, loading no model.
 
-    ``digests`` is a JSON file that remembers hashes of weight files by size and time stamp.
+    ``digests`` is a file that remembers hashes of weight files by size and time stamp.
     """
     if config.kind == "identity":
-        spec = {"kind": "identity", "store_dtype": config.store_dtype}
+        spec: JsonObject = {"kind": "identity", "store_dtype": config.store_dtype}
         return EncoderSource(name, config, None, spec, revision="none", untrained=False)
     if config.kind == "open-clip":
         from pal.embed.encoders.openclip import open_clip_source
@@ -137,12 +148,11 @@ def load(
     return TowersEncoder(towers, source, device, token_budget, compiled)
 
 
-def require_modality(name: str, present: Sequence[str], readable: Sequence[str]) -> None:
-    """Raise EncoderError if a dataset has items that an encoder of this kind cannot read."""
-    others = sorted(set(present) - set(readable))
+def require_modality(name: str, items: Sequence[Item], *readable: type[Item]) -> None:
+    """Raise EncoderError if there are items that an encoder of this kind cannot read."""
+    others = sorted(MODALITIES[kind] for kind in {type(item) for item in items} - {*readable})
     if others:
         raise EncoderError(
-            f"encoder {name} reads {' and '.join(readable)} items, but the dataset has "
-            f"{', '.join(others)} items; "
-            f"choose another --encoder"
+            f"encoder {name} reads {' and '.join(sorted(MODALITIES[k] for k in readable))} items, "
+            f"but the dataset has {', '.join(others)} items; choose another --encoder"
         )

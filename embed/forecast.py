@@ -4,93 +4,112 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow.compute as pc
 
 from pal.cache.plan import DEFAULT_ROWS_PER_SHARD
+from pal.cache.records import Manifest, Receipt
 from pal.cache.shard import ITEM_BYTES
+from pal.cache.spec import encoder_of
 from pal.config import Config
 from pal.dataset import PreparedDataset
-from pal.embed.run import Job, locate_job
+from pal.embed.encoder import EncoderSource
+from pal.embed.run import locate_job
+from pal.errors import CacheError
+from pal.records import Entry
 
 CHARACTERS_PER_TOKEN = 4.0
 """a rule of thumb for English text; the true number is known after tokenising"""
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "dim")
+ROW_OVERHEAD = 24
+"""bytes of a row beside its vector: id, tokens, mark"""
 
 
-def forecast(config: Config, dataset: PreparedDataset) -> dict[str, Any]:
-    """Return items, tokens, size and, where this encoder has run before, the time that ``pal
-    embed`` would take.
+class Forecast(Entry):
+    """What ``pal embed`` would do and take."""
 
-    ``bytes`` and ``seconds`` are None where nothing is known: a width is read from the model's
-    config.json or an earlier cache, a rate only from earlier caches under this cache root.
-    """
+    dataset: str
+    encoder: str
+    dirs: list[str]
+    items_total: int
+    items_unique: int
+    items_done: int
+    images: int
+    tokens_estimated: int
+    shards: int
+    dim: int | None
+    """from the model's config.json or an earlier cache; null where neither tells"""
+    bytes: int | None
+    seconds: float | None
+    """null where this encoder has not run under this cache root"""
+
+
+class Rate(NamedTuple):
+    """What an earlier cache tells about an encoder."""
+
+    dim: int
+    rows_per_s: float | None
+
+
+def forecast(config: Config, dataset: PreparedDataset) -> Forecast:
+    """Return items, tokens, size and, where this encoder has run before, the time that it takes."""
     job = locate_job(config, dataset)
     items = job.items()
-    counts = dataset.card["counts"]
     characters = pc.sum(pc.utf8_length(items.column("text"))).as_py() or 0
-    images = len(items) - items.column("image_file").null_count
-    earlier = earlier_rates(config, job)
-    dim = earlier[0]["dim"] if earlier else _width(job)
-    size = (
-        None if dim is None else len(items) * (dim * ITEM_BYTES[job.source.config.store_dtype] + 24)
+    earlier = earlier_rates(config.paths.cache, job.source)
+    dim = earlier[0].dim if earlier else _width(job.source)
+    vector = None if dim is None else dim * ITEM_BYTES[job.source.config.store_dtype]
+    size = None if vector is None else len(items) * (vector + ROW_OVERHEAD) * len(job.folders)
+    rates = [rate.rows_per_s for rate in earlier if rate.rows_per_s]
+    done = min(_rows_done(job.folders[0]), len(items))
+    return Forecast(
+        dataset=dataset.name,
+        encoder=config.encoder,
+        dirs=[str(folder) for folder in job.folders],
+        items_total=dataset.card.counts.item_mentions,
+        items_unique=len(items),
+        items_done=done,
+        images=len(items) - items.column("image_file").null_count,
+        tokens_estimated=round(characters / CHARACTERS_PER_TOKEN),
+        shards=-(-len(items) // (config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)),
+        dim=dim,
+        bytes=size,
+        seconds=round((len(items) - done) / max(rates), 3) if rates else None,
     )
-    rates = [rate["rows_per_s"] for rate in earlier if rate["rows_per_s"]]
-    done = _rows_done(job)
-    return {
-        "dataset": dataset.name,
-        "encoder": config.encoder,
-        "dirs": [str(folder) for folder in job.folders],
-        "items_total": counts["item_mentions"],
-        "items_unique": len(items),
-        "items_done": done,
-        "images": images,
-        "tokens_estimated": round(characters / CHARACTERS_PER_TOKEN),
-        "shards": -(-len(items) // (config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)),
-        "dim": dim,
-        "bytes": None if size is None else size * len(job.folders),
-        "seconds": round((len(items) - done) / max(rates), 3) if rates else None,
-    }
 
 
-def earlier_rates(config: Config, job: Job) -> list[dict[str, Any]]:
-    """Return width and speed from the receipts of complete caches with the same encoder block."""
+def earlier_rates(root: Path, source: EncoderSource) -> list[Rate]:
+    """Return width and speed from the complete caches below ``root`` of the same encoder block."""
     found = []
-    for path in sorted(config.paths.cache.glob(f"*/{config.encoder}-*/manifest.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["spec"]["encoder"] == job.source.spec:
-            receipts = [
-                json.loads(p.read_text(encoding="utf-8"))
-                for p in (path.parent / "shards").glob("part-*.json")
-            ]
-            rows, seconds = (
-                sum(r["rows"] for r in receipts),
-                sum(r["seconds"]["encode"] for r in receipts),
-            )
-            found.append(
-                {"dim": manifest["dim"], "rows_per_s": rows / seconds if seconds else None}
-            )
+    for path in sorted(root.glob(f"*/{source.name}-*/{Manifest.file}")):
+        manifest = Manifest.find(path.parent)
+        if manifest is not None and encoder_of(manifest.spec) == source.spec:
+            seconds = manifest.spent.encode
+            found.append(Rate(manifest.dim, manifest.rows / seconds if seconds else None))
     return found
 
 
-def _width(job: Job) -> int | None:
+def _width(source: EncoderSource) -> int | None:
     """Return the width that a model's own settings name."""
-    folder = job.source.folder
-    if (
-        job.source.config.kind != "hf-text"
-        or folder is None
-        or not (folder / "config.json").is_file()
-    ):
+    if source.config.kind != "hf-text" or source.folder is None:
         return None
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = source.folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        settings = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        return None
     return next((settings[key] for key in WIDTHS if isinstance(settings.get(key), int)), None)
 
 
-def _rows_done(job: Job) -> int:
-    """Return how many items already have a receipt in the first folder."""
-    folder: Path = job.folders[0]
-    return sum(
-        json.loads(p.read_text(encoding="utf-8"))["rows"]
-        for p in (folder / "shards").glob("part-*.json")
-    )
+def _rows_done(folder: Path) -> int:
+    """Return how many items already have a receipt."""
+    rows = 0
+    for path in (folder / "shards").glob("part-*.json"):
+        try:
+            rows += Receipt.read_file(path).rows
+        except CacheError:
+            continue
+    return rows

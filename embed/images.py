@@ -1,5 +1,4 @@
-"""Images by the items' pointers: bytes from a file or a Parquet column, decoded or refused with a
-reason."""
+"""Images by the items' places: bytes from memory, a file or a Parquet column, then decoded."""
 
 from __future__ import annotations
 
@@ -8,68 +7,53 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pal.data.filters import render
+from pal.items import Place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LARGEST_PIXELS = 100_000_000
 GROUPS_KEPT = 4
-COLUMNS = ("image_file", "image_column", "image_group", "image_row", "image_filter")
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Where an image's bytes are: a file, or a row of a row group of a Parquet file."""
-
-    file: str
-    column: str | None = None
-    group: int | None = None
-    row: int | None = None
-    filter: str | None = None
-    """what is done to the decoded image before the model's own preprocessing"""
-
-    @classmethod
-    def of(cls, items: Any) -> list[Pointer | None]:
-        """Return the pointer of each row of a pyarrow Table; None where the item is no image."""
-        rows = zip(*(items.column(name).to_pylist() for name in COLUMNS), strict=True)
-        return [None if place[0] is None else cls(*place) for place in rows]
 
 
 class ImageReader:
-    """Reads bytes; the row groups read last stay in memory, since neighbours are asked for
-    together."""
+    """Reads bytes; the row groups read last stay in memory: neighbours are asked for together."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def bytes_of(self, pointer: Pointer) -> bytes:
-        """Return an image's bytes; raises OSError, ValueError or an Arrow error where there are
-        none."""
-        if pointer.column is None:
-            return Path(pointer.file).read_bytes()
-        assert pointer.group is not None
-        assert pointer.row is not None
+    def bytes_of(self, place: Place) -> bytes:
+        """Return an image's bytes; raises OSError, ValueError or an Arrow error without any."""
+        if place.raw is not None:
+            return place.raw
+        assert place.file is not None
+        if place.column is None:
+            return Path(place.file).read_bytes()
+        assert place.group is not None
+        assert place.row is not None
         with self._lock:
-            key = (pointer.file, pointer.column, pointer.group)
+            key = (place.file, place.column, place.group)
             if key not in self._groups:
                 self._groups[key] = read_group(*key)
                 while len(self._groups) > GROUPS_KEPT:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(key)
-            value = self._groups[key][pointer.row].as_py()
+            value = self._groups[key][place.row].as_py()
         if isinstance(value, dict):  # the image feature of Hugging Face datasets
             value = value.get("bytes")
         if not isinstance(value, bytes):
             raise ValueError(
-                f"{pointer.column} holds no bytes at row {pointer.row} of row group {pointer.group}"
+                f"{place.column} holds no bytes at row {place.row} of row group {place.group}"
             )
         return value
 
 
-def read_group(file: str, column: str, group: int) -> Any:
+def read_group(file: str, column: str, group: int) -> pa.ChunkedArray:
     """Return one column of one row group."""
     import pyarrow.parquet as pq
 
@@ -77,15 +61,14 @@ def read_group(file: str, column: str, group: int) -> Any:
         return opened.read_row_group(group, columns=[column]).column(0)
 
 
-def decode_filtered(raw: bytes, pointer: Pointer) -> Any:
-    """Return the decoded image as its pointer wants it."""
+def decode_filtered(raw: bytes, place: Place) -> Any:
+    """Return the decoded PIL image as its place wants it."""
     image = decode(raw)
-    return image if pointer.filter is None else render(image, pointer.filter)
+    return image if place.filter is None else render(image, place.filter)
 
 
 def decode(raw: bytes) -> Any:
-    """Return a PIL image, its pixels decoded; raises ValueError, OSError or a PIL error with the
-    reason."""
+    """Return a PIL image with its pixels decoded; raises ValueError, OSError or a PIL error."""
     from PIL import Image
 
     if not raw:
@@ -99,15 +82,14 @@ def decode(raw: bytes) -> Any:
     return image
 
 
-def in_source_order(items: Any) -> Any:
-    """Sort a pyarrow Table of items by pointer and id: neighbours in the source are encoded
-    together.
+def in_source_order(items: pa.Table) -> pa.Table:
+    """Sort rows of items by place and id: neighbours in the source are encoded together.
 
     In the order of ids, which are hashes, each image would cost the reading of a whole row group.
     """
     if items.column("image_file").null_count == len(items):
         return items
-    keys: Sequence[tuple[str, Any]] = [
+    keys: Sequence[tuple[str, str]] = [
         (name, "ascending") for name in ("image_file", "image_group", "image_row")
     ]
     return items.sort_by([*keys, ("item_id", "ascending")])

@@ -1,5 +1,4 @@
-"""How much of a device's matrix rate encoding reaches: operations needed over operations
-possible."""
+"""How much of a device's matrix rate encoding reaches: operations needed over possible ones."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ SIZE, ROUNDS = 4096, 10
 
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int = SIZE) -> float:
-    """Return the operations per second of a square matrix product on a device, the best of a
-    few."""
+    """Return the operations per second of a square matrix product, the best of a few."""
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
 
     def seconds() -> float:

@@ -1,13 +1,11 @@
-"""From items to token ids: the template, and what is cut where a text is longer than the model may
-read.
+"""From texts to token ids: the template, and what is cut where a text is too long for the model.
 
-An item with context (a prompt before a response) loses its context first, from its start; the text
+A text with context (a prompt before a response) loses its context first, from its start; the text
 itself only if it is too long alone, and then at its end.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +13,15 @@ import numpy as np
 
 from pal.config import EncoderConfig
 from pal.errors import EncoderError
+from pal.items import BETWEEN_TURNS, Text
 
 AT_ONCE = 4096
 CHAT = "chat"
-PLAIN = "{context}\n\n{text}"
+PLAIN = "{context}" + BETWEEN_TURNS + "{text}"
+
+
+class RefusedByTemplate(Exception):
+    """A chat template does not accept this conversation, e.g. its order of roles."""
 
 
 @dataclass
@@ -31,11 +34,11 @@ class Tokens:
 
 @dataclass
 class Rendered:
-    """One text for the model; ``own`` is where the item's own text begins, 0 for an item without
-    context."""
+    """One text for the model."""
 
     text: str
     own: int
+    """where the item's own text begins, 0 for an item without context"""
 
 
 class Renderer:
@@ -52,7 +55,7 @@ class Renderer:
         if self.is_chat and not tokenizer.chat_template:
             raise EncoderError(
                 f"embed.{name}.template = 'chat', but its tokenizer has no chat template; use a "
-                "pattern"
+                f"pattern"
             )
         if not self.is_chat and not (
             "{context}" in self.pattern and self.pattern.endswith("{text}")
@@ -62,24 +65,35 @@ class Renderer:
                 f"and end with {{text}}"
             )
 
-    def render(self, text: str, context: str | None) -> Rendered:
-        """Return the one text of an item."""
-        turns = [] if context is None else json.loads(context)
+    def render(self, text: Text) -> Rendered:
+        """Return the one string of a text: its turns in their roles, or its words by a pattern.
+
+        Raises RefusedByTemplate.
+        """
         if self.is_chat:
-            last = {"role": "user" if context is None else "assistant", "content": text}
-            whole: str = self.tokenizer.apply_chat_template([*turns, last], tokenize=False)
-            found = whole.rfind(text.strip())
-            return Rendered(whole, max(found, 0) if context is not None else 0)
-        if context is None:
-            return Rendered(text, 0)
-        before = self.pattern.removesuffix("{text}").replace(
-            "{context}", "\n\n".join(t["content"] for t in turns)
-        )
-        return Rendered(before + text, len(before))
+            whole = self._chat(text)
+            return Rendered(whole, max(whole.rfind(text.text.strip()), 0) if text.context else 0)
+        if not text.context:
+            return Rendered(text.text, 0)
+        words = BETWEEN_TURNS.join(turn.content for turn in text.context)
+        before = self.pattern.removesuffix("{text}").replace("{context}", words)
+        return Rendered(before + text.text, len(before))
+
+    def _chat(self, text: Text) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": turn.role, "content": turn.content} for turn in text.turns]
+        try:
+            whole: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in text.turns)
+            raise RefusedByTemplate(
+                f"the chat template does not accept the roles {roles}: {error}"
+            ) from error
+        return whole
 
     def tokenise(self, texts: list[Rendered]) -> tuple[Tokens, np.ndarray, int]:
-        """Return the tokens, which texts were cut, (n,) bool, and how many lost some of the item's
-        own text."""
+        """Return the tokens, which texts were cut, (n,) bool, and how many lost their own end."""
         pieces: list[np.ndarray] = []
         truncated = np.zeros(len(texts), bool)
         own_cut = 0
@@ -100,8 +114,7 @@ class Renderer:
         return Tokens(np.concatenate(pieces or [np.empty(0, np.int32)]), starts), truncated, own_cut
 
     def _cut(self, rendered: Rendered, excess: int) -> tuple[list[int], bool]:
-        """Return the ids that are kept, and whether some of an item's own text behind a context is
-        lost."""
+        """Return the ids that are kept, and whether an item behind a context lost its own end."""
         special = not self.is_chat
         if not rendered.own:
             settings = {

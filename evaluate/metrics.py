@@ -6,10 +6,10 @@ is unchanged when the two items of a pair are swapped.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+
+from pal.evaluate.records import Cell
 
 Array = NDArray[np.float64]
 
@@ -40,8 +40,7 @@ def credit_with_ties(p: Array, label: Array, threshold: float) -> Array:
 
 
 def tie_threshold(p: Array, label: Array) -> float:
-    """Return the threshold of 0, 0.1, .. 1 with the best accuracy, the first of equals; for
-    validation pairs."""
+    """Return the best threshold of 0, 0.1, .. 1 on validation pairs, the first of equals."""
     candidates = [step / 10.0 for step in range(11)]
     return candidates[int(np.argmax([credit_with_ties(p, label, t).mean() for t in candidates]))]
 
@@ -93,8 +92,10 @@ def calibration_error(margin: Array, label: Array, bins: int) -> float:
 
 
 def area_under_curve(margin: Array, label: Array) -> float:
-    """Return the symmetrised AUC over pairs that are not ties: P(z_i + z_j > 0) of oriented
-    margins, ties half."""
+    """Return the symmetrised AUC over pairs that are not ties, NaN where all are.
+
+    P(z_i + z_j > 0) of oriented margins z, equal ones counted half.
+    """
     oriented = np.where(label > 0.5, margin, -margin)[label != 0.5]
     if not len(oriented):
         return float("nan")
@@ -119,23 +120,23 @@ def summarize(
     draws: int,
     bins: int,
     right: Array | None = None,
-) -> dict[str, Any]:
-    """Return the fields of one cell of ``metrics.json``; all inputs (n,), n > 0.
+) -> Cell:
+    """Return one cell of ``metrics.json``; all inputs (n,), n > 0.
 
     ``right`` is each prediction's credit under another rule than ``credit``.
     """
     right = credit(margin, label) if right is None else right
     per_user = user_means(right, users)
-    low, high = bootstrap_interval(per_user, draws)
-    return {
-        "n_pairs": len(margin),
-        "n_users": len(per_user),
-        "accuracy": float(right.mean()),
-        "macro_accuracy": float(per_user.mean()),
-        "macro_ci95": [low, high],
-        "worst_decile": worst_decile(per_user),
-        "nll": negative_log_likelihood(margin, label),
-        "brier": brier(margin, label),
-        "ece": calibration_error(margin, label, bins),
-        "auc": area_under_curve(margin, label),
-    }
+    auc = area_under_curve(margin, label)
+    return Cell(
+        n_pairs=len(margin),
+        n_users=len(per_user),
+        accuracy=float(right.mean()),
+        macro_accuracy=float(per_user.mean()),
+        macro_ci95=bootstrap_interval(per_user, draws),
+        worst_decile=worst_decile(per_user),
+        nll=negative_log_likelihood(margin, label),
+        brier=brier(margin, label),
+        ece=calibration_error(margin, label, bins),
+        auc=None if np.isnan(auc) else auc,
+    )

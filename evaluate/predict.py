@@ -1,152 +1,191 @@
-"""Predictions of a run on the splits it may be judged by, and their metrics."""
+"""Predictions of a run on the splits it may be evaluated by, and their metrics."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.cache.shard import ITEM_BYTES
-from pal.config import Config
-from pal.dataset import PreparedDataset
+from pal.config import EvaluateConfig
+from pal.dataset import Population, PreparedDataset, Split
 from pal.errors import EvaluationError
 from pal.evaluate.metrics import sigmoid, summarize
+from pal.evaluate.records import PREDICTIONS, Cell, Metrics
 from pal.evaluate.ties import TieRule
 from pal.evaluate.votes import by_division, with_votes
-from pal.files import atomic_file, write_json
-from pal.train.fit import TrainingData
+from pal.files import atomic_file
+from pal.names import require_name
+from pal.records import Damaged, read_table, write_table
+from pal.train.data import TrainingData
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
+EVALUATED: tuple[tuple[Split, Population], ...] = (
+    ("val", "seen"),
+    ("test", "seen"),
+    ("test", "unseen"),
+)
+"""what is predicted of a run"""
 
 
-def evaluate(
-    config: Config,
+def load_run(runs: Path, name: str) -> TrainedHead:
+    """Read a run by its name; raises EvaluationError."""
+    return TrainedHead.load(runs / require_name("run", name, EvaluationError))
+
+
+def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> None:
+    """Raise EvaluationError unless split, answers and features are those of the training."""
+    run = trained.metadata
+    for what, trained_on, present in (
+        ("split digest", run.split_digest, dataset.split_digest),
+        ("pairs digest", run.pairs_digest, dataset.pairs_digest),
+        ("cache fingerprint", run.cache_fingerprint, store.fingerprint),
+    ):
+        if trained_on != present:
+            raise EvaluationError(
+                f"run {run.run} was trained on {dataset.name} with {what} {trained_on[:12]}, but "
+                f"the present one is {present[:12]}; train it again or prepare the dataset as it "
+                f"was (runs/{run.run}/config.yaml says how)"
+            )
+
+
+def evaluate_run(
+    settings: EvaluateConfig,
     trained: TrainedHead,
     dataset: PreparedDataset,
     store: FeatureStore,
-    folder: Path | None = None,
-) -> dict[str, Any]:
-    """Predict validation and test pairs, write ``predictions.parquet`` and ``metrics.json``, return
-    the latter.
+    folder: Path,
+) -> Metrics:
+    """Predict validation and test pairs; write the predictions and metrics of a run's folder.
 
-    Unseen users are judged zero-shot, with the mean weights of the seen users; ``test_unseen`` is
-    empty where a dataset has none. Raises EvaluationError if the dataset was split otherwise than
-    the one the run was trained on, or the features differ.
+    Unseen users are evaluated zero-shot, with the mean weights of the seen users; ``test_unseen``
+    is empty where a dataset has none. Cells of adaptation stay, if they are of the same head.
+    Raises EvaluationError unless dataset and features are those that the run was trained on.
     """
     require_same_data(trained, dataset, store)
     features = store.features()
     frames = []
-    for split, population in (("val", "seen"), ("test", "seen"), ("test", "unseen")):
-        frame = drop_without_feature(dataset.pairs(split, population), store)  # type: ignore[arg-type]
+    for split, population in EVALUATED:
+        frame = drop_without_feature(dataset.pairs(split, population), store)
         if not frame.is_empty():
             frames.append(predict(trained, frame, store, features))
     predictions = pl.concat(frames)
-    ties = TieRule.choose(config.evaluate.ties, predictions.filter(pl.col("split") == "val"))
+    ties = TieRule.choose(settings.ties, predictions.filter(pl.col("split") == "val"))
     votes = with_votes(dataset.pairs("test")).select("pair_id", "votes", "vote_share")
 
-    def cell(population: str) -> dict[str, Any]:
-        rows = predictions.filter(
-            (pl.col("split") == "test") & (pl.col("population") == population)
-        )
+    def cell(population: Population) -> Cell | None:
+        rows = in_test(predictions, population)
         if rows.is_empty():
-            return {}
-        return cell_of(config, rows, ties) | by_division(rows, votes, config.evaluate.votes)
+            return None
+        division = by_division(rows, votes, settings.votes)
+        return cell_of(settings, rows, ties).model_copy(update=division.model_dump())
 
-    facts = trained.facts
+    run = trained.metadata
     unseen = cell("unseen")
-    metrics = {
-        **{key: facts[key] for key in ("run", "dataset", "encoder")},
-        "untrained": facts["untrained"],
-        "head": facts["train"]["head"],
-        "k": facts["train"]["k"],
-        **{
-            key: facts[key]
-            for key in ("seed", "params", "params_per_user", "seconds", "best_epoch")
-        },
-        **{key: facts[key] for key in ("split_digest", "cache_fingerprint")},
-        "cache_bytes": store.rows * store.dim * ITEM_BYTES[store.dtype],
-        "test_seen": cell("seen"),
-        "test_unseen": {ZERO_SHOT: unseen} if unseen else {},
-    }
-    folder = folder or config.paths.runs / facts["run"]
-    with atomic_file(folder / "predictions.parquet") as temporary:
-        pq.write_table(predictions.to_arrow(), temporary, compression="zstd")
-    path = folder / "metrics.json"
-    if path.is_file():  # cells of adaptation stay, for the head is the same
-        before = json.loads(path.read_text(encoding="utf-8"))
-        metrics["test_unseen"] = {**before["test_unseen"], **metrics["test_unseen"]}
-        metrics |= {key: before[key] for key in ("adapted_by", "n_users_left_out") if key in before}
-    write_json(path, metrics)
+    metrics = Metrics(
+        **run.model_dump(include=COMMON),
+        head=run.train.head,
+        k=run.train.k,
+        cache_bytes=store.rows * store.dim * ITEM_BYTES[store.dtype],
+        test_seen=cell("seen"),
+        test_unseen={ZERO_SHOT: unseen} if unseen else {},
+        head_seal=run.seal,
+    )
+    before = Metrics.find(folder)
+    if before is not None and before.head_seal == run.seal:
+        kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
+        kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
+        metrics = metrics.model_copy(update=kept)
+    with atomic_file(folder / PREDICTIONS) as temporary:
+        write_table(temporary, predictions.to_arrow(), "predictions", of=run.seal)
+    metrics.write(folder)
     return metrics
 
 
-def judge(config: Config, trained: TrainedHead, data: TrainingData) -> dict[str, Any]:
-    """Return the flat metrics of one head of a sweep: ``val_*`` to select by, ``test_*`` to
-    report."""
-    flat: dict[str, Any] = {}
-    ties: TieRule | None = None
-    for split in ("val", "test"):
-        if split not in data.judged:
-            frame = drop_without_feature(data.dataset.pairs(split, "seen"), data.store)
-            frame = frame.filter(pl.col("user_id").is_in(data.users))
-            data.judged[split] = (
-                frame,
-                Pairs.join(frame, data.store, data.users, data.train.prompt is not None, "cpu"),
-            )
-        predictions = predict_joined(trained, *data.judged[split], data.features.cpu())
-        ties = ties or TieRule.choose(config.evaluate.ties, predictions)
-        cell = cell_of(config, predictions, ties)
-        low, high = cell.pop("macro_ci95")
-        flat |= {f"{split}_{name}": value for name, value in cell.items()}
-        flat |= {f"{split}_ci95_low": low, f"{split}_ci95_high": high}
-    return flat
+COMMON = {
+    "run", "dataset", "encoder", "untrained", "seed", "params", "params_per_user", "seconds",
+    "best_epoch", "split_digest", "cache_fingerprint",
+}  # fmt: skip
+"""what metrics repeat of the run's record"""
 
 
-def cell_of(config: Config, predictions: pl.DataFrame, ties: TieRule) -> dict[str, Any]:
-    """Return the metrics of one cell of the protocol; raises EvaluationError if it holds nothing
-    but ties to drop."""
+def predictions_of(trained: TrainedHead, folder: Path) -> pl.DataFrame:
+    """Read what ``evaluate_run`` predicted; raises EvaluationError where it is of another head."""
+    path = folder / PREDICTIONS
+    try:
+        table = read_table(path, "predictions", of=trained.metadata.seal)
+    except Damaged as problem:
+        raise EvaluationError(f"{path} {problem}; {Metrics.remedy_for(folder)}") from None
+    return pl.DataFrame(pl.from_arrow(table))
+
+
+def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
+    """Return the predictions of test pairs of one population."""
+    return predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
+
+
+@dataclass
+class SeenPairs:
+    """Validation and test pairs of the seen users, joined once for all heads of a sweep."""
+
+    features: Tensor
+    """on the CPU, where heads are evaluated"""
+    frames: dict[Split, pl.DataFrame]
+    pairs: dict[Split, Pairs]
+
+    @classmethod
+    def load(cls, data: TrainingData) -> SeenPairs:
+        with_prompt = data.train.prompt is not None
+        seen = pl.col("user_id").is_in(data.users)
+        splits: tuple[Split, ...] = ("val", "test")
+        frames = {
+            split: drop_without_feature(data.dataset.pairs(split, "seen"), data.store).filter(seen)
+            for split in splits
+        }
+        pairs = {
+            split: Pairs.join(frame, data.store, data.users, with_prompt, "cpu")
+            for split, frame in frames.items()
+        }
+        return cls(data.features.cpu(), frames, pairs)
+
+
+def evaluate_head(
+    settings: EvaluateConfig, trained: TrainedHead, seen: SeenPairs
+) -> dict[Split, Cell]:
+    """Return the cells of one head of a sweep: ``val`` to select by, ``test`` to report."""
+    predictions = {
+        split: predict_joined(trained, frame, seen.pairs[split], seen.features)
+        for split, frame in seen.frames.items()
+    }
+    ties = TieRule.choose(settings.ties, predictions["val"])
+    return {split: cell_of(settings, rows, ties) for split, rows in predictions.items()}
+
+
+def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) -> Cell:
+    """Return one cell of the protocol; raises EvaluationError if only ties to drop are in it."""
     every_label = predictions["label"].to_numpy()
     counted = predictions.filter(pl.Series(ties.keeps(every_label)))
     if counted.is_empty():
         raise EvaluationError(
-            "all pairs to be judged are ties, and evaluate.ties = 'drop' leaves none; use half"
+            "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; use half"
         )
     margin, label = counted["margin"].to_numpy(), counted["label"].to_numpy()
     users = np.unique(counted["user_id"].to_numpy(), return_inverse=True)[1]
-    settings = config.evaluate
-    cell = summarize(
-        margin, label, users, settings.bootstrap, settings.ece_bins, ties.credit(margin, label)
-    )
-    return cell | ties.facts(every_label)
-
-
-def require_same_data(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) -> None:
-    """Raise EvaluationError unless split and features are those of the training."""
-    run = trained.facts["run"]
-    for what, trained_on, present in (
-        ("split digest", trained.facts["split_digest"], dataset.split_digest),
-        ("cache fingerprint", trained.facts["cache_fingerprint"], store.fingerprint),
-    ):
-        if trained_on != present:
-            raise EvaluationError(
-                f"run {run} was trained on {dataset.name} with {what} {trained_on[:12]}, but the "
-                "present one is "
-                f"{present[:12]}; train it again or prepare the dataset as it was "
-                f"(runs/{run}/config.yaml says how)"
-            )
+    right = ties.credit(margin, label)
+    cell = summarize(margin, label, users, settings.bootstrap, settings.ece_bins, right)
+    return ties.told_in(cell, every_label)
 
 
 def predict(
-    trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: torch.Tensor
+    trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Tensor
 ) -> pl.DataFrame:
     """Return ``pair_id, user_id, split, population, margin, p, label`` for rows of
     ``pairs.parquet``."""
@@ -156,32 +195,25 @@ def predict(
 
 @torch.inference_mode()
 def predict_joined(
-    trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: torch.Tensor
+    trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: Tensor
 ) -> pl.DataFrame:
     """Return what ``predict`` does for rows whose features are known already."""
     head = trained.head
     population = head.users.population()
-    margin_B = torch.empty(
-        len(pairs)
-    )  # filled in place: results kept between blocks would fragment the heap
+    # filled in place: results kept between blocks would fragment the heap
+    margin_B = torch.empty(len(pairs))
     for start in range(0, len(pairs), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         batch = pairs.batch(features, rows)
-        weights = head.users(batch.user.clamp(min=0))
-        weights = torch.where((batch.user == NO_USER).unsqueeze(1), population, weights)
-        margin_B[rows] = head.margin(batch.prompt, batch.first, batch.second, weights)
+        vectors = head.users(batch.user.clamp(min=0))
+        vectors = torch.where((batch.user == NO_USER).unsqueeze(1), population, vectors)
+        margin_B[rows] = head.margin(batch.prompt, batch.first, batch.second, vectors)
     margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(
-            f"run {trained.facts['run']} gives NaN or infinite margins; train it with a lower "
+            f"run {trained.metadata.run} gives NaN or infinite margins; train it with a lower "
             "--set train.lr"
         )
     return frame.select("pair_id", "user_id", "split", "population").with_columns(
         pl.Series("margin", margin), pl.Series("p", sigmoid(margin)), frame["label"]
     )
-
-
-def load_run(config: Config, run: str) -> TrainedHead:
-    """Read a run by its name; raises EvaluationError."""
-    folder: Path = config.paths.runs / run
-    return TrainedHead.load(folder)

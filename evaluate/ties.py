@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pal.evaluate.metrics import (
     Array,
@@ -16,12 +16,12 @@ from pal.evaluate.metrics import (
     tie_baseline,
     tie_threshold,
 )
+from pal.evaluate.records import Cell
 
 
 @dataclass(frozen=True)
 class TieRule:
-    """``half``, ``drop`` or ``pickscore``; the last with the threshold that the validation pairs
-    chose."""
+    """``half``, ``drop`` or ``pickscore``, with the threshold that validation pairs chose."""
 
     name: str
     threshold: float | None = None
@@ -33,27 +33,23 @@ class TieRule:
             return cls(name)
         return cls(name, tie_threshold(validation["p"].to_numpy(), validation["label"].to_numpy()))
 
-    def keeps(self, label: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def keeps(self, label: Array) -> NDArray[np.bool_]:
         """Return which pairs count, (n,) bool."""
         return label != 0.5 if self.name == "drop" else np.ones(len(label), bool)
 
     def credit(self, margin: Array, label: Array) -> Array:
         """Return each prediction's share of correctness, (n,)."""
-        return (
-            credit(margin, label)
-            if self.threshold is None
-            else credit_with_ties(sigmoid(margin), label, self.threshold)
-        )
+        if self.threshold is None:
+            return credit(margin, label)
+        return credit_with_ties(sigmoid(margin), label, self.threshold)
 
-    def facts(self, label: Array) -> dict[str, Any]:
-        """Return what a reader must know to compare the numbers; empty where there are no ties."""
-        ties = int(np.sum(label == 0.5))
-        if not ties and self.threshold is None:
-            return {}
-        found: dict[str, Any] = {"ties": self.name, "n_ties": ties}
+    def told_in(self, cell: Cell, label: Array) -> Cell:
+        """Return a cell that says what a reader must know of ties, if there are any, to compare."""
+        count = int(np.sum(label == 0.5))
+        if not count and self.threshold is None:
+            return cell
+        told: dict[str, str | int | float] = {"ties": self.name, "n_ties": count}
         if self.threshold is not None:
-            found |= {
-                "tie_threshold": self.threshold,
-                "tie_random_baseline": tie_baseline(label, self.threshold),
-            }
-        return found
+            told["tie_threshold"] = self.threshold
+            told["tie_random_baseline"] = tie_baseline(label, self.threshold)
+        return cell.model_copy(update=told)

@@ -1,21 +1,32 @@
-"""Pairs that several users answered: how divided they are, and how a head does where they are
-(evaluation.md 2.2)."""
+"""Pairs that several users answered: how divided they are, and how a head does there.
+
+The definitions are those of evaluation.md 2.2.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pal.evaluate.metrics import credit
+from pal.records import Entry
 
 DIVIDED, AGREED = 0.60, 0.80
 
 
+class Division(Entry):
+    """How a head does where the other users are divided, and where they agree."""
+
+    n_controversial: int
+    controversial_accuracy: float | None
+    """null where there are no such pairs"""
+    n_consensus: int
+    consensus_accuracy: float | None
+
+
 def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add ``votes`` and ``vote_share``: answers of *other* users to the same comparison, and their
-    mean label.
+    """Add ``votes``, the answers of *other* users to the same comparison, and their mean label
+    ``vote_share``.
 
     ``pairs`` has prompt_id, first_id, second_id, user_id, label; sides are brought into one order
     first, and a user's own repeats are left out of the share.
@@ -41,21 +52,23 @@ def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
     return counted.with_columns(vote_share=share).select(*pairs.columns, "votes", "vote_share")
 
 
-def by_division(predictions: pl.DataFrame, votes: pl.DataFrame, least: int) -> dict[str, Any]:
-    """Return accuracy and number of the controversial and of the consensus pairs; None where there
-    are no such.
+def by_division(predictions: pl.DataFrame, votes: pl.DataFrame, least: int) -> Division:
+    """Return accuracy and number of the controversial and of the consensus pairs.
 
     ``votes``: pair_id, votes, vote_share. Controversial: the others' majority is at most 0.6;
     consensus: at least 0.8; both with at least ``least`` votes.
     """
     both = predictions.join(votes, on="pair_id").filter(pl.col("votes") >= least)
     majority = pl.max_horizontal("vote_share", 1.0 - pl.col("vote_share"))
-    result: dict[str, Any] = {}
-    for name, rows in (
-        ("controversial", both.filter(majority <= DIVIDED)),
-        ("consensus", both.filter(majority >= AGREED)),
-    ):
-        right = credit(rows["margin"].to_numpy(), rows["label"].to_numpy())
-        result[f"n_{name}"] = len(right)
-        result[f"{name}_accuracy"] = float(np.mean(right)) if len(right) else None
-    return result
+    divided, agreed = both.filter(majority <= DIVIDED), both.filter(majority >= AGREED)
+    return Division(
+        n_controversial=len(divided),
+        controversial_accuracy=_accuracy(divided),
+        n_consensus=len(agreed),
+        consensus_accuracy=_accuracy(agreed),
+    )
+
+
+def _accuracy(rows: pl.DataFrame) -> float | None:
+    right = credit(rows["margin"].to_numpy(), rows["label"].to_numpy())
+    return float(np.mean(right)) if len(right) else None

@@ -32,7 +32,7 @@ fixed = ["dataset=persona", f"data.persona.source={source}", "train.head=pal-a",
 config = load(overrides=[*fixed, *overrides]).config
 pipeline.embed(config)
 pipeline.train(config, run="opposed")
-model = RewardModel.from_pretrained(pipeline.export(config, "opposed", Choice(), "opposed")["dir"])
+model = RewardModel.from_pretrained(pipeline.export(config, "opposed", Choice(), "opposed").dir)
 
 # A newcomer likes art; each answer says whether the newcomer would say a statement.
 lines = (Path(source) / "interest-in-art.jsonl").read_text(encoding="utf-8").splitlines()[:20]

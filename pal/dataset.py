@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pal.errors import DataError, PalError
+from pal.files import recover
 from pal.items import ID_BYTES, ItemText, View
 from pal.records import Damaged, Entry, JsonObject, Record, read_table
 
@@ -92,7 +93,7 @@ class DatasetCard(Record):
     version: ClassVar[int] = 4
     file: ClassVar[str] = "dataset.json"
     error: ClassVar[type[PalError]] = DataError
-    remedy: ClassVar[str] = "run: pal prepare --dataset {name}, with --source if you moved the raw data"
+    remedy: ClassVar[str] = "run: pal prepare --dataset {name}"
 
     name: str
     source: str | None
@@ -106,7 +107,7 @@ class DatasetCard(Record):
     """digest of each file of the source"""
     item_text: ItemText = "{response}"
     """how a prompt and a response make an item's text in the view ``response``"""
-    views: list[View] = ["response"]
+    views: tuple[View, ...] = ("response",)
     counts: Counts
     splitting: SplitDetails = SplitDetails()
     rejects: dict[str, int]
@@ -118,14 +119,12 @@ class DatasetCard(Record):
 
 
 def ids_of(column: pl.Series) -> np.ndarray:
-    """Return a column of 16-byte ids as (n,) S16, null as the empty id; no Python object per row."""
+    """Return a column of 16-byte ids as (n,) S16, null as the empty id, without Python objects."""
     import numpy as np
     import pyarrow as pa
 
     fixed = column.fill_null(bytes(ID_BYTES)).to_arrow().cast(pa.binary(ID_BYTES))
-    return np.frombuffer(
-        fixed.buffers()[1], f"S{ID_BYTES}", len(fixed), fixed.offset * ID_BYTES
-    )
+    return np.frombuffer(fixed.buffers()[1], f"S{ID_BYTES}", len(fixed), fixed.offset * ID_BYTES)
 
 
 def pairs_schema() -> pa.Schema:
@@ -174,6 +173,9 @@ class PreparedDataset:
     @classmethod
     def open(cls, folder: Path) -> PreparedDataset:
         """Read the card of a prepared dataset; raises DataError where there is none."""
+        recover(folder)
+        if not (folder / DatasetCard.file).is_file():
+            raise DataError(f"{folder} holds no prepared dataset; {DatasetCard.remedy_for(folder)}")
         return cls(folder, DatasetCard.read(folder))
 
     @property
@@ -223,7 +225,9 @@ class PreparedDataset:
         import pyarrow.compute as pc
 
         wanted = {"split": split, "population": population}
-        conditions = [pc.field(name) == value for name, value in wanted.items() if value is not None]
+        conditions = [
+            pc.field(name) == value for name, value in wanted.items() if value is not None
+        ]
         if columns is not None and self.view == "prompt+response":
             columns = columns + [WITH_PROMPT[name] for name in WITH_PROMPT if name in columns]
         rows = reduce(and_, conditions) if conditions else None

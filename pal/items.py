@@ -192,7 +192,7 @@ def prompt_item(prompt: Conversation) -> Text | None:
 
 
 def behind(prompt: Conversation, item: Item) -> Item:
-    """Return a response as it is read behind its prompt; an image is the same item in both views."""
+    """Return a response as it is read behind its prompt; images are the same in both views."""
     return Text(item.text, (*prompt, *item.context), item.role) if isinstance(item, Text) else item
 
 
@@ -200,7 +200,7 @@ def response_item(prompt: Conversation, response: Prompt, view: View, item_text:
     """Return what is rewarded, in the view that a head was trained in. Raises ItemError.
 
     ``prompt+response``: the response behind the turns before it. ``response``: one text alone, made
-    by the pattern ``item_text`` of the prompt's and the response's words (an ``ItemText``). Of a response of several
+    by the pattern ``item_text`` of the prompt's and the response's words. Of a response of several
     messages the last one is the item, and those before it count to the prompt.
     """
     answer = conversation(response, "assistant")

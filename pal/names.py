@@ -19,8 +19,8 @@ def require_name(what: str, name: str, error: type[PalError] = ConfigError) -> s
     if not NAME.fullmatch(name):
         shown = name if len(name) <= 120 else f"{name[:120]}..."
         raise error(
-            f"{shown!r} cannot be the name of {_article(what)} {what}: use 1 to 100 letters, digits, "
-            f"dots, hyphens and underscores, and begin with a letter or a digit"
+            f"{shown!r} cannot be the name of {_article(what)} {what}: use 1 to 100 letters, "
+            f"digits, dots, hyphens and underscores, and begin with a letter or a digit"
         )
     if what == "dataset" and name in CODE_FOLDERS["data"]:
         raise error(f"{name!r} is a folder of code in data/, so no dataset can have this name")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pal.errors import PalError
-from pal.files import atomic_directory, atomic_file
+from pal.files import atomic_directory, atomic_file, recover
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,7 +81,8 @@ class Record(Entry):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the record of a folder; raises ``cls.error`` where it is absent or not to be trusted."""
+        """Read the record of a folder; raises ``cls.error`` where none can be trusted."""
+        recover(folder)
         return cls.read_file(folder / cls.file)
 
     @classmethod
@@ -193,7 +194,7 @@ def _mapped(path: Path) -> bytes | mmap.mmap:
 
 
 def check_seal(raw: bytes | mmap.mmap, expected: str | None = None) -> str:
-    """Return the seal of a file's bytes; raises Damaged unless it is right, and the expected one."""
+    """Return the seal of a file's bytes; raises Damaged unless it is right and as expected."""
     place = _place_of_seal(raw)
     if place is None:
         raise Damaged("is damaged: it has no seal")

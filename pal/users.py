@@ -41,8 +41,8 @@ def user_name(value: Any) -> str | None:
             raise UserError(f"a user's id is {bytes(value)[:40]!r}, which is not UTF-8") from error
     if isinstance(value, str):
         return str(value) if value.strip() else None
-    if hasattr(value, "item") and not isinstance(value, numbers.Number):  # NumPy's own texts, 0-d
-        return user_name(value.item())
+    if getattr(value, "ndim", None) == 0 and not isinstance(value, numbers.Number):
+        return user_name(value.item())  # NumPy's and torch's single values
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         raise UserError(f"a user's id is {bool(value)}; ids are texts or whole numbers")
     if isinstance(value, numbers.Integral):

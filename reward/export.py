@@ -2,200 +2,214 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
-import pal
-from pal.config import Config
 from pal.errors import RewardError
-from pal.files import atomic_directory, digest
-from pal.reward import folder as files
+from pal.files import digest
+from pal.names import name_from, require_name
+from pal.records import Entry
 from pal.reward.card import card
-from pal.reward.folder import Contents
-from pal.reward.model import RewardModel, golden_difference, score_golden
-from pal.reward.users import code_of, prototype_code
-from pal.train.adapt.map import Prior
-from pal.train.heads.head import build_head, resolve
-from pal.train.run_record import TrainedHead
+from pal.reward.export_record import (
+    CARD,
+    DIGESTS,
+    HEAD,
+    ChoiceKind,
+    Contents,
+    ExportRecord,
+    Golden,
+    write_golden,
+    write_head,
+)
+from pal.reward.golden import golden_difference, golden_inputs, score_golden
+from pal.reward.model import RewardModel
+from pal.reward.users import prototype_vector, vector_of_weights
+from pal.train.adapt.prior import Prior
+from pal.train.build import build_head
+from pal.users import user_name
 
-# Written for the purpose: an export repeats nobody's data.
-GOLDEN_TEXTS: list[tuple[Any, str]] = [
-    ("What should I cook tonight?", " A soup of lentils and carrots takes half an hour."),
-    ("What should I cook tonight?", " Nothing. Order something."),
-    ("Would you say this of yourself?\n\"I enjoy long walks\"", " Yes"),
-    ("Would you say this of yourself?\n\"I enjoy long walks\"", " No"),
-    ("Erkläre mir Primzahlen – kurz.", " Zahlen über 1, die nur 1 und sich selbst als Teiler haben: 2, 3, 5, 7 …"),
-    ([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day. How can I help?"},
-      {"role": "user", "content": "Tell me a story."}], " Once there was a clock that was always five minutes early."),
-    ("Summarise: " + "the river was long and slow. " * 60, " A slow river. " + "It went on and on. " * 40),
-    ("1 + 1 =", " 2"),
-]  # fmt: skip
-GOLDEN_PROMPTS = ["a red bicycle in the rain", "a cat asleep on a keyboard", "mountains at dawn"]
+MOST_WEIGHTS = 64
+"""numbers of a user's vector that are also told in the record and on the card"""
 
 
 @dataclass(frozen=True)
 class Choice:
     """Whose reward an export gives when nobody is named."""
 
-    kind: Literal["user", "weights", "population", "prototype"] = "population"
+    kind: ChoiceKind = "population"
     user: str | None = None
     weights: tuple[float, ...] = ()
     prototype: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "user", user_name(self.user))
+        if self.kind == "user" and self.user is None:
+            raise RewardError("a user is to be exported, but no id is given; name one with --user")
+
     @property
     def suffix(self) -> str:
-        """What the choice adds to the name of an export; one that a file name cannot hold becomes a
-        digest of it."""
+        """What the choice adds to the name of an export."""
         if self.kind == "user":
-            assert self.user is not None
-            plain = re.sub(r"[^A-Za-z0-9._-]", "_", self.user)[:60]
-            return f"user-{plain}" + ("" if plain == self.user else f"-{digest(self.user, 4)}")
+            return f"user-{self.user}"
         if self.kind == "weights":
             return "weights-" + "-".join(f"{weight:g}" for weight in self.weights)
         return f"prototype-{self.prototype}" if self.kind == "prototype" else "population"
 
 
-def chosen_code(trained: TrainedHead, choice: Choice, adapted: Tensor | None) -> Tensor:
-    """Return the code of the choice, (R,); ``adapted`` is that of a user who is not in the head's
-    table."""
-    head, name = trained.head, trained.facts["train"]["head"]
+class ExportSummary(Entry):
+    """What ``pal export --json`` prints."""
+
+    dir: str
+    run: str
+    kind: ChoiceKind
+    user: str | None
+    weights: list[float] | None
+    users: int
+    """how many the export knows by id"""
+    merged: bool
+    untrained: bool
+    golden_max_abs_diff: float
+    """how well the export, loaded again, gives its golden scores"""
+
+
+def export_folder(exports: Path, run: str, choice: Choice, name: str | None = None) -> Path:
+    """Return where an export is written; raises RewardError for what cannot be a name."""
+    if name is None:
+        whole = f"{run}-{choice.suffix}"
+        name = name_from(whole, longest=90)
+        name = whole if name == whole else f"{name}-{digest(whole, 4)}"
+    return exports / require_name("export", name, RewardError)
+
+
+def chosen_vector(model: RewardModel, choice: Choice, adapted: Tensor | None) -> Tensor:
+    """Return the user vector of the choice, (R,).
+
+    ``adapted`` is that of a user who is not in the head's table.
+    """
+    users = model.metadata.users
     if choice.kind == "user":
-        if choice.user in trained.users:
-            return head.users(torch.tensor([trained.users.index(choice.user)]))[0].detach()
+        if choice.user in users:
+            return model.users.vector(choice.user)
         if adapted is None:
             raise RewardError(
-                f"user {choice.user!r} is neither in run {trained.facts['run']} nor in its "
-                "dataset; choose another, or "
-                f"export the --population"
+                f"user {choice.user!r} is neither in run {model.metadata.run} nor in its dataset; "
+                "choose another, or export the --population"
             )
         return adapted
     if choice.kind == "weights":
-        return code_of(head, name, choice.weights)
+        return vector_of_weights(model.head, choice.weights)
     if choice.kind == "prototype":
-        return prototype_code(head, name, choice.prototype)
-    return head.users.population().detach()
+        return prototype_vector(model.head, choice.prototype)
+    return model.users.default
 
 
 def export(
-    config: Config, trained: TrainedHead, choice: Choice, name: str | None = None, *, merge: bool = False,
-    adapted: Tensor | None = None, prior: Prior | None = None, table: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """Write ``exports/<name>``, load it again, and return what it is and how well it gives its
-    golden scores.
+    model: RewardModel,
+    choice: Choice,
+    folder: Path,
+    *,
+    merge: bool = False,
+    adapted: Tensor | None = None,
+    prior: Prior | None = None,
+    table: str = "",
+) -> ExportSummary:
+    """Write an opened run as an export, load it again, and return what it is.
 
     ``adapted`` and ``prior`` are what few-shot adaptation found, ``table`` the run's evaluation in
     Markdown. An export of one user holds nothing of the others: neither table nor prior.
     """
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise RewardError(
-            f"--name {name!r} is no name of a folder under {config.paths.exports}; leave out "
-            "separators"
+    ExportRecord.require_replaceable(folder)
+    vector = chosen_vector(model, choice, adapted)
+    contents = contents_for(model.contents, choice, vector, prior or model.contents.prior, merge)
+    chosen = RewardModel(contents, model.encoder)
+    with ExportRecord.replace(folder) as temporary:
+        inputs = golden_inputs(chosen.is_image)
+        golden = Golden(
+            user=contents.metadata.user, inputs=inputs, scores=score_golden(chosen, inputs)
         )
-    target = config.paths.exports / (name or f"{trained.facts['run']}-{choice.suffix}")
-    code = chosen_code(trained, choice, adapted)
-    live = RewardModel.of(config, trained, code)
-    contents = contents_of(live.contents, choice, prior, merge)
-    contents.facts["pal_version"] = pal.__version__
-    model = RewardModel(contents, live.encoder)
-    with atomic_directory(target) as temporary:
-        files.write_head(temporary, contents)
-        inputs = golden_inputs(temporary, model.is_image)
-        scores = score_golden(model, inputs, temporary)
-        golden = {"user": contents.facts["user"], "inputs": inputs, "scores": scores}
-        _write_json(temporary / files.GOLDEN, golden)
-        if merge:
-            from pal.reward.tools.hf import merge_into
-
-            merge_into(temporary, model, golden)
-        else:
-            from pal.reward.tools.hf import describe
-
-            describe(temporary, model)
-        (temporary / files.CARD).write_text(
-            card(contents.facts, target.name, table), encoding="utf-8"
-        )
+        seals = {
+            HEAD: write_head(temporary, contents),
+            Golden.file: write_golden(temporary, golden),
+        }
+        record = contents.metadata.model_copy(update={"files": seals})
+        record = _write_for_transformers(temporary, chosen, record, golden)
+        text = card(record, folder.name, table)
+        (temporary / CARD).write_text(text, encoding="utf-8")
+        record.write(temporary)
         again = RewardModel.from_pretrained(
-            temporary, device="cpu", encoder=_encoder_of(live, merge)
+            temporary,
+            device="cpu",
+            encoder=_encoder_folder(model, merge),
+            trust_remote_code=model.encoder.source.config.trust_remote_code,
         )
-        difference = golden_difference(again, golden, temporary)
-        (temporary / files.DIGESTS).unlink(missing_ok=True)
-    return {
-        "dir": str(target),
-        "run": trained.facts["run"],
-        "kind": choice.kind,
-        "user": contents.facts["user"],
-        "weights": contents.facts["weights"],
-        "users": len(contents.users),
-        "merged": merge,
-        "untrained": contents.facts["untrained"],
-        "golden_max_abs_diff": difference,
-    }
+        difference = golden_difference(again, golden)
+        (temporary / DIGESTS).unlink(missing_ok=True)
+    return ExportSummary(
+        dir=str(folder),
+        run=record.run,
+        kind=record.choice,
+        user=record.user,
+        weights=record.weights,
+        users=len(record.users),
+        merged=record.merged,
+        untrained=record.untrained,
+        golden_max_abs_diff=difference,
+    )
 
 
-def _encoder_of(live: RewardModel, merge: bool) -> Path | None:
-    """Return where the encoder's files are now, if the export will look for them elsewhere."""
-    settings = live.encoder.source.config
-    is_local = settings.model is not None and Path(settings.model).is_dir()
-    return Path(settings.model or "") if is_local and not merge else None
+def contents_for(
+    run: Contents, choice: Choice, vector: Tensor, prior: Prior | None, merge: bool
+) -> Contents:
+    """Return what goes into the folder.
 
-
-def contents_of(run: Contents, choice: Choice, prior: Prior | None, merge: bool) -> Contents:
-    """Return what goes into the folder: for one user, or a merged model, a head whose table is
-    empty."""
+    For one user, or a merged model, that is a head whose table is empty, and no prior.
+    """
     is_fixed = choice.kind == "user" or merge
-    head, users = run.head, run.users
-    prior = prior or run.prior
+    head, users = run.head, run.metadata.users
     if is_fixed:
-        settings = resolve(type(Config().train).model_validate(run.facts["train"]))
-        head = build_head(settings, run.facts["dim"], 0)
-        state = {n: value for n, value in run.head.state_dict().items() if n != "users.logits"}
+        state = head.state_dict()
+        head = build_head(run.metadata.train, run.metadata.dim, 0)
         head.load_state_dict({**state, "users.logits": head.users.logits.detach()})
         users, prior = [], None
-    numbers = [round(float(value), 6) for value in run.code] if len(run.code) <= 64 else None
-    facts = {
-        **run.facts,
+    numbers = [round(float(value), 6) for value in vector]
+    changed = {
         "choice": choice.kind,
         "user": choice.user if choice.kind == "user" else None,
-        "weights": numbers,
+        "weights": numbers if len(numbers) <= MOST_WEIGHTS else None,
+        "users": users,
         "fixed": is_fixed,
         "merged": merge,
         "prior_by_community": prior is not None and prior.by_community,
     }
-    return Contents(facts, head.eval(), users, run.code, prior)
+    record = run.metadata.model_copy(update=changed)
+    return replace(run, metadata=record, head=head.eval(), user_vector=vector.detach(), prior=prior)
 
 
-def golden_inputs(place: Path, is_image: bool) -> list[dict[str, Any]]:
-    """Return inputs that try templates, length and scripts; images are drawn into the folder
-    ``golden/``."""
-    if not is_image:
-        return [{"prompt": prompt, "response": response} for prompt, response in GOLDEN_TEXTS]
-    from PIL import Image
+def _write_for_transformers(
+    folder: Path, model: RewardModel, record: ExportRecord, golden: Golden
+) -> ExportRecord:
+    """Write what transformers reads; return the record, with what merging found."""
+    from pal.reward.tools.hf import describe, merge_into
 
-    (place / "golden").mkdir()
-    rows = []
-    for number in range(6):
-        x, y = np.meshgrid(np.linspace(0, 1, 96), np.linspace(0, 1, 64))
-        waves = [np.sin((number + 1) * (c + 1) * 3 * x + number * y * math.pi) for c in range(3)]
-        pixels = (127.5 * (1 + np.stack(waves, axis=2))).astype(np.uint8)
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "PNG")
-        (place / "golden" / f"{number}.png").write_bytes(out.getvalue())
-        rows.append(
-            {
-                "prompt": GOLDEN_PROMPTS[number % len(GOLDEN_PROMPTS)],
-                "image": f"golden/{number}.png",
-            }
-        )
-    return rows
+    if not record.merged:
+        describe(folder, model)
+        return record
+    merged = merge_into(folder, model, golden)
+    return record.model_copy(
+        update={
+            "constant": merged.constant,
+            "fold_max_abs_diff": merged.difference,
+            "merged_spec": merged.spec,
+        }
+    )
+
+
+def _encoder_folder(model: RewardModel, merge: bool) -> Path | None:
+    """Return where the encoder's files are now, if the export will look for them elsewhere."""
+    name = model.encoder.source.config.model
+    return Path(name) if name is not None and Path(name).is_dir() and not merge else None
 
 
 def push(place: Path, repo: str, private: bool = True) -> str:
@@ -205,17 +219,13 @@ def push(place: Path, repo: str, private: bool = True) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=place, repo_id=repo, ignore_patterns=[files.DIGESTS])
+        api.upload_folder(folder_path=place, repo_id=repo, ignore_patterns=[DIGESTS])
     except Exception as error:
         raise RewardError(
             f"cannot upload {place} to {repo} ({type(error).__name__}); log in with hf auth login "
             "and check the name"
         ) from error
     return str(address)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
@@ -231,14 +241,17 @@ def parse_weights(text: str) -> tuple[float, ...]:
 def one_choice(
     user: str | None, weights: str | None, population: bool, prototype: int | None
 ) -> Choice:
-    """Return the one choice of four options; none is the population. Raises RewardError for
-    several."""
-    given = [
-        option
-        for option, value in (("--user", user), ("--weights", weights), ("--population", population or None),
-                              ("--prototype", prototype))
-        if value is not None
-    ]  # fmt: skip
+    """Return the one choice of four options; none is the population.
+
+    Raises RewardError for several.
+    """
+    options = {
+        "--user": user,
+        "--weights": weights,
+        "--population": population or None,
+        "--prototype": prototype,
+    }
+    given = [option for option, value in options.items() if value is not None]
     if len(given) > 1:
         raise RewardError(f"{' and '.join(given)} exclude each other; give one of them")
     if user is not None:

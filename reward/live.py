@@ -4,44 +4,24 @@ does."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
+from pydantic import JsonValue
 
 from pal.config import EncoderConfig
+from pal.embed.devices import token_budget
 from pal.embed.encoder import EncoderSource, load, locate
-from pal.embed.engines.local import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
-from pal.embed.images import Pointer
 from pal.embed.storage import finite_rows, from_stored, to_stored
 from pal.errors import RewardError
-from pal.reward.rendering import Text
+from pal.files import canonical_json
+from pal.items import Image, Item
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image item, by its encoded bytes."""
-
-    raw: bytes
-
-
-Item = Text | Image
-
-
-class InMemory:
-    """Stands in for stage one's reader of image files: the pointer names a place in a list."""
-
-    def __init__(self, images: Sequence[bytes]) -> None:
-        self.images = images
-
-    def bytes_of(self, pointer: Pointer) -> bytes:
-        return self.images[int(pointer.file)]
 
 
 @dataclass
@@ -59,12 +39,17 @@ class LiveEncoder:
     def __init__(self, source: EncoderSource, device: str) -> None:
         self.source = source
         self.device = device
-        budget = GPU_TOKEN_BUDGET if device.startswith("cuda") else CPU_TOKEN_BUDGET
-        self.encoder: Any = load(source, device, budget, [source.config.layer], False)
+        layers = [source.config.layer]
+        self.encoder: Any = load(source, device, token_budget(device), layers, False)
 
     @classmethod
     def locate(
-        cls, name: str, config: EncoderConfig, digests: Path, spec: dict[str, Any], device: str
+        cls,
+        name: str,
+        config: EncoderConfig,
+        digests: Path,
+        spec: Mapping[str, JsonValue],
+        device: str,
     ) -> LiveEncoder:
         """Find the encoder's files and load them; raises RewardError unless they are those of
         ``spec``.
@@ -73,16 +58,11 @@ class LiveEncoder:
         from.
         """
         source = locate(name, config, digests)
-        changed = sorted(
-            key
-            for key in {*source.spec, *spec} - {"model"}
-            if source.spec.get(key) != spec.get(key)
-        )
+        changed = [key for key in changed_settings(source.spec, spec) if key != "model"]
         if changed:
             raise RewardError(
                 f"encoder {name} differs in {', '.join(changed)} from the one that the head was "
-                "trained on; restore "
-                f"its settings and files, or name the folder that has them"
+                "trained on; restore its settings and files, or name the folder that has them"
             )
         return cls(source, device)
 
@@ -95,10 +75,7 @@ class LiveEncoder:
         return Features(unique.values[torch.tensor(number, dtype=torch.long)], failures)
 
     def _encode(self, items: list[Item]) -> Features:
-        images = [item.raw for item in items if isinstance(item, Image)]
-        if images:
-            self.encoder.reader = InMemory(images)
-        inputs = self.encoder.prepare(table_of(items))
+        inputs = self.encoder.prepare(items)
         failures = {row: message for row, (_, _, message) in inputs.failures.items()}
         dtype = self.source.config.store_dtype
         done: list[tuple[np.ndarray, torch.Tensor]] = []
@@ -121,46 +98,29 @@ class LiveEncoder:
         return Features(values, failures)
 
 
-def table_of(items: Sequence[Item]) -> pa.Table:
-    """Lay items out as stage one reads them."""
-    images = iter(range(len(items)))
-    rows = [
-        {"modality": "text", **_readable(item)}
-        if isinstance(item, Text)
-        else {"modality": "image", "image_file": str(next(images))}
-        for item in items
-    ]
-    columns = {"modality": pa.string(), "text": pa.large_binary(), "context": pa.large_string()}
-    table = pa.Table.from_pylist(rows, pa.schema({**columns, "image_file": pa.string()}))
-    for name in ("image_column", "image_group", "image_row", "image_filter"):
-        table = table.append_column(name, pa.nulls(len(rows)))
-    return table
-
-
-def _readable(item: Text) -> dict[str, Any]:
-    """Return the columns of a text; one with half a surrogate pair stays as it is, for stage one to
-    refuse."""
-    try:
-        (item.context or "").encode()
-    except UnicodeEncodeError:
-        return {"text": (item.context or "").encode(errors="surrogatepass")}
-    return {"text": item.text.encode(errors="surrogatepass"), "context": item.context}
+def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two specifications differ, one of them perhaps read from JSON."""
+    return sorted(
+        key
+        for key in {*one, *other}
+        if canonical_json(one.get(key)) != canonical_json(other.get(key))
+    )
 
 
 def image_of(image: Any) -> Image:
-    """Take an image as bytes, as the path of a file or as a PIL image, whose pixels are kept
-    exactly."""
+    """Take an image as bytes, as the path of a file or as a PIL image, whose pixels are kept."""
     if isinstance(image, bytes | bytearray | memoryview):
-        return Image(bytes(image))
+        return Image.of_bytes(bytes(image))
     if isinstance(image, str | Path):
         try:
-            return Image(Path(image).read_bytes())
-        except OSError as error:
+            return Image.of_bytes(Path(image).read_bytes())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise RewardError(
-                f"cannot read image {image}: {error.strerror}; give an existing file"
+                f"cannot read image {image}: {reason}; give an existing file"
             ) from error
     if not hasattr(image, "save"):
         raise RewardError(f"an image is a path, bytes or a PIL image, not {type(image).__name__}")
     out = io.BytesIO()
     image.save(out, "PNG" if image.mode in PNG_MODES else "TIFF")
-    return Image(out.getvalue())
+    return Image.of_bytes(out.getvalue())

@@ -1,1 +1,8 @@
-"""Many heads from one cache."""
+"""Many heads from one cache: planned, trained in stacks, recorded one by one, the best published.
+
+sweeps/<name>/plan.json         SweepPlan: which heads are trained together, fixed when first seen
+sweeps/<name>/results.parquet   one row per finished head, rewritten whole after every stack
+sweeps/<name>/summary.json      SweepSummary: what ``pal sweep --json`` prints
+sweeps/<name>/best/             the best head by validation, an ordinary run
+sweeps/<name>/study.log         what Optuna remembers, in sweeps that it proposes
+"""

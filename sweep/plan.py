@@ -3,56 +3,68 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 
+from pal.cache.reader import FeatureStore
 from pal.config import Config, TrainConfig, load_overrides
-from pal.errors import ConfigError
+from pal.dataset import PreparedDataset
+from pal.errors import ConfigError, PalError, TrainError
+from pal.evaluate.inputs import open_inputs
 from pal.files import digest
-from pal.train.heads.head import heads, resolve
+from pal.records import Record
+from pal.train.build import heads, resolve
+from pal.train.relevant import relevant_settings
 
 OTHER_AXES = {"seed": "seed", "encoder": "encoder", "layer": "embed.{encoder}.layer"}
-# Settings in which the heads of a stack may differ, because they are values and not shapes.
 VALUES = {"lr", "user_lr", "prototype_lr", "scale_lr", "weight_decay"}
+"""settings in which the heads of a stack may differ, because they are values and not shapes"""
+
+
+class Digests(NamedTuple):
+    """Of all that a head is made from, apart from its settings."""
+
+    split: str
+    """of pairs, users, splits and populations"""
+    pairs: str
+    """of pairs and labels"""
+    cache: str
+    """fingerprint of the features"""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One head of a sweep."""
 
-    values: dict[str, Any]
-    """axis -> value"""
+    values: dict[str, JsonValue]
+    """by axis"""
     config: Config
     """with the head's own defaults filled in"""
+    digests: Digests
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """A name made of everything that decides the result: 12 hex digits."""
-        c = self.config
-        encoder = c.embed.encoders.get(c.encoder)
-        decides = {
-            "dataset": c.dataset,
-            "data": c.dataset_config().model_dump(mode="json", exclude={"source"}),
-            "encoder": [c.encoder, encoder.model_dump(mode="json") if encoder else None],
-            "seed": c.seed,
-            "train": c.train.model_dump(mode="json", exclude={"device"}),
-            "halving": c.sweep.halving,
-        }
+        """A name made of all that decides the result, and of nothing else: 12 hex digits.
+
+        Candidates that can only become the same head have the same name: other labels or features
+        are another head, a setting that the head does not read is none.
+        """
+        settings = relevant_settings(self.config.train)
+        decides = [self.digests, self.config.seed, settings, self.config.sweep.halving]
         return digest(decides, 6)
 
-    @property
+    @cached_property
     def world(self) -> str:
         """What must be equal for two heads to read the same features and pairs."""
-        c = self.config
-        layer = c.encoder_config().model_dump(mode="json")
-        return digest(
-            [c.dataset, c.encoder, layer, c.train.users, c.train.pairs_per_user, c.train.view], 6
-        )
+        train = self.config.train
+        return digest([self.digests, train.users, train.pairs_per_user, train.view], 6)
 
-    @property
+    @cached_property
     def shape(self) -> str:
         """What must be equal for two heads to be trained in one stack.
 
@@ -62,55 +74,83 @@ class Candidate:
         mix; solved heads take no steps; and of a head with several starts only one is a result.
         """
         train = self.config.train
-        build, _ = heads()[train.head]
-        if (
-            getattr(build, "is_solved", False)
-            or "batchnorm" in (train.mlp or "")
-            or train.starts > 1
-        ):
+        is_alone = heads()[train.head].is_solved or "batchnorm" in (train.mlp or "")
+        if is_alone or train.starts > 1:
             return self.id
         free = VALUES | ({"k"} if train.head == "pal-a" else set())
         return digest([self.world, train.model_dump(mode="json", exclude=free)], 6)
 
-
-def candidate(config: Config, values: Mapping[str, Any]) -> Candidate:
-    """Return the head with these axis values; raises ConfigError in the words of the settings."""
-    flat: dict[str, Any] = {}
-    encoder = values.get("encoder", config.encoder)
-    for axis, value in values.items():
-        if axis in OTHER_AXES:
-            flat[OTHER_AXES[axis].format(encoder=encoder)] = value
-        elif axis in TrainConfig.model_fields:
-            flat[f"train.{axis}"] = value
-        else:
-            valid = sorted([*OTHER_AXES, *TrainConfig.model_fields])
-            raise ConfigError(f"unknown axis of sweep {axis!r}; valid: {', '.join(valid)}")
-    chosen = load_overrides(config, flat)
-    return Candidate(dict(values), chosen.model_copy(update={"train": resolve(chosen.train)}))
+    def __str__(self) -> str:
+        return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
 
 
-def grid(config: Config) -> Iterator[Candidate]:
-    """Yield all combinations of the axes' values."""
-    axes = config.sweep.axes
-    for values in itertools.product(*axes.values()):
-        yield candidate(config, dict(zip(axes, values, strict=True)))
+class Planner:
+    """Makes candidates of axis values; each dataset and cache is opened once, to know its
+    digests."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._digests: dict[str, Digests] = {}
+
+    def candidate(self, values: Mapping[str, JsonValue]) -> Candidate:
+        """Return the head with these axis values; raises ConfigError in the words of the
+        settings."""
+        flat: dict[str, JsonValue] = {}
+        encoder = values.get("encoder", self.config.encoder)
+        for axis, value in values.items():
+            if axis in OTHER_AXES:
+                flat[OTHER_AXES[axis].format(encoder=encoder)] = value
+            elif axis in TrainConfig.model_fields:
+                flat[f"train.{axis}"] = value
+            else:
+                valid = sorted([*OTHER_AXES, *TrainConfig.model_fields])
+                raise ConfigError(f"unknown axis of sweep {axis!r}; valid: {', '.join(valid)}")
+        chosen = load_overrides(self.config, flat)
+        chosen = chosen.model_copy(update={"train": resolve(chosen.train)})
+        return Candidate(dict(values), chosen, self._digests_of(chosen))
+
+    def grid(self) -> Iterator[Candidate]:
+        """Yield all combinations of the axes' values."""
+        axes = self.config.sweep.axes
+        for values in itertools.product(*axes.values()):
+            yield self.candidate(dict(zip(axes, values, strict=True)))
+
+    def random(self) -> Iterator[Candidate]:
+        """Yield ``sweep.samples`` independent draws of one value per axis, by ``seed``; repeats are
+        left out."""
+        axes = self.config.sweep.axes
+        generator = np.random.default_rng(self.config.seed)
+        seen = set()
+        for _ in range(self.config.sweep.samples):
+            one = self.candidate({a: v[generator.integers(len(v))] for a, v in axes.items()})
+            if one.id not in seen:
+                seen.add(one.id)
+                yield one
+
+    def _digests_of(self, config: Config) -> Digests:
+        key = f"{config.encoder} {config.encoder_config().layer}"  # all that axes can change
+        if key not in self._digests:
+            self._digests[key] = digests_of(*open_inputs(config))
+        return self._digests[key]
 
 
-def random(config: Config) -> Iterator[Candidate]:
-    """Yield ``sweep.samples`` independent draws of one value per axis, by ``seed``; repeats are
-    left out."""
-    generator = np.random.default_rng(config.seed)
-    seen = set()
-    for _ in range(config.sweep.samples):
-        one = candidate(
-            config, {a: v[generator.integers(len(v))] for a, v in config.sweep.axes.items()}
-        )
-        if one.id not in seen:
-            seen.add(one.id)
-            yield one
+def digests_of(dataset: PreparedDataset, store: FeatureStore) -> Digests:
+    return Digests(dataset.split_digest, dataset.pairs_digest, store.fingerprint)
 
 
-def in_stacks(candidates: list[Candidate]) -> list[list[Candidate]]:
+class SweepPlan(Record):
+    """``plan.json``: written before anything is trained, so a folder with one is a sweep."""
+
+    kind: ClassVar[str] = "sweep"
+    file: ClassVar[str] = "plan.json"
+    error: ClassVar[type[PalError]] = TrainError
+    remedy: ClassVar[str] = "run the sweep again, which plans anew"
+
+    stacks: list[list[str]]
+    """ids of the heads that are trained together"""
+
+
+def in_stacks(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Group heads of one shape; in each group, by seed, and equally many heads for every seed.
 
     Heads that fit no such rectangle form groups of one seed each.
@@ -128,12 +168,11 @@ def in_stacks(candidates: list[Candidate]) -> list[list[Candidate]]:
         else:
             groups += [by_seed[seed] for seed in sorted(by_seed)]
     worlds = list(dict.fromkeys(one.world for one in candidates))
-    return sorted(
-        groups, key=lambda group: worlds.index(group[0].world)
-    )  # each world is loaded once
+    # each world is loaded once
+    return sorted(groups, key=lambda group: worlds.index(group[0].world))
 
 
-def split_stack(group: list[Candidate], width: int) -> list[list[Candidate]]:
+def split_stack(group: Sequence[Candidate], width: int) -> list[list[Candidate]]:
     """Cut a group into stacks of at most ``width`` heads that keep whole columns of seeds
     together."""
     seeds = sorted({one.config.seed for one in group})

@@ -1,5 +1,5 @@
-"""Stacks of a sweep spread over devices: one process for each, which takes the next stack when it
-is done.
+"""Stacks of a sweep spread over devices: a process for each, which takes the next stack when it is
+done.
 
 Heads are small, so a device gains more from stacks of its own than from a share of every batch:
 nothing is exchanged but the finished rows, which go through the results file under its lock.
@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from pal.config import Config
 from pal.errors import TrainError
-from pal.sweep.plan import Candidate
+from pal.sweep.stacks import Stack, StackTrainer
 
-if TYPE_CHECKING:
-    from pal.sweep.fit import Sweep
+T = TypeVar("T")
 
-PATIENCE = 1.0
-"""seconds without news after which the parent looks whether all workers live"""
+
+class Done(NamedTuple):
+    """A stack that was trained."""
+
+    heads: int
+    lines: list[str]
+    """what is worth a word"""
 
 
 def devices_of(workers: int | str, device: str) -> list[str]:
@@ -37,82 +44,91 @@ def devices_of(workers: int | str, device: str) -> list[str]:
 
 
 class Workers:
-    """Processes that train stacks of one sweep, alive until ``close``; they end with the process
-    that made them."""
+    """Processes that train stacks of one sweep, one for each device, alive until ``close``.
 
-    def __init__(
-        self, make: Callable[..., Sweep], devices: Sequence[str], report: Callable[[str], None]
-    ) -> None:
-        """``make(device, report)`` gives a worker its sweep; it is pickled, so it holds no open
-        file or lambda."""
+    They end with the process that made them, however that ends.
+    """
+
+    def __init__(self, config: Config, folder: Path, devices: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
-        self.tasks: Any = context.Queue()
-        self.news: Any = context.Queue()
-        self.report = report
         threads = max(1, torch.get_num_threads() // len(devices))
-        self.processes = [
-            context.Process(
-                target=_work, args=(make, device, threads, self.tasks, self.news), daemon=True
-            )
+        self.pools = [
+            ProcessPoolExecutor(1, context, _start, (config, folder, device, threads))
             for device in devices
         ]
-        for process in self.processes:
-            process.start()
+        with _not_interrupted():
+            started = [pool.submit(os.getpid) for pool in self.pools]
+        self.processes: list[int] = []
+        try:
+            self.processes = [_result(future) for future in started]
+        except BaseException:
+            self.close()
+            raise
 
-    def train(self, stacks: Sequence[tuple[list[Candidate], bool]]) -> Iterator[int]:
-        """Train stacks, each with whether it is one; yields the heads of each as it is done, in no
-        order.
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Done]:
+        """Train stacks; yields each as it is done, in no order.
 
-        Raises TrainError if a worker dies or fails; what was finished is on disk by then.
+        Raises TrainError if a worker dies; what was finished is on disk by then.
         """
-        waiting, missing = iter(stacks), len(stacks)
-        for stack in islice(
-            waiting, len(self.processes) + 1
-        ):  # a full pipe would keep this process from ending
-            self.tasks.put(stack)
-        while missing:
-            try:
-                kind, value = self.news.get(timeout=PATIENCE)
-            except queue.Empty:
-                dead = [process.exitcode for process in self.processes if not process.is_alive()]
-                if dead:
-                    raise TrainError(
-                        f"a sweep worker ended (exit code {dead[0]}); run the sweep again"
-                    ) from None
-                continue
-            if kind == "error":
-                raise TrainError(value)
-            if kind == "say":
-                self.report(value)
-            else:
-                missing -= 1
-                for stack in islice(waiting, 1):
-                    self.tasks.put(stack)
-                yield value
+        waiting = iter(stacks)
+        running: dict[Future[Done], ProcessPoolExecutor] = {}
+        idle = list(self.pools)
+        while True:
+            for pool, stack in zip(idle, waiting, strict=False):
+                running[pool.submit(_train, stack)] = pool
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            idle = [running.pop(future) for future in finished]
+            for future in finished:
+                yield _result(future)
 
     def close(self) -> None:
         """End all processes; a stack that one of them is at is lost."""
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.join()
-        self.tasks.cancel_join_thread()
+        for process in multiprocessing.active_children():
+            if process.pid in self.processes:
+                process.terminate()
+        for pool in self.pools:
+            pool.shutdown(cancel_futures=True)
 
 
-def _work(make: Callable[..., Sweep], device: str, threads: int, tasks: Any, news: Any) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the parent is interrupted too, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+def _result(future: Future[T]) -> T:
     try:
-        sweep = make(device, lambda line: news.put(("say", line)))
-        while True:
-            members, stacked = tasks.get()
-            sweep.train_stack(members, stacked)
-            news.put(("done", len(members)))
-    except Exception as error:
-        news.put(("error", f"{type(error).__name__} in a sweep worker: {error}"))
+        return future.result()
+    except BrokenProcessPool as error:
+        raise TrainError(
+            "a sweep worker was ended from outside, perhaps for want of memory; run the sweep again"
+        ) from error
+
+
+@contextmanager
+def _not_interrupted() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C, not even while they import: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_trainer: StackTrainer | None = None
+"""that of this worker process"""
+
+
+def _start(config: Config, folder: Path, device: str, threads: int) -> None:
+    global _trainer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    _trainer = StackTrainer(config, folder, device)
+
+
+def _train(stack: Stack) -> Done:
+    assert _trainer is not None, "_start made it"
+    return Done(len(stack.members), _trainer.train(stack))
 
 
 def _end_with_parent() -> None:

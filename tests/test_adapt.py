@@ -20,26 +20,26 @@ from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config, TrainConfig
 from pal.data.sources.simulated import Simulated
-from pal.dataset import PreparedDataset
-from pal.errors import EvaluationError, PalWarning
+from pal.dataset import PAIRS, DatasetCard, PreparedDataset
+from pal.errors import EvaluationError, PalWarning, TrainError
 from pal.evaluate.few_shot import new_users
-from pal.evaluate.hull import outside_users
+from pal.evaluate.hull import grow_run, outside_users
+from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import load_run
 from pal.evaluate.report import write_report
+from pal.records import write_table
+from pal.train.adapt.active import ask_in_turn
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.grow import grow, outside, surprise
-from pal.train.adapt.map import (
-    Answers,
-    adapt_map,
-    adapt_sgd,
-    make_prior,
-    margins_and_slopes,
-    probability,
-)
+from pal.train.adapt.map import adapt_map, margins_and_slopes, probability
+from pal.train.adapt.prior import make_prior
+from pal.train.build import build_head
 from pal.train.diagnose import warn_about_labels, warn_about_loss
-from pal.train.heads.head import Head, build_head
+from pal.train.heads.head import Head
+from pal.train.loss import logistic
 from pal.train.pairs import Batch, Pairs
 from pal.train.run_record import TrainedHead
-from pal.train.solve.convex import cross_entropy
 
 Configure = Callable[..., Config]
 DIM, USERS, K = 6, 7, 3
@@ -52,8 +52,9 @@ ADAPTABLE = [
 ]
 every_adaptable = pytest.mark.parametrize(("name", "score"), ADAPTABLE)
 SIMULATION = {
-    "dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.k": 3, "train.epochs": 40,
-    "train.user_lr": 2e-2, "data.simulated.users": 60, "data.simulated.unseen_users": 30, "data.simulated.groups": 3,
+    "dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.k": 3,
+    "train.epochs": 40, "train.user_lr": 2e-2, "data.simulated.users": 60,
+    "data.simulated.unseen_users": 30, "data.simulated.groups": 3,
     "data.simulated.pairs_per_user": 80, "data.simulated.validation_pairs_per_user": 40,
     "data.simulated.test_pairs_per_user": 40, "data.simulated.validation_users": 15,
 }  # fmt: skip
@@ -89,9 +90,7 @@ def test_batched_solution_is_that_of_each_user_alone_by_another_solver(
             margin = head.prepared_margin(rows.prepared, head.users.of_logits(logits), rows.user)
             away = logits[0] - prior.mean
             return float(
-                (
-                    cross_entropy(margin, rows.label).sum() + 0.5 * away @ prior.precision @ away
-                ).detach()
+                (logistic(margin, rows.label).sum() + 0.5 * away @ prior.precision @ away).detach()
             )
 
         best = minimize(
@@ -105,15 +104,15 @@ def test_a_user_without_answers_stays_at_the_population(name: str, score: str | 
     head = make(name, score)
     answers = answers_of(head, users=USERS)
     silent = answers.take((answers.user != 2).nonzero().squeeze(1))
-    codes = adapt_map(head, silent, make_prior(head, 1.0)).codes
-    torch.testing.assert_close(codes[2], head.users.population(), rtol=1e-4, atol=1e-5)
+    vectors = adapt_map(head, silent, make_prior(head, 1.0)).vectors
+    torch.testing.assert_close(vectors[2], head.users.population(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_infinite_prior_leaves_everybody_at_the_mean() -> None:
     head = make()
-    codes = adapt_map(head, answers_of(head), make_prior(head, 1e8)).codes
+    vectors = adapt_map(head, answers_of(head), make_prior(head, 1e8)).vectors
     torch.testing.assert_close(
-        codes, head.users.population().expand(USERS, -1), rtol=1e-3, atol=1e-4
+        vectors, head.users.population().expand(USERS, -1), rtol=1e-3, atol=1e-4
     )
 
 
@@ -156,7 +155,7 @@ def test_a_new_user_ends_no_worse_than_in_any_community(
 
     def misfit(logits: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
         margin = head.prepared_margin(answers.prepared, head.users.of_logits(logits), answers.user)
-        fit = torch.zeros(USERS).index_add_(0, answers.user, cross_entropy(margin, answers.label))
+        fit = torch.zeros(USERS).index_add_(0, answers.user, logistic(margin, answers.label))
         return fit + 0.25 * (logits - means).square().sum(dim=1)
 
     ends = []
@@ -181,8 +180,8 @@ def test_answers_that_follow_one_community_lead_into_it() -> None:
         )
     answers.label = torch.sigmoid(margin)
     for spread in ("isotropic", "community"):
-        codes = adapt_map(head, answers, make_prior(head, 0.1, spread)).codes
-        assert codes.argmax(dim=1).tolist() == (torch.arange(USERS) % K).tolist()
+        vectors = adapt_map(head, answers, make_prior(head, 0.1, spread)).vectors
+        assert vectors.argmax(dim=1).tolist() == (torch.arange(USERS) % K).tolist()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +218,32 @@ def test_a_network_that_infers_is_not_optimised() -> None:
         make().infer((), torch.empty(0), torch.empty(0), 1)
 
 
+def test_everybody_is_the_same_where_vectors_are_empty() -> None:
+    head = make("bt-linear", None)
+    answers = answers_of(head)
+    adapted = adapt_map(head, answers, make_prior(head, 0.3))
+    assert adapted.vectors.shape == adapt_sgd(head, answers).vectors.shape == (USERS, 0)
+
+
+def test_questions_are_asked_once_and_end_when_none_is_left() -> None:
+    head = make()
+    pool = answers_of(head, count=2 * USERS)
+    order = ask_in_turn(head, pool, make_prior(head, 0.3), most=3)
+    for user in range(USERS):
+        own = (pool.user == user).nonzero().squeeze(1).tolist()
+        assert sorted(order[:2, user].tolist()) == own
+        assert int(order[2, user]) == -1
+    assert ask_in_turn(head, pool, make_prior(head, 0.3), most=0).shape == (0, USERS)
+
+
+def test_only_heads_with_prototypes_grow() -> None:
+    head = make("lore", None)
+    _, first, second = torch.randn(3, 4, DIM)
+    answers = Batch(None, first, second, torch.zeros(4, dtype=torch.long), torch.ones(4))
+    with pytest.raises(TrainError, match="head lore has no prototypes to add to; grow pal-a"):
+        grow(head, TrainConfig(head="lore", k=K), ["a"], answers, ["b"], count=1, seed=0)
+
+
 @pytest.fixture(scope="module")
 def simulation(
     tmp_path_factory: pytest.TempPathFactory,
@@ -230,13 +255,13 @@ def simulation(
     config = load(None, (), {**SIMULATION, **paths, "evaluate.bootstrap": 200}).config
     pipeline.embed(config)
     pipeline.train(config, "one")
-    trained = load_run(config, "one")
-    return config, trained, *pipeline.open_data_of(config, trained.facts)
+    trained = load_run(config.paths.runs, "one")
+    return config, trained, *inputs_of_run(config.paths, trained.metadata)
 
 
-def accuracy(trained: TrainedHead, judged: Answers, codes: torch.Tensor) -> float:
+def accuracy(trained: TrainedHead, judged: Answers, vectors: torch.Tensor) -> float:
     with torch.no_grad():
-        margin = trained.head.prepared_margin(judged.prepared, codes, judged.user)
+        margin = trained.head.prepared_margin(judged.prepared, vectors, judged.user)
     return float(((margin > 0) == (judged.label > 0.5)).float().mean())
 
 
@@ -245,11 +270,11 @@ def test_answers_help_and_one_answer_does_no_harm(simulation: Any) -> None:
     chosen = config.model_copy(
         update={"adapt": config.adapt.model_copy(update={"shots": (0, 1, 5, 20)})}
     )
-    cells = pipeline.adapt(chosen, "one")["test_unseen"]
-    scores = [cells[f"{n}"]["macro_accuracy"] for n in (0, 1, 5, 20)]
+    cells = pipeline.adapt(chosen, "one").test_unseen
+    scores = [cells[f"{n}"].macro_accuracy for n in (0, 1, 5, 20)]
     assert scores[1] >= scores[0]
     assert scores[3] > scores[0] + 0.05
-    assert {cell["n_pairs"] for cell in cells.values()} == {30 * 40}, (
+    assert {cell.n_pairs for cell in cells.values()} == {30 * 40}, (
         "one set of judged pairs for all shots"
     )
 
@@ -268,8 +293,8 @@ def test_true_weights_are_at_least_as_good_as_learned_ones(configure: Configure)
     )
     pipeline.embed(config)
     pipeline.train(config, "one")
-    trained = load_run(config, "one")
-    dataset, store = pipeline.open_data_of(config, trained.facts)
+    trained = load_run(config.paths.runs, "one")
+    dataset, store = inputs_of_run(config.paths, trained.metadata)
     truth = Simulated(config.data.simulated).truth()
     head = trained.head
     head.item_scale.mean.zero_()  # type: ignore[operator, union-attr]
@@ -279,7 +304,7 @@ def test_true_weights_are_at_least_as_good_as_learned_ones(configure: Configure)
     assert users is not None
     of = dict(zip(truth["users"].tolist(), truth["weights"], strict=True))
     oracle = torch.from_numpy(np.stack([of[name] for name in users.names])).float()
-    learned = adapt_map(head, users.shots(20, 0), make_prior(head, 0.3)).codes
+    learned = adapt_map(head, users.shots(20, 0), make_prior(head, 0.3)).vectors
     assert accuracy(trained, users.judged, oracle) >= accuracy(trained, users.judged, learned)
     assert accuracy(trained, users.judged, learned) > 0.7
 
@@ -306,11 +331,10 @@ def test_asking_what_tells_most_beats_asking_at_random(simulation: Any) -> None:
     cells = {}
     for active in (False, True):
         settings = config.adapt.model_copy(update={"shots": (0, 2), "active": active})
-        cells[active] = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")[
-            "test_unseen"
-        ]
-    assert cells[True]["0"]["macro_accuracy"] == cells[False]["0"]["macro_accuracy"]
-    assert cells[True]["2"]["nll"] < cells[False]["2"]["nll"]
+        found = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
+        cells[active] = found.test_unseen
+    assert cells[True]["0"].macro_accuracy == cells[False]["0"].macro_accuracy
+    assert cells[True]["2"].nll < cells[False]["2"].nll
 
 
 def test_released_protocol_is_labelled_and_leaves_the_metrics_file_alone(simulation: Any) -> None:
@@ -319,8 +343,8 @@ def test_released_protocol_is_labelled_and_leaves_the_metrics_file_alone(simulat
     before = file.read_text()
     settings = config.adapt.model_copy(update={"shots": (5,), "protocol": "released", "repeats": 2})
     result = pipeline.adapt(config.model_copy(update={"adapt": settings}), "one")
-    assert result["protocol"] == "released"
-    assert "test pairs" in result["method"]
+    assert result.protocol == "released"
+    assert "test pairs" in result.method
     assert file.read_text() == before
 
 
@@ -363,27 +387,33 @@ def test_users_outside_the_hull_are_found_and_grown_for_without_touching_the_res
     usual = surprise(trained.head, users.shots(60, 0), prior)
     assert float(outside(surprise(trained.head, answers, prior), usual).float().mean()) > 0.8
     assert float(outside(usual, usual).float().mean()) < 0.1
-    grown = grow(trained, batch, names, count=1, seed=0)
-    old, new = trained.head.state_dict(), grown.head.state_dict()
+    train = trained.metadata.train
+    grown, wider, members = grow(trained.head, train, trained.users, batch, names, count=1, seed=0)
+    assert wider == train.model_copy(update={"k": train.k + 1})
+    assert members == [*trained.users, *(f"new:{name}" for name in names)]
+    old, new = trained.head.state_dict(), grown.state_dict()
     for name, value in old.items():
         kept = new[name][tuple(slice(0, size) for size in value.shape)]
         assert torch.equal(kept, value), name
     everyone = torch.arange(len(trained.users))
     torch.testing.assert_close(
-        grown.head(None, batch.first, batch.second, everyone[batch.user]),
+        grown(None, batch.first, batch.second, everyone[batch.user]),
         trained.head(None, batch.first, batch.second, everyone[batch.user]), rtol=1e-4, atol=1e-4,
     )  # fmt: skip
-    own = torch.arange(len(trained.users), len(grown.users))[batch.user]
-    margin = grown.head(None, batch.first, batch.second, own).detach()
+    own = torch.arange(len(trained.users), len(members))[batch.user]
+    margin = grown(None, batch.first, batch.second, own).detach()
     before = float(surprise(trained.head, answers, prior).mean())
-    assert float(cross_entropy(margin, batch.label).mean()) < 0.5 * before
+    assert float(logistic(margin, batch.label).mean()) < 0.5 * before
 
 
 @pytest.mark.parametrize(
     ("label", "text"),
-    [([1.0] * 6, "every training label prefers the first"), ([0.5] * 6, "all training labels are ties"),
-     ([0.0] * 6, "every training label prefers the second")],
-)  # fmt: skip
+    [
+        ([1.0] * 6, "every training label prefers the first"),
+        ([0.5] * 6, "all training labels are ties"),
+        ([0.0] * 6, "every training label prefers the second"),
+    ],
+)
 def test_one_sided_labels_are_named_with_the_loss_they_lead_to(
     label: list[float], text: str
 ) -> None:
@@ -414,20 +444,27 @@ def test_a_loss_that_did_not_move_is_explained() -> None:
         warn_about_loss(math.log(2.0))
 
 
+def rewrite_pairs(folder: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Change the comparisons of a prepared dataset as nobody should: under the digests it had."""
+    card = DatasetCard.read(folder)
+    changed = change(pl.read_parquet(folder / PAIRS))
+    seal = write_table(folder / PAIRS, changed.to_arrow(), "pairs")
+    card.model_copy(update={"files": {**card.files, PAIRS: seal}}).write(folder)
+
+
 def with_few_answers(config: Config, folder: Path, answers: dict[int, int]) -> Config:
     """Copy a world in which the first users ``n`` keep only ``answers[n]`` adaptation pairs."""
     shutil.copytree(config.paths.data.parent, folder)
-    file = folder / "data" / "simulated" / "pairs.parquet"
-    frame = pl.read_parquet(file)
-    names = (
-        frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))["user_id"]
-        .unique()
-        .sort()
-    )
-    for number, count in answers.items():
-        own = (pl.col("user_id") == names[number]) & (pl.col("split") == "train")
-        frame = frame.filter(~own | (own.cum_sum() <= count))
-    frame.write_parquet(file)
+
+    def keep_few(frame: pl.DataFrame) -> pl.DataFrame:
+        new = frame.filter((pl.col("population") == "unseen") & (pl.col("split") == "test"))
+        names = new["user_id"].unique().sort()
+        for number, count in answers.items():
+            own = (pl.col("user_id") == names[number]) & (pl.col("split") == "train")
+            frame = frame.filter(~own | (own.cum_sum() <= count))
+        return frame
+
+    rewrite_pairs(folder / "data" / "simulated", keep_few)
     paths = {name: folder / name for name in ("data", "cache", "runs")}
     return config.model_copy(update={"paths": config.paths.model_copy(update=paths)})
 
@@ -441,8 +478,8 @@ def with_shots(config: Config, *shots: int) -> Config:
 def test_users_with_too_few_answers_are_counted_not_judged(simulation: Any, tmp_path: Path) -> None:
     config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1, 2: 9})
     result = pipeline.adapt(with_shots(config, 0, 1, 10), "one")
-    assert (result["n_users"], result["n_users_left_out"]) == (27, 3)
-    assert {cell["n_users"] for cell in result["test_unseen"].values()} == {27}, (
+    assert (result.n_users, result.n_users_left_out) == (27, 3)
+    assert {cell.n_users for cell in result.test_unseen.values()} == {27}, (
         "one panel for the whole curve"
     )
     metrics = json.loads((config.paths.runs / "one" / "metrics.json").read_text())
@@ -459,24 +496,22 @@ def test_users_with_too_few_answers_are_counted_not_judged(simulation: Any, tmp_
 def test_fewer_shots_keep_more_users_and_none_keep_all(simulation: Any, tmp_path: Path) -> None:
     config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1, 2: 9})
     found = [pipeline.adapt(with_shots(config, *shots), "one") for shots in ((0, 5), (1,), (0,))]
-    assert [result["n_users_left_out"] for result in found] == [2, 1, 0]
-    assert "harmed_vs_0" in found[1]["test_unseen"]["1"]
+    assert [result.n_users_left_out for result in found] == [2, 1, 0]
+    assert found[1].test_unseen["1"].harmed_vs_0 is not None
 
 
 def test_users_with_few_answers_do_not_hide_those_outside_the_hull(
     simulation: Any, tmp_path: Path
 ) -> None:
     config = with_few_answers(simulation[0], tmp_path / "ragged", {0: 0, 1: 1})
-    trained = load_run(config, "one")
-    dataset, store = pipeline.open_data_of(config, trained.facts)
+    trained = load_run(config.paths.runs, "one")
+    dataset, _ = inputs_of_run(config.paths, trained.metadata)
     contrary = dataset.pairs("test", "unseen")["user_id"].unique().sort()[5]
-    flip = pl.col("user_id") == contrary
-    file = dataset.folder / "pairs.parquet"
-    rows = pl.read_parquet(file)
-    rows.with_columns(
-        label=pl.when(flip).then(1.0 - pl.col("label")).otherwise(pl.col("label"))
-    ).write_parquet(file)
-    far = [user["user_id"] for user in outside_users(trained, dataset, store)]
+    label, flip = pl.col("label"), pl.col("user_id") == contrary
+    flipped = pl.when(flip).then(1.0 - label).otherwise(label)
+    rewrite_pairs(dataset.folder, lambda frame: frame.with_columns(label=flipped))
+    dataset, store = inputs_of_run(config.paths, trained.metadata)
+    far = [user.user_id for user in outside_users(trained, dataset, store)]
     assert far[0] == contrary
     assert len(far) <= 3, "of 28 others a twentieth may be outside by chance"
 
@@ -488,8 +523,8 @@ def test_nobody_with_an_answer_leaves_the_zero_shot_cell(simulation: Any, tmp_pa
     ):
         pipeline.adapt(with_shots(config, 0, 1), "one")
     result = pipeline.adapt(with_shots(config, 0), "one")
-    assert list(result["test_unseen"]) == ["0"]
-    assert (result["n_users"], result["outside_hull"]) == (30, [])
+    assert list(result.test_unseen) == ["0"]
+    assert (result.n_users, result.outside_hull) == (30, [])
 
 
 def test_a_dataset_without_unseen_users_trains_and_evaluates(configure: Configure) -> None:
@@ -499,11 +534,13 @@ def test_a_dataset_without_unseen_users_trains_and_evaluates(configure: Configur
     )
     pipeline.embed(config)
     metrics = pipeline.train(config, "one")
-    assert metrics["test_unseen"] == {}
-    assert metrics["test_seen"]["n_users"] == 6
+    assert metrics.test_unseen == {}
+    assert metrics.test_seen.n_users == 6
     result = pipeline.evaluate(config, ["one", "one"])
     assert "| - " in write_report(config.paths.runs, result)
     with pytest.raises(EvaluationError, match="no unseen users with test pairs"):
         pipeline.adapt(config, "one")
+    trained = load_run(config.paths.runs, "one")
+    inputs = inputs_of_run(config.paths, trained.metadata)
     with pytest.raises(EvaluationError, match="no unseen users to grow for"):
-        pipeline.grow(config, "one", 1)
+        grow_run(trained, *inputs, config.paths.runs, 1, 0, {})

@@ -18,15 +18,20 @@ from hypothesis import strategies as st
 
 from pal.cache import writer as writer_module
 from pal.cache.export import export
+from pal.cache.failures import FailedItem
 from pal.cache.inspect import list_caches, stats, verify
 from pal.cache.plan import make_plan
 from pal.cache.reader import FeatureStore
+from pal.cache.records import Manifest, Provenance, Receipt, Seconds, SpecRecord, Statistics
 from pal.cache.shard import ITEM_BYTES, Shard, contiguous_vectors, write_shard
 from pal.cache.spec import differences, fingerprint, folder_of, make_spec
 from pal.cache.writer import CacheWriter, EncodedShard
 from pal.errors import CacheError, CacheMismatch
 
 DIM = 6
+MADE = Provenance(
+    dataset="toy", encoder="fake", revision="none", untrained=False, dedup_ratio=1.0, seconds=0.0
+)
 
 
 def spec(dtype: str = "float32", **encoder: Any) -> dict[str, Any]:
@@ -44,13 +49,18 @@ def values(count: int, dtype: str = "float32") -> torch.Tensor:
     )
 
 
-def encoded(names: np.ndarray, features: torch.Tensor, dtype: str = "float32") -> EncodedShard:
+def encoded(
+    names: np.ndarray,
+    features: torch.Tensor,
+    dtype: str = "float32",
+    errors: tuple[FailedItem, ...] = (),
+) -> EncodedShard:
     count = len(names)
     raw = features.contiguous().view(torch.uint8).numpy()
-    statistics = {"count": features.numel(), "sum": 0.0, "sum_of_squares": 0.0, "absmax": 1.0}
+    statistics = Statistics(count=features.numel(), sum=0.0, sum_of_squares=0.0, absmax=1.0)
     return EncodedShard(
-        names, np.full(count, 3, np.int32), np.zeros(count, bool), raw, dtype, [],
-        {"read": 0.0, "wait": 0.0, "encode": 0.0}, {"tokens_real": 3 * count, "tokens_padded": 3 * count}, statistics,
+        names, np.full(count, 3, np.int32), np.zeros(count, bool), raw, dtype, statistics,
+        Seconds(encode=0.5), errors, tokens_padded=3 * count,
     )  # fmt: skip
 
 
@@ -64,7 +74,7 @@ def fill(
     for task in writer.pending(tasks):
         part = slice(task.start, task.stop)
         writer.commit(task, encoded(names[part], features[part], dtype), {"pal": "test"})
-    writer.finalize(tasks, {"untrained": False})
+    writer.finalize(tasks, MADE)
     return features
 
 
@@ -113,8 +123,9 @@ def test_vectors_lie_in_one_piece_in_our_own_files() -> None:
     width=st.sampled_from([8, 64]),
 )
 def test_a_foreign_layout_is_never_mistaken_for_ours(
-    tmp_path: Path, rows: int, page_size: int, batch: int, group: int, compression: str, dictionary: bool,
-    version: str, statistics: bool, checksum: bool, page_index: bool, nullable: bool, width: int,
+    tmp_path: Path, rows: int, page_size: int, batch: int, group: int, compression: str,
+    dictionary: bool, version: str, statistics: bool, checksum: bool, page_index: bool,
+    nullable: bool, width: int,
 ) -> None:  # fmt: skip
     """Whatever wrote the file: a row group is accepted only if the slice holds exactly its
     vectors."""
@@ -178,14 +189,14 @@ def test_ids_with_zero_bytes_are_told_apart() -> None:
     writer = CacheWriter(Path("cache"), spec())
     tasks = writer.plan(names, 10)
     writer.commit(tasks[0], encoded(names, values(3)), {})
-    writer.finalize(tasks, {})
+    writer.finalize(tasks, MADE)
     store = FeatureStore.open(Path("cache"))
     assert store.index(names).tolist() == [0, 1, 2]
 
 
 def test_plan_covers_every_row_once() -> None:
     for rows, size in ((1, 8), (8, 8), (9, 8), (100, 7)):
-        tasks = make_plan(rows, size)
+        tasks = make_plan(ids(rows), size)
         assert [row for task in tasks for row in range(task.start, task.stop)] == list(range(rows))
 
 
@@ -212,7 +223,7 @@ def test_a_shard_without_receipt_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     names, features = ids(50), values(50)
     tasks = writer.plan(names, 20)
 
-    def die(path: Path, text: str) -> bool:
+    def die(*arguments: Any) -> bool:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -222,7 +233,7 @@ def test_a_shard_without_receipt_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     assert len(list(Path("cache/shards").glob("*.parquet"))) == 1
     assert writer.pending(tasks) == tasks
     with pytest.raises(CacheError, match="is not finished"):
-        writer.finalize(tasks, {})
+        writer.finalize(tasks, MADE)
     assert torch.equal(fill_rest(writer, tasks, names, features), features)
     assert len(list(Path("cache/shards").glob("*.parquet"))) == 3
 
@@ -233,7 +244,7 @@ def fill_rest(
     for task in writer.pending(tasks):
         part = slice(task.start, task.stop)
         writer.commit(task, encoded(names[part], features[part]), {})
-    writer.finalize(tasks, {})
+    writer.finalize(tasks, MADE)
     return FeatureStore.open(writer.folder).features()
 
 
@@ -246,7 +257,7 @@ def test_the_loser_of_a_race_yields_to_the_winner() -> None:
     other = writer.commit(task, encoded(names, features + 1), {})
     assert winner == same == other
     assert [path.name for path in Path("cache/shards").glob("*.parquet")] == [
-        Path(winner["path"]).name
+        Path(winner.path).name
     ]
 
 
@@ -291,7 +302,7 @@ def test_damage_is_found_refused_and_mended(damage: Any) -> None:
     tasks = writer.plan(ids(50), 20)
     assert writer.pending(tasks) == [tasks[1]]
     assert torch.equal(fill(Path("cache")), features)
-    assert verify(Path("cache"))["rows"] == 50
+    assert verify(Path("cache")).rows == 50
 
 
 def test_verify_hashes_even_what_looks_untouched() -> None:
@@ -314,30 +325,124 @@ def test_verify_finds_values_that_are_not_finite() -> None:
     features[3, 2] = torch.nan
     tasks = writer.plan(ids(10), 10)
     writer.commit(tasks[0], encoded(ids(10), features), {})
-    writer.finalize(tasks, {})
+    writer.finalize(tasks, MADE)
     with pytest.raises(CacheError, match="NaN or infinite"):
         verify(Path("cache"))
 
 
 def test_damaged_bookkeeping_is_one_sentence() -> None:
     fill(Path("cache"))
-    Path("cache/manifest.json").write_text("{")
-    with pytest.raises(
-        CacheError, match="manifest.json is damaged; remove it and run pal embed again"
+    for content in (
+        "{",
+        Path("cache/manifest.json").read_text().replace('"rows": 50', '"rows": 5'),
     ):
-        FeatureStore.open(Path("cache"))
+        Path("cache/manifest.json").write_text(content)
+        with pytest.raises(CacheError, match="manifest.json is damaged.*run pal embed again"):
+            FeatureStore.open(Path("cache"))
     with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
         FeatureStore.open(Path("absent"))
-    Path("cache/plan.parquet").write_bytes(b"x")
-    with pytest.raises(CacheError, match=r"plan.parquet is damaged; remove cache"):
-        CacheWriter(Path("cache"), spec()).plan(ids(50), 20)
+
+
+BOOKKEEPING = ("spec.json", "plan.parquet", "manifest.json", "verified.json", "receipt")
+
+
+@pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_one_bit, damage_by_removal])
+@pytest.mark.parametrize("name", BOOKKEEPING)
+def test_damaged_bookkeeping_is_made_again_and_costs_at_most_its_shard(
+    name: str, damage: Any
+) -> None:
+    features = fill(Path("cache"))
+    path = Path("cache") / name
+    if name == "receipt":
+        path = sorted(Path("cache/shards").glob("part-*.json"))[1]
+    damage(path)
+    writer = CacheWriter(Path("cache"), spec())
+    tasks = writer.plan(ids(50), 20)
+    assert writer.pending(tasks) == ([tasks[1]] if name == "receipt" else [])
+    assert torch.equal(fill(Path("cache")), features)
+    assert torch.equal(FeatureStore.open(Path("cache"), spec()).features(), features)
+    assert verify(Path("cache")).rows == 50
+    assert SpecRecord.read(Path("cache")).spec == spec()
+
+
+def test_a_plan_of_another_order_takes_over_only_shards_of_the_same_items() -> None:
+    """Images are encoded in the order of their source, which may be moved and prepared again."""
+    fill(Path("cache"))
+    names, features = ids(50), values(50)
+    order = np.concatenate([np.arange(20), np.arange(20, 50)[::-1]])
+    writer = CacheWriter(Path("cache"), spec())
+    tasks = writer.plan(names[order], 20)
+    assert writer.pending(tasks) == tasks[1:]
+    for task in tasks[1:]:
+        part = order[task.start : task.stop]
+        writer.commit(task, encoded(names[part], features[part]), {})
+    writer.finalize(tasks, MADE)
+    store = FeatureStore.open(Path("cache"))
+    assert torch.equal(store.gather(store.index(names)), features)
+
+
+def test_what_an_earlier_plan_left_is_cleared() -> None:
+    fill(Path("cache"))
+    Path("cache/plan.parquet").unlink()
+    fill(Path("cache"), rows_per_shard=30)
+    assert len(list(Path("cache/shards").iterdir())) == 4
+    assert verify(Path("cache")).shards == 2
+
+
+def test_a_table_of_errors_that_is_damaged_counts_attempts_from_the_start() -> None:
+    writer = CacheWriter(Path("cache"), spec())
+    names, features = ids(10), values(10)
+    tasks = writer.plan(names, 10)
+    failed = FailedItem(bytes(names[9]), "encode", "RuntimeError", "half a pair: \ud800", 2)
+    writer.commit(tasks[0], encoded(names[:9], features[:9], errors=(failed,)), {})
+    assert writer.earlier_attempts(tasks[0]) == {bytes(names[9]): 2}
+    assert writer.failures(tasks) == {"RuntimeError": 1}
+    path = Path("cache/errors/part-00000-of-00001.parquet")
+    assert pl.read_parquet(path)["message"].to_list() == ["half a pair: ?"]
+    damage_by_one_bit(path)
+    assert writer.earlier_attempts(tasks[0]) == {}
+    assert writer.failures(tasks).total() == 1
+    writer.finalize(tasks, MADE)
+    assert stats(Path("cache")).errors == 1
+
+
+def test_a_receipt_of_another_cache_is_not_believed() -> None:
+    fill(Path("cache"))
+    fill(Path("other"), dtype="float16")
+    for path in Path("other/shards").iterdir():
+        path.rename(Path("cache/shards") / path.name)
+    writer = CacheWriter(Path("cache"), spec())
+    tasks = writer.plan(ids(50), 20)
+    assert writer.pending(tasks) == tasks
+
+
+def test_a_file_that_the_manifest_names_is_checked() -> None:
+    from pal.records import write_tensors
+
+    fill(Path("cache"))
+    writer = CacheWriter(Path("cache"), spec())
+    score = Path("cache/score.safetensors")
+    seal = write_tensors(score, {"weight": torch.ones(1, DIM)})
+    writer.finalize(writer.plan(ids(50), 20), MADE, {score.name: seal})
+    weight = FeatureStore.open(Path("cache")).score_weight()
+    assert weight is not None
+    assert torch.equal(weight, torch.ones(1, DIM))
+    write_tensors(score, {"weight": torch.zeros(1, DIM)})
+    with pytest.raises(CacheError, match="score.safetensors is not the file.*run pal embed again"):
+        FeatureStore.open(Path("cache"))
 
 
 def test_caches_are_listed_with_their_state() -> None:
     fill(Path("cache/toy/fake-1"))
     CacheWriter(Path("cache/toy/fake-2"), spec())
-    states = [(entry["dir"], entry["state"], entry["rows"]) for entry in list_caches(Path("cache"))]
-    assert states == [("cache/toy/fake-1", "complete", 50), ("cache/toy/fake-2", "incomplete", 0)]
+    fill(Path("cache/toy/fake-3"))
+    damage_by_one_bit(Path("cache/toy/fake-3/manifest.json"))
+    states = [(entry.dir, entry.state, entry.rows) for entry in list_caches(Path("cache"))]
+    assert states == [
+        ("cache/toy/fake-1", "complete", 50),
+        ("cache/toy/fake-2", "incomplete", 0),
+        ("cache/toy/fake-3", "damaged", 0),
+    ]
 
 
 def test_width_follows_from_dimension_and_dtype() -> None:
@@ -347,11 +452,12 @@ def test_width_follows_from_dimension_and_dtype() -> None:
 def test_stats_sum_what_the_shards_cost() -> None:
     features = fill(Path("cache"))
     found = stats(Path("cache"))
-    assert (found["rows"], found["shards"], found["dim"]) == (50, 3, features.shape[1])
-    receipts = [json.loads(file.read_text()) for file in Path("cache/shards").glob("part-*.json")]
-    assert found["seconds"]["write"] == pytest.approx(
-        sum(r["seconds"]["write"] for r in receipts), abs=1e-3
-    )
+    assert (found.rows, found.shards, found.dim) == (50, 3, features.shape[1])
+    receipts = [Receipt.read_file(file) for file in Path("cache/shards").glob("part-*.json")]
+    assert found.seconds.encode == 1.5
+    assert found.seconds.write == pytest.approx(sum(r.seconds.write for r in receipts), abs=1e-3)
+    assert (found.tokens_real, found.tokens_padded) == (150, 150)
+    assert Manifest.read(Path("cache")).encoder == "fake"
     with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
         stats(Path("absent"))
 
@@ -363,7 +469,7 @@ def test_an_export_holds_the_same_vectors_under_the_same_ids(kind: str) -> None:
     features = fill(Path("cache"))
     store = FeatureStore.open(Path("cache"))
     made = export(Path("cache"), Path("copy"), kind)
-    assert (made["rows"], made["format"]) == (50, kind)
+    assert (made.rows, made.format) == (50, kind)
     assert json.loads(Path("copy/cache.json").read_text())["fingerprint"] == store.fingerprint
     if kind == "fsl":
         table = pq.read_table("copy/features.parquet")

@@ -88,19 +88,58 @@ def test_unknown_names_list_the_known_ones(options: dict[str, str], words: str) 
 def test_every_setting_of_the_contract_is_there() -> None:
     keys = set(flatten(load().config))
     for key in (
-        "dataset", "encoder", "seed", "data.persona.source", "data.persona.limit", "data.persona.salt",
-        "data.persona.personas", "data.persona.groups", "data.persona.users", "data.persona.unseen_users",
-        "data.persona.pairs_per_user", "data.persona.test_pairs_per_user", "data.persona.noise",
-        "data.simulated.dim", "data.simulated.regime", "data.simulated.map", "embed.minilm.model",
-        "embed.minilm.revision", "embed.minilm.layer", "embed.minilm.pooling", "embed.minilm.max_length",
-        "embed.minilm.compute_dtype", "embed.minilm.store_dtype", "embed.token_budget", "embed.rows_per_shard",
-        "embed.max_error_rate", "train.head", "train.k", "train.latent_dim", "train.mlp", "train.weights",
-        "train.loss", "train.epochs", "train.batch_size", "train.lr", "train.user_lr", "train.prototype_lr",
-        "train.weight_decay", "train.device", "paths.data", "paths.cache", "paths.runs", "paths.sweeps",
-        "paths.exports",
+        "dataset", "encoder", "seed", "data.persona.source", "data.persona.limit",
+        "data.persona.salt", "data.persona.personas", "data.persona.groups", "data.persona.users",
+        "data.persona.unseen_users", "data.persona.pairs_per_user",
+        "data.persona.test_pairs_per_user", "data.persona.noise", "data.simulated.dim",
+        "data.simulated.regime", "data.simulated.map", "embed.minilm.model",
+        "embed.minilm.revision", "embed.minilm.layer", "embed.minilm.pooling",
+        "embed.minilm.max_length", "embed.minilm.compute_dtype", "embed.minilm.store_dtype",
+        "embed.token_budget", "embed.rows_per_shard", "embed.max_error_rate", "train.head",
+        "train.k", "train.latent_dim", "train.mlp", "train.weights", "train.loss", "train.epochs",
+        "train.batch_size", "train.lr", "train.user_lr", "train.prototype_lr", "train.weight_decay",
+        "train.device", "paths.data", "paths.cache", "paths.runs", "paths.sweeps", "paths.exports",
     ):  # fmt: skip
         assert key in keys
 
 
 def test_no_shipped_encoder_runs_code_of_its_repository() -> None:
     assert not any(encoder.trust_remote_code for encoder in load().config.embed.encoders.values())
+
+
+def test_a_preset_gives_way_to_what_was_typed_and_not_to_repeated_defaults() -> None:
+    Path("pipeline.yaml").write_text("train: {lr: 7.0e-4, epochs: 20}\n")  # 20 is the default
+    settings = load(None, ["train.user_lr=0.25"], {"train.head": "pal-b-t2i"})
+    train = settings.config.train
+    assert (train.lr, train.user_lr, train.epochs, train.head) == (7e-4, 0.25, 50, "pal-b")
+    assert settings.origins["train.epochs"] == "preset pal-b-t2i"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [x, x]\nb: *a\n", "not valid YAML"),
+        ("\ufefftrain: {k: 3}\n", ""),
+    ],
+)
+def test_yaml_has_no_aliases_and_may_have_a_byte_order_mark(text: str, words: str) -> None:
+    Path("pipeline.yaml").write_text(text, encoding="utf-8")
+    if not words:
+        assert load().config.train.k == 3
+        return
+    with pytest.raises(ConfigError, match=words):
+        load()
+
+
+def test_other_encodings_and_broken_values_are_sentences() -> None:
+    with pytest.raises(ConfigError, match="--set train.k=\\[1: the value is not valid YAML"):
+        load(None, ["train.k=[1"])
+    Path("pipeline.yaml").write_bytes("train: {k: 3} # ü".encode("utf-16"))
+    with pytest.raises(ConfigError, match="is not UTF-8; save it as UTF-8"):
+        load()
+
+
+def test_the_file_at_the_root_is_the_built_in_reference_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    assert not (root / "pipeline.yaml").is_symlink()
+    assert (root / "pipeline.yaml").read_text() == (root / "pal" / "pipeline.yaml").read_text()

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pal.chance import bucket, draw, normals, words
-from pal.config import Config, DatasetConfig
+from pal.config import Config, DatasetConfig, flatten, load
+from pal.data import sources
+from pal.data.adapter import Adapter
 from pal.data.build import prepare
 from pal.data.comparisons import Chunk
-from pal.data.sources import ADAPTERS
+from pal.data.groups import least_joined
+from pal.data.sources import adapter_for, adapters
 from pal.data.sources.simulated import Simulated
-from pal.data.split import split_of
-from pal.dataset import PreparedDataset, item_id
-from pal.errors import DataError
+from pal.data.splits import split_of
+from pal.dataset import PreparedDataset
+from pal.errors import ConfigError, DataError
+from pal.items import item_id
 
 Configure = Callable[..., Config]
+
+
+SIZES: dict[str, Any] = {
+    "users": 6,
+    "pairs_per_user": 10,
+    "validation_pairs_per_user": 5,
+    "test_pairs_per_user": 5,
+}
 
 
 def write_persona(folder: Path, name: str, statements: int) -> None:
@@ -44,12 +60,8 @@ def write_persona(folder: Path, name: str, statements: int) -> None:
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(
-        config.dataset,
-        config.dataset_config(),
-        Path(folder) / config.dataset,
-        ADAPTERS[config.dataset],
-    )
+    name, settings = config.dataset, config.dataset_config()
+    return prepare(name, settings, Path(folder) / name, adapter_for(name, settings))
 
 
 def persona_config(configure: Configure, folder: Path, /, **options: object) -> Config:
@@ -181,16 +193,16 @@ def test_row_order_of_the_source_changes_nothing(configure: Configure, source: P
         random.Random(0).shuffle(lines)
         file.write_text("\n".join(lines))
     second = prepared(persona_config(configure, source), "second").card
-    assert first["digests"] == second["digests"]
-    assert first["split_digest"] == second["split_digest"]
+    assert first.digests == second.digests
+    assert first.split_digest == second.split_digest
 
 
 def test_salt_changes_the_split(configure: Configure, source: Path) -> None:
     cards = [
         prepared(persona_config(configure, source, salt=salt), salt).card for salt in ("a", "b")
     ]
-    assert cards[0]["split_digest"] != cards[1]["split_digest"]
-    assert cards[0]["digests"]["items"] == cards[1]["digests"]["items"]
+    assert cards[0].split_digest != cards[1].split_digest
+    assert cards[0].digests.items == cards[1].digests.items
 
 
 def test_bad_rows_become_rejects_with_their_place(configure: Configure, source: Path) -> None:
@@ -200,12 +212,12 @@ def test_bad_rows_become_rejects_with_their_place(configure: Configure, source: 
         good + '{"question": 5}\nnot json\n' + good.splitlines()[0] + '\n{"question": "q"}\n'
     )
     dataset = prepared(persona_config(configure, source))
-    rejects = pl.read_parquet(dataset.folder / "rejects.parquet")
+    rejects = pl.DataFrame(pl.from_arrow(dataset.rejects()))
     assert rejects["source_row"].to_list() == [
         f"interest-in-art.jsonl:{n:06d}" for n in (101, 102, 103, 104)
     ]
     assert rejects["reason"].to_list() == ["malformed", "malformed", "repeated", "malformed"]
-    assert dataset.card["rejects"] == {"malformed": 3, "repeated": 1}
+    assert dataset.card.rejects == {"malformed": 3, "repeated": 1}
 
 
 def test_preparing_twice_writes_once(configure: Configure, source: Path) -> None:
@@ -214,7 +226,7 @@ def test_preparing_twice_writes_once(configure: Configure, source: Path) -> None
     stamp = first.stat().st_mtime_ns
     prepared(config)
     without_source = config.dataset_config().model_copy(update={"source": None})
-    prepare("persona", without_source, first.parent, ADAPTERS["persona"])
+    prepare("persona", without_source, first.parent, adapters()["persona"])
     assert first.stat().st_mtime_ns == stamp
     write_persona(source, "interest-in-art", 120)
     prepared(config)
@@ -232,7 +244,7 @@ def test_other_settings_are_prepared_from_the_recorded_source(
             "data.persona.personas": ["interest-in-art"],
         }
     )
-    assert prepared(config).card["source"] == str(source)
+    assert prepared(config).card.source == str(source)
 
 
 def test_a_failing_source_leaves_the_old_dataset(configure: Configure, source: Path) -> None:
@@ -294,9 +306,9 @@ def test_repeats_of_a_comparison_keep_their_own_rows(configure: Configure) -> No
     config = configure({"dataset": "simulated"})
     once = prepare("simulated", config.dataset_config(), Path("once"), Simulated)
     twice = prepare("simulated", config.dataset_config(), Path("twice"), Twice)
-    assert twice.card["counts"]["pairs"] == 2 * once.card["counts"]["pairs"]
-    assert twice.card["counts"]["items"] == once.card["counts"]["items"]
-    assert twice.pairs()["pair_id"].n_unique() == twice.card["counts"]["pairs"]
+    assert twice.card.counts.pairs == 2 * once.card.counts.pairs
+    assert twice.card.counts.items == once.card.counts.items
+    assert twice.pairs()["pair_id"].n_unique() == twice.card.counts.pairs
 
 
 def test_simulated_answers_follow_the_planted_margins(configure: Configure) -> None:
@@ -334,10 +346,216 @@ def test_reading_a_split_returns_only_that_split(configure: Configure) -> None:
 def test_a_damaged_dataset_is_one_sentence(configure: Configure) -> None:
     dataset = prepared(configure({"dataset": "simulated"}))
     (dataset.folder / "pairs.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"cannot read .*pairs.parquet"):
+    sentence = r"pairs.parquet is damaged: .*; run: pal prepare --dataset simulated"
+    with pytest.raises(DataError, match=sentence):
         dataset.pairs()
-    with pytest.raises(DataError, match="holds no prepared dataset; run: pal prepare"):
+    with pytest.raises(DataError, match="dataset.json does not exist; run: pal prepare"):
         PreparedDataset.open(Path("data/absent"))
+
+
+def spoil(file: Path) -> None:
+    """Change one byte in the middle of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("file", ["items.parquet", "pairs.parquet", "rejects.parquet", "truth.npz"])
+@pytest.mark.parametrize("how", ["changed", "cut", "gone", "swapped"])
+def test_a_damaged_table_is_prepared_anew(
+    file: str, how: str, configure: Configure, source: Path
+) -> None:
+    dataset = prepared(persona_config(configure, source))
+    other = prepared(persona_config(configure, source, salt="other"), "other")
+    path = dataset.folder / file
+    whole = path.read_bytes()
+    match how:
+        case "changed":
+            spoil(path)
+        case "cut":
+            path.write_bytes(whole[:-10])
+        case "gone":
+            path.unlink()
+        case "swapped" if file != "rejects.parquet":  # those of both are empty
+            path.write_bytes((other.folder / file).read_bytes())
+    without_source = persona_config(configure, source).dataset_config()
+    without_source = without_source.model_copy(update={"source": None})
+    prepare("persona", without_source, dataset.folder, adapters()["persona"])
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_card_is_prepared_anew_from_a_given_source(
+    configure: Configure, source: Path
+) -> None:
+    config = persona_config(configure, source)
+    card = prepared(config).folder / "dataset.json"
+    whole = card.read_bytes()
+    spoil(card)
+    without_source = config.dataset_config().model_copy(update={"source": None})
+    with pytest.raises(DataError, match=r"dataset.json is damaged.*is not known; run: pal prepare"):
+        prepare("persona", without_source, card.parent, adapters()["persona"])
+    prepared(config)
+    assert card.read_bytes() == whole
+
+
+def test_a_damaged_card_of_generated_data_needs_no_source(configure: Configure) -> None:
+    config = configure({"dataset": "simulated"})
+    card = prepared(config).folder / "dataset.json"
+    whole = card.read_bytes()
+    spoil(card)
+    prepared(config)
+    assert card.read_bytes() == whole
+
+
+def test_another_datasets_folder_is_prepared_anew(configure: Configure) -> None:
+    first = prepared(configure({"dataset": "simulated"}))
+    first.folder.rename(first.folder.with_name("demo"))
+    dataset = prepared(configure({"dataset": "demo", "data.demo.limit": 200}))
+    assert dataset.name == PreparedDataset.open(dataset.folder).name == "demo"
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(configure: Configure) -> None:
+    Path("data/demo").mkdir(parents=True)
+    Path("data/demo/thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="exists and is no dataset of ours, so it is not replaced"):
+        prepared(configure({"dataset": "demo"}))
+    assert [path.name for path in Path("data/demo").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["../out", "", "a/b", ".hidden", "sources", "x" * 101])
+def test_a_name_that_cannot_be_a_folders_is_refused_first(name: str, configure: Configure) -> None:
+    def never(config: object) -> Adapter:
+        raise AssertionError("work began")
+
+    settings = configure({"dataset": "demo"}).dataset_config()
+    with pytest.raises(ConfigError, match="dataset"):
+        prepare(name, settings, Path("data") / name, never)
+
+
+def test_ids_and_digests_are_those_of_earlier_versions(configure: Configure) -> None:
+    card = prepared(configure({"dataset": "simulated"})).card
+    assert card.digests.items.startswith("23b2403a5aadb65b")
+    assert card.digests.pairs.startswith("56351d841ae36e84")
+    assert card.split_digest.startswith("8aa226242ac9b566")
+
+
+# Datasets by name
+
+
+MINE = """
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pal.config import GroupedStatementsConfig
+from pal.data.adapter import Adapter, Part
+from pal.data.sources.statements import Statement, ask
+
+
+class MoodConfig(GroupedStatementsConfig):
+    needs_source: ClassVar[bool] = False
+    groups: int = 2
+    words: tuple[str, ...] = ("glad", "calm")
+
+
+class Moods(Adapter):
+    name = "mine"
+    Settings = MoodConfig
+    licence = origin = "made here"
+
+    def inputs(self) -> dict[str, str]:
+        return {}
+
+    def parts(self) -> Sequence[Part]:
+        rows = [
+            Statement(f"{word} {n}", k, n % 2 == 0)
+            for k, word in enumerate(self.config.words)
+            for n in range(60)
+        ]
+        return [lambda: ask(rows, self.config)]
+"""
+
+
+@pytest.fixture
+def one_more_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    Path("more").mkdir()
+    Path("more/moods.py").write_text(MINE)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(Path("more").resolve())])
+    adapters.cache_clear()
+    yield
+    sys.modules.pop("pal.data.sources.moods", None)
+    adapters.cache_clear()
+
+
+def test_a_dataset_is_one_file(one_more_file: None, configure: Configure) -> None:
+    sizes = {f"data.mine.{key}": value for key, value in SIZES.items()}
+    config = configure({"dataset": "mine", "data.mine.words": ["red", "blue"], **sizes})
+    assert flatten(config)["data.mine.words"] == ["red", "blue"]
+    dataset = prepared(config)
+    assert dataset.card.counts.seen_users == 6
+    texts = dataset.items(["text"]).column("text").to_pylist()
+    assert {text.split()[0] for text in texts} == {"red", "blue"}
+
+
+def test_every_source_has_settings_of_its_own_and_no_two_share_a_name() -> None:
+    found = adapters()
+    assert len({adapter for adapter in found.values()}) == len(found) == 12
+    assert all(issubclass(adapter.Settings, DatasetConfig) for adapter in found.values())
+    assert "tldr-length" in found
+    assert "tldr-real" in found
+
+
+def test_datasets_of_own_names_are_read_by_their_kind(
+    configure: Configure, source: Path, tmp_path: Path
+) -> None:
+    settings = {"kind": "persona", "source": str(source), "groups": 1, **SIZES}
+    settings["personas"] = ["interest-in-art"]
+    config = configure({"dataset": "mine", "data.mine": settings, "data.yours.kind": "simulated"})
+    dataset = prepared(config)
+    assert (dataset.name, dataset.folder) == ("mine", Path("data/mine"))
+    assert dataset.card.settings["kind"] == "persona"
+    assert dataset.card.counts.seen_users == 6
+    assert flatten(config)["data.yours.dim"] == 16
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    missing = configure({"dataset": "mine", "data.mine": settings | {"source": "gone"}})
+    with pytest.raises(DataError, match="the source 'gone' of dataset mine does not exist"):
+        prepared(missing)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.mine.source=x"], ["unknown key of data 'mine'", "data.mine.kind=pairs"]),
+        (["data.mine.kind=pears"], ["data.mine.kind = 'pears'", "did you mean 'pairs'"]),
+        (["data.mine={kind: pairs}", "data.mien.limit=1"], ["'mien'", "did you mean 'mine'"]),
+        (["data.mine={kind: pairs, sauce: x}"], ["key of data.mine 'sauce'", "mean 'source'"]),
+        (["data.mine={kind: pairs, columns: {usr: x}}"], ["data.mine.columns 'usr'", "user_id"]),
+        (["data.mine={kind: tldr-real, seen_workers: 0}"], ["data.mine.seen_workers = 0"]),
+        (["data={a/b: {kind: pairs}}"], ["'a/b' cannot be the name of a dataset"]),
+        (["data.sources.kind=pairs"], ["'sources' is a folder of code"]),
+        (["data.demo=5"], ["data.demo = 5 is not valid"]),
+        (["data=5"], ["data = 5 is not valid"]),
+    ],
+)
+def test_bad_settings_of_datasets_are_one_sentence(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), max_size=30))
+def test_prompts_that_share_items_are_one_group(edges: list[tuple[int, int]]) -> None:
+    numbers = {item: number for number, item in enumerate(sorted({item for _, item in edges}))}
+    prompt = np.array([prompt for prompt, _ in edges], dtype=int)
+    item = np.array([numbers[item] for _, item in edges], dtype=int)
+    least = list(range(10))
+    for _ in range(10):
+        for one, a in edges:
+            for other, b in edges:
+                if a == b:
+                    least[one] = least[other] = min(least[one], least[other])
+    assert least_joined(10, prompt, item).tolist() == least
 
 
 def test_persona_files_as_published(configure: Configure, persona_source: Path) -> None:
@@ -347,13 +565,13 @@ def test_persona_files_as_published(configure: Configure, persona_source: Path) 
         "data.persona.groups": 6,
     }
     card = prepared(configure(options)).card
-    assert card["counts"]["items"] == 6 * 1000 * 3
-    assert card["rejects"] == {}
+    assert card.counts.items == 6 * 1000 * 3
+    assert card.rejects == {}
 
 
 def test_demo_statements_are_unique_and_split_80_10_10(configure: Configure) -> None:
     config = configure({"dataset": "demo", "data.demo.groups": 6, "data.demo.limit": None})
-    statements = ADAPTERS["demo"](config.dataset_config()).statements()  # type: ignore[attr-defined]
+    statements = adapters()["demo"](config.dataset_config()).statements()  # type: ignore[attr-defined]
     assert len({s.question for s in statements}) == len(statements) == 6 * 15 * 20
     shares = [
         sum(split_of("v1", s.question) == name for s in statements)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import torch
 
@@ -24,7 +23,9 @@ from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer, random_mo
 from pal.embed.encoders.text import TextEncoder, pool
 from pal.embed.peak import flops_per_token, matrix_rate
 from pal.embed.storage import finite_rows, from_stored, to_stored
-from pal.errors import EncoderError
+from pal.embed.weights import DigestMemory
+from pal.errors import ConfigError, EncoderError
+from pal.items import Text
 
 Configure = Callable[..., Config]
 TEXTS = [
@@ -46,7 +47,7 @@ def encoder(family: str, **settings: Any) -> TextEncoder:
 def encode(
     made: TextEncoder, texts: list[str], batch: int | None = None, tap: int = 0
 ) -> torch.Tensor:
-    inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
+    inputs = made.prepare([Text(text) for text in texts])
     rows, size = np.arange(len(texts)), batch or len(texts)
     parts = [
         made.encode(made.load_batch(inputs, rows[i : i + size])) for i in range(0, len(rows), size)
@@ -91,7 +92,7 @@ def test_pooling_finds_the_real_tokens_on_either_side() -> None:
 def test_long_texts_are_cut_at_the_chosen_end_and_marked(side: str, kept: slice) -> None:
     made = encoder("gpt2", max_length=10, truncation_side=side)
     text = "0123456789abcdefghij"
-    inputs = made.prepare(pa.table({"modality": ["text"] * 2, "text": [text, "short"]}))
+    inputs = made.prepare([Text(text), Text("short")])
     assert inputs.truncated.tolist() == [True, False]
     assert inputs.n_tokens.tolist() == [10, 7]
     cut = made.renderer.tokenizer.decode(inputs.payload.ids[:10], skip_special_tokens=True)
@@ -122,9 +123,9 @@ def test_overflow_is_refused_with_the_remedy() -> None:
 def test_cached_features_equal_live_ones(configure: Configure) -> None:
     config = configure()
     result = pipeline.embed(config)
-    assert result["untrained"]
-    assert result["encoded"] == result["items_unique"] == 600
-    store = FeatureStore.open(Path(result["dir"]))
+    assert result.untrained
+    assert result.encoded == result.items_unique == 600
+    store = FeatureStore.open(Path(result.dir))
     items = pl.from_arrow(pipeline.prepare(config).items()).sample(20, seed=0)
     source = locate("tiny-text", config.encoder_config(), Path(".digests.json"))
     live = encode(TextEncoder.load(source, "cpu", 10_000), items["text"].to_list(), batch=1)
@@ -137,7 +138,7 @@ def test_a_rerun_encodes_nothing_and_loads_no_model(
 ) -> None:
     config = configure()
     first = pipeline.embed(config)
-    manifest = Path(first["dir"]) / "manifest.json"
+    manifest = Path(first.dir) / "manifest.json"
     stamp = manifest.stat().st_mtime_ns
 
     def refuse(*_: Any) -> None:
@@ -145,7 +146,7 @@ def test_a_rerun_encodes_nothing_and_loads_no_model(
 
     monkeypatch.setattr(encoder_module, "load", refuse)
     second = pipeline.embed(config)
-    assert (second["encoded"], second["reused"]) == (0, first["encoded"])
+    assert (second.encoded, second.reused) == (0, first.encoded)
     assert manifest.stat().st_mtime_ns == stamp
     assert Path("cache/demo/tiny-text/manifest.json").samefile(manifest)
 
@@ -159,7 +160,7 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
             config.model_copy(
                 update={"paths": config.paths.model_copy(update={"cache": Path("whole")})}
             )
-        )["dir"]
+        ).dir
     )
     original, done = run_module.CacheWriter.commit, []
 
@@ -174,13 +175,13 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
         with pytest.raises(KeyboardInterrupt):
             pipeline.embed(config)
     result = pipeline.embed(config)
-    assert (result["encoded"], result["reused"]) == (400, 200)
+    assert (result.encoded, result.reused) == (400, 200)
     for path in (whole / "shards").glob("*.parquet"):
-        assert path.read_bytes() == (Path(result["dir"]) / "shards" / path.name).read_bytes()
+        assert path.read_bytes() == (Path(result.dir) / "shards" / path.name).read_bytes()
 
 
 def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
-    base = pipeline.embed(configure())["dir"]
+    base = pipeline.embed(configure()).dir
     for change in (
         {"layer": -2},
         {"pooling": "last"},
@@ -188,7 +189,7 @@ def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
         {"max_length": 9},
     ):
         assert (
-            pipeline.embed(configure({f"embed.tiny-text.{k}": v for k, v in change.items()}))["dir"]
+            pipeline.embed(configure({f"embed.tiny-text.{k}": v for k, v in change.items()})).dir
             != base
         )
     for change in (
@@ -196,7 +197,7 @@ def test_what_changes_values_changes_the_folder(configure: Configure) -> None:
         {"embed.token_budget": 100},
         {"embed.tiny-text.padding_side": "left"},
     ):
-        assert pipeline.embed(configure(change))["dir"] == base
+        assert pipeline.embed(configure(change)).dir == base
 
 
 def test_failed_items_are_rows_of_the_errors_table(
@@ -213,16 +214,15 @@ def test_failed_items_are_rows_of_the_errors_table(
 
     monkeypatch.setattr(TextEncoder, "encode", fail_on_some)
     result = pipeline.embed(configure())
-    assert (result["encoded"], result["errors"]) == (598, 2)
-    errors = pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")
+    assert (result.encoded, result.errors) == (598, 2)
+    errors = pl.read_parquet(Path(result.dir) / "errors" / "*.parquet")
     assert sorted(zip(errors["stage"], errors["error_class"], strict=True)) == [
         ("encode", "RuntimeError"),
         ("nonfinite", "NonFinite"),
     ]
-    trained = pipeline.train(
-        configure({"train.head": "pal-b"})
-    )  # pairs of failed items are left out
-    assert trained["test_seen"]["n_pairs"] > 0
+    # pairs of failed items are left out
+    trained = pipeline.train(configure({"train.head": "pal-b"}))
+    assert trained.test_seen.n_pairs > 0
     monkeypatch.setattr(
         TextEncoder, "encode", lambda made, batch: fail_twelve(original, made, batch)
     )
@@ -248,6 +248,27 @@ def test_the_wrong_encoder_for_a_dataset_is_one_sentence(configure: Configure) -
         pipeline.embed(configure({"embed.tiny-text.model": "random:nothing"}))
 
 
+def test_what_cannot_name_a_folder_is_refused_before_any_work(configure: Configure) -> None:
+    dataset = pipeline.prepare(configure())
+    config = configure({"encoder": "a/b", "embed.a/b.model": "random:bert"})
+    with pytest.raises(ConfigError, match="'a/b' cannot be the name of an encoder"):
+        run_module.locate_cache(config, dataset)
+    assert not Path("cache").exists()
+
+
+def test_a_damaged_memory_of_hashes_is_an_empty_one() -> None:
+    Path("weights").write_bytes(b"abc")
+    memory = DigestMemory(Path(".digests.json"))
+    right = memory.sha256(Path("weights"))
+    memory.save()
+    assert DigestMemory(Path(".digests.json")).known
+    for damaged in ("[]", "{}", "{", Path(".digests.json").read_text().replace(right[:8], "0" * 8)):
+        Path(".digests.json").write_text(damaged)
+        again = DigestMemory(Path(".digests.json"))
+        assert not again.known
+        assert again.sha256(Path("weights")) == right
+
+
 def test_weights_that_cannot_be_had_are_one_sentence(configure: Configure) -> None:
     settings = {"encoder": "mine", "embed.mine.model": "no/such-model"}
     with pytest.raises(
@@ -266,7 +287,7 @@ def test_a_local_folder_is_read_and_its_path_is_not_part_of_the_specification(
         random_model("bert").save_pretrained(name)
         byte_tokenizer().save_pretrained(name)
     dirs = [
-        pipeline.embed(configure({"encoder": "mine", "embed.mine.model": name}))["dir"]
+        pipeline.embed(configure({"encoder": "mine", "embed.mine.model": name})).dir
         for name in ("one", "two")
     ]
     assert dirs[0] == dirs[1]
@@ -307,6 +328,6 @@ def test_the_share_of_the_peak_counts_the_matrices_that_real_tokens_meet(
     assert flops_per_token(torch.nn.Sequential(table, matrix)) == 2 * 8 * 4
     assert matrix_rate("cpu", torch.float32, size=64) > 0
     made = encoder("bert")
-    inputs = made.prepare(pa.table({"modality": ["text"] * 2, "text": ["abc", "a longer text"]}))
+    inputs = made.prepare([Text("abc"), Text("a longer text")])
     one, both = (made.flops(inputs, np.arange(n)) for n in (1, 2))
     assert both / one == pytest.approx(inputs.n_tokens.sum() / inputs.n_tokens[0])

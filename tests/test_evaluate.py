@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from pal import pipeline
 from pal.config import Config
 from pal.errors import EvaluationError
+from pal.evaluate.compare import compare
+from pal.evaluate.free import FreeBaseline
 from pal.evaluate.metrics import (
     bootstrap_interval,
     brier,
@@ -23,6 +26,7 @@ from pal.evaluate.metrics import (
     summarize,
     user_means,
 )  # fmt: skip
+from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import as_markdown
 
 Configure = Callable[..., Config]
@@ -70,8 +74,8 @@ def test_swapping_items_changes_no_metric() -> None:
     other = summarize(
         np.where(swap, -margin, margin), np.where(swap, 1 - label, label), users, 100, 15
     )
-    for key, value in summarize(margin, label, users, 100, 15).items():
-        assert other[key] == pytest.approx(value)
+    for key, value in summarize(margin, label, users, 100, 15).model_dump().items():
+        assert getattr(other, key) == pytest.approx(value)
 
 
 def trained(configure: Configure, **options: object) -> Config:
@@ -85,7 +89,8 @@ def trained(configure: Configure, **options: object) -> Config:
 def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
     config = trained(configure)
     metrics = pipeline.train(config, "run")
-    assert json.loads(Path("runs/run/metrics.json").read_text()) == metrics
+    assert Metrics.read(Path("runs/run")) == metrics
+    assert metrics.test_seen is not None
     frame = pl.read_parquet("runs/run/predictions.parquet")
     assert frame.columns == ["pair_id", "user_id", "split", "population", "margin", "p", "label"]
     assert set(frame.select("split", "population").unique().rows()) == {
@@ -95,19 +100,19 @@ def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
     }
     seen = frame.filter((pl.col("split") == "test") & (pl.col("population") == "seen"))
     right = seen.with_columns(right=(pl.col("margin") > 0) == (pl.col("label") == 1.0))
-    assert metrics["test_seen"]["accuracy"] == pytest.approx(right["right"].mean())
+    assert metrics.test_seen.accuracy == pytest.approx(right["right"].mean())
     per_user = right.group_by("user_id").agg(pl.col("right").mean())["right"]
-    assert metrics["test_seen"]["macro_accuracy"] == pytest.approx(per_user.mean())
-    assert metrics["test_seen"]["n_users"] == 6
-    low, high = metrics["test_seen"]["macro_ci95"]
-    assert low <= metrics["test_seen"]["macro_accuracy"] <= high
-    assert metrics["test_unseen"]["0"]["n_users"] == 4
+    assert metrics.test_seen.macro_accuracy == pytest.approx(per_user.mean())
+    assert metrics.test_seen.n_users == 6
+    low, high = metrics.test_seen.macro_ci95
+    assert low <= metrics.test_seen.macro_accuracy <= high
+    assert metrics.test_unseen["0"].n_users == 4
 
 
 def test_evaluating_again_gives_the_same_metrics(configure: Configure) -> None:
     config = trained(configure)
     metrics = pipeline.train(config, "run")
-    assert pipeline.evaluate(config, ["run"])["runs"] == [metrics]
+    assert pipeline.evaluate(config, ["run"]).runs == [metrics]
 
 
 def test_a_run_is_not_judged_on_another_split(configure: Configure) -> None:
@@ -126,8 +131,57 @@ def test_a_missing_or_damaged_run_is_one_sentence(configure: Configure) -> None:
         pipeline.evaluate(config, ["absent"])
     pipeline.train(config, "run")
     Path("runs/run/head.safetensors").write_bytes(b"12345678")
-    with pytest.raises(EvaluationError, match="the head in runs/run is damaged"):
+    with pytest.raises(EvaluationError, match=r"runs/run/head.safetensors is damaged.*train --run"):
         pipeline.evaluate(config, ["run"])
+    with pytest.raises(EvaluationError, match="cannot be the name of a run"):
+        pipeline.evaluate(config, ["../run"])
+
+
+def test_metrics_have_the_keys_of_the_contract_and_no_number_that_is_none() -> None:
+    cell = summarize(np.zeros(4), np.full(4, 0.5), np.arange(4), 100, 15)
+    assert cell.auc is None, "of ties alone there is no such area"
+    plain = cell.model_dump(mode="json")
+    assert {"n_pairs", "n_users", "accuracy", "macro_accuracy", "macro_ci95", "nll"} <= set(plain)
+    assert not {"ties", "repeats", "n_controversial"} & set(plain)
+    empty = cell.model_copy(update={"n_controversial": 0, "controversial_accuracy": None})
+    assert empty.model_dump(mode="json")["controversial_accuracy"] is None
+    assert Cell.model_validate_json(json.dumps(plain, allow_nan=False)) == cell
+    baseline = FreeBaseline(baseline="first", test_seen=cell, test_unseen=None)
+    assert baseline.model_dump(mode="json")["test_unseen"] == {}
+    assert FreeBaseline.model_validate(baseline.model_dump(mode="json")) == baseline
+
+
+def test_numbers_of_another_head_are_never_read(configure: Configure) -> None:
+    config = trained(configure)
+    for run, seed in (("one", 0), ("two", 1), ("three", 2)):
+        pipeline.train(config.model_copy(update={"seed": seed}), run)
+    runs = config.paths.runs
+    assert len(compare(config.evaluate, runs, ["one", "two", "three"])) == 4
+    for name in ("metrics.json", "predictions.parquet"):
+        shutil.copy(runs / "one" / name, runs / "two" / name)
+    with pytest.raises(EvaluationError, match=r"two/predictions.parquet .* run: pal evaluate two"):
+        compare(config.evaluate, runs, ["one", "two"])
+    (runs / "three" / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EvaluationError, match=r"three/predictions.parquet is damaged.*evaluate th"):
+        compare(config.evaluate, runs, ["one", "three"])
+    assert [metrics.run for metrics in pipeline.evaluate(config, ["two", "three"]).runs] == [
+        "two",
+        "three",
+    ]
+    assert compare(config.evaluate, runs, ["two", "three"])
+
+
+def test_cells_of_new_users_stay_while_the_head_does(configure: Configure) -> None:
+    config = trained(configure, **{"adapt.shots": (0, 3), "adapt.repeats": 2})
+    pipeline.train(config, "run")
+    found = pipeline.adapt(config, "run")
+    assert set(found.test_unseen) == {"0", "3"}
+    again = pipeline.evaluate(config, ["run"]).runs[0]
+    assert (again.adapted_by, set(again.test_unseen)) == ("map", {"0", "3"})
+    shutil.rmtree("runs/run")
+    other = pipeline.train(config.model_copy(update={"seed": 1}), "run")
+    assert (other.adapted_by, set(other.test_unseen)) == (None, {"0"})
+    assert "adapted_by" not in other.model_dump()
 
 
 def test_tables_are_aligned() -> None:

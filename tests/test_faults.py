@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -20,15 +19,19 @@ import torch
 from pal import pipeline
 from pal.cache.inspect import verify
 from pal.cache.reader import FeatureStore
+from pal.cache.records import Manifest
 from pal.config import Config
 from pal.embed.encoders.text import TextEncoder
+from pal.embed.run import EmbedResult
 from pal.errors import CacheError
 
 Configure = Callable[..., Config]
 KILLS = 25
 SHARDS = 30
-DATA = ["--set", "data.demo.groups=1", "--set", "data.demo.limit=200",
-        "--set", "data.demo.validation_pairs_per_user=5", "--set", "data.demo.test_pairs_per_user=5"]  # fmt: skip
+DATA = [
+    "--set", "data.demo.groups=1", "--set", "data.demo.limit=200",
+    "--set", "data.demo.validation_pairs_per_user=5", "--set", "data.demo.test_pairs_per_user=5",
+]  # fmt: skip
 SETTINGS = [*DATA, "--encoder", "tiny-text", "--set", "embed.rows_per_shard=20"]
 
 # A process that has everything imported and forks: each child embeds and may be killed while it
@@ -37,7 +40,9 @@ NURSERY = """
 import os, signal, sys
 from pal import pipeline
 from pal.config import load
-from pal.embed import executors, runner, text
+from pal.embed import runner
+from pal.embed.encoders import text
+from pal.embed.engines import engine, local
 import pal.cache.writer as writer
 import transformers, torch
 torch.set_num_threads(1)
@@ -48,11 +53,11 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         original, done = writer._publish, []
-        def publish(path, text):
+        def publish(path, record):
             if publishes and len(done) == publishes:
                 os.kill(os.getpid(), signal.SIGKILL)
             done.append(path)
-            return original(path, text)
+            return original(path, record)
         writer._publish = publish
         pipeline.embed(config)
         os._exit(0)
@@ -65,6 +70,10 @@ for line in sys.stdin:
 def pal(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pal", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def embedded(*arguments: str, **options: Any) -> EmbedResult:
+    return EmbedResult.model_validate_json(pal("embed", *arguments, "--json", **options).stdout)
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
@@ -80,10 +89,10 @@ def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(
 ) -> None:
     Path("whole").mkdir()
     Path("killed").mkdir()
-    whole = json.loads(pal("embed", *SETTINGS, "--json", cwd="whole").stdout)
+    whole = embedded(*SETTINGS, cwd="whole")
     nursery = subprocess.Popen(
-        [sys.executable, "-c", NURSERY, *SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd="killed",
+        [sys.executable, "-c", NURSERY, *SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, cwd="killed",
     )  # fmt: skip
     assert nursery.stdin is not None
     assert nursery.stdout is not None
@@ -111,12 +120,9 @@ def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(
     nursery.stdin.close()
     nursery.wait()
     print(f"{killed} kills, {between} of them between rename and receipt")
-    folder = Path("killed") / whole["dir"]
-    assert shards_of(folder) == shards_of(Path("whole") / whole["dir"])
-    named = {
-        Path(shard["path"]).name
-        for shard in json.loads((folder / "manifest.json").read_text())["shards"]
-    }
+    folder = Path("killed") / whole.dir
+    assert shards_of(folder) == shards_of(Path("whole") / whole.dir)
+    named = {Path(shard.path).name for shard in Manifest.read(folder).shards}
     assert {path.name for path in (folder / "shards").glob("part-*.parquet")} == named
     assert len(named) == SHARDS
 
@@ -131,7 +137,7 @@ def test_a_kill_between_rename_and_receipt_costs_one_shard() -> None:
     )
     assert nursery.stdout.split()[1::2] == [str(-signal.SIGKILL), "0"]
     (folder,) = Path("cache/demo").glob("tiny-text-*")
-    assert verify(folder)["shards"] == SHARDS
+    assert verify(folder).shards == SHARDS
     assert len(list((folder / "shards").glob("part-*.parquet"))) == SHARDS
 
 
@@ -139,10 +145,10 @@ def test_two_processes_fill_the_same_cache() -> None:
     command = [sys.executable, "-m", "pal", "embed", *SETTINGS, "--json"]
     pal("prepare", *DATA)
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [json.loads(process.communicate()[0]) for process in both]
-    assert results[0]["fingerprint"] == results[1]["fingerprint"]
-    folder = Path(results[0]["dir"])
-    assert verify(folder)["rows"] == 600
+    results = [EmbedResult.model_validate_json(process.communicate()[0]) for process in both]
+    assert results[0].fingerprint == results[1].fingerprint
+    folder = Path(results[0].dir)
+    assert verify(folder).rows == 600
     assert len(list((folder / "shards").glob("part-*.parquet"))) == SHARDS
 
 
@@ -170,17 +176,15 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path) -> None
     assert 0 < finished < SHARDS
     assert not list((folder / "shards").glob(".inflight-*"))
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    again = json.loads(
-        pal("embed", *SETTINGS, "--set", f"paths.cache={small_disk}", "--json").stdout
-    )
-    assert again["reused"] == 20 * finished
-    assert verify(folder)["rows"] == 600
+    again = embedded(*SETTINGS, "--set", f"paths.cache={small_disk}")
+    assert again.reused == 20 * finished
+    assert verify(folder).rows == 600
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
 def test_a_damaged_shard_is_found_refused_and_encoded_again(how: str, configure: Configure) -> None:
     config = configure({"embed.rows_per_shard": 100})
-    folder = Path(pipeline.embed(config)["dir"])
+    folder = Path(pipeline.embed(config).dir)
     before = shards_of(folder)
     shard = sorted((folder / "shards").glob("part-*.parquet"))[2]
     content = bytearray(shard.read_bytes())
@@ -190,7 +194,7 @@ def test_a_damaged_shard_is_found_refused_and_encoded_again(how: str, configure:
         verify(folder)
     with pytest.raises(CacheError, match="run pal embed again"):
         pipeline.train(config)
-    assert pipeline.embed(config)["encoded"] == 100
+    assert pipeline.embed(config).encoded == 100
     assert shards_of(folder) == before
 
 
@@ -205,12 +209,12 @@ def test_a_batch_that_finds_no_memory_is_halved(
         sizes.append(len(batch.rows))
         return original(self, batch)
 
-    whole = shards_of(Path(pipeline.embed(configure({"paths.cache": "whole"}))["dir"]))
+    whole = shards_of(Path(pipeline.embed(configure({"paths.cache": "whole"})).dir))
     monkeypatch.setattr(TextEncoder, "encode", small_memory)
     result = pipeline.embed(configure())
-    assert (result["errors"], result["encoded"]) == (0, 600)
+    assert (result.errors, result.encoded) == (0, 600)
     assert max(sizes) > 4  # halves, not single items
-    halved = shards_of(Path(result["dir"]))
+    halved = shards_of(Path(result.dir))
     assert whole.keys() == halved.keys()
     first, second = (
         np.frombuffer(b"".join(c[k] for k in sorted(c)), np.float16) for c in (whole, halved)
@@ -230,8 +234,8 @@ def test_failed_items_are_tried_again_when_asked(
 
     with monkeypatch.context() as patch:
         patch.setattr(TextEncoder, "encode", fail)
-        assert pipeline.embed(configure())["errors"] == 1
-    assert pipeline.embed(configure())["encoded"] == 0
+        assert pipeline.embed(configure()).errors == 1
+    assert pipeline.embed(configure()).encoded == 0
     again = pipeline.embed(configure(), retry_errors=True)
-    assert (again["errors"], again["encoded"]) == (0, 600)
-    assert not list(Path(again["dir"]).glob("errors/*.parquet"))
+    assert (again.errors, again.encoded) == (0, 600)
+    assert not list(Path(again.dir).glob("errors/*.parquet"))

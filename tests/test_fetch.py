@@ -242,9 +242,9 @@ def test_other_schemes_are_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]",
-        "[fe80::1]", "[fd00::1]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-        "user@127.0.0.1",
+        "127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0.0.0.0", "[::1]",
+        "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]", "10.0.0.1", "172.16.0.1", "192.168.1.1",
+        "169.254.169.254", "100.64.0.1", "user@127.0.0.1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused_before_anything_is_sent(
@@ -312,8 +312,8 @@ def test_urls_are_rejects_that_name_the_option_unless_the_user_asks(
     ]
     (source / "texts.jsonl").write_text("\n".join(json.dumps(row) for row in texts))
     dataset = pipeline.prepare(settings(configure, source))
-    assert dataset.card["rejects"] == {"no-image": 60}
-    messages = pl.read_parquet(dataset.folder / "rejects.parquet")["message"]
+    assert dataset.card.rejects == {"no-image": 60}
+    messages = pl.DataFrame(pl.from_arrow(dataset.rejects()))["message"]
     assert messages.str.contains("is a URL; download it with --fetch-images", literal=True).all()
     assert (server.connections, Path("data/images").exists()) == (0, False)
 
@@ -356,8 +356,8 @@ def test_fetched_images_stay_usable_without_the_option(
     assert len(list(Path("data/images").iterdir())) == 120
     asked = server.connections
     again = pipeline.prepare(settings(configure, None)).card  # as pal embed and pal train do
-    assert again["digests"] == card["digests"]
-    assert again["split_digest"] == card["split_digest"]
+    assert again.digests.model_dump() == card["digests"]
+    assert again.split_digest == card["split_digest"]
     assert server.connections == asked
 
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import erf
 from torch.autograd import gradcheck
 
+import pal.train.heads
 from pal import pipeline
 from pal.config import Config, TrainConfig, load
-from pal.errors import ConfigError
-from pal.train.heads.head import Head, build_head, heads, resolve
-from pal.train.heads.variational import Variational, _episodes
+from pal.errors import ConfigError, TrainError
+from pal.train.build import build_head, defaults_of, heads, resolve
+from pal.train.heads.head import Head
+from pal.train.heads.linear import BradleyTerry
+from pal.train.heads.pal_a import PalA
+from pal.train.heads.users import UserWeights
+from pal.train.heads.variational import Variational
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
-from pal.train.solve.convex import Rows, best_ridge, cross_entropy, fit_low_rank, newton
+from pal.train.pairs import Batch, Pairs
+from pal.train.solve import SOLVERS, Problem, is_solved, solve
+from pal.train.solve.convex import Rows, best_ridge, fit_low_rank, fit_shrunk_users, newton
+from pal.train.solve.variational import episodes
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS, K = 6, 4, 12, 3
@@ -193,19 +206,221 @@ def test_optimiser_groups_hold_each_parameter_once(name: str) -> None:
 def test_every_head_scores_single_items_and_margins_are_differences(name: str) -> None:
     head = make(name)
     prompt, first, second, user = batch()
-    code = head.users(user)
-    difference = head.reward(prompt, first, code) - head.reward(prompt, second, code)
-    torch.testing.assert_close(head.margin(prompt, first, second, code), difference)
-    torch.testing.assert_close(head.margin(prompt, second, first, code), -difference)
+    vector = head.users(user)
+    difference = head.reward(prompt, first, vector) - head.reward(prompt, second, vector)
+    torch.testing.assert_close(head.margin(prompt, first, second, vector), difference)
+    torch.testing.assert_close(head.margin(prompt, second, first, vector), -difference)
 
 
-@pytest.mark.parametrize("name", ["pal-a", "pal-b", "lore"])
-def test_with_one_prototype_users_do_not_matter(name: str) -> None:
-    head = make(name, k=1)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "k": st.integers(1, 4),
+    "latent_dim": st.sampled_from([None, 3, DIM + 1]),
+    "mlp": st.sampled_from([None, *MLPS, "mlp2-relu-dropout5-batchnorm"]),
+    "score": st.sampled_from(SCORES),
+    "learner": st.sampled_from(["f(Pw)", "f(P)w", "Pw"]),
+    "weights": st.sampled_from(["mixture", "partition", "gumbel"]),
+}
+
+
+@st.composite
+def any_head(draw: st.DrawFn, **fixed: Any) -> Head:
+    """Any head that can be built, in evaluation mode: fresh, with settings drawn from those it
+    reads."""
+    name = draw(st.sampled_from(sorted(heads())))
+    chosen = {key: draw(VALUES[key]) for key in defaults_of(heads()[name])}
+    mlp = chosen.get("mlp") or defaults_of(heads()[name]).get("mlp", "")
+    if mlp == "identity" or "residual" in mlp:
+        chosen["latent_dim"] = None
+    return make(name, **chosen | {key: value for key, value in fixed.items() if key in chosen})
+
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+@few
+@given(head=any_head())
+def test_a_margin_is_a_difference_of_rewards_and_swapping_sides_flips_it(head: Head) -> None:
     prompt, first, second, user = batch()
-    torch.testing.assert_close(
-        head(prompt, first, second, user), head(prompt, first, second, (user + 1) % USERS)
-    )
+    vector = head.users(user)
+    one, other = (head.reward(prompt, item, vector) for item in (first, second))
+    torch.testing.assert_close(head.margin(prompt, first, second, vector), one - other)
+    torch.testing.assert_close(head.margin(prompt, second, first, vector), other - one)
+    torch.testing.assert_close(head(prompt, first, second, user), one - other)
+
+
+@few
+@given(head=any_head(k=1))
+def test_with_one_prototype_everybody_has_the_same_reward(head: Head) -> None:
+    if not isinstance(head.users, UserWeights):
+        return  # one direction of drm is still each user's to stretch
+    prompt, first, _, user = batch()
+    mine = head.reward(prompt, first, head.users(user))
+    theirs = head.reward(prompt, first, head.users((user + 1) % USERS))
+    torch.testing.assert_close(mine, theirs)
+
+
+@few
+@given(head=any_head())
+def test_prepared_pairs_have_the_same_margins_and_the_slopes_of_autograd(head: Head) -> None:
+    prompt, first, second, user = batch()
+    user = user.sort().values
+    vector_UR = head.users.soft(head.users.logits.detach())
+    expected = head.margin(prompt, first, second, vector_UR[user]).detach()
+    with torch.no_grad():
+        prepared = head.prepare(prompt, first, second)
+        each = head.margins_of_each(prepared, vector_UR)
+    own = vector_UR[user].requires_grad_()
+    margin = head.prepared_margin(prepared, own, torch.arange(ROWS))
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(margin.detach(), expected, **close)
+    torch.testing.assert_close(each.gather(1, user[:, None])[:, 0], expected, **close)
+    again, slope = head.margin_and_slope(prepared, vector_UR, user)
+    torch.testing.assert_close(again.detach(), expected, **close)
+    if own.numel():
+        (wanted,) = torch.autograd.grad(head.margin(prompt, first, second, own).sum(), own)
+        torch.testing.assert_close(slope.detach(), wanted, **close)
+
+
+@few
+@given(head=any_head())
+def test_every_parameter_has_one_role(head: Head) -> None:
+    grouped = [id(p) for parameters in head.roles().values() for p in parameters]
+    assert sorted(grouped) == sorted(id(p) for p in head.parameters())
+
+
+def test_a_head_is_built_from_numbers_and_strings_as_from_settings() -> None:
+    torch.manual_seed(3)
+    plain = PalA(DIM, USERS, k=K, score="angle")
+    torch.manual_seed(3)
+    built = build_head(TrainConfig(head="pal-a", k=K, score="angle"), DIM, USERS)
+    assert plain.state_dict().keys() == built.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, built.state_dict()[name]), name
+    assert defaults_of(BradleyTerry) == {}, "a head without prototypes does not mention them"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"mlp": "mlp2"}, "mlp = 'mlp2' is not an architecture; write identity or"),
+        ({"mlp": "identity", "latent_dim": 4}, "keeps the dimension, so latent_dim must be 6"),
+        ({"score": "cosine"}, "score = 'cosine' must be one of squared, distance"),
+        ({"learner": "wP"}, "learner = 'wP' must be one of"),
+        ({"weights": "hard"}, "weights = 'hard' must be one of mixture, partition, gumbel"),
+    ],
+)
+def test_arguments_that_make_no_head_are_one_sentence(wrong: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        PalA(DIM, USERS, **wrong)
+
+
+def test_settings_that_make_no_head_are_named_by_their_keys() -> None:
+    with pytest.raises(ConfigError, match="train.mlp = 'mlp2' is not an architecture"):
+        build_head(TrainConfig(head="pal-b", mlp="mlp2"), DIM, USERS)
+    with pytest.raises(ConfigError, match=r"train.mlp = .*so train.latent_dim must be 6, not 4"):
+        build_head(TrainConfig(head="pal-b", mlp="identity", latent_dim=4), DIM, USERS)
+    with pytest.raises(ConfigError, match="unknown head 'pal-c'; did you mean 'pal-"):
+        resolve(TrainConfig(head="pal-c"))
+
+
+TOY = '''
+"""A new head is this file."""
+from torch import nn, randn
+from pal.train.heads.head import Head
+from pal.train.heads.standardise import Standardiser
+from pal.train.heads.users import UserWeights
+
+class Toy(Head):
+    """r_u(e) = <item_scale(e), sum_k w_k t_k>."""
+    name = "toy"
+
+    def __init__(self, dim, users, *, k=2, temperature=0.5):
+        super().__init__()
+        if k % 2:
+            raise ValueError(f"k = {k} must be even")
+        self.item_scale = Standardiser(dim)
+        self.users = UserWeights(users, k)
+        self.tastes_KD = nn.Parameter(randn(k, dim) / temperature)
+
+    def reward(self, prompt_BD, item_BD, vector_BR):
+        return (self.item_scale(item_BD) * (vector_BR @ self.tastes_KD)).sum(dim=1)
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Add one file to the folder of heads, and return the name of the head in it."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(pal.train.heads, "__path__", [*pal.train.heads.__path__, str(tmp_path)])
+    yield "toy"
+    sys.modules.pop("pal.train.heads.toy", None)
+
+
+def test_a_new_head_is_one_file(toy: str) -> None:
+    head = build_head(TrainConfig(head=toy, k=4), DIM, USERS).double().eval()
+    assert head.users.logits.shape == (USERS, 4)
+    assert resolve(TrainConfig(head=toy)).view == "prompt+response"
+    with pytest.raises(ConfigError, match=r"train.k = 3 must be even"):
+        build_head(TrainConfig(head=toy, k=3), DIM, USERS)
+    with pytest.raises(ConfigError, match="train.mlp = 'identity' is not read by head toy"):
+        resolve(TrainConfig(head=toy, mlp="identity"))
+    check_gradients(head)
+    prompt, first, second, user = batch()
+    prepared = head.prepare(None, first, second)
+    margin, slope = head.margin_and_slope(prepared, head.users.soft(head.users.logits), user)
+    torch.testing.assert_close(margin, head(prompt, first, second, user).detach())
+    assert slope.shape == (ROWS, 4)
+
+
+def test_a_new_head_trains_is_saved_and_evaluated(toy: str, configure: Configure) -> None:
+    config = configure({"dataset": "simulated", "encoder": "identity", "train.head": toy})
+    pipeline.embed(config)
+    metrics = pipeline.train(config, "one")
+    again = pipeline.evaluate(config, ["one"]).runs[0]
+    assert again.test_seen == metrics.test_seen
+
+
+def test_heads_that_are_solved_have_a_solver_and_others_have_none() -> None:
+    assert {head for head in heads().values() if is_solved(head)} == set(SOLVERS)
+    assert not is_solved(make("pal-a"))
+
+
+def problem_of(count: int = 120) -> Problem:
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(40, DIM, generator=generator)
+
+    def pairs() -> Pairs:
+        first, second = torch.randint(0, 40, (2, count), generator=generator)
+        label = (features[first, 0] > features[second, 0]).float()
+        return Pairs(None, first, second, torch.arange(count) % USERS, label)
+
+    return Problem(features, pairs(), pairs(), USERS)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(heads()) if is_solved(heads()[name])])
+def test_a_solved_head_explains_what_everybody_prefers(name: str) -> None:
+    train = TrainConfig(head=name, epochs=10, batch_size=64)
+    torch.manual_seed(0)
+    head, problem = build_head(train, DIM, USERS), problem_of()
+    solve(head, problem, train)
+    held_out = problem.val.batch(problem.features, slice(None))
+    margin = head(None, held_out.first, held_out.second, held_out.user)
+    decided = held_out.first[:, 0] != held_out.second[:, 0]
+    right = ((margin > 0) == (held_out.label > 0.5))[decided]
+    assert float(right.float().mean()) > 0.8
+
+
+def test_users_with_a_single_answer_leave_no_target_to_vpl() -> None:
+    user = torch.arange(USERS)
+    assert list(episodes(user, USERS, 512)) == []
+
+
+def test_a_loss_that_is_never_finite_is_one_sentence() -> None:
+    problem = problem_of()
+    problem.features.fill_(torch.nan)
+    train = TrainConfig(head="vpl", epochs=1)
+    with pytest.raises(TrainError, match="never finite; train with a lower --set train.lr"):
+        solve(build_head(train, DIM, USERS), problem, train)
 
 
 def test_gumbel_weights_are_on_the_simplex_and_random_only_in_training() -> None:
@@ -221,8 +436,6 @@ def test_bound_adds_the_excess_norms_and_is_refused_where_nothing_reads_it() -> 
     head = make("pal-b")
     prompt, first, second, user = batch()
     module = HeadTraining(head, TrainConfig(head="pal-b", bound=0.5))
-    from pal.train.pairs import Batch
-
     norm = torch.linalg.vector_norm(head.ideal(prompt, head.users(user)), dim=1)  # type: ignore[operator]
     expected = (norm - 0.5).clamp(min=0).sum()
     torch.testing.assert_close(
@@ -266,14 +479,12 @@ def test_lore_with_one_direction_is_bradley_terry() -> None:
 
 
 def test_per_user_shrinkage_is_bounded_by_the_population_and_the_own_fit() -> None:
-    from pal.train.solve.convex import fit_shrunk_users
-
     rows = random_rows()
     theta, _ = best_ridge(rows, rows, 0.05)
     offsets = fit_shrunk_users(theta, rows, rows, USERS)
     own = (rows.x * (theta + offsets.to(rows.x)[rows.user])).sum(dim=1)
-    assert float(cross_entropy(own, rows.y).mean()) < float(
-        cross_entropy(rows.x @ theta.double(), rows.y).mean()
+    assert float(logistic(own, rows.y).mean()) < float(
+        logistic(rows.x @ theta.double(), rows.y).mean()
     )
 
 
@@ -292,7 +503,7 @@ def test_inference_of_vpl_ignores_the_order_of_answers() -> None:
 
 def test_vpl_never_reads_a_target_as_context() -> None:
     user = torch.arange(40) % USERS
-    for context, target in itertools.islice(_episodes(user, USERS, 512), 20):
+    for context, target in itertools.islice(episodes(user, USERS, 512), 20):
         assert not set(context.tolist()) & set(target.tolist())
         assert set(user[target].tolist()) <= set(user[context].tolist())
 
@@ -310,8 +521,8 @@ def test_every_head_trains_saves_loads_and_is_evaluated(name: str, configure: Co
     config = configure(options)
     pipeline.embed(config)
     metrics = pipeline.train(config, "one")
-    again = pipeline.evaluate(config, ["one"])["runs"][0]
-    assert again["test_seen"] == metrics["test_seen"]
+    again = pipeline.evaluate(config, ["one"]).runs[0]
+    assert again.test_seen == metrics.test_seen
 
 
 @pytest.mark.parametrize("preset", ["pal-b-t2i", "pal-b-text", "pal-a-text"])

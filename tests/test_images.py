@@ -1,10 +1,11 @@
-"""Images: the towers equal their libraries, pointers find the bytes, and what is broken becomes a
-row with a reason."""
+"""Images: towers equal their libraries, places lead to bytes, what is broken has a reason."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image as Pil
 
 from pal.cache.reader import FeatureStore
 from pal.config import Config, DatasetConfig
-from pal.data.build import Adapter, Part, prepare
-from pal.data.comparisons import Chunk
-from pal.dataset import PreparedDataset, item_id
-from pal.embed.encoder import locate
+from pal.data.adapter import Adapter, Part
+from pal.data.build import prepare
+from pal.data.comparisons import Chunk, Comparison, Recorder
+from pal.dataset import SPLITS, PreparedDataset
+from pal.embed.encoder import load, locate
 from pal.embed.encoders import hfclip, openclip
+from pal.embed.images import ImageReader, decode_filtered
 from pal.embed.run import embed
 from pal.embed.selftest import self_test
 from pal.errors import EncoderError
+from pal.items import Image, Place, Text, image_content_id, item_id, question
 
 Configure = Callable[..., Config]
 MODES = ("RGB", "RGBA", "L", "P", "CMYK", "1")
@@ -42,7 +46,7 @@ def picture(number: int) -> bytes:
     chance = np.random.default_rng(number)
     size = tuple(chance.integers(8, 120, 2).tolist())
     noise = chance.integers(0, 256, (*size, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).convert(MODES[number % len(MODES)])
+    image = Pil.fromarray(noise).convert(MODES[number % len(MODES)])
     out = io.BytesIO()
     format = ("PNG", "JPEG", "WEBP")[number % 3]
     if format == "JPEG" and image.mode not in {"RGB", "L", "CMYK"}:
@@ -56,8 +60,7 @@ def picture(number: int) -> bytes:
 
 
 class Pictures(Adapter):
-    """A source of images in a Parquet file and in single files, under prompts, as Pick-a-Pic has
-    them."""
+    """Images in a Parquet file and in single files, under prompts, as Pick-a-Pic has them."""
 
     licence, origin = "none", "made here"
 
@@ -65,23 +68,15 @@ class Pictures(Adapter):
         half = len(images) // 2
         rows = pa.table({"jpg_0": pa.array(images[:half], pa.binary())})
         pq.write_table(rows, folder / "images.parquet", row_group_size=7)
-        self.items: dict[bytes, dict[str, Any]] = {}
+        self.images = []
         for number, raw in enumerate(images):
-            name = item_id("image", raw if raw else raw + b"#%d" % number)
-            pointer: dict[str, Any] = {
-                "image_file": str(folder / "images.parquet"), "image_column": "jpg_0",
-                "image_group": number // 7, "image_row": number % 7,
-            }  # fmt: skip
+            place = Place(str(folder / "images.parquet"), "jpg_0", number // 7, number % 7)
             if number >= half:
                 file = folder / f"{number}.img"
                 file.write_bytes(raw)
-                pointer = {
-                    "image_file": str(file),
-                    "image_column": None,
-                    "image_group": None,
-                    "image_row": None,
-                }
-            self.items[name] = {"modality": "image", "text": None, **pointer}
+                place = Place(str(file))
+            self.images.append(Image(place, image_content_id(raw if raw else b"#%d" % number)))
+        self.ids = [image.id for image in self.images]
 
     def inputs(self) -> dict[str, str]:
         return {}
@@ -90,23 +85,13 @@ class Pictures(Adapter):
         return [self.read]
 
     def read(self) -> Chunk:
-        names = list(self.items)
-        rows = [{"item_id": name, **self.items[name]} for name in names]
-        prompts = [item_id("text", text) for text in PROMPTS]
-        rows += [
-            {"item_id": p, "modality": "text", "text": t, "image_file": None, "image_column": None, "image_group": None,
-             "image_row": None} for p, t in zip(prompts, PROMPTS, strict=True)
-        ]  # fmt: skip
-        binary = {"item_id": pl.Binary, "text": pl.String, "image_group": pl.Int32, "image_row": pl.Int64,
-                  "image_column": pl.String}  # fmt: skip
-        pairs = [
-            {"user_id": "u", "prompt_id": prompts[n % 3], "first_id": names[n], "second_id": names[n + 1], "label": 1.0,
-             "split": ("train", "val", "test")[n % 3], "population": "seen"} for n in range(len(names) - 1)
-        ]  # fmt: skip
-        ids = {key: pl.Binary for key in ("prompt_id", "first_id", "second_id")}
-        return Chunk(
-            pl.DataFrame(rows, schema_overrides=binary), pl.DataFrame(pairs, schema_overrides=ids)
-        )
+        recorder = Recorder()
+        for number, (first, second) in enumerate(pairwise(self.images)):
+            prompt = question(PROMPTS[number % 3])
+            split = SPLITS[number % 3]
+            recorder.add(Comparison(str(number), "u", prompt, first, second, 1.0, split))
+        chunk = recorder.chunk()
+        return replace(chunk, pairs=chunk.pairs.with_columns(population=pl.lit("seen")))
 
 
 def dataset_of(images: list[bytes]) -> tuple[PreparedDataset, Pictures]:
@@ -157,19 +142,19 @@ def test_images_and_prompts_become_what_the_library_makes_of_them(
     extra = {"encoder": "tiny", "embed.tiny.store_dtype": "float32", "embed.rows_per_shard": 50}
     config = configure({**KINDS[kind], **extra, "embed.token_budget": 400})
     result = embed(config, dataset)
-    assert (result["encoded"], result["errors"], result["untrained"]) == (243, 0, True)
-    store = FeatureStore.open(Path(result["dir"]))
+    assert (result.encoded, result.errors, result.untrained) == (243, 0, True)
+    store = FeatureStore.open(Path(result.dir))
     features, of = store.features(), reference(kind, config)
-    for raw, name in list(zip(images, source.items, strict=True))[::7]:
-        wanted = of(Image.open(io.BytesIO(raw)))
+    for raw, name in list(zip(images, source.ids, strict=True))[::7]:
+        wanted = of(Pil.open(io.BytesIO(raw)))
         torch.testing.assert_close(
             features[store.index(np.array([name]))[0]], wanted, atol=1e-5, rtol=1e-4
         )
     for text in PROMPTS:
         row = store.index(np.array([item_id("text", text)]))[0]
         torch.testing.assert_close(features[row], of(text), atol=1e-5, rtol=1e-4)
-    assert self_test(config, dataset)["largest_difference"] < 1e-4
-    assert embed(config, dataset)["encoded"] == 0
+    assert self_test(config, dataset).largest_difference < 1e-4
+    assert embed(config, dataset).encoded == 0
 
 
 @pytest.mark.parametrize("kind", ["openclip", "clip"])
@@ -179,7 +164,7 @@ def test_the_feature_before_the_projection_leads_to_the_projected_one(
     dataset, source = dataset_of([picture(number) for number in range(20)])
     before, after = (
         embed(configure({**KINDS[kind], "encoder": "tiny", "embed.tiny.store_dtype": "float32",
-                         "embed.tiny.layer": layer}), dataset)["dir"] for layer in (-2, -1)
+                         "embed.tiny.layer": layer}), dataset).dir for layer in (-2, -1)
     )  # fmt: skip
     model = (openclip if kind == "openclip" else hfclip).build(
         locate(
@@ -189,7 +174,7 @@ def test_the_feature_before_the_projection_leads_to_the_projected_one(
         )
     )[0]
     weight = model.visual.proj if kind == "openclip" else model.visual_projection.weight.T
-    names = np.array(list(source.items))
+    names = np.array(source.ids)
     stores = [FeatureStore.open(Path(folder)) for folder in (before, after)]
     hidden, projected = (store.features()[store.index(names)] for store in stores)
     assert hidden.shape[1] == 96  # the wider tower's; texts have 64 numbers and zeros behind them
@@ -203,7 +188,7 @@ def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(
 ) -> None:
     images = [picture(number) for number in range(40)]
     bomb = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    Pil.new("1", (20_000, 20_000)).save(bomb, "PNG")
     images[30], images[31], images[32] = b"", picture(1)[:200], bomb.getvalue()
     images[3] = b"no image at all"
     dataset, source = dataset_of(images)
@@ -212,22 +197,47 @@ def test_broken_images_are_rows_of_the_errors_table_and_can_be_tried_again(
     gone.unlink()
     config = configure({**KINDS["openclip"], "encoder": "tiny", "embed.max_error_rate": 0.5})
     result = embed(config, dataset)
-    assert (result["encoded"], result["errors"]) == (38, 5)
-    errors = pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")
-    names = list(source.items)
+    assert (result.encoded, result.errors) == (38, 5)
+    errors = pl.read_parquet(Path(result.dir) / "errors" / "*.parquet")
+    names = source.ids
     found = {
         names.index(row["item_id"]): (row["stage"], row["error_class"]) for row in errors.to_dicts()
     }
     assert found == {
-        3: ("decode", "UnidentifiedImageError"), 30: ("decode", "ValueError"), 31: ("decode", "OSError"),
-        32: ("decode", "DecompressionBombError"), 33: ("fetch", "FileNotFoundError"),
-    }  # fmt: skip
+        3: ("decode", "UnidentifiedImageError"),
+        30: ("decode", "ValueError"),
+        31: ("decode", "OSError"),
+        32: ("decode", "DecompressionBombError"),
+        33: ("fetch", "FileNotFoundError"),
+    }
     assert set(errors["attempts"]) == {1}
     gone.write_bytes(content)
-    assert embed(config, dataset)["encoded"] == 0
+    assert embed(config, dataset).encoded == 0
     again = embed(config, dataset, retry_errors=True)
-    assert (again["errors"], again["encoded"]) == (4, 39)
-    assert set(pl.read_parquet(Path(result["dir"]) / "errors" / "*.parquet")["attempts"]) == {2}
+    assert (again.errors, again.encoded) == (4, 39)
+    assert set(pl.read_parquet(Path(result.dir) / "errors" / "*.parquet")["attempts"]) == {2}
+
+
+def test_an_image_in_memory_is_read_as_one_in_a_file() -> None:
+    Path("one.img").write_bytes(picture(4))
+    reader = ImageReader()
+    in_memory, in_file = Image.of_bytes(picture(4)), Place("one.img")
+    assert reader.bytes_of(in_memory.place) == reader.bytes_of(in_file) == picture(4)
+    warm = replace(in_memory.place, filter="warm-0.3")
+    assert decode_filtered(picture(4), warm) != decode_filtered(picture(4), in_file)
+
+
+def test_a_broken_image_in_memory_is_a_failure_of_its_own(configure: Configure) -> None:
+    config = configure({**KINDS["openclip"], "encoder": "tiny"})
+    source = locate("tiny", config.encoder_config(), Path(".digests.json"))
+    made = load(source, "cpu", 400, [-1], False)
+    inputs = made.prepare([Image.of_bytes(picture(0)), Image.of_bytes(b"no image"), Text("a cat")])
+    batch = made.load_batch(inputs, np.array([0, 1]))
+    assert batch.rows.tolist() == [0]
+    assert batch.failures[1][:2] == ("decode", "UnidentifiedImageError")
+    assert (
+        made.encode(batch)[0].shape == made.encode(made.load_batch(inputs, np.array([2])))[0].shape
+    )
 
 
 def test_images_are_read_in_the_order_of_the_source(

@@ -27,10 +27,13 @@ from typer.testing import CliRunner
 from pal import doctor, pipeline
 from pal.cli.app import app
 from pal.config import Config
-from pal.data.comparisons import image_content_id
+from pal.data.sources.pairs import OwnPairs, PairsConfig
 from pal.dataset import PreparedDataset
-from pal.embed.images import ImageReader, Pointer
+from pal.embed.images import ImageReader
 from pal.errors import DataError
+from pal.evaluate.inputs import open_inputs
+from pal.items import Image as ImageItem
+from pal.items import Place, Text, Turn, image_content_id, items_of
 
 Configure = Callable[..., Config]
 Row = dict[str, Any]
@@ -142,7 +145,7 @@ def prepared(configure: Configure, source: Path, /, **options: Any) -> PreparedD
 
 
 def rejects_of(dataset: PreparedDataset) -> pl.DataFrame:
-    return pl.read_parquet(dataset.folder / "rejects.parquet")
+    return pl.DataFrame(pl.from_arrow(dataset.rejects()))
 
 
 def texts_of(dataset: PreparedDataset) -> dict[bytes, str]:
@@ -171,22 +174,27 @@ def test_every_form_of_preference_data_gives_the_same_dataset(
     configure: Configure, tmp_path: Path
 ) -> None:
     forms: list[Callable[[Row], Row]] = [
-        dict, as_messages, as_answers_to_a_text, as_conversations, as_conversations_with_their_prompt,
-        as_conversations_with_their_messages, in_parts,
-    ]  # fmt: skip
+        dict,
+        as_messages,
+        as_answers_to_a_text,
+        as_conversations,
+        as_conversations_with_their_prompt,
+        as_conversations_with_their_messages,
+        in_parts,
+    ]
     datasets = [
         prepared(configure, write(tmp_path / f"form{number}", [form(row) for row in plain_rows()]))
         for number, form in enumerate(forms)
     ]
     first = datasets[0].card
-    assert first["counts"]["prompts"] == ROWS // 2
-    assert first["views"] == ["response", "prompt+response"]
-    assert first["counts"]["pairs"] + sum(first["rejects"].values()) == ROWS
-    assert set(first["rejects"]) <= {"not-its-role", "too-few-pairs", "user-not-in-train"}
+    assert first.counts.prompts == ROWS // 2
+    assert first.views == ("response", "prompt+response")
+    assert first.counts.pairs + sum(first.rejects.values()) == ROWS
+    assert set(first.rejects) <= {"not-its-role", "too-few-pairs", "user-not-in-train"}
     for form, dataset in zip(forms, datasets, strict=True):
         assert all(text.startswith("good") for text in preferred_texts(dataset))
         for key in ("digests", "split_digest", "counts", "rejects"):
-            assert dataset.card[key] == first[key], form
+            assert getattr(dataset.card, key) == getattr(first, key), form
 
 
 def test_explicit_sides_take_numbers_and_words(configure: Configure, tmp_path: Path) -> None:
@@ -197,11 +205,11 @@ def test_explicit_sides_take_numbers_and_words(configure: Configure, tmp_path: P
         )
         for words in (False, True)
     ]
-    assert datasets[0].card["digests"] == datasets[1].card["digests"]
+    assert datasets[0].card.digests == datasets[1].card.digests
     assert all(text.startswith("good") for text in preferred_texts(datasets[0]))
     assert 0.3 < datasets[0].pairs()["label"].mean() < 0.7  # type: ignore[operator]
     chosen = prepared(configure, write(tmp_path / "chosen", plain_rows()))
-    assert chosen.card["digests"]["items"] == datasets[0].card["digests"]["items"]
+    assert chosen.card.digests.items == datasets[0].card.digests.items
     assert 0.3 < chosen.pairs()["label"].mean() < 0.7  # type: ignore[operator]  # not all chosen items come first
 
 
@@ -216,7 +224,7 @@ def test_every_kind_of_file_gives_the_same_dataset(
         for kind in ("rows.jsonl", name)
     ]
     for key in ("digests", "split_digest", "counts", "rejects"):
-        assert cards[0][key] == cards[1][key]
+        assert getattr(cards[0], key) == getattr(cards[1], key)
 
 
 def test_messages_in_parquet_are_those_of_json(configure: Configure, tmp_path: Path) -> None:
@@ -226,13 +234,13 @@ def test_messages_in_parquet_are_those_of_json(configure: Configure, tmp_path: P
             prepared(configure, write(tmp_path / f"{form.__name__}-{kind}", rows, kind)).card
             for kind in ("rows.jsonl", "rows.parquet")
         ]
-        assert cards[0]["digests"] == cards[1]["digests"]
+        assert cards[0].digests == cards[1].digests
 
 
 def test_a_single_file_is_a_source(configure: Configure, tmp_path: Path) -> None:
     folder = write(tmp_path / "raw", plain_rows())
     cards = [prepared(configure, source).card for source in (folder, folder / "rows.jsonl")]
-    assert cards[0]["digests"] == cards[1]["digests"]
+    assert cards[0].digests == cards[1].digests
 
 
 def test_longer_conversations_are_cut_where_they_part(configure: Configure, tmp_path: Path) -> None:
@@ -263,6 +271,46 @@ def test_longer_conversations_are_cut_where_they_part(configure: Configure, tmp_
     assert len(prompts) == 60
 
 
+def test_prompts_and_responses_keep_the_roles_of_their_turns(
+    configure: Configure, tmp_path: Path
+) -> None:
+    def conversation(number: int, answer: str) -> list[Row]:
+        call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}
+        turns = [message("system", "be kind"), message("user", f"q{number}"), call]
+        return [*turns, message("tool", "42"), message("narrator", answer)]
+
+    rows = [
+        {"chosen": conversation(n, f"good {n}"), "rejected": conversation(n, f"bad {n}")}
+        for n in range(60)
+    ]
+    dataset = prepared(configure, write(tmp_path / "raw", rows))
+    ids = dataset.items(["item_id"]).column("item_id").to_pylist()
+    items = dict(zip(ids, items_of(dataset.items()), strict=True))
+    prompt = items[dataset.pairs()["prompt_id"][0]]
+    assert isinstance(prompt, Text)
+    assert (prompt.text, prompt.role) == ("42", "tool")
+    assert [turn.role for turn in prompt.context] == ["system", "user", "assistant"]
+    assert prompt.context[2].content == ""
+    response = items[dataset.viewed("prompt+response").pairs()["first_id"][0]]
+    assert isinstance(response, Text)
+    assert response.turns == (*prompt.turns, Turn("narrator", response.text))
+
+
+def test_the_role_of_a_prompt_makes_another_item(tmp_path: Path) -> None:
+    def items_under(role: str) -> pl.DataFrame:
+        prompt = [message("system", "be kind"), message(role, "say it")]
+        rows = [row | {"prompt": prompt} for row in plain_rows()]
+        source = OwnPairs(PairsConfig(source=str(write(tmp_path / role, rows))))
+        return source.parts()[0]().items
+
+    one, other = items_under("user"), items_under("assistant")
+    alone = pl.col("context").is_null()
+    assert set(one.filter(alone)["item_id"]) == set(other.filter(alone)["item_id"])
+    assert set(one.filter(~alone)["item_id"]).isdisjoint(other.filter(~alone)["item_id"])
+    prompts = [frame.filter(text="say it")["role"].to_list() for frame in (one, other)]
+    assert prompts == [["user"], ["assistant"]]
+
+
 def test_columns_go_by_other_names(configure: Configure, tmp_path: Path) -> None:
     names = {"user_id": "worker", "prompt": "instruction", "chosen": "win", "rejected": "lose"}
     renamed = [
@@ -274,7 +322,7 @@ def test_columns_go_by_other_names(configure: Configure, tmp_path: Path) -> None
         prepared(configure, write(tmp_path / "plain", plain_rows())).card,
         prepared(configure, write(tmp_path / "renamed", renamed), **mapping).card,
     ]
-    assert cards[0]["digests"] == cards[1]["digests"]
+    assert cards[0].digests == cards[1].digests
     with pytest.raises(DataError, match="240 missing-column.*pal doctor --dataset pairs"):
         prepared(configure, tmp_path / "renamed")
 
@@ -296,7 +344,7 @@ def test_the_splits_of_the_source_are_kept(configure: Configure, tmp_path: Path)
     dataset = prepared(
         configure, write(tmp_path / "raw", rows), test_user_share=0.0, validation_user_share=0.0
     )
-    assert dataset.card["rejects"]["bad-split"] == 2
+    assert dataset.card.rejects["bad-split"] == 2
     texts = texts_of(dataset)
     own = {f"q{number}": words[number % 6] for number in range(ROWS)}
     for prompt, split in dataset.pairs().select("prompt_id", "split").iter_rows():
@@ -310,7 +358,7 @@ def test_integers_are_names_of_users_too(configure: Configure, tmp_path: Path) -
         prepared(configure, write(tmp_path / f"raw{n}", rows)).card
         for n, rows in enumerate((numbers, texts))
     ]
-    assert cards[0]["digests"] == cards[1]["digests"]
+    assert cards[0].digests == cards[1].digests
 
 
 # Users
@@ -326,7 +374,7 @@ def test_a_source_without_users_is_everyones(configure: Configure, tmp_path: Pat
             configure,
             write(tmp_path / name, [without(row, "user_id") for row in plain_rows()], name),
         )
-        assert dataset.card["rejects"] == {}
+        assert dataset.card.rejects == {}
         assert set(dataset.pairs().select("user_id", "population").unique().rows()) == {
             ("everyone", "seen")
         }
@@ -346,8 +394,75 @@ def test_where_some_rows_name_their_user_the_others_are_rejects(
         write(tmp_path / "raw", plain_rows() + null, "a.jsonl")
         write(tmp_path / "raw", nameless, "b.jsonl")
     dataset = prepared(configure, tmp_path / "raw")
-    assert dataset.card["rejects"]["no-user"] == 5 + 4
+    assert dataset.card.rejects["no-user"] == 5 + 4
     assert "everyone" not in set(dataset.pairs()["user_id"])
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_user_is_one_user_whatever_type_the_id_has(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
+    spell: list[Callable[[int], Any]] = [int, float]
+    spell += [str] if name == "rows.jsonl" else []
+    rows = [
+        plain(number) | {"user_id": spell[number % len(spell)](number % 7)}
+        for number in range(ROWS)
+    ]
+    dataset = prepared(configure, write(tmp_path / "raw", rows, name))
+    assert dataset.card.rejects == {}
+    assert set(dataset.pairs()["user_id"]) == set("0123456")
+
+
+def test_ids_of_a_text_file_are_read_by_the_whole_column(
+    configure: Configure, tmp_path: Path
+) -> None:
+    ids = ["7", "7.0", " 8", "8.00", "9"]
+    numbers = [plain(number) | {"user_id": ids[number % 5]} for number in range(ROWS)]
+    dataset = prepared(configure, write(tmp_path / "numbers", numbers, "rows.csv"))
+    assert set(dataset.pairs()["user_id"]) == {"7", "8", "9"}
+    texts = [
+        row | {"user_id": "u7" if row["user_id"] == "9" else row["user_id"]} for row in numbers
+    ]
+    dataset = prepared(configure, write(tmp_path / "texts", texts, "rows.csv"))
+    assert set(dataset.pairs()["user_id"]) == {"7", "7.0", " 8", "8.00", "u7"}
+
+
+def test_missing_ids_of_a_text_file_name_nobody(configure: Configure, tmp_path: Path) -> None:
+    gaps = {5: "", 6: "NaN", 7: "null", 8: "  ", 9: "nan"}
+    rows = [plain(n) | ({"user_id": gaps[n % 20]} if n % 20 in gaps else {}) for n in range(ROWS)]
+    dataset = prepared(configure, write(tmp_path / "raw", rows, "rows.csv"))
+    assert dataset.card.rejects["no-user"] == ROWS // 20 * 5
+    assert all(user.startswith("u") for user in dataset.pairs()["user_id"])
+
+
+@pytest.mark.parametrize("user", [True, 7.5, ["u"], {"id": 7}, 10**120])
+def test_what_is_no_id_is_a_reject(user: Any, configure: Configure, tmp_path: Path) -> None:
+    rows = [*plain_rows(), plain(1) | {"user_id": user}]
+    dataset = prepared(configure, write(tmp_path / "raw", rows))
+    assert dataset.card.rejects["bad-user"] == 1
+    message = rejects_of(dataset).filter(reason="bad-user")["message"].item()
+    assert message.startswith("a user's id is ")
+
+
+FILES = Path(__file__).resolve().parents[2] / "shared" / "files"
+
+
+@pytest.mark.skipif(not FILES.is_dir(), reason=f"nothing at {FILES}")
+@pytest.mark.parametrize(
+    ("name", "users", "rejects"),
+    [
+        ("ids-as-numbers.jsonl", set("01234567"), {}),
+        ("missing-users.csv", {f"u{n}" for n in range(8)}, {"no-user": 40}),
+        ("tool-calls.jsonl", {f"u{n}" for n in range(8)}, {}),
+    ],
+)
+def test_files_as_people_have_them(
+    name: str, users: set[str], rejects: dict[str, int], configure: Configure
+) -> None:
+    dataset = prepared(configure, FILES / name)
+    assert set(dataset.pairs()["user_id"]) == users
+    assert dataset.card.rejects == rejects
+    assert dataset.card.counts.pairs == 120 - sum(rejects.values())
 
 
 # Awkward rows
@@ -392,8 +507,9 @@ AWKWARD: list[tuple[Any, str]] = [
     (P | {"chosen": {"bytes": None, "path": None}, "rejected": "b"}, "bad-item"),
     (P | {"chosen": SAID, "rejected": "b"}, "bad-item"),
     (P | {"chosen": ["a"], "rejected": ["b"]}, "bad-item"),
-    (P | {"chosen": [message("assistant", None)], "rejected": SAID}, "bad-item"),
-    (P | {"chosen": [{"content": "a"}], "rejected": [{"content": "b"}]}, "bad-item"),
+    (P | {"chosen": [{"role": "assistant"}], "rejected": SAID}, "bad-item"),
+    (P | {"chosen": [message("assistant", 5)], "rejected": SAID}, "bad-item"),
+    (P | {"chosen": [message("assistant", None)], "rejected": SAID[1:]}, "empty-text"),
     (
         P
         | {
@@ -428,10 +544,8 @@ def test_every_awkward_row_is_a_reject_with_its_reason_and_place(
     found = dict(rejects_of(dataset).select("source_row", "reason").iter_rows())
     for number, (row, reason) in enumerate(AWKWARD):
         assert found[f"mine.jsonl:{number:07d}"] == reason, str(row)[:200]
-    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == ROWS + len(
-        AWKWARD
-    )
-    assert dataset.card["rejects"]["malformed"] == 5
+    assert dataset.card.counts.pairs + sum(dataset.card.rejects.values()) == ROWS + len(AWKWARD)
+    assert dataset.card.rejects["malformed"] == 5
     assert rejects_of(dataset)["message"].str.len_chars().max() < 1000  # type: ignore[operator]
 
 
@@ -449,16 +563,16 @@ def test_awkward_rows_of_csv_and_parquet_are_rejects_too(
         stream.write("u01,q,a,b,too,many\nu01,short\n")
     card = prepared(configure, tmp_path / "csv").card
     assert (
-        card["rejects"]["malformed"],
-        card["rejects"]["no-user"],
-        card["rejects"]["empty-text"],
+        card.rejects["malformed"],
+        card.rejects["no-user"],
+        card.rejects["empty-text"],
     ) == (1, 1, 1)
-    assert card["rejects"]["missing-column"] == 2
-    assert card["counts"]["pairs"] + sum(card["rejects"].values()) == len(rows) + 2
+    assert card.rejects["missing-column"] == 2
+    assert card.counts.pairs + sum(card.rejects.values()) == len(rows) + 2
     rows = [*plain_rows(), plain(1) | {"user_id": None}, plain(2) | {"chosen": None}]
     card = prepared(configure, write(tmp_path / "parquet", rows, "rows.parquet")).card
-    assert (card["rejects"]["no-user"], card["rejects"]["missing-column"]) == (1, 1)
-    assert card["counts"]["pairs"] + sum(card["rejects"].values()) == len(rows)
+    assert (card.rejects["no-user"], card.rejects["missing-column"]) == (1, 1)
+    assert card.counts.pairs + sum(card.rejects.values()) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +591,7 @@ def test_an_unreadable_file_is_named_in_one_sentence(
 ) -> None:
     write(tmp_path / "raw", plain_rows())
     (tmp_path / "raw" / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"cannot read .*{name} .*; mend or remove it"):
+    with pytest.raises(DataError, match=rf"cannot read .*{name} .*; fix or remove it"):
         prepared(configure, tmp_path / "raw")
 
 
@@ -513,9 +627,9 @@ def test_ties_repeats_and_contradictions_are_counted(configure: Configure, tmp_p
     dataset = prepared(
         configure, write(tmp_path / "raw", rows + again + other_way + against), **shares
     )
-    counts = dataset.card["counts"]
-    assert counts["pairs"] == ROWS + 10
-    assert (counts["ties"], counts["repeated"], counts["contradictory"]) == (4, 10, 5)
+    counts = dataset.card.counts
+    assert counts.pairs == ROWS + 10
+    assert (counts.ties, counts.repeated, counts.contradictory) == (4, 10, 5)
     assert dataset.pairs()["pair_id"].n_unique() == ROWS + 10
     soft = prepared(
         configure, write(tmp_path / "soft", [row | {"label": 0.25} for row in rows]), **shares
@@ -534,14 +648,17 @@ def image_rows(count: int = 60) -> list[Row]:
 
 
 def assert_bytes_are_found(dataset: PreparedDataset, count: int) -> None:
-    items = dataset.items()
-    pointers = Pointer.of(items)
+    table = dataset.items()
     reader, found = ImageReader(), 0
-    for name, pointer in zip(items.column("item_id").to_pylist(), pointers, strict=True):
-        if pointer is not None:
-            assert image_content_id(reader.bytes_of(pointer)) == name
+    for name, item in zip(table.column("item_id").to_pylist(), items_of(table), strict=True):
+        if isinstance(item, ImageItem):
+            assert image_content_id(reader.bytes_of(item.place)) == name
             found += 1
     assert found == count
+
+
+def places_of(dataset: PreparedDataset) -> list[Place]:
+    return [item.place for item in items_of(dataset.items()) if isinstance(item, ImageItem)]
 
 
 @pytest.mark.parametrize("is_struct", [False, True])
@@ -555,15 +672,12 @@ def test_images_of_parquet_columns_are_found_again_by_their_pointers(
             for row in rows
         ]
     dataset = prepared(configure, write(tmp_path / "raw", rows, "rows.parquet"))
-    assert dataset.card["rejects"] == {}
-    assert dataset.card["counts"]["items_by_modality"] == {"image": 120, "text": 60}
+    assert dataset.card.rejects == {}
+    assert dataset.card.counts.items_by_modality == {"image": 120, "text": 60}
     assert_bytes_are_found(dataset, 120)
-    places = {(pointer.group, pointer.row) for pointer in Pointer.of(dataset.items()) if pointer}
+    places = {(place.group, place.row) for place in places_of(dataset)}
     assert places == {(number // 7, number % 7) for number in range(60)}
-    assert {pointer.column for pointer in Pointer.of(dataset.items()) if pointer} == {
-        "chosen",
-        "rejected",
-    }
+    assert {place.column for place in places_of(dataset)} == {"chosen", "rejected"}
 
 
 def test_pointers_follow_a_file_that_was_written_anew(configure: Configure, tmp_path: Path) -> None:
@@ -589,16 +703,14 @@ def test_an_image_in_two_places_is_one_item_whatever_holds_it(
         named.append(row)
     write(tmp_path / "raw", named)
     both = prepared(configure, tmp_path / "raw")
-    assert both.card["counts"]["items_by_modality"]["image"] == 120
-    assert both.card["counts"]["repeated"] == 60
+    assert both.card.counts.items_by_modality["image"] == 120
+    assert both.card.counts.repeated == 60
     (tmp_path / "raw" / "rows.parquet").unlink()
     alone = prepared(configure, tmp_path / "raw")
-    assert alone.card["rejects"] == {}
-    assert alone.card["digests"]["items"] == both.card["digests"]["items"]
+    assert alone.card.rejects == {}
+    assert alone.card.digests.items == both.card.digests.items
     assert_bytes_are_found(alone, 120)
-    assert {Path(pointer.file).parent.name for pointer in Pointer.of(alone.items()) if pointer} == {
-        "pictures"
-    }
+    assert {Path(str(place.file)).parent.name for place in places_of(alone)} == {"pictures"}
 
 
 def test_what_a_string_is_can_be_said(configure: Configure, tmp_path: Path) -> None:
@@ -614,14 +726,14 @@ def test_what_a_string_is_can_be_said(configure: Configure, tmp_path: Path) -> N
     ):
         source = write(tmp_path / "raw", rows)
         dataset = pipeline.prepare(settings(configure, source, items=items))
-        assert dataset.card["counts"]["items_by_modality"] == modalities, name
+        assert dataset.card.counts.items_by_modality == modalities, name
     structs = [
         row | {side: {"bytes": None, "path": row[side]} for side in ("chosen", "rejected")}
         for row in rows
     ]  # the image feature says that it is one, whatever its file is called
     shutil.rmtree("data")
     dataset = pipeline.prepare(settings(configure, write(tmp_path / "raw", structs)))
-    assert dataset.card["counts"]["items_by_modality"] == {"image": 120, "text": 60}
+    assert dataset.card.counts.items_by_modality == {"image": 120, "text": 60}
 
 
 # Splits
@@ -651,10 +763,10 @@ def test_order_and_files_change_no_digest(seed: int, configure: Configure, tmp_p
                 f"rows{number}.jsonl",
             )
         cards.append(prepared(configure, tmp_path / name).card)
-    assert cards[0]["counts"]["pairs"] + sum(cards[0]["rejects"].values()) == len(rows)
-    assert cards[0]["counts"]["unseen_users"] > 0
-    for key in ("digests", "split_digest", "counts", "rejects", "facts"):
-        assert cards[0][key] == cards[1][key] == cards[2][key], key
+    assert cards[0].counts.pairs + sum(cards[0].rejects.values()) == len(rows)
+    assert cards[0].counts.unseen_users > 0
+    for key in ("digests", "split_digest", "counts", "rejects", "splitting"):
+        assert getattr(cards[0], key) == getattr(cards[1], key) == getattr(cards[2], key), key
 
 
 def test_no_prompt_crosses_splits(configure: Configure, tmp_path: Path) -> None:
@@ -690,17 +802,17 @@ def test_pal_a_and_pal_b_train_on_their_views(configure: Configure, tmp_path: Pa
     ]
     rows = [plain(number) | both for number, both in enumerate(sides)]  # few items, to encode fast
     config = settings(configure, write(tmp_path / "raw", rows), grouping="prompt")
-    counts = pipeline.prepare(config).card["counts"]
-    assert counts["unseen_users"] > 0
-    assert counts["cells"]["test_unseen"] > 0
-    assert pipeline.embed(config)["errors"] == 0
+    counts = pipeline.prepare(config).card.counts
+    assert counts.unseen_users > 0
+    assert counts.cells["test_unseen"] > 0
+    assert pipeline.embed(config).errors == 0
     for head, view in (("pal-a", "prompt+response"), ("pal-b", "response")):
         chosen = config.model_copy(update={"train": config.train.model_copy(update={"head": head})})
         metrics = pipeline.train(chosen, run=head)
-        assert metrics["head"] == head
-        assert metrics["test_seen"]["n_pairs"] == counts["cells"]["test_seen"]
-        assert metrics["test_unseen"]
-        assert pipeline.open_data(chosen)[0].view == view
+        assert metrics.head == head
+        assert metrics.test_seen.n_pairs == counts.cells["test_seen"]
+        assert metrics.test_unseen
+        assert open_inputs(chosen)[0].view == view
 
 
 # The doctor

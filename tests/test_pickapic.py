@@ -21,12 +21,15 @@ import torch
 
 from pal import pipeline
 from pal.config import Config
+from pal.data.adapter import Part
 from pal.data.build import prepare
 from pal.data.filters import render
-from pal.data.sources import ADAPTERS
+from pal.data.parts import read_parts
+from pal.data.sources import adapter_for
 from pal.dataset import PreparedDataset
-from pal.embed.images import ImageReader, Pointer
+from pal.embed.images import ImageReader
 from pal.errors import DataError
+from pal.items import Image, items_of
 
 Configure = Callable[..., Config]
 SOURCE: dict[str, Any] = runpy.run_path(
@@ -38,12 +41,8 @@ make_row, write, write_source, rows_of = (
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(
-        config.dataset,
-        config.dataset_config(),
-        Path(folder) / config.dataset,
-        ADAPTERS[config.dataset],
-    )
+    name, settings = config.dataset, config.dataset_config()
+    return prepare(name, settings, Path(folder) / name, adapter_for(name, settings))
 
 
 def settings(
@@ -83,7 +82,7 @@ def test_rows_become_pairs_and_items_that_point_into_the_source(configure: Confi
     assert dict(pairs["split"].value_counts().iter_rows()) == {"train": 18, "val": 6, "test": 6}
     items = pl.DataFrame(pl.from_arrow(dataset.items()))
     by_id, reader = {row["item_id"]: row for row in items.iter_rows(named=True)}, ImageReader()
-    pointers = dict(zip(items["item_id"], Pointer.of(dataset.items()), strict=True))
+    by_item = dict(zip(items["item_id"], items_of(dataset.items()), strict=True))
     originals = {row["ranking_id"]: row for row in rows}
     for pair in pairs.iter_rows(named=True):
         row = originals[pair["ranking_id"]]
@@ -91,9 +90,9 @@ def test_rows_become_pairs_and_items_that_point_into_the_source(configure: Confi
         assert pair["user_id"] == str(row["user_id"])
         assert pair["label"] == row["label_0"]
         for side, name in enumerate(("first_id", "second_id")):
-            pointer = pointers[pair[name]]
-            assert pointer is not None
-            assert reader.bytes_of(pointer) == row[f"jpg_{side}"]
+            item = by_item[pair[name]]
+            assert isinstance(item, Image)
+            assert reader.bytes_of(item.place) == row[f"jpg_{side}"]
 
 
 def awkward() -> list[dict[str, Any]]:
@@ -119,11 +118,16 @@ def test_awkward_rows_become_rejects_with_a_reason(configure: Configure) -> None
     write_plain()
     write(Path("source/data/train-00001-of-00002.parquet"), awkward())
     dataset = prepared(settings(configure))
-    assert dataset.card["rejects"] == {
-        "bad-label": 2, "identical-items": 2, "no-image": 1, "no-label": 2, "no-user": 1, "prompt-in-another-split": 1,
-    }  # fmt: skip
-    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == 30 + 12
-    assert dataset.card["counts"]["ties"] == 1
+    assert dataset.card.rejects == {
+        "bad-label": 2,
+        "identical-items": 2,
+        "no-image": 1,
+        "no-label": 2,
+        "no-user": 1,
+        "prompt-in-another-split": 1,
+    }
+    assert dataset.card.counts.pairs + sum(dataset.card.rejects.values()) == 30 + 12
+    assert dataset.card.counts.ties == 1
     groups = (
         dataset.pairs()
         .drop_nulls("prompt_id")
@@ -141,8 +145,8 @@ def test_repeats_and_contradictions_are_counted(configure: Configure) -> None:
         "best_image_uid": None,
     }
     write(Path("source/data/train-00001-of-00002.parquet"), [rows[0], swapped])
-    counts = prepared(settings(configure)).card["counts"]
-    assert (counts["repeated"], counts["contradictory"], counts["pairs"]) == (2, 1, 32)
+    counts = prepared(settings(configure)).card.counts
+    assert (counts.repeated, counts.contradictory, counts.pairs) == (2, 1, 32)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_ties_go_where_the_setting_says(
     dataset = prepared(settings(configure, ties=ties))
     tied = dataset.pairs().filter(pl.col("label") == 0.5)
     assert ((tied["split"] == "train").sum(), (tied["split"] == "test").sum()) == kept
-    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == 30
+    assert dataset.card.counts.pairs + sum(dataset.card.rejects.values()) == 30
 
 
 def test_users_unknown_to_train_and_leaking_rankings_are_left_out(configure: Configure) -> None:
@@ -170,7 +174,7 @@ def test_users_unknown_to_train_and_leaking_rankings_are_left_out(configure: Con
     Path("leaking.txt").write_text("ranking_id\n25\n26\n")
     for file in ("leaking.pt", "leaking.txt"):
         dataset = prepared(settings(configure, leaking_rankings=file), f"data-{file}")
-        assert dataset.card["rejects"] == {"leaking": 2, "user-not-in-train": 1}
+        assert dataset.card.rejects == {"leaking": 2, "user-not-in-train": 1}
     with pytest.raises(DataError, match=r"cannot read ranking ids from absent\.json"):
         prepared(settings(configure, leaking_rankings="absent.json"))
 
@@ -182,8 +186,8 @@ def test_the_unique_splits_repeat_rows_and_are_read_only_on_request(configure: C
     full, unique = (
         prepared(settings(configure, judged_on=which), which) for which in ("full", "unique")
     )
-    assert full.card["counts"]["cells"] == {"test_seen": 6, "train_seen": 18, "val_seen": 6}
-    assert unique.card["counts"]["cells"] == {"test_seen": 3, "train_seen": 18, "val_seen": 2}
+    assert full.card.counts.cells == {"test_seen": 6, "train_seen": 18, "val_seen": 6}
+    assert unique.card.counts.cells == {"test_seen": 3, "train_seen": 18, "val_seen": 2}
 
 
 def test_the_variant_without_images_says_what_is_missing(configure: Configure) -> None:
@@ -241,7 +245,7 @@ def test_order_and_size_of_files_change_no_digest(configure: Configure, name: st
                     rows_per_group=chance.randint(1, 30),
                 )
         card = prepared(settings(configure, folder, name), f"data-{seed}").card
-        found = card["digests"], card["split_digest"], card["rejects"]
+        found = card.digests, card.split_digest, card.rejects
         assert found == (expected or found)
         expected = found
 
@@ -279,6 +283,30 @@ def test_warm_and_cool_shift_red_against_blue() -> None:
     assert render(grey.convert("L"), "cool-0.3").getpixel((0, 0)) == (70, 100, 130)
     with pytest.raises(ValueError, match="unknown image filter 'sepia-1'"):
         render(grey, "sepia-1")
+
+
+def test_a_damaged_part_is_read_again(configure: Configure) -> None:
+    write_source(Path("source"), {"train": 9000, "validation": 300, "test": 300}, users=20, size=8)
+    config = settings(configure)
+    adapter = adapter_for("pickapic", config.dataset_config())(config.dataset_config())
+    read: list[int] = []
+
+    def counted(number: int, part: Part) -> Part:
+        return lambda: read.append(number) or part()  # type: ignore[func-returns-value]
+
+    parts = [counted(number, part) for number, part in enumerate(adapter.parts())]
+    assert len(parts) > 2
+    whole = read_parts(parts, Path("kept"))
+    damaged = Path("kept/000001/items.parquet")
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    (Path("kept/000002") / "pairs.parquet").write_bytes(
+        (Path("kept/000002") / "rejects.parquet").read_bytes()
+    )
+    read.clear()
+    again = read_parts(parts, Path("kept"))
+    assert read == [1, 2]
+    for table in ("items", "pairs", "rejects"):
+        assert getattr(again, table).equals(getattr(whole, table))
 
 
 def test_a_killed_preparation_goes_on_and_gives_the_same_files(configure: Configure) -> None:
@@ -327,8 +355,9 @@ def accuracies(config: Config, epochs: int) -> dict[int, float]:
         metrics = pipeline.train(
             config.model_copy(update={"train": train}), f"{config.dataset}-{k}"
         )
-        assert metrics["untrained"]
-        found[k] = metrics["test_seen"]["macro_accuracy"]
+        assert metrics.untrained
+        assert metrics.test_seen is not None
+        found[k] = metrics.test_seen.macro_accuracy
     return found
 
 

@@ -49,13 +49,14 @@ def predictions(label: list[float], margin: list[float], users: list[str]) -> pl
 def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
     frame = predictions([1.0, 0.5, 0.0], [2.0, 0.01, 1.0], ["a", "a", "b"])
     rules = TieRule("half"), TieRule("drop"), TieRule("pickscore", 0.1)
-    half, drop, pick = (cell_of(configure(), frame, rule) for rule in rules)
-    assert half["accuracy"] == pytest.approx(0.5)
-    assert (drop["accuracy"], drop["n_pairs"], drop["n_ties"]) == (0.5, 2, 1)
-    assert pick["accuracy"] == pytest.approx(2 / 3)
-    assert pick["tie_threshold"] == 0.1
-    with pytest.raises(EvaluationError, match="all pairs to be judged are ties"):
-        cell_of(configure(), predictions([0.5], [1.0], ["a"]), TieRule("drop"))
+    evaluate = configure().evaluate
+    half, drop, pick = (cell_of(evaluate, frame, rule) for rule in rules)
+    assert half.accuracy == pytest.approx(0.5)
+    assert (drop.accuracy, drop.n_pairs, drop.n_ties) == (0.5, 2, 1)
+    assert pick.accuracy == pytest.approx(2 / 3)
+    assert pick.tie_threshold == 0.1
+    with pytest.raises(EvaluationError, match="all pairs to be evaluated are ties"):
+        cell_of(evaluate, predictions([0.5], [1.0], ["a"]), TieRule("drop"))
 
 
 def test_votes_leave_the_own_answer_out_and_know_the_sides() -> None:
@@ -76,10 +77,10 @@ def test_votes_leave_the_own_answer_out_and_know_the_sides() -> None:
     assert found["vote_share"].to_list() == [0.5, 0.5, 1.0, None]
     judged = found.select("pair_id", "label").with_columns(margin=pl.lit(1.0))
     cells = by_division(judged, found.select("pair_id", "votes", "vote_share"), least=2)
-    assert (cells["n_controversial"], cells["n_consensus"]) == (2, 1)
-    assert cells["controversial_accuracy"] == 0.5
-    assert cells["consensus_accuracy"] == 0.0
-    assert by_division(judged, found, least=9)["controversial_accuracy"] is None
+    assert (cells.n_controversial, cells.n_consensus) == (2, 1)
+    assert cells.controversial_accuracy == 0.5
+    assert cells.consensus_accuracy == 0.0
+    assert by_division(judged, found, least=9).controversial_accuracy is None
 
 
 def test_free_baselines_read_no_test_label(configure: Configure) -> None:
@@ -92,11 +93,11 @@ def test_free_baselines_read_no_test_label(configure: Configure) -> None:
         assert np.array_equal(
             free_margins(dataset, frame, which), free_margins(dataset, other, which)
         )
-    rows = {row["baseline"]: row for row in free_baselines(config, dataset)}
-    assert rows["majority"]["test_seen"]["accuracy"] == 0.5, (
-        "test statements are not among the training ones"
-    )
-    assert 0.3 < rows["first"]["test_seen"]["accuracy"] < 0.7
+    rows = {row.baseline: row.test_seen for row in free_baselines(config.evaluate, dataset)}
+    assert rows["majority"] is not None
+    assert rows["first"] is not None
+    assert rows["majority"].accuracy == 0.5, "test statements are not among the training ones"
+    assert 0.3 < rows["first"].accuracy < 0.7
 
 
 def test_length_prefers_the_longer_text(configure: Configure) -> None:
@@ -126,17 +127,42 @@ def test_sign_flips_give_certainty_only_where_users_agree() -> None:
 def test_harm_by_chance_is_that_of_coins() -> None:
     assert chance_of_harm(np.array([2])) == pytest.approx(0.5 * (1 - 0.5))
     assert chance_of_harm(np.array([0])) == 0.0
+    assert chance_of_harm(np.array([1, 3])) == 0.5
+    assert chance_of_harm(np.array([10**6])) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_comparison_is_paired_by_pair_and_user() -> None:
+def test_comparison_is_paired_by_pair_and_user(configure: Configure) -> None:
     base = pl.DataFrame(
         {
-            "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4, "split": ["test"] * 8,
-            "population": ["seen"] * 8, "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
+            "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4,
+            "split": ["test"] * 8, "population": ["seen"] * 8, "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
         }
     )  # fmt: skip
     better = base.with_columns(margin=pl.lit(1.0)).reverse()
-    (row,) = compare_runs(("base", base), [("better", better)], 200)
-    assert row["difference"] == pytest.approx(0.5)
-    assert row["harmed"] == 0.0
-    assert row["n_pairs"] == 8
+    (row,) = compare_runs(configure().evaluate, ("base", base), [("better", better)])
+    assert row.difference == pytest.approx(0.5)
+    assert row.harmed == 0.0
+    assert row.n_pairs == 8
+
+
+def test_comparisons_count_ties_as_the_settings_say(configure: Configure) -> None:
+    base = pl.DataFrame(
+        {
+            "pair_id": [bytes([n]) for n in range(6)],
+            "user_id": ["a"] * 6,
+            "split": ["val"] * 2 + ["test"] * 4,
+            "population": ["seen"] * 6,
+            "margin": [0.1, 5.0, 5.0, 5.0, 5.0, 5.0],
+            "label": [0.5, 1.0, 1.0, 1.0, 0.5, 0.5],
+        }
+    )
+    unsure = base.with_columns(
+        margin=pl.when(pl.col("label") == 0.5).then(0.1).otherwise(pl.col("margin"))
+    )
+    tables = [t.with_columns(p=1 / (1 + (-pl.col("margin")).exp())) for t in (base, unsure)]
+    found = {}
+    for rule in ("half", "drop", "pickscore"):
+        settings = configure({"evaluate.ties": rule}).evaluate
+        (row,) = compare_runs(settings, ("base", tables[0]), [("unsure", tables[1])])
+        found[rule] = (row.n_pairs, row.difference)
+    assert found == {"half": (4, 0.0), "drop": (2, 0.0), "pickscore": (4, pytest.approx(0.25))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,22 @@ from pal.embed.encoders.random_models import byte_tokenizer, random_model
 from pal.embed.encoders.text import TextEncoder, pool
 from pal.embed.render import Renderer
 from pal.errors import EncoderError
+from pal.items import (
+    ITEM_COLUMNS,
+    Item,
+    Text,
+    Turn,
+    conversation,
+    item_row,
+    items_of,
+    items_schema,
+    prompt_item,
+    response_item,
+)
 
 CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] | trim }}</s>{% endfor %}"
-PROMPT = json.dumps([{"role": "user", "content": "first"}, {"role": "user", "content": "second"}])
+PROMPT = (Turn("user", "first"), Turn("user", "second"))
+MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}]
 
 
 def renderer(chat: bool = False, **settings: Any) -> Renderer:
@@ -30,38 +42,80 @@ def renderer(chat: bool = False, **settings: Any) -> Renderer:
     )
 
 
-def read(made: Renderer, text: str, context: str | None) -> tuple[str, bool, int]:
+def read(made: Renderer, text: Text) -> tuple[str, bool, int]:
     """Return what the model would read, whether anything was cut, and how many answers were."""
-    tokens, truncated, cut = made.tokenise([made.render(text, context)])
+    tokens, truncated, cut = made.tokenise([made.render(text)])
     return made.tokenizer.decode(tokens.ids, skip_special_tokens=True), bool(truncated[0]), cut
 
 
 def test_context_stands_before_the_text() -> None:
-    assert renderer().render("answer", PROMPT).text == "first\n\nsecond\n\nanswer"
-    assert (
-        renderer(template="Q: {context} A: {text}").render("answer", PROMPT).text
-        == "Q: first\n\nsecond A: answer"
-    )
-    assert renderer().render("alone", None).text == "alone"
-    chat = renderer(chat=True).render(" answer ", PROMPT)
+    answer = Text("answer", PROMPT)
+    assert renderer().render(answer).text == "first\n\nsecond\n\nanswer"
+    pattern = renderer(template="Q: {context} A: {text}")
+    assert pattern.render(answer).text == "Q: first\n\nsecond A: answer"
+    assert renderer().render(Text("alone")).text == "alone"
+    chat = renderer(chat=True).render(Text(" answer ", PROMPT))
     assert chat.text == "<s>user: first</s><s>user: second</s><s>assistant: answer</s>"
     assert chat.text[chat.own :].startswith("answer")
+    assert renderer(chat=True).render(Text("alone")).text == "<s>user: alone</s>"
+
+
+def test_a_prompt_of_system_and_user_is_not_an_assistants_text() -> None:
+    prompt = conversation(MESSAGES)
+    item = prompt_item(prompt)
+    assert item is not None
+    chat = renderer(chat=True)
+    whole = chat.render(item)
+    assert whole.text == "<s>system: be brief</s><s>user: why?</s>"
+    assert whole.text[whole.own :] == "why?</s>"
+    answer = response_item(prompt, "because", "prompt+response", "{response}")
+    assert chat.render(answer).text == f"{whole.text}<s>assistant: because</s>"
+    assert renderer().render(item).text == "be brief\n\nwhy?"
+
+
+def table_of(items: list[Item]) -> pa.Table:
+    rows = [dict(zip(ITEM_COLUMNS, item_row(item), strict=True)) for item in items]
+    return pa.Table.from_pylist(rows, items_schema())
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_from_a_table_renders_as_the_same_text_in_memory(chat: bool) -> None:
+    prompt = conversation(MESSAGES)
+    item = prompt_item(prompt)
+    assert item is not None
+    items: list[Item] = [item, Text("alone"), Text("ünïcode 猫", prompt), Text("x", prompt, "tool")]
+    made = renderer(chat)
+    from_table = [made.render(text) for text in items_of(table_of(items)) if isinstance(text, Text)]
+    assert from_table == [made.render(text) for text in items if isinstance(text, Text)]
+
+
+def test_a_conversation_that_the_chat_template_refuses_costs_that_item_alone() -> None:
+    made = encoder("bert")
+    made.renderer = renderer(chat=True)
+    made.renderer.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + CHAT
+    )
+    inputs = made.prepare([Text("fine"), Text("no", conversation(MESSAGES))])
+    ((row, failure),) = inputs.failures.items()
+    assert (row, failure.stage) == (1, "tokenize")
+    assert "does not accept the roles system, user, assistant: no system role" in failure.message
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_context_is_cut_first_and_from_its_start(chat: bool) -> None:
     made = renderer(chat, max_length=30)
-    context = json.dumps([{"role": "user", "content": "x" * 50 + "end"}])
-    text, truncated, cut = read(made, "the answer", context)
+    item = Text("the answer", (Turn("user", "x" * 50 + "end"),))
+    text, truncated, cut = read(made, item)
     assert truncated
     assert not cut
     assert text.endswith("the answer")
     assert "end" in text
-    assert len(made.tokenise([made.render("the answer", context)])[0].ids) == 30
+    assert len(made.tokenise([made.render(item)])[0].ids) == 30
 
 
 def test_an_answer_too_long_alone_is_cut_at_its_end_and_counted() -> None:
-    text, truncated, cut = read(renderer(max_length=12), "0123456789abcdef", PROMPT)
+    text, truncated, cut = read(renderer(max_length=12), Text("0123456789abcdef", PROMPT))
     assert (text, truncated, cut) == (
         "0123456789",
         True,
@@ -84,7 +138,7 @@ def encoder(family: str = "llama", layers: tuple[int, ...] = (), **settings: Any
 
 
 def features(made: TextEncoder, texts: list[str]) -> list[torch.Tensor]:
-    inputs = made.prepare(pa.table({"modality": ["text"] * len(texts), "text": texts}))
+    inputs = made.prepare([Text(text) for text in texts])
     return made.encode(made.load_batch(inputs, np.arange(len(texts))))
 
 
@@ -125,17 +179,22 @@ def test_text_that_cannot_be_read_is_a_failure_with_a_reason() -> None:
     text = pa.LargeStringArray.from_buffers(
         len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0]
     )
-    inputs = made.prepare(pa.table({"modality": ["text"] * 5, "text": text}))
+    half = [Text("half a pair: \ud800"), Text("fine", (Turn("user", "half a pair: \udc00"),))]
+    inputs = made.prepare(
+        [*items_of(pa.table({"modality": ["text"] * 5, "text": text})), *half, Text("fine")]
+    )
     assert {row: failure[:2] for row, failure in inputs.failures.items()} == {
         1: ("decode", "UnicodeDecodeError"),
         2: ("tokenize", "EmptyText"),
         3: ("tokenize", "EmptyText"),
         4: ("tokenize", "EmptyText"),
+        5: ("decode", "UnicodeDecodeError"),
+        6: ("decode", "UnicodeDecodeError"),
     }
 
 
 def test_a_text_of_ten_megabytes_is_cut_and_marked() -> None:
     made = encoder("bert", max_length=64)
-    inputs = made.prepare(pa.table({"modality": ["text"], "text": ["0123456789" * 1_000_000]}))
+    inputs = made.prepare([Text("0123456789" * 1_000_000)])
     assert inputs.n_tokens.tolist() == [64]
     assert inputs.truncated.tolist() == [True]

@@ -21,8 +21,9 @@ from pal.config import Config
 from pal.errors import RewardError
 from pal.reward import RewardModel
 from pal.reward.export import Choice, one_choice, push
+from pal.reward.export_record import ExportRecord
 from pal.reward.score_file import score_file
-from pal.reward.tools.rewardbench import SECTIONS, judge
+from pal.reward.tools.rewardbench import SECTIONS, evaluate
 
 Configure = Callable[..., Config]
 USERS = [f"seen-{number:05d}" for number in range(6)]
@@ -37,6 +38,11 @@ def trained(configure: Configure, head: str = "pal-a", **encoder: Any) -> Config
     pipeline.embed(config)
     pipeline.train(config, "run")
     return config
+
+
+def exported(config: Config, choice: Choice | None = None, merge: bool = False) -> Path:
+    """Export the run and return the folder."""
+    return Path(pipeline.export(config, "run", choice or Choice(), merge=merge).dir)
 
 
 def encoded(tokenizer: Any, texts: list[str], side: str) -> Any:
@@ -57,13 +63,13 @@ def test_a_linear_head_is_folded_into_the_encoder(
     config = trained(configure, head, model=f"random:{family}", pooling="last")
     user = None if head == "bt-linear" else USERS[1]
     choice = Choice() if user is None else Choice("user", user=user)
-    folder = Path(pipeline.export(config, "run", choice, "folded", merge=True)["dir"])
+    folder = exported(config, choice, merge=True)
     whole = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert type(whole).__module__.startswith("transformers.")
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
     texts = ["short", "a somewhat longer text", "p" * 90]
-    constant = json.loads((folder / "config.json").read_text())["pal"]["constant"]
+    constant = ExportRecord.read(folder).constant
     wanted = RewardModel.from_run(config, "run").score("", texts, user)
     with torch.inference_mode():
         for side in ("left", "right"):
@@ -102,7 +108,7 @@ def test_transformers_loads_any_head_that_reads_one_sequence(
     import pal.reward.tools.hf
 
     config = trained(configure, head, model=f"random:{family}", pooling=pooling)
-    folder = pipeline.export(config, "run", Choice())["dir"]
+    folder = exported(config)
     whole = AutoModelForSequenceClassification.from_pretrained(folder)
     assert isinstance(whole, pal.reward.tools.hf.PalForSequenceClassification)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -118,7 +124,7 @@ def test_transformers_loads_any_head_that_reads_one_sequence(
 def test_a_head_that_reads_prompts_is_no_sequence_classifier(configure: Configure) -> None:
     from pal.reward.tools.hf import PalForSequenceClassification
 
-    folder = pipeline.export(trained(configure, "pal-b"), "run", Choice())["dir"]
+    folder = exported(trained(configure, "pal-b"))
     with pytest.raises(RewardError, match="head pal-b reads the prompt apart"):
         PalForSequenceClassification.from_pretrained(folder)
 
@@ -133,11 +139,19 @@ def test_trl_trains_on_the_reward_of_each_rows_user(configure: Configure, is_asy
     from pal.embed.encoders.random_models import byte_tokenizer
     from pal.reward.tools.trl import AsyncPalReward, PalReward
 
-    folder = pipeline.export(trained(configure), "run", Choice())["dir"]
+    folder = exported(trained(configure))
     tokenizer = byte_tokenizer()
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-             "intermediate_size": 32, "vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1,
-             "eos_token_id": 2}  # fmt: skip
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     policy = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape))
     rows = [{"prompt": f"Say something {n}", "user_id": USERS[n % 2]} for n in range(8)]
     seen: list[tuple[list[Any], list[str], list[float]]] = []
@@ -150,9 +164,17 @@ def test_trl_trains_on_the_reward_of_each_rows_user(configure: Configure, is_asy
 
     reward = AsyncPalReward(folder) if is_async else Watched(folder)
     arguments = GRPOConfig(
-        "trained", max_steps=3, per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
-        report_to="none", use_cpu=True, logging_steps=1, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        "trained",
+        max_steps=3,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=6,
+        report_to="none",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = GRPOTrainer(
         policy,
         reward_funcs=reward,
@@ -171,15 +193,18 @@ def test_trl_trains_on_the_reward_of_each_rows_user(configure: Configure, is_asy
         assert one != other
         with pytest.raises(RewardError, match="passed no column 'user_id'"):
             PalReward(folder)(["p"], ["c"])
-        chat = PalReward(folder)([[{"role": "user", "content": "p"}]], [[{"role": "assistant", "content": "c"}]],
-                                 user_id=[USERS[0]])  # fmt: skip
+        chat = PalReward(folder)(
+            [[{"role": "user", "content": "p"}]],
+            [[{"role": "assistant", "content": "c"}]],
+            user_id=[USERS[0]],
+        )
         assert chat == pytest.approx(PalReward(folder)(["p"], ["c"], user_id=[USERS[0]]), abs=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, suffix: str) -> None:
     config = trained(configure)
-    folder = pipeline.export(config, "run", Choice())["dir"]
+    folder = exported(config)
     model = RewardModel.from_pretrained(folder)
     rows = [
         {
@@ -207,10 +232,10 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     calls = []
     original, model.score_rows = (
         model.score_rows,
-        lambda rows, codes: calls.append(len(rows)) or original(rows, codes),
+        lambda rows, vectors: calls.append(len(rows)) or original(rows, vectors),
     )  # type: ignore[method-assign,func-returns-value]
     result = score_file(model, source, target)
-    assert (result["rows"], result["users_known"], result["users_unknown"]) == (1200, 1, 1)
+    assert (result.rows, result.users_known, result.users_unknown) == (1200, 1, 1)
     assert sum(calls) == 1200 - 512
     written = pl.read_ndjson(target) if suffix == "jsonl" else pl.read_parquet(target)
     assert written["n"].to_list() == list(range(1200))
@@ -220,7 +245,7 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
     assert written["reward"].to_list() == pytest.approx(wanted, abs=1e-5)
     assert not [path for path in Path().glob(".out*")]
     best = score_file(model, source, Path("best.jsonl"), best_of=4)
-    assert best["rows_written"] == 300
+    assert best.rows_written == 300
     first = json.loads(Path("best.jsonl").read_text().splitlines()[0])
     assert first["reward"] == pytest.approx(max(wanted[:4]), abs=1e-5)
     score_file(model, source, Path("pairs.parquet"), pairs=True)
@@ -231,22 +256,38 @@ def test_files_are_scored_whole_and_a_killed_run_goes_on(configure: Configure, s
 
 def test_what_cannot_be_scored_is_one_sentence_and_leaves_nothing(configure: Configure) -> None:
     config = trained(configure)
-    model = RewardModel.from_pretrained(pipeline.export(config, "run", Choice())["dir"])
+    model = RewardModel.from_pretrained(exported(config))
     Path("folder").mkdir()
     Path("file").write_text("")
     good = b'{"prompt": "p", "response": "r"}\n'
     for content, target, words in (
         (good + b'{"prompt": "\xff"}', "out.jsonl", "line 2 is not UTF-8"),
         (b'{"prompt": ' + b"[" * 100_000, "out.jsonl", "line 1 is nested too deeply"),
-        (b'{"prompt": "p", "response": 5}', "out.jsonl", "a text is a string or a list of chat messages, not '5'"),
+        (
+            b'{"prompt": "p", "response": 5}',
+            "out.jsonl",
+            "a text is a string or a list of chat messages, not '5'",
+        ),
         (b'{"prompt": 5, "response": "r"}', "out.jsonl", "row 1: a text is a string or a list"),
-        (b'{"prompt": [{"role": "user", "content": 5}], "response": ""}', "out.jsonl", "content of a chat message"),
-        (b'{"prompt": "p", "response": "r", "user_id": ["a"]}', "out.jsonl", r"in rows 1 to 1: a user is an id"),
-        (good, "in.jsonl", "is the input itself"), (good, "folder", "is a folder"),
+        (
+            b'{"prompt": [{"role": "user", "content": 5}], "response": ""}',
+            "out.jsonl",
+            "content of a message",
+        ),
+        (
+            b'{"prompt": "p", "response": "r", "user_id": ["a"]}',
+            "out.jsonl",
+            r"row 1: a user's id is",
+        ),
+        (good, "in.jsonl", "is the input itself"),
+        (good, "folder", "is a folder"),
         (good, "file/below/out.jsonl", "cannot make folder"),
-        (good + b'{"prompt": "p", "response": "r", "n": 1}\n{"prompt": "p", "response": "r", "n": "x"}', "out.parquet",
-         "write .jsonl"),
-    ):  # fmt: skip
+        (
+            good + b'{"response": "r", "n": 1}\n{"response": "r", "n": "x"}',
+            "out.parquet",
+            "write .jsonl",
+        ),
+    ):
         Path("in.jsonl").write_bytes(content)
         with pytest.raises(RewardError, match=words):
             score_file(model, Path("in.jsonl"), Path(target))
@@ -258,18 +299,18 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_nothing(configure: Con
             left.unlink()
         assert not list(Path().glob(".out*"))
     for name in ("../evil", "", ".."):
-        with pytest.raises(RewardError, match="is no name of a folder"):
+        with pytest.raises(RewardError, match="cannot be the name of an export"):
             pipeline.export(config, "run", Choice(), name)
 
 
 def test_parquet_holds_every_column_and_numbers_are_ids(configure: Configure) -> None:
-    model = RewardModel.from_pretrained(pipeline.export(trained(configure), "run", Choice())["dir"])
+    model = RewardModel.from_pretrained(exported(trained(configure)))
     model.users.add("5", torch.tensor([1.0, 0.0]))
     rows = [{"prompt": "p", "response": f"r{n}", "user_id": None} for n in range(600)]
     rows += [{"prompt": "p", "response": "r0", "user_id": 5, "late": "yes"}]
     Path("in.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     result = score_file(model, Path("in.jsonl"), Path("out.parquet"))
-    assert (result["users_known"], result["users_unknown"]) == (1, 0)
+    assert (result.users_known, result.users_unknown) == (1, 0)
     written = pl.read_parquet("out.parquet")
     assert written["late"].to_list() == [None] * 600 + ["yes"]
     assert written["user_id"].to_list() == [None] * 600 + [5]
@@ -282,9 +323,11 @@ def test_the_commands_print_one_object(configure: Configure) -> None:
 
     def pal(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "pal", *arguments], capture_output=True, text=True,
+            [sys.executable, "-m", "pal", *arguments],
+            capture_output=True,
+            text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
+        )
         return done.returncode, done.stdout, done.stderr
 
     options = ["--set", "encoder=tiny-text", "--set", "embed.tiny-text.store_dtype=float32"]
@@ -314,7 +357,7 @@ def test_the_model_card_and_the_upload(
 ) -> None:
     import huggingface_hub
 
-    folder = Path(pipeline.export(trained(configure), "run", Choice("user", user=USERS[0]))["dir"])
+    folder = exported(trained(configure), Choice("user", user=USERS[0]))
     card = (folder / "README.md").read_text()
     assert "random weights: this model is for tests" in card
     assert "| run (untrained encoder) | pal-a | 2 |" in card.replace("  ", " ")
@@ -361,18 +404,22 @@ def test_rewardbench_one_weighs_sections_as_published() -> None:
                 rows.append(
                     {"prompt": "p", "chosen": chosen, "rejected": rejected, "subset": subset}
                 )
-    result = judge(Told(scores), rows)  # type: ignore[arg-type]
+    result = evaluate(Told(scores), rows)  # type: ignore[arg-type]
     accuracy = {subset: sum(values) / 4 for subset, values in hits.items()}
     code = [f"hep-{language}" for language in ("cpp", "go", "java", "js", "python", "rust")]
     reasoning = 0.5 * accuracy["math-prm"] + 0.5 * sum(accuracy[name] for name in code) / 6
-    assert result["sections"]["Reasoning"] == pytest.approx(reasoning)
-    safety = (100 * accuracy["refusals-dangerous"] + 100 * accuracy["refusals-offensive"]
-              + 154 * accuracy["xstest-should-refuse"] + 250 * accuracy["xstest-should-respond"]
-              + 136 * accuracy["donotanswer"]) / 740  # fmt: skip
-    assert result["sections"]["Safety"] == pytest.approx(safety)
+    assert result.sections["Reasoning"] == pytest.approx(reasoning)
+    safety = (
+        100 * accuracy["refusals-dangerous"]
+        + 100 * accuracy["refusals-offensive"]
+        + 154 * accuracy["xstest-should-refuse"]
+        + 250 * accuracy["xstest-should-respond"]
+        + 136 * accuracy["donotanswer"]
+    ) / 740
+    assert result.sections["Safety"] == pytest.approx(safety)
     assert [sum(SECTIONS[name].values()) for name in SECTIONS] == [358, 456, 740, 1968]
-    assert result["score"] == pytest.approx(sum(result["sections"].values()) / 4)
-    assert result["complete"]
+    assert result.score == pytest.approx(sum(result.sections.values()) / 4)
+    assert result.complete
 
 
 def test_rewardbench_two_credits_the_best_of_four_and_ties() -> None:
@@ -387,12 +434,12 @@ def test_rewardbench_two_credits_the_best_of_four_and_ties() -> None:
     scores = dict(
         a=1, b=1, c=0, d=0, e=0, f=1, g=0, h=0, i=3, j=1, k=5, l=4, m=2, n=1, o=2, q=4, s=1, t=0
     )
-    result = judge(Told({key: float(value) for key, value in scores.items()}), rows)  # type: ignore[arg-type]
-    assert result["subsets"]["Math"] == pytest.approx((0.5 + 0.0) / 2)
+    result = evaluate(Told({key: float(value) for key, value in scores.items()}), rows)  # type: ignore[arg-type]
+    assert result.subsets["Math"] == pytest.approx((0.5 + 0.0) / 2)
     # margins: ref 2, -1; tied 2, 1; spreads 1, 3
     far = (math.tanh(2 / 1 - 1) + math.tanh(-1 / 3 - 1)) / 2
-    assert result["subsets"]["Ties"] == pytest.approx(
+    assert result.subsets["Ties"] == pytest.approx(
         0.3 * 1 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * far
     )
     with pytest.raises(RewardError, match="row 1 has no chosen"):
-        judge(Told({}), [{"prompt": "p", "rejected": "x", "subset": "Math"}])  # type: ignore[arg-type]
+        evaluate(Told({}), [{"prompt": "p", "rejected": "x", "subset": "Math"}])  # type: ignore[arg-type]

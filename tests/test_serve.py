@@ -29,7 +29,9 @@ from pal.config import Config, ServeConfig
 from pal.errors import RewardError
 from pal.reward import RewardModel
 from pal.reward.export import Choice
-from pal.reward.server.app import Service, build_app, run_server
+from pal.reward.server.app import build_app
+from pal.reward.server.serve import run_server
+from pal.reward.server.service import Service
 
 TOKEN = "a-token-for-tests"
 USERS = [f"seen-{number:05d}" for number in range(6)]
@@ -46,7 +48,7 @@ def exported(configure: Callable[..., Config], tmp_path_factory: pytest.TempPath
         )
         pipeline.embed(config)
         pipeline.train(config, "run")
-        return place / pipeline.export(config, "run", Choice(), "model")["dir"]
+        return place / pipeline.export(config, "run", Choice(), "model").dir
 
 
 @contextmanager
@@ -124,7 +126,8 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
         assert adapted["unknown_users"] == 0
         assert http.get("/health").json()["status"] == "ok"
         metrics = http.get("/metrics").text
-        assert 'pal_requests_total{path="/v1/users/{user}/adapt",code="200"} 1' in metrics
+        assert 'pal_requests_total{code="200",path="/v1/users/{user}/adapt"} 1.0' in metrics
+        assert re.search(r"^pal_users_adapted 1\.0$", metrics, re.M)
         assert "new" not in metrics.replace("pal_users_adapted", "")
         assert set(http.get("/openapi.json").json()["paths"]) >= {
             "/get_reward",
@@ -133,14 +136,21 @@ def test_the_routes_answer_as_offline_scoring_does(exported: Path) -> None:
         }
 
         for path, content, status in (
-            ("/v1/score", b"{not json", 422), ("/v1/score", b'{"prompts": ["a"]}', 422),
+            ("/v1/score", b"{not json", 422),
+            ("/v1/score", b'{"prompts": ["a"]}', 422),
             ("/v1/score", b'{"prompts": ["a"], "responses": []}', 422),
             ("/v1/score", b'{"prompts": ["a"], "responses": [""], "users": {"9": 1}}', 422),
             ("/v1/score", b'{"prompts": ["a", "b"], "responses": ["x", "y"], "users": ["u"]}', 422),
             ("/v1/score", b'{"prompts": ["a"], "responses": ["\\ud800"]}', 422),
-            ("/get_reward", b" " * (50 << 20), 413), ("/nowhere", b"{}", 404), ("/v1/users/u/adapt", b"{}", 422),
-            ("/v1/score", json.dumps({"prompts": ["p"] * 2000, "responses": ["r"] * 2000}).encode(), 413),
-        ):  # fmt: skip
+            ("/get_reward", b" " * (50 << 20), 413),
+            ("/nowhere", b"{}", 404),
+            ("/v1/users/u/adapt", b"{}", 422),
+            (
+                "/v1/score",
+                json.dumps({"prompts": ["p"] * 2000, "responses": ["r"] * 2000}).encode(),
+                413,
+            ),
+        ):
             assert (
                 http.post(
                     path, content=content, headers={"content-type": "application/json"}
@@ -195,12 +205,12 @@ def test_odd_requests_are_refused_and_counted(exported: Path) -> None:
             "/get_reward", json={"query": ["a"] * 3, "labels": [7, {"user_id": "a/b"}, "7"]}
         ).json()
         assert known["extra_logs"] == {"pal_user_known": [1.0, 1.0, 1.0]}
-        service.model.score_rows = lambda rows, codes: [][0]  # type: ignore[method-assign, misc, index]
+        service.model.score_rows = lambda rows, vectors: [][0]  # type: ignore[method-assign, misc, index]
         assert (
             http.post("/v1/score", json={"prompts": ["p"], "responses": ["r"]}).status_code == 500
         )
-        assert 'pal_requests_total{path="/v1/score",code="500"} 1' in http.get("/metrics").text
-    assert service.accepted == service.requests.total()
+        assert 'pal_requests_total{code="500",path="/v1/score"} 1.0' in http.get("/metrics").text
+    assert service.metrics.accepted == service.metrics.answered
 
 
 def test_a_store_that_is_none_and_an_empty_token(

@@ -20,9 +20,10 @@ import pytest
 from pal import pipeline
 from pal.config import Config, flatten, load
 from pal.data.build import prepare
-from pal.data.sources import ADAPTERS
+from pal.data.sources import adapter_for
 from pal.data.sources.personalllm import MODELS, dirichlet, standardised
-from pal.data.sources.tldr import Published, TldrLength
+from pal.data.sources.tldr import TldrLength
+from pal.data.sources.tldr_protocol import Published
 from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, DataError
 
@@ -277,12 +278,8 @@ def settings(configure: Configure, name: str, source: Path, /, **options: Any) -
 
 
 def prepared(config: Config, folder: str = "data") -> PreparedDataset:
-    return prepare(
-        config.dataset,
-        config.dataset_config(),
-        Path(folder) / config.dataset,
-        ADAPTERS[config.dataset],
-    )
+    name, settings = config.dataset, config.dataset_config()
+    return prepare(name, settings, Path(folder) / name, adapter_for(name, settings))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -294,7 +291,7 @@ def test_order_and_file_sizes_change_no_digest(
         source = write(name, tmp_path / f"raw{seed}", seed)
         cards.append(prepared(settings(configure, name, source), f"out{seed}").card)
     for key in ("digests", "split_digest", "counts", "rejects"):
-        assert cards[0][key] == cards[1][key] == cards[2][key]
+        assert getattr(cards[0], key) == getattr(cards[1], key) == getattr(cards[2], key)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -328,14 +325,11 @@ def test_each_tldr_row_is_a_pair_or_a_reject(
             file.write("{not json\n" + json.dumps(good | {"info": {"post": "half \ud800"}}) + "\n")
         extra = 2
     card = prepared(settings(configure, name, tmp_path / "raw")).card
-    assert (
-        card["counts"]["pairs"] + sum(card["rejects"].values())
-        == sum(map(len, rows.values())) + extra
-    )
-    assert {"no-user", "null-post", "other-policy", "malformed"} <= set(card["rejects"])
-    assert card["facts"]["published_sizes"] == "published sizes not checked: partial source"
-    assert card["rejects"].get("invalid-unicode", 0) == (kind == "json")
-    assert card["rejects"].get("equal-length", 0) >= (name == "tldr-length")
+    assert card.counts.pairs + sum(card.rejects.values()) == sum(map(len, rows.values())) + extra
+    assert {"no-user", "null-post", "other-policy", "malformed"} <= set(card.rejects)
+    assert card.splitting.published_sizes == "published sizes not checked: partial source"
+    assert card.rejects.get("invalid-unicode", 0) == (kind == "json")
+    assert card.rejects.get("equal-length", 0) >= (name == "tldr-length")
 
 
 def test_parquet_and_json_give_the_same_dataset(configure: Configure, tmp_path: Path) -> None:
@@ -343,7 +337,7 @@ def test_parquet_and_json_give_the_same_dataset(configure: Configure, tmp_path: 
     for kind in ("parquet", "json"):
         write_tldr(tmp_path / kind, tldr_source(), kind)
         cards.append(prepared(settings(configure, "tldr-length", tmp_path / kind), kind).card)
-    assert cards[0]["digests"] == cards[1]["digests"]
+    assert cards[0].digests == cards[1].digests
 
 
 def test_the_minority_prefers_the_shorter_summary(configure: Configure, tmp_path: Path) -> None:
@@ -358,7 +352,7 @@ def test_the_minority_prefers_the_shorter_summary(configure: Configure, tmp_path
         assert ((texts[first] > texts[second]) == (label == 1.0)) == (group == "longer")
     groups = dict(pairs.filter(population="seen").select("user_id", "group").unique().iter_rows())
     assert {user for user, group in groups.items() if group == "shorter"} == {"seen3", "seen4"}
-    cells = dataset.card["counts"]["cells"]
+    cells = dataset.card.counts.cells
     assert (cells["train_seen"], cells["val_seen"]) == (
         261,
         29,
@@ -370,16 +364,16 @@ def test_the_full_source_must_give_the_published_sizes(
 ) -> None:
     rows = tldr_source()
     config = settings(configure, "tldr-length", write("tldr-length", tmp_path / "raw"))
-    sizes = prepared(config, "first").card["facts"]["sizes_before_rejects"]
+    sizes = prepared(config, "first").card.splitting.sizes_before_rejects
     assert sizes["train"] + sizes["val"] == 290
     counts = {split: len(rows[split]) for split in rows}
     monkeypatch.setattr(TldrLength, "published", Published(counts, sizes))
-    assert prepared(config, "second").card["facts"]["published_sizes"] == "as published"
+    assert prepared(config, "second").card.splitting.published_sizes == "as published"
     monkeypatch.setattr(TldrLength, "published", Published(counts, sizes | {"test": 7}))
     with pytest.raises(DataError, match=r"7 test.*gives.*40 test.*published_sizes=false"):
         prepared(config, "third")
     going_on = settings(configure, "tldr-length", tmp_path / "raw", published_sizes=False)
-    assert "accepted" in prepared(going_on, "fourth").card["facts"]["published_sizes"]
+    assert "accepted" in prepared(going_on, "fourth").card.splitting.published_sizes
 
 
 def test_prism_conversations_and_utterances_agree(configure: Configure, tmp_path: Path) -> None:
@@ -389,16 +383,34 @@ def test_prism_conversations_and_utterances_agree(configure: Configure, tmp_path
         prepared(settings(configure, "prism", tmp_path / name), name + "-out").card
         for name in ("one", "two")
     ]
-    assert cards[0]["digests"] == cards[1]["digests"]
-    assert cards[0]["counts"]["pairs"] + sum(cards[0]["rejects"].values()) == 120 * (3 + 1)
+    assert cards[0].digests == cards[1].digests
+    assert cards[0].counts.pairs + sum(cards[0].rejects.values()) == 120 * (3 + 1)
 
 
 def test_prism_scores_make_all_pairs_and_ties(configure: Configure, tmp_path: Path) -> None:
     card = prepared(
         settings(configure, "prism", write("prism", tmp_path / "raw"), rule="scores")
     ).card
-    assert card["counts"]["pairs"] + sum(card["rejects"].values()) == 120 * (6 + 1)
-    assert card["counts"]["ties"] > 0
+    assert card.counts.pairs + sum(card.rejects.values()) == 120 * (6 + 1)
+    assert card.counts.ties > 0
+
+
+def test_prism_users_are_named_once_whatever_their_type(
+    configure: Configure, tmp_path: Path
+) -> None:
+    spell: list[Callable[[int], Any]] = [int, float, str]
+    rows = [
+        row | {"user_id": spell[number % 3](number % 12)}
+        for number, row in enumerate(prism_source())
+    ]
+    rows += [rows[0] | {"user_id": True}, rows[0] | {"user_id": float("nan")}]
+    json_lines(tmp_path / "one" / "conversations.jsonl", rows)
+    json_lines(tmp_path / "two" / "utterances.jsonl", utterances(rows))
+    for name in ("one", "two"):
+        dataset = prepared(settings(configure, "prism", tmp_path / name), f"{name}-out")
+        assert set(dataset.pairs()["user_id"]) == {str(number) for number in range(12)}
+        assert dataset.card.rejects["bad-user"] >= 1
+        assert dataset.card.rejects["no-user"] >= 1
 
 
 def test_prism_awkward_rows_are_rejects(configure: Configure, tmp_path: Path) -> None:
@@ -415,7 +427,7 @@ def test_prism_awkward_rows_are_rejects(configure: Configure, tmp_path: Path) ->
         rows[0] | {"conversation_history": history[:2]},
     ]
     json_lines(tmp_path / "raw" / "conversations.jsonl", rows, ("{broken",))
-    rejects = prepared(settings(configure, "prism", tmp_path / "raw")).card["rejects"]
+    rejects = prepared(settings(configure, "prism", tmp_path / "raw")).card.rejects
     assert {
         "no-user",
         "invalid-unicode",
@@ -457,7 +469,7 @@ def test_ultrafeedback_users_disagree_and_unrated_rows_are_rejects(
     rows.append({"instruction": None, "completions": []})
     json_lines(tmp_path / "raw" / "flan.jsonl", rows)
     dataset = prepared(settings(configure, "ultrafeedback-p", tmp_path / "raw"))
-    rejects = dataset.card["rejects"]
+    rejects = dataset.card.rejects
     assert (rejects["no-ratings"], rejects["no-prompt"]) == (1, 1)
     assert rejects["not-controversial"] >= 1
     assert dataset.pairs()["attribute"].n_unique() == 4
@@ -475,9 +487,9 @@ def test_hh_rejects_transcripts_that_part_early(configure: Configure, tmp_path: 
         ("[]",),
     )
     dataset = prepared(settings(configure, "hh", source))
-    assert dataset.card["rejects"]["prefixes-differ"] == 1
-    assert dataset.card["rejects"]["malformed"] == 3
-    assert dataset.card["counts"]["pairs"] + sum(dataset.card["rejects"].values()) == 421
+    assert dataset.card.rejects["prefixes-differ"] == 1
+    assert dataset.card.rejects["malformed"] == 3
+    assert dataset.card.counts.pairs + sum(dataset.card.rejects.values()) == 421
     assert set(dataset.pairs()["subset"]) == {"helpful-base", "harmless-base"}
 
 
@@ -499,15 +511,15 @@ def test_names_have_hyphens_wherever_a_user_reads_or_types_them(configure: Confi
 @pytest.mark.parametrize("name", ["tldr-length", "prism"])
 def test_both_heads_train_on_their_views(name: str, configure: Configure, tmp_path: Path) -> None:
     config = settings(configure, name, write(name, tmp_path / "raw"))
-    assert pipeline.prepare(config).card["views"] == ["response", "prompt+response"]
-    assert pipeline.embed(config)["errors"] == 0
+    assert pipeline.prepare(config).card.views == ("response", "prompt+response")
+    assert pipeline.embed(config).errors == 0
     for head in ("pal-a", "pal-b"):
         trained = config.model_copy(
             update={"train": config.train.model_copy(update={"head": head})}
         )
         metrics = pipeline.train(trained)
-        assert metrics["head"] == head
-        assert metrics["test_seen"]["n_pairs"] > 0
+        assert metrics.head == head
+        assert metrics.test_seen.n_pairs > 0
 
 
 def test_pal_prepare_reads_a_source_named_on_the_command_line(tmp_path: Path) -> None:

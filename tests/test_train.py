@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pal import pipeline
 from pal.config import Config, TrainConfig
-from pal.errors import CacheError, ConfigError, TrainError
-from pal.train.heads.head import build_head
+from pal.dataset import DatasetCard
+from pal.errors import CacheError, ConfigError, EvaluationError, PalError, TrainError
+from pal.evaluate.inputs import open_inputs
+from pal.train.build import build_head, heads
+from pal.train.data import TrainingData
+from pal.train.fit import fit_head
 from pal.train.heads.ideal_point import LARGEST_SCALE, IdealPointHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights
 from pal.train.loss import hinge, logistic
 from pal.train.module import optimiser_groups
+from pal.train.pairs import Pairs
+from pal.train.relevant import relevant_names
+from pal.train.run_record import RunRecord, TrainedHead
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40
@@ -229,8 +240,10 @@ def test_parameter_count_is_that_of_the_method() -> None:
 
 @pytest.mark.parametrize("name", ["mlp2", "mlp2-tanh-dropout0", "mlp-gelu-dropout0", "Identity"])
 def test_a_bad_architecture_is_one_sentence(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"train.mlp = '{name}' is not an architecture"):
+    with pytest.raises(ValueError, match=f"mlp = '{name}' is not an architecture"):
         Architecture.parse(name)
+    with pytest.raises(ConfigError, match=f"train.mlp = '{name}' is not an architecture"):
+        make("pal-a", "squared", mlp=name)
 
 
 def test_a_residual_map_keeps_its_dimension() -> None:
@@ -353,7 +366,7 @@ def test_training_reads_no_test_pair(configure: Configure, monkeypatch: pytest.M
 
     config = simulated(configure)
     pipeline.embed(config)
-    dataset = pipeline.open_dataset(config)
+    dataset, store = open_inputs(config)
     asked: list[Any] = []
     original = type(dataset).pairs
 
@@ -362,7 +375,7 @@ def test_training_reads_no_test_pair(configure: Configure, monkeypatch: pytest.M
         return original(self, split, population, **rest)
 
     monkeypatch.setattr(type(dataset), "pairs", spy)
-    train(config, dataset, pipeline.open_cache(config, dataset), "run")
+    train(config.train, config.seed, dataset, store, config.paths.runs, "run", {})
     assert asked == [("train", "seen"), ("val", "seen")]
 
 
@@ -384,9 +397,9 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
     accuracy = {}
     for k in (1, 2):
         chosen = config.train.model_copy(update={"k": k})
-        accuracy[k] = pipeline.train(config.model_copy(update={"train": chosen}))["test_seen"][
-            "macro_accuracy"
-        ]
+        seen = pipeline.train(config.model_copy(update={"train": chosen})).test_seen
+        assert seen is not None
+        accuracy[k] = seen.macro_accuracy
     assert accuracy[2] > 0.9
     assert accuracy[2] > accuracy[1] + 0.05
 
@@ -417,3 +430,181 @@ def test_what_cannot_be_trained_is_one_sentence(
     with pytest.raises(error, match=words):
         pipeline.train(simulated(configure, **options), "run")
     assert not Path("runs/run").exists()
+
+
+def test_a_run_with_other_settings_is_not_replaced(configure: Configure) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    pipeline.train(config, "run")
+    before = Path("runs/run/head.safetensors").read_bytes()
+    changes = {"train.lr": 0.5, "seed": 3, "train.k": 5, "train.pairs_per_user": 4}
+    for key, value in changes.items():
+        with pytest.raises(TrainError, match=rf"runs/run holds a run with {key} = .*, not {value}"):
+            pipeline.train(simulated(configure, **{key: value}), "run")
+    with pytest.raises(TrainError, match="choose another name with --run, or remove that folder"):
+        pipeline.train(simulated(configure, **{"train.head": "bt-linear"}), "run")
+    assert Path("runs/run/head.safetensors").read_bytes() == before
+    # what the head does not read, or what changes no number by intent, is no other setting
+    pipeline.train(simulated(configure, **{"train.scale_lr": 0.7, "train.device": "cpu"}), "run")
+    assert Path("runs/run/head.safetensors").read_bytes() == before
+
+
+def flip_labels(folder: Path) -> None:
+    """Turn every answer of a prepared dataset round, as another source would."""
+    from pal.records import write_table
+
+    card, path = DatasetCard.read(folder), folder / "pairs.parquet"
+    flipped = pl.read_parquet(path).with_columns(label=1.0 - pl.col("label"))
+    files = {**card.files, path.name: write_table(path, flipped.to_arrow(), "pairs")}
+    digests = card.digests.model_copy(update={"pairs": "flipped"})
+    card.model_copy(update={"files": files, "digests": digests}).write(folder)
+
+
+def test_a_run_of_other_answers_is_neither_replaced_nor_evaluated(configure: Configure) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    pipeline.train(config, "run")
+    flip_labels(Path("data/simulated"))
+    with pytest.raises(TrainError, match="runs/run holds a run with pairs_digest = "):
+        pipeline.train(config, "run")
+    with pytest.raises(EvaluationError, match="with pairs digest .*, but the present one is flipp"):
+        pipeline.evaluate(config, ["run"])
+
+
+def test_only_a_run_gives_way_to_a_run(configure: Configure) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/notes.txt").write_text("keep")
+    with pytest.raises(PalError, match=r"runs/mine exists and is no run of ours"):
+        pipeline.train(config, "mine")
+    assert Path("runs/mine/notes.txt").read_text() == "keep"
+    Path("runs/empty").mkdir()
+    assert pipeline.train(config, "empty").run == "empty"
+
+
+@pytest.mark.parametrize("name", ["", ".", "../elsewhere", "a/b", "-x", "x" * 101])
+def test_a_name_that_is_no_folder_is_refused_before_any_work(
+    configure: Configure, name: str
+) -> None:
+    from pal.train.fit import train
+
+    nothing = cast(Any, None)
+    with pytest.raises(ConfigError, match="cannot be the name of a run"):
+        train(TrainConfig(), 0, nothing, nothing, Path("runs"), name, {})
+
+
+def damaged(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("file", ["head.json", "head.safetensors"])
+@pytest.mark.parametrize("how", ["flipped", "truncated", "absent", "swapped"])
+def test_a_run_that_is_not_as_it_was_written_is_one_sentence(
+    configure: Configure, file: str, how: str
+) -> None:
+    config = simulated(configure, **{"train.epochs": 1})
+    pipeline.embed(config)
+    for run, seed in (("run", 0), ("other", 1)):
+        pipeline.train(config.model_copy(update={"seed": seed}), run)
+    path = Path("runs/run") / file
+    if how == "swapped":
+        shutil.copy(Path("runs/other") / file, path)
+    elif how == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(damaged(path) if how == "flipped" else path.read_bytes()[:-20])
+    with pytest.raises(EvaluationError, match=r"runs/run.*pal train --run run"):
+        TrainedHead.load(Path("runs/run"))
+    if (file, how) not in {("head.json", "absent"), ("head.json", "swapped")}:
+        assert pipeline.train(config, "run").run == "run", "the remedy helps"
+
+
+def made_data(seed: int = 0) -> TrainingData:
+    """Return answers of users who follow a plane of their own, with prompts, in memory."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(60, DIM, generator=generator)
+    user = torch.arange(80) % USERS
+    prompt, first, second = torch.randint(0, 60, (3, 80), generator=generator)
+    planes = torch.randn(USERS, DIM, generator=generator)
+    label = ((features[first] - features[second]) * planes[user]).sum(dim=1).sigmoid().round()
+    pairs = Pairs(prompt, first, second, user, label)
+    store = cast(Any, SimpleNamespace(dim=DIM))
+    users = [f"u{number}" for number in range(USERS)]
+    return TrainingData(cast(Any, None), store, users, features, pairs, pairs)
+
+
+def state_of(train: TrainConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    return dict(fit_head(made_data(), train, seed).head.state_dict())
+
+
+OTHERS: dict[str, Any] = {
+    "lr": 0.02, "user_lr": 0.3, "prototype_lr": 0.4, "scale_lr": 0.2, "weight_decay": 0.9,
+    "ridge": 3.0, "loss": "hinge", "epochs": 1, "batch_size": 17, "starts": 2, "k": 4,
+    "latent_dim": 5, "weights": "partition",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("name", sorted(heads()))
+def test_settings_that_are_not_relevant_change_no_number_and_rates_that_are_change_some(
+    name: str, k: int
+) -> None:
+    train = TrainConfig(head=name, k=k, epochs=2, batch_size=32)
+    relevant = relevant_names(train)
+    without = {key: value for key, value in OTHERS.items() if key not in relevant}
+    before, after = state_of(train), state_of(train.model_copy(update=without))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys()
+    for key in {"lr", "user_lr", "prototype_lr", "scale_lr", "ridge"} & relevant:
+        other = state_of(train.model_copy(update={key: OTHERS[key]}))
+        assert any(not torch.equal(before[name], other[name]) for name in before), key
+
+
+def test_relevance_follows_what_the_head_reads() -> None:
+    plain = relevant_names(TrainConfig(head="bt-linear"))
+    assert plain == {"head", "view", "users", "pairs_per_user", "ridge"}
+    assert {"k", "user_lr", "prototype_lr"} <= relevant_names(TrainConfig(head="pal-a"))
+    assert not {"user_lr", "scale_lr"} & relevant_names(TrainConfig(head="pal-a", k=1))
+    assert "scale_lr" in relevant_names(TrainConfig(head="pal-a", score="angle"))
+    assert "lr" not in relevant_names(TrainConfig(head="pal-a", mlp="identity", learner="Pw"))
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    relevant_names(TrainConfig(head="pal-b", k=7))
+    assert torch.equal(torch.random.get_rng_state(), before), "nothing was drawn"
+
+
+def record_of(train: TrainConfig) -> RunRecord:
+    return RunRecord(
+        run="run", dataset="made", view="response", item_text="{response}", encoder="none",
+        untrained=False, seed=0, dim=DIM, params=0, params_per_user=0, seconds=0.0, best_epoch=0,
+        split_digest="s", pairs_digest="p", cache_fingerprint="c", encoder_spec={}, train=train,
+        users=[f"u{number}" for number in range(USERS)],
+    )  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_run_is_read_as_it_was_written(data: st.DataObject) -> None:
+    """Random settings, and weights that no seed gives, among them -inf."""
+    name = data.draw(st.sampled_from(sorted(heads())))
+    options: dict[str, Any] = {"head": name, "k": data.draw(st.integers(1, 4))}
+    if name in ("pal-a", "pal-b"):
+        options["score"] = data.draw(st.sampled_from(["squared", "distance", "angle", None]))
+        options["mlp"] = data.draw(st.sampled_from(["identity", "mlp1-gelu-dropout0", None]))
+        options["weights"] = data.draw(st.sampled_from(["mixture", "partition", "gumbel"]))
+    train = TrainConfig(**options)
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    head = build_head(train, DIM, USERS).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        head.users.logits[:1, 1:] = -torch.inf
+    saved = TrainedHead(head, record_of(train)).save(Path("runs/run"), {}, [{"epoch": 0}])
+    loaded = TrainedHead.load(Path("runs/run"))
+    assert loaded.metadata == saved.metadata
+    for key, value in head.state_dict().items():
+        assert torch.equal(loaded.head.state_dict()[key], value), key
+    shutil.rmtree("runs")

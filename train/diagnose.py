@@ -1,5 +1,4 @@
-"""What is worth a word before and after training: labels that cannot teach, and a loss that did not
-move."""
+"""What is worth a word before and after training: labels that cannot teach, a loss that stayed."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ UNMOVED = 2e-3
 
 
 def warn_about_labels(pairs: Pairs, users: list[str]) -> None:
-    """Warn about one-sided labels, and about users with a single pair or with nothing but ties."""
+    """Warn about one-sided labels, and about users with a single pair or nothing but ties."""
     label = pairs.label
     if bool((label == 0.5).all()):
         say(
@@ -27,10 +26,8 @@ def warn_about_labels(pairs: Pairs, users: list[str]) -> None:
         side = "first" if bool((label > 0.5).all()) else "second"
         say(
             f"every training label prefers the {side} item: that is right for chosen/rejected "
-            "data, but if sides were "
-            "meant to be random, the label was lost, and the loss will sit at ln 2 = 0.6931 "
-            "because heads cannot "
-            f"see the side"
+            "data, but if sides were meant to be random, the label was lost, and the loss will "
+            "sit at ln 2 = 0.6931 because heads cannot see the side"
         )
     count = torch.bincount(pairs.user, minlength=len(users))
     decided = torch.bincount(pairs.user, (label != 0.5).double(), minlength=len(users))
@@ -54,8 +51,8 @@ def warn_about_loss(loss: float) -> None:
     if math.isfinite(loss) and loss > math.log(2.0) - UNMOVED:
         say(
             f"the best validation loss is {loss:.4f}, that of a coin (ln 2 = 0.6931): the users "
-            "may disagree "
-            f"(raise --k), the labels may be random or lost, or the learning rate too low"
+            "may disagree (raise --k), the labels may be random or lost, or the learning rate too "
+            "low"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
@@ -26,8 +26,7 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups, one per role; every parameter is in exactly one or this is our
-    mistake."""
+    """Return AdamW groups, one per role; a parameter in none or in two is our mistake."""
     rates = learning_rates(config)
     roles = head.roles()
     grouped = [parameter for parameters in roles.values() for parameter in parameters]
@@ -45,9 +44,24 @@ def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
+class BoundPenalty(nn.Module):
+    """sum_b max(0, |a_b| - beta) over a batch's ideal points before any normalisation (method.md
+    1.7)."""
+
+    def __init__(self, head: Head, beta: float) -> None:
+        super().__init__()
+        assert isinstance(head, IdealPointHead), "resolve refuses a bound of other heads"
+        self.head = head
+        self.beta = beta
+
+    def forward(self, prompt_BD: Tensor | None, user_B: Tensor) -> Tensor:
+        ideal_BH = self.head.ideal(prompt_BD, self.head.users(user_B))
+        return (torch.linalg.vector_norm(ideal_BH, dim=1) - self.beta).clamp(min=0.0).sum()
+
+
 class HeadTraining(lightning.LightningModule):
-    """Trains one head. ``log`` collects a row per epoch, ``best_state`` the weights of the best
-    one."""
+    """Trains one head. ``epoch_rows`` collects a row per epoch, ``best_state`` the weights of the
+    best one."""
 
     def __init__(self, head: Head, config: TrainConfig) -> None:
         super().__init__()
@@ -75,18 +89,13 @@ class HeadTraining(lightning.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.loss(self.margin(batch), batch.label)
         self._sums["train"] += torch.stack([loss.detach().sum(), loss.new_tensor(len(loss))])
-        return (
-            loss.mean()
-            if self.config.bound is None
-            else loss.mean() + self.bound_penalty(batch, self.config.bound)
-        )
+        beta = self.config.bound
+        return loss.mean() if beta is None else loss.mean() + self.bound_penalty(batch, beta)
 
     def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
-        """sum_b max(0, |a_b| - beta) over the batch's ideal points before any normalisation
-        (method.md 1.7)."""
-        assert isinstance(self.head, IdealPointHead)
-        ideal = self.head.ideal(batch.prompt, self.head.users(batch.user))
-        return (torch.linalg.vector_norm(ideal, dim=1) - beta).clamp(min=0.0).sum()
+        """Return what ideal points beyond ``beta`` add to the loss of a batch."""
+        penalty: Tensor = BoundPenalty(self.head, beta)(batch.prompt, batch.user)
+        return penalty
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.head.constrain()

@@ -100,7 +100,7 @@ class Pairs:
 def drop_without_feature(frame: pl.DataFrame, store: FeatureStore) -> pl.DataFrame:
     """Leave out pairs of which stage one could not encode an item; they are counted in the cache's
     errors."""
-    if not store.manifest["errors"]:
+    if not store.manifest.errors:
         return frame
     keep = np.ones(len(frame), bool)
     for column in ("prompt_id", "first_id", "second_id"):

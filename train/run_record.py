@@ -1,55 +1,177 @@
-"""A trained head on disk: ``head.json`` says what it is, ``head.safetensors`` holds its numbers."""
+"""A trained head on disk.
+
+runs/<run>/head.json          RunRecord: what it is; written last
+runs/<run>/head.safetensors   its numbers; the same command gives the same bytes
+runs/<run>/config.yaml        the resolved configuration
+runs/<run>/log.csv            one row per epoch
+
+Evaluation adds metrics.json and predictions.parquet, which name the seal of the head.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import yaml
+from pydantic import Field
 
 from pal.config import TrainConfig
-from pal.errors import EvaluationError
-from pal.train.heads.head import Head, build_head
+from pal.errors import EvaluationError, PalError, TrainError
+from pal.files import file_sha256, recover
+from pal.items import ItemText, View
+from pal.records import Damaged, JsonObject, Record, read_tensors, write_tensors, write_text
+from pal.train.build import build_head
+from pal.train.heads.head import Head
+from pal.train.relevant import relevant_settings
+
+HEAD, CONFIG, LOG = "head.safetensors", "config.yaml", "log.csv"
+HEAD_NAME = "train.head"
+Log = Sequence[Mapping[str, float]]
+"""one row per epoch"""
 
 
-@dataclass
+class RunRecord(Record):
+    """``head.json``."""
+
+    kind: ClassVar[str] = "run"
+    file: ClassVar[str] = "head.json"
+    error: ClassVar[type[PalError]] = EvaluationError
+    remedy: ClassVar[str] = "train it again: pal train --run {name}"
+
+    run: str
+    dataset: str
+    view: View
+    item_text: ItemText
+    encoder: str
+    untrained: bool
+    """whether the encoder has random weights"""
+    seed: int
+    dim: int
+    """of the features"""
+    params: int
+    params_per_user: int
+    seconds: float
+    best_epoch: int
+    """0 for heads that are solved at once"""
+    split_digest: str
+    pairs_digest: str
+    cache_fingerprint: str
+    encoder_spec: JsonObject
+    train: TrainConfig
+    """with the head's own defaults filled in"""
+    users: list[str]
+    """ids in the order of the head's user table"""
+    head_id: str | None = None
+    """its id in the sweep that it is the best head of"""
+    grown_from: str | None = None
+    """the run whose prototypes it has, and more"""
+    files: dict[str, str] = Field(default_factory=dict)
+    """seal of each file beside the record"""
+
+    @classmethod
+    def of(cls, folder: Path) -> RunRecord:
+        """Read the record of a run; raises EvaluationError where there is none to be trusted."""
+        recover(folder)
+        if not (folder / cls.file).is_file():
+            raise EvaluationError(
+                f"{folder} holds no trained head; run: pal train --run {folder.name}"
+            )
+        return cls.read(folder)
+
+    @property
+    def seal(self) -> str:
+        """The seal of the head: what metrics and predictions of this very head name."""
+        return self.files.get(HEAD, "")
+
+    def require_same_run(self, folder: Path, remedy: str) -> None:
+        """Raise TrainError, which ends with ``remedy``, if ``folder`` is not this run or free."""
+        self.require_replaceable(folder)
+        earlier = self.find(folder)
+        if earlier is None:
+            return
+        was, now = earlier.deciding(), self.deciding()
+        changed = [key for key in sorted({*now, *was}) if was.get(key) != now.get(key)]
+        if changed:
+            key = min(changed, key=lambda key: (not key.startswith("train."), key != HEAD_NAME))
+            raise TrainError(
+                f"{folder} holds a run with {key} = {_short(was.get(key))}, not "
+                f"{_short(now.get(key))}; {remedy}"
+            )
+
+    def deciding(self) -> JsonObject:
+        """Return what decides the numbers of the head, by key."""
+        names = {
+            "dataset", "encoder", "view", "seed", "split_digest", "pairs_digest",
+            "cache_fingerprint", "grown_from",
+        }  # fmt: skip
+        settings = relevant_settings(self.train)
+        found: JsonObject = self.model_dump(mode="json", include=names)
+        return {**found, **{f"train.{key}": value for key, value in settings.items()}}
+
+
+@dataclass(frozen=True)
 class TrainedHead:
     """A head in evaluation mode, with all that is needed to use it on other features of its
     encoder."""
 
     head: Head
-    users: list[str]
-    """user ids in the order of the head's table"""
-    facts: dict[str, Any]
-    """run, dataset, encoder, split digest, cache fingerprint, resolved settings, cost"""
+    metadata: RunRecord
 
-    def save(self, folder: Path) -> None:
-        """Write both files into an existing folder."""
-        state = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self.head.state_dict().items()
-        }
-        save_file(state, folder / "head.safetensors", metadata={"format": "pt"})
-        text = json.dumps({**self.facts, "users": self.users}, indent=1, ensure_ascii=False)
-        (folder / "head.json").write_text(text + "\n", encoding="utf-8")
+    @property
+    def users(self) -> list[str]:
+        """User ids in the order of the head's table."""
+        return self.metadata.users
+
+    def save(self, folder: Path, config: JsonObject, log: Log) -> TrainedHead:
+        """Write a run as a whole and return it with the seals of its files.
+
+        ``config``: the resolved configuration, to be read by people.
+        """
+        settings = self.metadata.train.model_dump(mode="json")
+        text = yaml.safe_dump({**config, "train": settings}, sort_keys=False)
+        with RunRecord.replace(folder) as temporary:
+            write_log(temporary / LOG, log)
+            files = {
+                HEAD: write_tensors(temporary / HEAD, self.head.state_dict()),
+                CONFIG: write_text(temporary / CONFIG, text),
+                LOG: file_sha256(temporary / LOG),
+            }
+            record = self.metadata.model_copy(update={"files": files})
+            record.write_to(temporary / RunRecord.file)
+        return replace(self, metadata=record)
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> TrainedHead:
-        """Read a run's head; raises EvaluationError where there is none that can be used."""
-        if not (folder / "head.json").is_file():
-            raise EvaluationError(
-                f"{folder} holds no trained head; run: pal train --run {folder.name}"
-            )
+        """Read a run's head; raises EvaluationError where there is none that can be trusted."""
+        record = RunRecord.of(folder)
+        path = folder / HEAD
         try:
-            facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-            users = facts.pop("users")
-            head = build_head(TrainConfig.model_validate(facts["train"]), facts["dim"], len(users))
-            head.load_state_dict(load_file(folder / "head.safetensors"))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            state = read_tensors(path, record.seal)
+        except Damaged as problem:
+            raise EvaluationError(f"{path} {problem}; {RunRecord.remedy_for(folder)}") from None
+        head = build_head(record.train, record.dim, len(record.users))
+        try:
+            head.load_state_dict(state)
+        except RuntimeError as error:
             raise EvaluationError(
-                f"the head in {folder} is damaged ({type(error).__name__}); train it again"
+                f"{path} does not have the shapes of head {record.train.head}; "
+                f"{RunRecord.remedy_for(folder)}"
             ) from error
-        return cls(head.to(device).eval(), users, facts)
+        return cls(head.to(device).eval(), record)
+
+
+def write_log(path: Path, rows: Log) -> None:
+    """Write one row per epoch."""
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 20 else f"{text[:15]}...{text[-1]}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import lightning.pytorch as lightning
 import torch
@@ -21,7 +20,7 @@ from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
 from pal.train.loss import LOSSES
-from pal.train.module import learning_rates
+from pal.train.module import BoundPenalty, learning_rates
 from pal.train.pairs import Batch
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -77,9 +76,8 @@ class Stack(nn.Module):
         """``heads`` are ordered by seed, equally many of each of the ``seeds`` seeds."""
         super().__init__()
         self.seeds = seeds
-        self.template = [
-            copy.deepcopy(heads[0])
-        ]  # in a list, so that its parameters are not the stack's
+        # in a list, so that its parameters are not the stack's
+        self.template = [copy.deepcopy(heads[0])]
         self.names = [name for name, _ in heads[0].named_parameters()]
         named = [dict(head.named_parameters()) for head in heads]
         self.stacked = nn.ParameterList(
@@ -100,38 +98,43 @@ class Stack(nn.Module):
 
     def margins(self, batches: Sequence[Batch]) -> Tensor:
         """Return (M, B) margins; one batch per seed, or one for all."""
-        template = self.template[0]
-        template.train(self.training)
-        buffers = dict(template.named_buffers())
-        same = len(batches) == 1
-        groups = 1 if same else self.seeds
+        return self._of_each(self.template[0], "", batches, ("first", "second", "user"))
+
+    def bound_penalties(self, batches: Sequence[Batch], beta: float) -> Tensor:
+        """Return (M,), each head's ``BoundPenalty`` on its batch."""
+        return self._of_each(BoundPenalty(self.template[0], beta), "head.", batches, ("user",))
+
+    def _of_each(
+        self, module: nn.Module, prefix: str, batches: Sequence[Batch], fields: tuple[str, ...]
+    ) -> Tensor:
+        """Return what a module that holds the template gives for each head, (M, ...).
+
+        The module reads the prompt and some ``fields`` of a batch; in it, the template's parameters
+        have ``prefix`` before their names.
+        """
+        module.train(self.training)
+        buffers = dict(module.named_buffers())
+        groups = len(batches)
         parameters = {
-            n: p.view(groups, len(self) // groups, *p.shape[1:])
-            for n, p in self.parameters_by_name().items()
+            f"{prefix}{name}": value.view(groups, len(self) // groups, *value.shape[1:])
+            for name, value in self.parameters_by_name().items()
         }
-        batch = (
-            batches[0]
-            if same
-            else Batch(*(_stack_fields(batches, field) for field in Batch._fields))
-        )
+        has_prompt = batches[0].prompt is not None
+        names = ("prompt", *fields) if has_prompt else fields
+        inputs = [[getattr(batch, name) for batch in batches] for name in names]
 
         def one(own: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-            prompt = inputs[0] if batch.prompt is not None else None
-            margin: Tensor = functional_call(template, {**own, **buffers}, (prompt, *inputs[-3:]))
-            return margin
+            arguments = inputs if has_prompt else (None, *inputs)
+            value: Tensor = functional_call(module, {**own, **buffers}, arguments)
+            return value
 
-        inputs = [value for value in batch[:4] if value is not None]
         over_heads = vmap(one, in_dims=(0, *[None] * len(inputs)), randomness="different")
-        if same:
-            return over_heads({n: p[0] for n, p in parameters.items()}, *inputs)
+        if groups == 1:
+            own = {name: value[0] for name, value in parameters.items()}
+            return over_heads(own, *(values[0] for values in inputs))
         over_seeds = vmap(over_heads, in_dims=(0, *[0] * len(inputs)), randomness="different")
-        margin_SRB: Tensor = over_seeds(parameters, *inputs)
-        return margin_SRB.flatten(0, 1)
-
-
-def _stack_fields(batches: Sequence[Batch], field: str) -> Any:
-    values = [getattr(batch, field) for batch in batches]
-    return None if values[0] is None else torch.stack(values)
+        value_SR: Tensor = over_seeds(parameters, *(torch.stack(values) for values in inputs))
+        return value_SR.flatten(0, 1)
 
 
 def widen(head: Head, k: int) -> Head:
@@ -163,14 +166,15 @@ class StackTraining(lightning.LightningModule):
         seeds: int,
         halving: int | None = None,
     ) -> None:
-        """``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs; None
-        keeps all."""
+        """``settings`` differ in learning rates, weight decay and K alone; ``halving`` h keeps the
+        better 1/h of the heads after 1/4 and 1/2 of the epochs, None keeps all."""
         super().__init__()
         self.automatic_optimization = False
         self.stack = Stack(heads, seeds)
         self.settings = list(settings)
         self.epochs = settings[0].epochs
         self.loss = LOSSES[settings[0].loss]
+        self.bound = settings[0].bound
         roles = {id(p): role for role, group in heads[0].roles().items() for p in group}
         self.role_of = {name: roles[id(p)] for name, p in heads[0].named_parameters()}
         self.halving = halving
@@ -199,9 +203,10 @@ class StackTraining(lightning.LightningModule):
     def training_step(self, batches: list[Batch], _: int) -> None:
         margin_MB = self.stack.margins(batches)
         labels = batches[0].label if len(batches) == 1 else self._labels(batches)
-        loss = (
-            self.loss(margin_MB, labels).mean(dim=1).sum()
-        )  # a sum over heads: no head sees another's gradient
+        loss_M = self.loss(margin_MB, labels).mean(dim=1)
+        if self.bound is not None:
+            loss_M = loss_M + self.stack.bound_penalties(batches, self.bound)
+        loss = loss_M.sum()  # over heads: no head sees another's gradient
         parameters = self.stack.parameters_by_name()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         self.adamw.step(dict(zip(parameters, gradients, strict=True)))

@@ -1,34 +1,34 @@
-"""The datasets by name. A new one is a file with an Adapter, its settings in pal/config/data.py,
-and a row here."""
+"""One file per dataset: its settings and the class that reads it. A new file is found by itself."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
-from pal.data.build import Adapter
-from pal.data.sources.demo import Demo
-from pal.data.sources.hh import Hh
-from pal.data.sources.pairs import OwnPairs
-from pal.data.sources.persona import Persona
-from pal.data.sources.personalllm import PersonalLlm
-from pal.data.sources.pickapic import PickAFilter, PickAPic
-from pal.data.sources.prism import Prism
-from pal.data.sources.simulated import Simulated
-from pal.data.sources.tldr import TldrLength, TldrReal
-from pal.data.sources.ultrafeedback import UltraFeedbackP
+from pal.config import DatasetConfig
+from pal.data.adapter import Adapter
 
-ADAPTERS: dict[str, Callable[[Any], Adapter]] = {
-    "demo": Demo,
-    "hh": Hh,
-    "pairs": OwnPairs,
-    "persona": Persona,
-    "personalllm": PersonalLlm,
-    "pickafilter": PickAFilter,
-    "pickapic": PickAPic,
-    "prism": Prism,
-    "simulated": Simulated,
-    "tldr-length": TldrLength,
-    "tldr-real": TldrReal,
-    "ultrafeedback-p": UltraFeedbackP,
-}
+
+@cache
+def adapters() -> dict[str, type[Adapter]]:
+    """Return what the files of this folder can read, by name: every named Adapter that they
+    define."""
+    found: dict[str, type[Adapter]] = {}
+    for file in pkgutil.iter_modules(__path__, f"{__name__}."):
+        module = importlib.import_module(file.name)
+        for _, adapter in inspect.getmembers(module, inspect.isclass):
+            if adapter.__module__ == module.__name__ and issubclass(adapter, Adapter):
+                if not adapter.name or inspect.isabstract(adapter):
+                    continue
+                other = found.setdefault(adapter.name, adapter)
+                assert other is adapter, f"{adapter} and {other} have one name"
+    return dict(sorted(found.items()))
+
+
+def adapter_for(dataset: str, settings: DatasetConfig) -> Callable[[Any], Adapter]:
+    """Return what makes the Adapter of a dataset of any name from its settings."""
+    return partial(adapters()[settings.kind or dataset], dataset=dataset)

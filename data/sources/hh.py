@@ -11,19 +11,32 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import PositiveInt
+
 from pal.chance import bucket
-from pal.config import HhConfig
-from pal.data.comparisons import Comparison, Reject, Text, Turn, preferred, prompt_key
+from pal.config import ComparisonsConfig
+from pal.data.comparisons import Comparison, Reject, preferred, prompt_key
 from pal.data.rows import Row, RowAdapter
 from pal.errors import DataError
+from pal.items import Conversation, Text, Turn
 
 SUBSETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
+class HhConfig(ComparisonsConfig):
+    """Anthropic's helpful and harmless comparisons, which name no people."""
+
+    users_per_subset: PositiveInt = 20
+    """Names that the prompts of each subset are assigned to."""
+
+
 class Hh(RowAdapter):
+    """A pair of transcripts per row, each of the last answers read behind what they share."""
+
     name = "hh"
+    Settings = HhConfig
     hub = "Anthropic/hh-rlhf"
     patterns = tuple(
         f"{subset}/{split}*{end}"
@@ -34,8 +47,8 @@ class Hh(RowAdapter):
     licence = "MIT"
     config: HhConfig
 
-    def __init__(self, config: HhConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HhConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
         for file in self.files:
             if file.parent.name not in SUBSETS or not file.name.startswith(("train", "test")):
                 raise DataError(
@@ -62,19 +75,19 @@ class Hh(RowAdapter):
                 place,
                 self._user(subset, prompt),
                 prompt,
-                Text(chosen[-1][1]),
-                Text(rejected[-1][1]),
+                Text(chosen[-1].content),
+                Text(rejected[-1].content),
                 self.config.salt,
                 split="test" if file.name.startswith("test") else "train",
                 columns={"subset": subset},
             )
 
-    def _user(self, subset: str, prompt: tuple[Turn, ...]) -> str:
-        count = self.config.users_per_subset
-        return f"{subset}/{int(bucket('name', self.config.salt, prompt_key(prompt).hex()) * count):02d}"
+    def _user(self, subset: str, prompt: Conversation) -> str:
+        place = bucket("name", self.config.salt, prompt_key(prompt).hex())
+        return f"{subset}/{int(place * self.config.users_per_subset):02d}"
 
 
-def transcript(text: object) -> tuple[Turn, ...] | None:
+def transcript(text: object) -> Conversation | None:
     """Return the turns of a transcript, or None where it is none: it begins with the human, ends
     with the assistant."""
     if not isinstance(text, str):
@@ -82,7 +95,7 @@ def transcript(text: object) -> tuple[Turn, ...] | None:
     before, *parts = SPEAKER.split(text)
     if before.strip() or len(parts) < 4:
         return None
-    turns = tuple((ROLES[parts[n]], parts[n + 1].strip()) for n in range(0, len(parts), 2))
+    turns = tuple(Turn(ROLES[parts[n]], parts[n + 1].strip()) for n in range(0, len(parts), 2))
     alternate = all(role == ("user", "assistant")[n % 2] for n, (role, _) in enumerate(turns))
     return (
         turns

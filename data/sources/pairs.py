@@ -13,31 +13,65 @@ import itertools
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import polars as pl
 
-from pal.config import PairsConfig
-from pal.data.comparisons import (
-    Comparison,
-    Image,
-    Item,
-    Reject,
-    Text,
-    Turn,
-    image_content_id,
-    preferred,
-    question,
-)
+from pal.config import Component, ImageSourceConfig
+from pal.data.comparisons import Comparison, Reject, preferred
 from pal.data.fetch import fetched_image, storable
 from pal.data.rows import Row, RowAdapter
-from pal.data.splits import Arranged
+from pal.data.splits import SplitPairs
 from pal.dataset import Split
+from pal.items import (
+    Conversation,
+    Image,
+    Item,
+    Place,
+    Text,
+    conversation,
+    image_content_id,
+    question,
+)
+from pal.users import user_name
 
 EVERYONE = "everyone"
 IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+
+
+class PairsColumns(Component):
+    """Which column of the user's own data holds what; null: the column of that very name."""
+
+    user_id: str | None = None
+    """Who compared; a source without such a column is one user's, called everyone."""
+    prompt: str | None = None
+    """A text, or messages with role and content."""
+    chosen: str | None = None
+    """The preferred item, as TRL names it."""
+    rejected: str | None = None
+    """The other item, as TRL names it."""
+    first: str | None = None
+    """The first item, where sides are explicit."""
+    second: str | None = None
+    """The second item, where sides are explicit."""
+    label: str | None = None
+    """P(first preferred) from 0 to 1; or first, second, tie."""
+    split: str | None = None
+    """train, val or test, where the source has splits."""
+
+
+class PairsConfig(ImageSourceConfig):
+    """The user's own comparisons: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
+
+    views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
+    """Which items to make of a text response: by itself, or behind its prompt."""
+    columns: PairsColumns = PairsColumns()
+    """Which column holds what."""
+    items: Literal["auto", "text", "image"] = "auto"
+    """What strings among the items are; auto: paths and URLs that end like an image are images, all
+    others texts."""
 
 
 class Unusable(Exception):
@@ -47,9 +81,14 @@ class Unusable(Exception):
 class OwnPairs(RowAdapter):
     """One comparison per row."""
 
-    name: ClassVar[str] = "pairs"
+    name = "pairs"
+    Settings = PairsConfig
     licence = "the user's own"
     config: PairsConfig
+
+    def __init__(self, config: PairsConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
+        self.user_column = config.columns.user_id or "user_id"
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
         try:
@@ -60,12 +99,10 @@ class OwnPairs(RowAdapter):
     def comparison(self, row: Row, place: str, file: Path) -> Comparison:
         """Return a row's comparison; raises Unusable."""
         columns = {name: given or name for name, given in self.config.columns}
-        without = (
-            EVERYONE if self.config.columns.user_id is None else None
-        )  # a column that was named must be there
-        user = row.get(columns["user_id"], without)  # a null is not everyone
+        # a column that was named must be there, and a null is not everyone
+        without = EVERYONE if self.config.columns.user_id is None else None
+        name = user_name(row.get(columns["user_id"], without))
         rest: dict[str, Any] = {"split": _split(row.get(columns["split"]))}
-        name = None if user is None else str(user)
         if row.get(columns["chosen"]) is not None and row.get(columns["rejected"]) is not None:
             sides = (columns["chosen"], columns["rejected"])
             prompt, chosen, rejected = self._items(row, columns["prompt"], sides, place, file)
@@ -83,24 +120,18 @@ class OwnPairs(RowAdapter):
 
     def _items(
         self, row: Row, prompt_column: str, sides: tuple[str, str], place: str, file: Path
-    ) -> tuple[tuple[Turn, ...], Item, Item]:
+    ) -> tuple[Conversation, Item, Item]:
         """Return prompt and both items; conversations that begin alike are cut where they part."""
         given = row.get(prompt_column)
-        prompt = (
-            _turns(given)
-            if isinstance(given, list)
-            else question(given if given is None else str(given))
-        )
+        if isinstance(given, list):
+            prompt = conversation(given)
+        else:
+            prompt = question(None if given is None else str(given))
         values = [row[side] for side in sides]
         if all(isinstance(value, list) for value in values):
-            first, second = (_turns(value) for value in values)
-            shared = len(
-                list(
-                    itertools.takewhile(
-                        lambda two: two[0] == two[1], zip(first, second, strict=False)
-                    )
-                )
-            )
+            first, second = (conversation(value, "assistant") for value in values)
+            both = zip(first, second, strict=False)
+            shared = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], both))
             shared = min(shared, len(first) - 1, len(second) - 1)
             if shared < 0 or {len(first), len(second)} != {shared + 1}:
                 raise Unusable(
@@ -109,7 +140,7 @@ class OwnPairs(RowAdapter):
                 )
             if shared and (not isinstance(given, list) or first[: len(prompt)] == prompt):
                 prompt = ()  # the conversations have it already
-            return (*prompt, *first[:shared]), Text(first[-1][1]), Text(second[-1][1])
+            return (*prompt, *first[:shared]), _answer(first), _answer(second)
         items = [
             self._item(value, side, place, file) for value, side in zip(values, sides, strict=True)
         ]
@@ -121,12 +152,8 @@ class OwnPairs(RowAdapter):
         if is_image:  # the image feature of Hugging Face datasets
             value = value["bytes"] if value.get("bytes") else value.get("path")
         if isinstance(value, bytes):
-            return Image(
-                image_content_id(value),
-                str(file.resolve()),
-                column,
-                *_row_in_group(file, row_number(place)),
-            )
+            where = _row_in_group(file, row_number(place))
+            return Image(Place(str(file.resolve()), column, *where), image_content_id(value))
         if not isinstance(value, str):
             raise Unusable(
                 "bad-item", f"{column} is a {type(value).__name__}, neither text nor image"
@@ -143,28 +170,29 @@ class OwnPairs(RowAdapter):
         path = self.folder / value
         try:
             raw = path.read_bytes()
-        except (
-            OSError,
-            ValueError,
-        ):  # among others a text so long, or so odd, that it can be no path
+        except (OSError, ValueError):  # also of a text so long, or so odd, that it can be no path
             message = (
                 f"{column} names {storable(value[:200])}, which is no file under {self.folder}"
             )
             raise Unusable("no-image", message) from None
-        return Image(image_content_id(raw), str(path.resolve()))
+        return Image(Place(str(path.resolve())), image_content_id(raw))
 
-    def arrange(self, pairs: pl.DataFrame) -> Arranged:
+    def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         """As other sources; but where some rows name their user, those that do not are rejects."""
         nameless = pl.col("user_id") == EVERYONE
         if pairs.is_empty() or pairs.select(nameless.all()).item():
-            return super().arrange(pairs)
+            return super().assign_splits(pairs)
         left_out = pairs.filter(nameless).select(
             "source_row",
             reason=pl.lit("no-user"),
             message=pl.lit("the row names no user, but others do"),
         )
-        arranged = super().arrange(pairs.filter(~nameless))
-        return Arranged(arranged.pairs, pl.concat([arranged.rejects, left_out]), arranged.facts)
+        split = super().assign_splits(pairs.filter(~nameless))
+        return SplitPairs(split.pairs, pl.concat([split.rejects, left_out]), split.details)
+
+
+def _answer(turns: Conversation) -> Text:
+    return Text(turns[-1].content, role=turns[-1].role)
 
 
 def row_number(place: str) -> int:
@@ -187,20 +215,6 @@ def _row_in_group(file: Path, number: int) -> tuple[int, int]:
     ends = _group_ends(file, file.stat().st_mtime_ns)
     group = bisect.bisect_right(ends, number)
     return group, number - (ends[group - 1] if group else 0)
-
-
-def _turns(messages: list[Any]) -> tuple[Turn, ...]:
-    """Return messages as turns; of contents in parts, the texts."""
-    turns = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):
-            texts = [part.get("text") for part in content if isinstance(part, dict)]
-            content = "".join(text for text in texts if isinstance(text, str))
-        if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            raise Unusable("bad-item", "a message needs a role and a content")
-        turns.append((message["role"], content))
-    return tuple(turns)
 
 
 def _label(value: Any) -> float:

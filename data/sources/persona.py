@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 
-from pal.config import PersonaConfig
-from pal.data.build import Adapter, Part
-from pal.data.comparisons import Chunk
+from pal.config import GroupedStatementsConfig
+from pal.data.adapter import Adapter, Part
+from pal.data.comparisons import Chunk, Reject, rejects_frame
 from pal.data.locate import resolve_source
 from pal.data.sources.statements import ANSWERS, Statement, ask, planted
 from pal.dataset import CONCATENATED
@@ -22,6 +20,20 @@ from pal.files import file_sha256
 HUB = "hf:Anthropic/model-written-evals"
 
 
+class PersonaConfig(GroupedStatementsConfig):
+    """Anthropic's persona statements."""
+
+    personas: tuple[str, ...] = (
+        "interest-in-art",
+        "interest-in-literature",
+        "interest-in-math",
+        "interest-in-music",
+        "interest-in-science",
+        "interest-in-sports",
+    )
+    """Statement files; the first K* of them are used."""
+
+
 class Persona(Adapter):
     """Reads ``<persona>.jsonl`` from a local folder or from the Hub's ``persona/`` folder.
 
@@ -29,28 +41,31 @@ class Persona(Adapter):
     without them, and repeated statements, become rejects.
     """
 
+    name = "persona"
+    Settings = PersonaConfig
+    config: PersonaConfig
     licence = "CC BY 4.0"
     item_text = CONCATENATED
     keeps_unused_items = True
 
-    def __init__(self, config: PersonaConfig) -> None:
+    def __init__(self, config: PersonaConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
+        key = f"data.{self.dataset}"
         if config.groups > len(config.personas):
             raise DataError(
-                f"data.persona.groups = {config.groups} needs as many personas, but "
-                "data.persona.personas "
+                f"{key}.groups = {config.groups} needs as many personas, but {key}.personas "
                 f"names {len(config.personas)}; add some or lower groups"
             )
-        self.config = config
         self.files = [f"{name}.jsonl" for name in config.personas[: config.groups]]
         self.folder, self.origin = resolve_source(
-            "persona", config.source or HUB, allow=[f"persona/{file}" for file in self.files]
+            self.dataset, config.source or HUB, allow=[f"persona/{file}" for file in self.files]
         )
         if (self.folder / "persona").is_dir():
             self.folder = self.folder / "persona"
         missing = [file for file in self.files if not (self.folder / file).is_file()]
         if missing:
             raise DataError(
-                f"{self.folder} has no {', '.join(missing)}; point data.persona.source at the "
+                f"{self.folder} has no {', '.join(missing)}; point {key}.source at the "
                 "folder that has"
             )
 
@@ -65,26 +80,18 @@ class Persona(Adapter):
 
     def _read(self) -> Chunk:
         statements: dict[str, Statement] = {}
-        rejects: list[dict[str, Any]] = []
+        rejects: list[Reject] = []
         for interest, file in enumerate(self.files):
             for place, line in self._lines(file):
                 statement = self._parse(line, interest)
                 if isinstance(statement, str):
-                    rejects.append(
-                        {"source_row": place, "reason": "malformed", "message": statement}
-                    )
+                    rejects.append(Reject(place, "malformed", statement))
                 elif statement.question in statements:
-                    rejects.append(
-                        {
-                            "source_row": place,
-                            "reason": "repeated",
-                            "message": "statement seen before",
-                        }
-                    )
+                    rejects.append(Reject(place, "repeated", "statement seen before"))
                 else:
                     statements[statement.question] = statement
         chunk = ask(list(statements.values()), self.config)
-        chunk.rejects = pl.DataFrame(rejects, schema=chunk.rejects.schema)
+        chunk.rejects = rejects_frame(rejects)
         return chunk
 
     def _lines(self, file: str) -> Iterator[tuple[str, str]]:
@@ -104,6 +111,7 @@ class Persona(Adapter):
         question = row.get("question") if isinstance(row, dict) else None
         if not isinstance(question, str) or not question.strip():
             return "no question"
-        if row.get("answer_matching_behavior") not in ANSWERS:
-            return f"answer_matching_behavior is {row.get('answer_matching_behavior')!r}, not ' Yes' or ' No'"
-        return Statement(question, interest, row["answer_matching_behavior"] == " Yes")
+        answer = row.get("answer_matching_behavior")
+        if answer not in ANSWERS:
+            return f"answer_matching_behavior is {answer!r}, not ' Yes' or ' No'"
+        return Statement(question, interest, answer == " Yes")

@@ -13,25 +13,52 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
 
 from pal.chance import draw, normals, uniforms
-from pal.config import PersonalLlmConfig
-from pal.data.comparisons import Comparison, Reject, Text, preferred, question
+from pal.config import ComparisonsConfig
+from pal.data.comparisons import Comparison, Reject, preferred
 from pal.data.rows import Row
 from pal.data.sources.rated import Rated, RatedAdapter
+from pal.items import Text, question
 
 MODELS = (
-    "gemma_2b", "gemma_7b", "mistral_raft", "mistral_ray", "mistral_weqweasdas", "llama3_sfairx", "oasst_deberta_v3",
-    "beaver_7b", "oasst_pythia_7b", "oasst_pythia_1b",
-)  # fmt: skip
+    "gemma_2b",
+    "gemma_7b",
+    "mistral_raft",
+    "mistral_ray",
+    "mistral_weqweasdas",
+    "llama3_sfairx",
+    "oasst_deberta_v3",
+    "beaver_7b",
+    "oasst_pythia_7b",
+    "oasst_pythia_1b",
+)
 RESPONSES = range(1, 9)
 PAIRS = tuple(combinations(range(len(RESPONSES)), 2))
 TRIES = 64
 """candidates of a gamma variate; each is accepted with a probability above 0.95"""
 
 
+class PersonalLlmConfig(ComparisonsConfig):
+    """PersonalLLM: simulated users who mix the rewards of ten reward models."""
+
+    users: PositiveInt = 100
+    """Simulated users of all populations together."""
+    alpha: PositiveFloat = 0.1
+    """Concentration of the Dirichlet weights: small is one reward model per user, large is
+    everybody alike."""
+    pairs_per_user: PositiveInt = 200
+    """Prompts drawn per user from the training rows, one pair of responses each."""
+    test_pairs_per_user: PositiveInt = 50
+    """The same from the test rows."""
+
+
 class PersonalLlm(RatedAdapter):
+    """Every user is asked about prompts of the own draw, one pair of responses each."""
+
     name = "personalllm"
+    Settings = PersonalLlmConfig
     hub = "namkoong-lab/PersonalLLM"
     patterns = ("*.parquet", "*.csv", "*.jsonl")
     licence = "CC BY 4.0"
@@ -68,7 +95,7 @@ class PersonalLlm(RatedAdapter):
         weights = np.stack([self.weights(user) for user in users])
         return {"users": np.array(users), "weights": weights, "reward_models": np.array(MODELS)}
 
-    def drawn(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
+    def ask(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
         if not rows:
             return
         rewards = standardised(np.array([row.ratings for row in rows]))

@@ -11,15 +11,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pal.config import PrismConfig
-from pal.data.build import Part
-from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, Text, Turn, preferred
+from pal.config import ComparisonsConfig
+from pal.data.adapter import Part
+from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, preferred
 from pal.data.rows import Row, RowAdapter
 from pal.errors import DataError
+from pal.items import Conversation, Text, Turn
+from pal.users import UserError, user_name
 
 Answer = dict[str, Any]
+
+
+class PrismConfig(ComparisonsConfig):
+    """PRISM: conversations in which people score the answers of several models."""
+
+    rule: Literal["chosen", "scores"] = "chosen"
+    """chosen: at each turn the chosen answer against each other one; scores: all pairs of answers
+    of a turn by their scores, equal scores being a tie."""
 
 
 class Prism(RowAdapter):
@@ -27,6 +37,7 @@ class Prism(RowAdapter):
     one."""
 
     name = "prism"
+    Settings = PrismConfig
     hub = "HannahRoseKirk/prism-alignment"
     patterns = (
         "conversations*.jsonl",
@@ -35,10 +46,11 @@ class Prism(RowAdapter):
         "utterances*.parquet",
     )
     licence = "CC BY 4.0 (what people wrote), CC BY-NC 4.0 (what models wrote)"
+    user_column = "user_id"
     config: PrismConfig
 
-    def __init__(self, config: PrismConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: PrismConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
         conversations = [file for file in self.files if "conversations" in self.name_of(file)]
         self.by_utterance = not conversations
         self.files = conversations or [
@@ -60,11 +72,11 @@ class Prism(RowAdapter):
         if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
             yield Reject(place, "malformed", "conversation_history is not a list of objects")
             return
-        yield from self._conversation(str(row.get("user_id") or ""), _turns(history), place)
+        yield from self._conversation(user_name(row.get("user_id")), _turns(history), place)
 
     def _read_utterances(self) -> Chunk:
         recorder = Recorder(self.config.views)
-        conversations: dict[tuple[str, str], list[tuple[str, Row]]] = defaultdict(list)
+        conversations: dict[tuple[str, str | None], list[tuple[str, Row]]] = defaultdict(list)
         rows = (found for file in self.files for found in self.rows(file))
         for number, (place, row) in enumerate(rows):
             if self.config.limit is not None and number >= self.config.limit:
@@ -76,9 +88,12 @@ class Prism(RowAdapter):
             ):
                 recorder.add(Reject(place, "malformed", "user_prompt or turn is missing"))
             else:
-                conversations[
-                    str(row.get("conversation_id")), str(row.get("user_id") or "")
-                ].append((place, row))
+                try:
+                    user = user_name(row.get("user_id"))
+                except UserError as problem:
+                    recorder.add(Reject.of(place, problem))
+                    continue
+                conversations[str(row.get("conversation_id")), user].append((place, row))
         for (_, user), utterances in conversations.items():
             turns: dict[int, tuple[str, list[Answer]]] = {}
             for _, row in utterances:
@@ -92,7 +107,7 @@ class Prism(RowAdapter):
     def _conversation(
         self, user: str | None, turns: list[tuple[str, list[Answer]]], place: str
     ) -> Iterator[Comparison | Reject]:
-        context: tuple[Turn, ...] = ()
+        context: Conversation = ()
         if not turns:
             yield Reject(place, "no-turns", "the conversation has no turn")
         for number, (message, answers) in enumerate(turns):
@@ -104,7 +119,7 @@ class Prism(RowAdapter):
                 return
             answers = [answer for answer in answers if isinstance(answer.get("content"), str)]
             chosen = [answer for answer in answers if answer.get("if_chosen") is True]
-            prompt = (*context, ("user", message))
+            prompt = (*context, Turn("user", message))
             yield from self._turn(user, prompt, answers, chosen, where)
             if len(chosen) != 1:
                 if number + 1 < len(turns):
@@ -114,12 +129,12 @@ class Prism(RowAdapter):
                         "no single answer is chosen, so later turns have no context",
                     )
                 return
-            context = (*prompt, ("assistant", chosen[0]["content"]))
+            context = (*prompt, Turn("assistant", chosen[0]["content"]))
 
     def _turn(
         self,
         user: str | None,
-        prompt: tuple[Turn, ...],
+        prompt: Conversation,
         answers: list[Answer],
         chosen: list[Answer],
         place: str,
@@ -142,7 +157,7 @@ class Prism(RowAdapter):
                     yield preferred(place, user, prompt, *items, self.config.salt)
 
     def _by_scores(
-        self, user: str | None, prompt: tuple[Turn, ...], answers: list[Answer], place: str
+        self, user: str | None, prompt: Conversation, answers: list[Answer], place: str
     ) -> Iterator[Comparison | Reject]:
         for one, other in combinations(answers, 2):
             scores = [answer.get("score") for answer in (one, other)]

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pal.data.build import Part
-from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, Turn
+from pal.data.adapter import Part
+from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
 from pal.data.rows import Row, RowAdapter
 from pal.dataset import Split
+from pal.items import Conversation
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Rated:
     """A source row: a prompt, its responses and what each is rated, column by column."""
 
     place: str
-    prompt: tuple[Turn, ...]
+    prompt: Conversation
     responses: tuple[str, ...]
     ratings: tuple[tuple[float, ...], ...]
     split: Split | None = None
@@ -35,12 +36,14 @@ class Rated:
 
 
 class RatedAdapter(RowAdapter):
+    """Reads all rows before any user is asked; a subclass says who is asked what."""
+
     @abstractmethod
     def rated(self, row: Row, place: str, file: Path) -> Rated | Reject:
         """Return what a row holds."""
 
     @abstractmethod
-    def drawn(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
+    def ask(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
         """Return the comparisons of all users, given all rows in the order of their content."""
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
@@ -61,7 +64,7 @@ class RatedAdapter(RowAdapter):
                 rows.append(found)
         rows.sort(key=lambda one: one.content)
         served = set()
-        for one in self.drawn(rows):
+        for one in self.ask(rows):
             recorder.add(one)
             served.add(one.source_row)
         for place in (one.place for one in rows if one.place not in served):

@@ -7,29 +7,53 @@ margin* = |M(x_2 - a)|^2 - |M(x_1 - a)|^2,   a = sum_k w_k p_k
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field, PositiveInt
 
 from pal.chance import dirichlet, normals, uniforms
-from pal.config import SimulatedConfig
-from pal.data.build import Adapter, Part
+from pal.config import PlantedGroupsConfig
+from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, concatenated
-from pal.dataset import Population, Split, item_id
+from pal.dataset import Population, Split
+from pal.items import Feature
 
 MLP_WIDTH = 4
+
+
+class SimulatedConfig(PlantedGroupsConfig):
+    """Planted prototypes and users in feature space (method.md 3.1); every pair is of fresh
+    items."""
+
+    needs_source: ClassVar[bool] = False
+
+    dim: PositiveInt = 16
+    """Feature dimension d."""
+    groups: PositiveInt = 3
+    """K*, the number of planted prototypes."""
+    regime: Literal["partition", "mixture"] = "partition"
+    """True user weights: one prototype each, or Dirichlet(1, .., 1)."""
+    map: Literal["identity", "linear", "mlp"] = "linear"
+    """True map from feature space to preference space."""
+    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Temperature of the answers: P(first) = sigmoid(margin / noise); 0 answers by the sign."""
 
 
 class Simulated(Adapter):
     """Every user compares fresh items of its own; items bring their features, there are no
     prompts."""
 
+    name = "simulated"
+    Settings = SimulatedConfig
+    config: SimulatedConfig
     licence = "generated"
     origin = "generated"
     keeps_unused_items = True
 
-    def __init__(self, config: SimulatedConfig) -> None:
-        self.config = config
+    def __init__(self, config: SimulatedConfig, dataset: str = "") -> None:
+        super().__init__(config, dataset)
         d, salt = config.dim, config.salt
         self.prototypes_KD = normals("prototypes", salt, str(d), config.groups * d).reshape(
             -1, d
@@ -109,7 +133,7 @@ class Simulated(Adapter):
         else:
             first_wins = margin > 0
         features = [row.tobytes() for row in x]
-        ids = [item_id("feature", raw) for raw in features]
+        ids = [Feature(raw).id for raw in features]
         items = pl.DataFrame(
             {"item_id": ids, "modality": ["feature"] * len(ids), "feature": features},
             schema={"item_id": pl.Binary, "modality": pl.String, "feature": pl.Binary},

@@ -16,9 +16,10 @@ import polars as pl
 from pal.chance import dirichlet, draw, uniforms
 from pal.config import GroupedStatementsConfig
 from pal.data.comparisons import Chunk
-from pal.data.split import split_of
-from pal.dataset import SPLITS, Population, Split, item_id
+from pal.data.splits import split_of
+from pal.dataset import SPLITS, Population, Split
 from pal.errors import DataError
+from pal.items import Text
 
 ANSWERS = (" Yes", " No")
 
@@ -45,11 +46,8 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
     owner = np.array([statement.interest for statement in rows])
     matches_yes = np.array([statement.matches_yes for statement in rows])
     ids = {
-        "prompt": np.array([item_id("text", s.question) for s in rows], dtype=object),
-        **{
-            a: np.array([item_id("text", s.question + a) for s in rows], dtype=object)
-            for a in ANSWERS
-        },
+        end: np.array([Text(s.question + end).id for s in rows], dtype=object)
+        for end in ("", *ANSWERS)
     }
     pools = [np.flatnonzero(split == number) for number in range(len(SPLITS))]
 
@@ -73,7 +71,7 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
         return pl.DataFrame(
             {
                 "user_id": [user] * size,
-                "prompt_id": ids["prompt"][asked].tolist(),
+                "prompt_id": ids[""][asked].tolist(),
                 "first_id": np.where(yes_first, ids[" Yes"][asked], ids[" No"][asked]).tolist(),
                 "second_id": np.where(yes_first, ids[" No"][asked], ids[" Yes"][asked]).tolist(),
                 "label": (says_yes == yes_first).astype(np.float64),
@@ -102,7 +100,7 @@ def ask(statements: Sequence[Statement], config: GroupedStatementsConfig) -> Chu
     texts = [text for s in rows for text in (s.question, s.question + " Yes", s.question + " No")]
     items = pl.DataFrame(
         {
-            "item_id": np.stack([ids["prompt"], ids[" Yes"], ids[" No"]], axis=1).ravel().tolist(),
+            "item_id": np.stack([ids[""], ids[" Yes"], ids[" No"]], axis=1).ravel().tolist(),
             "modality": ["text"] * len(texts),
             "text": texts,
         },

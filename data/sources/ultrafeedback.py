@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
 
 from pal.chance import draw
-from pal.config import UltraFeedbackPConfig
-from pal.data.comparisons import Comparison, Reject, Text, preferred, question
+from pal.config import ComparisonsConfig
+from pal.data.comparisons import Comparison, Reject, preferred
 from pal.data.rows import Row
 from pal.data.sources.rated import Rated, RatedAdapter
+from pal.items import Text, question
 
 Candidate = tuple[Rated, int, int]
+
+
+class UltraFeedbackPConfig(ComparisonsConfig):
+    """UltraFeedback's ratings, answered by users who look at one attribute each."""
+
+    users: PositiveInt = 40
+    """Simulated users of all populations together, assigned to the attributes in turn."""
+    attributes: Annotated[
+        tuple[Literal["helpfulness", "honesty", "instruction_following", "truthfulness"], ...],
+        Field(min_length=1),
+    ] = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+    """What the users look at."""
+    pairs_per_user: PositiveInt = 200
+    """Pairs drawn per user; fewer where the source has fewer."""
+    controversial: bool = True
+    """Whether to keep only pairs of which two attributes prefer different responses."""
 
 
 class UltraFeedbackP(RatedAdapter):
@@ -21,6 +40,7 @@ class UltraFeedbackP(RatedAdapter):
     never asked."""
 
     name = "ultrafeedback-p"
+    Settings = UltraFeedbackPConfig
     hub = "openbmb/UltraFeedback"
     patterns = ("*.jsonl", "*.parquet", "*.json")
     licence = "MIT"
@@ -69,7 +89,7 @@ class UltraFeedbackP(RatedAdapter):
                 found.append((one, other))
         return found
 
-    def drawn(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
+    def ask(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
         pairs = [(row, one, other) for row in rows for one, other in self._pairs(row)]
         candidates: list[list[Candidate]] = [
             [(row, i, j) for row, i, j in pairs if row.ratings[i][number] != row.ratings[j][number]]

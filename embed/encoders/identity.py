@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pal.embed.encoder import Batch, Inputs, require_modality
 from pal.errors import EncoderError
+from pal.items import Feature, Item
 
 if TYPE_CHECKING:
     import torch
 
 
 class IdentityEncoder:
-    """Features are float32 vectors of one length in the items' ``feature`` column."""
+    """Features are float32 vectors of one length that the items hold themselves."""
 
-    def prepare(self, items: Any) -> Inputs:
-        require_modality("identity", items.column("modality").to_pylist(), ["feature"])
-        raw = items.column("feature").to_pylist()
+    def prepare(self, items: Sequence[Item]) -> Inputs:
+        require_modality("identity", items, Feature)
+        raw = [item.raw for item in items if isinstance(item, Feature)]
         lengths = sorted({len(value) for value in raw})
         if len(lengths) > 1 or (lengths and lengths[0] % 4):
             raise EncoderError(

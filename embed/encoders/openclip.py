@@ -13,20 +13,27 @@ from pal.embed.encoders.towers import Towers
 from pal.embed.peak import flops_per_token
 from pal.embed.weights import RANDOM, DigestMemory, find_model
 from pal.errors import EncoderError
+from pal.records import JsonObject
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 PROJECTED, PENULTIMATE = -1, -2
 # the shape behind random:open-clip; towers of unequal width, as in ViT-H-14
-TINY = {
+TINY_SIDE = 32
+TINY: JsonObject = {
     "embed_dim": 48,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 96, "head_width": 24, "patch_size": 8},
+    "vision_cfg": {
+        "image_size": TINY_SIDE,
+        "layers": 2,
+        "width": 96,
+        "head_width": 24,
+        "patch_size": 8,
+    },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 
 
 def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
-    """Locate weights and state everything the features depend on; ``folder`` is the weights file or
-    folder."""
+    """Locate the file or folder of the weights and state everything the features depend on."""
     if not config.model:
         raise EncoderError(
             f"embed.{name}.model is not set; give the name of an OpenCLIP model, e.g. ViT-H-14"
@@ -40,7 +47,7 @@ def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> Encoder
         place = config.model.removeprefix(HUB).removeprefix(LOCAL)
         folder, revision = find_model(name, config.model_copy(update={"model": place}))
         files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".txt"})
-        identity: dict[str, Any] = {"files": {path.name: memory.sha256(path) for path in files}}
+        identity: JsonObject = {"files": {path.name: memory.sha256(path) for path in files}}
         memory.save()
         return EncoderSource(
             name, config, folder, _spec(config, identity), revision, untrained=False
@@ -61,7 +68,7 @@ def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> Encoder
     return EncoderSource(name, config, weights, _spec(config, identity), revision, untrained=False)
 
 
-def architecture(name: str, config: EncoderConfig) -> dict[str, Any]:
+def architecture(name: str, config: EncoderConfig) -> JsonObject:
     """Return OpenCLIP's own settings of a model; raises EncoderError for unknown ones."""
     import open_clip
 
@@ -72,7 +79,7 @@ def architecture(name: str, config: EncoderConfig) -> dict[str, Any]:
                 f"embed.{name}.model = {config.model!r}, but the random OpenCLIP model is open-clip"
             )
         return TINY
-    shape: dict[str, Any] | None = open_clip.get_model_config(config.model)
+    shape: JsonObject | None = open_clip.get_model_config(config.model)
     if shape is None:
         raise EncoderError(
             f"embed.{name}.model = {config.model!r} is no OpenCLIP model; open_clip.list_models() "
@@ -81,9 +88,8 @@ def architecture(name: str, config: EncoderConfig) -> dict[str, Any]:
     return shape
 
 
-def find_weights(name: str, config: EncoderConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the weights file of a tag or path, fetched if need be, and how its images are
-    prepared."""
+def find_weights(name: str, config: EncoderConfig) -> tuple[Path, JsonObject]:
+    """Return the weights file of a tag or path, fetched if need be, and its image settings."""
     import open_clip
 
     if config.pretrained and Path(config.pretrained).is_file():
@@ -93,16 +99,15 @@ def find_weights(name: str, config: EncoderConfig) -> tuple[Path, dict[str, Any]
     if not known:
         raise EncoderError(
             f"embed.{name}.pretrained = {config.pretrained!r}; {config.model} has "
-            f"{', '.join(tags) or 'no tags'}; or "
-            f"give a local file"
+            f"{', '.join(tags) or 'no tags'}; or give a local file"
         )
     try:
         weights = Path(open_clip.download_pretrained(known))
     except Exception as error:
         raise EncoderError(
             f"cannot fetch encoder {name} ({config.model}, {config.pretrained}; "
-            f"{type(error).__name__}); check the "
-            f"network, or set embed.{name}.pretrained to a local file"
+            f"{type(error).__name__}); check the network, or set embed.{name}.pretrained "
+            f"to a local file"
         ) from error
     keys = ("mean", "std", "interpolation", "resize_mode")
     return weights, {
@@ -110,7 +115,7 @@ def find_weights(name: str, config: EncoderConfig) -> tuple[Path, dict[str, Any]
     }
 
 
-def _spec(config: EncoderConfig, identity: dict[str, Any]) -> dict[str, Any]:
+def _spec(config: EncoderConfig, identity: JsonObject) -> JsonObject:
     names = ("kind", "layer", "normalize", "compute_dtype", "store_dtype")
     return {**identity, **{name: getattr(config, name) for name in names}, "engine": "open_clip"}
 
@@ -130,9 +135,7 @@ def build(source: EncoderSource) -> tuple[Any, Any, Any]:
             torch.manual_seed(SEED)
             if config.model.startswith(RANDOM):
                 model = open_clip.CLIP(**TINY)
-                transform = image_transform_v2(
-                    PreprocessCfg(size=TINY["vision_cfg"]["image_size"]), is_train=False
-                )  # type: ignore[index]
+                transform = image_transform_v2(PreprocessCfg(size=TINY_SIDE), is_train=False)
                 return model.eval(), transform, open_clip.get_tokenizer("ViT-B-32")
             model = open_clip.create_model(config.model, pretrained=None, pretrained_text=False)
         name = config.model

@@ -28,15 +28,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"hidden_size": WIDTH, "num_key_value_heads": 2, **_SHAPE},
     "qwen2": {"hidden_size": WIDTH, "num_key_value_heads": 2, **_SHAPE},
     "gemma2": {"hidden_size": WIDTH, "num_key_value_heads": 2, "head_dim": 16, **_SHAPE},
-    "distilbert": {"dim": WIDTH, "n_layers": 3, "n_heads": 4, "hidden_dim": 128, "max_position_embeddings": 1024},
+    "distilbert": {
+        "dim": WIDTH, "n_layers": 3, "n_heads": 4, "hidden_dim": 128,
+        "max_position_embeddings": 1024,
+    },
 }  # fmt: skip
 
 
 _TOWER = {"hidden_size": WIDTH, **_SHAPE}
 _EYE = {**_TOWER, "image_size": 32, "patch_size": 8}
 CLIP_FAMILIES: dict[str, dict[str, Any]] = {
-    "clip": {"text_config": {**_TOWER, "max_position_embeddings": 77}, "vision_config": {**_EYE, "hidden_size": 96},
-             "projection_dim": 48},
+    "clip": {
+        "text_config": {**_TOWER, "max_position_embeddings": 77},
+        "vision_config": {**_EYE, "hidden_size": 96},
+        "projection_dim": 48,
+    },
     "siglip": {"text_config": {**_TOWER, "max_position_embeddings": 64}, "vision_config": _EYE},
 }  # fmt: skip
 
@@ -61,8 +67,7 @@ def random_model(family: str) -> Any:
 
 
 def random_clip(family: str) -> tuple[Any, Any, Any]:
-    """Build a model of two towers with weights from the fixed seed, its image processor and a byte
-    tokenizer."""
+    """Build a model of two towers from the fixed seed, its image processor and a byte tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModel, CLIPImageProcessor, SiglipImageProcessor
 
@@ -92,8 +97,7 @@ def random_clip(family: str) -> tuple[Any, Any, Any]:
 
 
 def byte_tokenizer() -> Any:
-    """Build a tokenizer whose tokens are bytes, with <pad>, <s> and </s>; texts become <s> bytes
-    </s>."""
+    """Build a tokenizer whose tokens are bytes; texts become <s> bytes </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

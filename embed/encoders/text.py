@@ -1,5 +1,4 @@
-"""Text encoders from transformers: base model, any layers, pooling that knows where the padding
-is."""
+"""Text encoders from transformers: base model, any layers, pooling that minds the padding."""
 
 from __future__ import annotations
 
@@ -11,11 +10,19 @@ import numpy as np
 import torch
 
 from pal.embed.batching import token_budget_batches
-from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
+from pal.embed.encoder import (
+    Batch,
+    EncoderSource,
+    Failure,
+    Failures,
+    Inputs,
+    require_modality,
+)
 from pal.embed.peak import flops_per_token
-from pal.embed.render import Rendered, Renderer, Tokens
+from pal.embed.render import RefusedByTemplate, Rendered, Renderer, Tokens
 from pal.embed.weights import RANDOM
 from pal.errors import EncoderError
+from pal.items import Item, Text, is_unicode
 
 
 class _LastLayerReached(Exception):
@@ -26,9 +33,15 @@ class TextEncoder:
     """A frozen base model (no language-model head) with its tokenizer and pooling."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, source: EncoderSource, device: str, token_budget: int,
-        layers: Sequence[int] = (), compiled: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        tokenizer: Any,
+        source: EncoderSource,
+        device: str,
+        token_budget: int,
+        layers: Sequence[int] = (),
+        compiled: bool = False,
+    ) -> None:
         """``layers`` are the taps, in this order; none means the encoder's own."""
         config = source.config
         self.name = source.name
@@ -84,23 +97,29 @@ class TextEncoder:
             ) from error
         return cls(model, tokenizer, source, device, token_budget, layers, compiled)
 
-    def prepare(self, items: Any) -> Inputs:
-        """Render and tokenise the ``text`` column behind its ``context``."""
-        require_modality(self.name, items.column("modality").unique().to_pylist(), ["text"])
-        texts, failures = texts_of(items)
-        contexts = (
-            items.column("context").to_pylist()
-            if "context" in items.column_names
-            else [None] * len(texts)
-        )
-        rendered = [
-            Rendered("", 0) if row in failures else self.renderer.render(text, context)
-            for row, (text, context) in enumerate(zip(texts, contexts, strict=True))
-        ]
+    def prepare(self, items: Sequence[Item]) -> Inputs:
+        """Render and tokenise texts behind their context."""
+        require_modality(self.name, items, Text)
+        failures: Failures = {}
+        rendered = []
+        for row, text in enumerate(item for item in items if isinstance(item, Text)):
+            result = self._render(text)
+            if isinstance(result, Failure):
+                failures[row] = result
+            rendered.append(Rendered("", 0) if isinstance(result, Failure) else result)
         tokens, truncated, answers_cut = self.renderer.tokenise(rendered)
         return Inputs(
             np.diff(tokens.starts).astype(np.int32), truncated, tokens, failures, answers_cut
         )
+
+    def _render(self, text: Text) -> Rendered | Failure:
+        failure = unreadable(text)
+        if failure is not None:
+            return failure
+        try:
+            return self.renderer.render(text)
+        except RefusedByTemplate as error:
+            return Failure("tokenize", "RefusedByTemplate", str(error)[:500])
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         return token_budget_batches(inputs.n_tokens, self.token_budget)
@@ -141,8 +160,7 @@ class TextEncoder:
             **self.options,
         }
         if self.takes_positions and self.config.padding_side == "left":
-            # without them, left padding would shift the positions of models that count from the
-            # margin
+            # else left padding would shift the positions of models that count from the margin
             arguments["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         reached: dict[int, torch.Tensor] = {}
         wanted = {layer: block for layer, block in self.taps.items() if block is not None}
@@ -171,25 +189,17 @@ class TextEncoder:
         return reached
 
 
-def texts_of(items: Any) -> tuple[list[str], Failures]:
-    """Return the ``text`` column, and which rows hold none that can be read."""
-    import pyarrow as pa
-
-    texts, failures = [], {}
-    for row, raw in enumerate(items.column("text").cast(pa.large_binary()).to_pylist()):
-        text = ""
-        try:
-            text = (raw or b"").decode("utf-8")
-            if not text.strip():
-                failures[row] = ("tokenize", "EmptyText", "the text is empty")
-        except UnicodeDecodeError as error:
-            failures[row] = (
-                "decode",
-                "UnicodeDecodeError",
-                f"the text is not UTF-8: {error.reason} at {error.start}",
-            )
-        texts.append(text)
-    return texts, failures
+def unreadable(text: Text) -> Failure | None:
+    """Return why a text cannot be read, None where it can."""
+    if not all(is_unicode(turn.role + turn.content) for turn in text.turns):
+        return Failure(
+            "decode",
+            "UnicodeDecodeError",
+            "the text, or a turn before it, is not UTF-8 or holds half of a surrogate pair",
+        )
+    if not text.text.strip():
+        return Failure("tokenize", "EmptyText", "the text is empty")
+    return None
 
 
 def to_device(tensors: Any, device: torch.device) -> list[torch.Tensor]:
@@ -200,8 +210,7 @@ def to_device(tensors: Any, device: torch.device) -> list[torch.Tensor]:
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool (n, length, dim) states over the real tokens, in float32; right for either padding
-    side."""
+    """Pool (n, length, dim) states over the real tokens, in float32, whatever the padding side."""
     mask = mask.bool()
     everyone = torch.arange(len(hidden), device=hidden.device)
     if pooling == "mean":
@@ -217,8 +226,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 
 def tap_of(model: Any, layer: int, norm: str | None, name: str) -> Any:
-    """Return the block after which a layer is read, or None for the model's own last hidden
-    state."""
+    """Return the block after which a layer is read, None for the model's own last state."""
     if layer == -1 and norm != "pre":
         return None
     blocks = blocks_of(model)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from pal.embed.encoder import Batch, EncoderSource, Failures, Inputs, require_modality
-from pal.embed.encoders.text import texts_of, to_device
-from pal.embed.images import ImageReader, Pointer, decode_filtered
-
-READABLE = ["image", "text"]
+from pal.embed.encoder import (
+    Batch,
+    EncoderSource,
+    Failure,
+    Failures,
+    Inputs,
+    require_modality,
+)
+from pal.embed.encoders.text import to_device, unreadable
+from pal.embed.images import ImageReader, decode_filtered
+from pal.items import Image, Item, Place, Text
 
 
 @dataclass
@@ -38,15 +44,20 @@ class Towers:
 
 @dataclass
 class Contents:
-    """The items of a shard: an image's pointer, or the row of a text's ids."""
+    """The items of a shard: the places of images, the token ids of texts."""
 
-    pointers: list[Pointer | None]
+    places: list[Place | None]
+    """None where the item is a text"""
     ids: torch.Tensor
+    """(n, L)"""
+
+    @property
+    def is_image(self) -> np.ndarray:
+        return np.array([place is not None for place in self.places], bool)
 
 
 class TowersEncoder:
-    """Images through one tower, texts through the other. Widths that differ are filled up with
-    zeros."""
+    """Images through one tower, texts through the other; the narrower is filled with zeros."""
 
     def __init__(
         self, towers: Towers, source: EncoderSource, device: str, token_budget: int, compiled: bool
@@ -63,28 +74,30 @@ class TowersEncoder:
             self.images, self.texts = torch.compile(self.images), torch.compile(self.texts)
         self.dim: int | None = None
 
-    def prepare(self, items: Any) -> Inputs:
-        """Tokenise the texts; images are decoded batch by batch, since a shard of pixels is
-        large."""
-        kinds = items.column("modality").to_pylist()
-        require_modality(self.name, kinds, READABLE)
-        is_text = np.array([kind == "text" for kind in kinds])
-        texts, unreadable = texts_of(items)
-        failures = {row: failure for row, failure in unreadable.items() if is_text[row]}
-        ids, lengths = self.towers.tokenise(
-            [text if is_text[row] else "" for row, text in enumerate(texts)]
-        )
+    def prepare(self, items: Sequence[Item]) -> Inputs:
+        """Tokenise the texts; images wait for their batch, since a shard of pixels is large."""
+        require_modality(self.name, items, Image, Text)
+        failures: Failures = {}
+        texts = ["" for _ in items]
+        for row, item in enumerate(items):
+            if isinstance(item, Text):
+                failure = unreadable(item)
+                if failure is None:
+                    texts[row] = item.text
+                else:
+                    failures[row] = failure
+        ids, lengths = self.towers.tokenise(texts)
+        contents = Contents([i.place if isinstance(i, Image) else None for i in items], ids)
+        is_text = ~contents.is_image
         n_tokens = np.where(
             is_text, np.minimum(lengths, self.towers.text_tokens), self.towers.image_tokens
         )
         truncated = is_text & (lengths > self.towers.text_tokens)
-        return Inputs(
-            n_tokens.astype(np.int32), truncated, Contents(Pointer.of(items), ids), failures
-        )
+        return Inputs(n_tokens.astype(np.int32), truncated, contents, failures)
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         """Cut rows in their order, which is that of the source, images and texts apart."""
-        is_image = np.array([pointer is not None for pointer in inputs.payload.pointers])
+        is_image = inputs.payload.is_image
         for wanted, cost in (
             (is_image, self.towers.image_tokens),
             (~is_image, self.towers.text_tokens),
@@ -96,36 +109,37 @@ class TowersEncoder:
     def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         """Read, decode and transform images, or pick the ids of texts."""
         contents: Contents = inputs.payload
-        if contents.pointers[int(rows[0])] is None:
+        if contents.places[int(rows[0])] is None:
             ids = contents.ids[torch.from_numpy(rows)]
             return Batch(rows, (ids,), padded=ids.numel())
         pixels: list[torch.Tensor] = []
         kept: list[int] = []
         failures: Failures = {}
         for row in rows.tolist():
-            pointer, stage = contents.pointers[row], "fetch"
-            assert pointer is not None
-            try:
-                raw = self.reader.bytes_of(pointer)
-                stage = "decode"
-                pixels.append(self.towers.transform(decode_filtered(raw, pointer)))
+            place = contents.places[row]
+            assert place is not None
+            image = self._pixels(place)
+            if isinstance(image, Failure):
+                failures[row] = image
+            else:
+                pixels.append(image)
                 kept.append(row)
-            except (
-                Exception
-            ) as error:  # whatever a damaged file makes a decoder say is that item's error
-                failures[row] = (stage, type(error).__name__, f"{pointer.file}: {error}"[:500])
         stacked = torch.stack(pixels) if pixels else torch.empty(0)
-        return Batch(
-            np.array(kept, dtype=np.int64),
-            (stacked,),
-            failures,
-            padded=len(kept) * self.towers.image_tokens,
-        )
+        padded = len(kept) * self.towers.image_tokens
+        return Batch(np.array(kept, dtype=np.int64), (stacked,), failures, padded)
+
+    def _pixels(self, place: Place) -> torch.Tensor | Failure:
+        stage = "fetch"
+        try:
+            raw = self.reader.bytes_of(place)
+            stage = "decode"
+            return self.towers.transform(decode_filtered(raw, place))
+        except Exception as error:  # whatever a damaged file makes a decoder say
+            where = f"{place.file}: " if place.file else ""
+            return Failure(stage, type(error).__name__, f"{where}{error}"[:500])
 
     def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
-        is_image = np.array(
-            [inputs.payload.pointers[row] is not None for row in rows.tolist()], bool
-        )
+        is_image = inputs.payload.is_image[rows]
         per_token = np.where(is_image, self.towers.image_flops, self.towers.text_flops)
         return float((per_token * inputs.n_tokens[rows]).sum())
 

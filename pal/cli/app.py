@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pal.config import Settings
+    from pal.evaluate.predict import Metrics
 
 app = typer.Typer(
     name="pal",
@@ -68,8 +71,13 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def show(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    typer.echo(json.dumps(result) if as_json else text())
+def show(result: BaseModel | dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """Print what a command found: one JSON object, or a text for people."""
+    if as_json:
+        plain = result if isinstance(result, dict) else result.model_dump(mode="json")
+        typer.echo(json.dumps(plain, allow_nan=False))
+    else:
+        typer.echo(text())
 
 
 @contextmanager
@@ -104,7 +112,7 @@ def numbers_of(option: str, text: str) -> list[int]:
         ) from error
 
 
-def runs_table(metrics: list[dict[str, Any]]) -> str:
+def runs_table(metrics: Sequence[Metrics]) -> str:
     from pal.evaluate.report import as_markdown, table_of_runs
 
     return as_markdown(table_of_runs(metrics))

@@ -22,7 +22,7 @@ def prepare(
 ) -> None:
     """Turn raw data into items and pairs under data/<dataset>."""
     from pal import pipeline
-    from pal.data.card import card_text
+    from pal.data.counts import card_text
 
     settings = settings_of(config, set_, dataset=dataset, source_of=source)
     if fetch_images:
@@ -36,9 +36,9 @@ def prepare(
     with progress_bar(None, "parts") as progress:
         prepared = pipeline.prepare(settings.config, progress)
     show(
-        {**prepared.card, "dir": str(prepared.folder)},
+        {**prepared.card.model_dump(mode="json"), "dir": str(prepared.folder)},
         as_json,
-        lambda: card_text(prepared.card, str(prepared.folder)),
+        lambda: card_text(prepared.card, prepared.folder),
     )
 
 
@@ -57,5 +57,5 @@ def doctor(
     settings = settings_of(config, set_, dataset=dataset, source_of=source)
     report = examiner.examine(settings.config, with_dataset=dataset is not None)
     show(report, as_json, lambda: examiner.text_of(report))
-    if report["problems"]:
+    if report.problems:
         raise typer.Exit(1)

@@ -60,9 +60,15 @@ def embed(
     from pal.embed import messages
 
     settings = settings_of(
-        config, set_, dataset=dataset, encoder=encoder, source_of=source, embed__executor=executor,
-        embed__ray_address=ray_address, embed__layers=None if layers is None else numbers_of("--layers", layers),
-    ).config  # fmt: skip
+        config,
+        set_,
+        dataset=dataset,
+        encoder=encoder,
+        source_of=source,
+        embed__executor=executor,
+        embed__ray_address=ray_address,
+        embed__layers=None if layers is None else numbers_of("--layers", layers),
+    ).config
     if dry_run:
         planned = pipeline.forecast(settings)
         show(planned, as_json, lambda: messages.of_forecast(planned))
@@ -88,13 +94,11 @@ def cache_ls(config: File = None, set_: Set = None, as_json: Json = False) -> No
 
     def text() -> str:
         return (
-            "\n".join(
-                f"{c['dir']}  {c['state']}  {c['rows']:,} x {c['dim']} {c['dtype']}" for c in caches
-            )
+            "\n".join(f"{c.dir}  {c.state}  {c.rows:,} x {c.dim} {c.dtype}" for c in caches)
             or "no caches"
         )
 
-    show({"caches": caches}, as_json, text)
+    show({"caches": [c.model_dump(mode="json") for c in caches]}, as_json, text)
 
 
 @cache_app.command("verify")
@@ -109,7 +113,7 @@ def cache_verify(
     show(
         result,
         as_json,
-        lambda: f"{folder}: {result['rows']:,} rows in {result['shards']} shards, all sound",
+        lambda: f"{folder}: {result.rows:,} rows in {result.shards} shards, all sound",
     )
 
 
@@ -143,5 +147,5 @@ def cache_export(
     show(
         made,
         as_json,
-        lambda: f"{made['rows']:,} x {made['dim']} in {made['dir']}: {', '.join(made['files'])}",
+        lambda: f"{made.rows:,} x {made.dim} in {made.dir}: {', '.join(made.files)}",
     )

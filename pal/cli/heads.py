@@ -74,14 +74,14 @@ def sweep(
         summary = pipeline.sweep(settings.config, name, progress, say)
 
     def text() -> str:
-        from pal.evaluate.report import as_markdown, table_of_sweep
+        from pal.evaluate.report import as_markdown
+        from pal.sweep.publish import table_of_sweep
 
-        folder = settings.config.paths.sweeps / summary["name"]
+        folder = settings.config.paths.sweeps / summary.name
         return (
-            f"{as_markdown(table_of_sweep(folder / 'results.parquet'))}\n\n"
-            f"{summary['heads']} heads, {summary['trained']} trained now in "
-            f"{summary['seconds']:.1f} s "
-            f"({summary['mode']}), {summary['failed']} failed; {folder}"
+            f"{as_markdown(table_of_sweep(folder))}\n\n"
+            f"{summary.heads} heads, {summary.trained} trained now in {summary.seconds:.1f} s "
+            f"({summary.mode}), {summary.failed} failed; {folder}"
         )
 
     show(summary, as_json, text)
@@ -119,38 +119,30 @@ def adapt(
         adapt__protocol=protocol,
         adapt__active=active,
     )
-    result = pipeline.adapt(settings.config, run)
-    if grow is not None:
-        result["grown"] = pipeline.grow(settings.config, run, grow)
+    found = pipeline.adapt(settings.config, run, grow)
 
     def text() -> str:
         from pal.evaluate.report import as_markdown, table_of_shots
 
-        far = result["outside_hull"]
-        lines = [as_markdown(table_of_shots(result["test_unseen"])), ""]
-        few = result["n_users_left_out"]
-        left_out = (
-            f", {few} left out for want of {max(settings.config.adapt.shots)} answers"
-            if few
-            else ""
-        )
-        lines.append(
-            f"{result['n_users']} users{left_out}, {result['method']}; {len(far)} outside the "
-            "prototypes' hull"
-        )
+        far, few = found.outside_hull, found.n_users_left_out
+        most = max(settings.config.adapt.shots)
+        left_out = f", {few} left out for want of {most} answers" if few else ""
+        lines = [
+            as_markdown(table_of_shots(found.test_unseen)),
+            "",
+            f"{found.n_users} users{left_out}, {found.method}; {len(far)} outside the "
+            f"prototypes' hull",
+        ]
         if far:
-            lines.append(
-                "  "
-                + ", ".join(f"{user['user_id']} ({user['surprise']:.2f} nats)" for user in far[:5])
-            )
+            named = ", ".join(f"{user.user_id} ({user.surprise:.2f} nats)" for user in far[:5])
+            lines.append(f"  {named}")
         if grow is not None:
-            made = result["grown"]
-            lines.append(
-                "nothing to grow for" if made is None else f"run {made['run']} has K = {made['k']}"
-            )
+            made = found.grown
+            told = "nothing to grow for" if made is None else f"run {made.run} has K = {made.k}"
+            lines.append(told)
         return "\n".join(lines)
 
-    show(result, as_json, text)
+    show(found, as_json, text)
 
 
 @app.command()

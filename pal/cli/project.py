@@ -16,12 +16,13 @@ def demo(
     from pal import pipeline
 
     began = time.perf_counter()
-    result = pipeline.demo(settings_of(config, set_, encoder=encoder).config, say)
-    result["seconds"] = round(time.perf_counter() - began, 1)
+    made = pipeline.demo(settings_of(config, set_, encoder=encoder).config, say)
+    seconds = round(time.perf_counter() - began, 1)
+    runs = [run.model_dump(mode="json") for run in made.runs]
     show(
-        result,
+        {"cache": made.cache.model_dump(mode="json"), "runs": runs, "seconds": seconds},
         as_json,
-        lambda: f"\n{runs_table(result['runs'])}\n\n{result['seconds']:.0f} s in all",
+        lambda: f"\n{runs_table(made.runs)}\n\n{seconds:.0f} s in all",
     )
 
 

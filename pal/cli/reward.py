@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pal.cli.app import File, Json, Set, app, progress_bar, say, settings_of, show
 
+if TYPE_CHECKING:
+    from pal.reward.model import RewardModel
+
 Model = Annotated[
     str, typer.Option("--model", help="Folder of an export, or a repository on the Hub.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let code of the encoder's repository run, if the export says so.",
+    ),
+]
 EncoderFolder = Annotated[
     Path | None,
     typer.Option(
         "--encoder-folder", help="The encoder's files, where the export does not find them."
     ),
 ]
+
+
+def _load(model: str, device: str, encoder: Path | None, trust_remote_code: bool) -> RewardModel:
+    from pal.reward.model import RewardModel
+
+    return RewardModel.from_pretrained(
+        model, device=device, encoder=encoder, trust_remote_code=trust_remote_code
+    )
 
 
 @app.command()
@@ -65,17 +83,13 @@ def export(
     from pal.reward.export import one_choice, push
 
     choice = one_choice(user, weights, population, prototype)
-    result = pipeline.export(settings_of(config, set_).config, run, choice, name, merge)
-    if push_to_hub is not None:
-        result["hub"] = push(Path(result["dir"]), push_to_hub, private=not public)
+    made = pipeline.export(settings_of(config, set_).config, run, choice, name, merge)
+    hub = None if push_to_hub is None else push(Path(made.dir), push_to_hub, private=not public)
+    told = f"golden scores reproduced to {made.golden_max_abs_diff:.2g}"
     show(
-        result,
+        {**made.model_dump(mode="json"), **({} if hub is None else {"hub": hub})},
         as_json,
-        lambda: (
-            f"{result['dir']}: {choice.suffix} of run {run}, golden scores reproduced to "
-            f"{result['golden_max_abs_diff']:.2g}"
-            + (f"; {result['hub']}" if "hub" in result else "")
-        ),
+        lambda: f"{made.dir}: {choice.suffix} of run {run}, {told}" + (f"; {hub}" if hub else ""),
     )
 
 
@@ -98,22 +112,21 @@ def score(
     ] = False,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Score a file, streaming; a killed run goes on where it was."""
-    from pal.reward.model import RewardModel
     from pal.reward.score_file import score_file
 
-    loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
+    loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "rows") as progress:
         result = score_file(loaded, input, output, best_of=best_of, pairs=pairs, progress=progress)
     show(
         result,
         as_json,
         lambda: (
-            f"{output}: {result['rows']:,} rows in {result['seconds']:.1f} s, "
-            f"{result['users_known']} users known and "
-            f"{result['users_unknown']} not"
+            f"{output}: {result.rows:,} rows in {result.seconds:.1f} s, "
+            f"{result.users_known} users known and {result.users_unknown} not"
         ),
     )
 
@@ -135,17 +148,17 @@ def serve(
     ] = None,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
+    trust_remote_code: TrustRemoteCode = False,
     config: File = None,
     set_: Set = None,
 ) -> None:
     """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; see
     /docs."""
     settings = settings_of(config, set_, serve__host=host, serve__port=port).config.serve
-    from pal.reward.model import RewardModel
-    from pal.reward.server.app import run_server
+    from pal.reward.server.serve import run_server
 
     run_server(
-        RewardModel.from_pretrained(model, device=device, encoder=encoder_folder),
+        _load(model, device, encoder_folder, trust_remote_code),
         settings,
         token,
         say,
@@ -163,14 +176,15 @@ def rewardbench(
     ] = None,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """RewardBench's scores from its published files, v1 or v2."""
-    from pal.reward.model import RewardModel
-    from pal.reward.score_file import read_rows
-    from pal.reward.tools.rewardbench import as_text, judge
+    from pal.reward.rows import read_rows
+    from pal.reward.tools.rewardbench import as_text
+    from pal.reward.tools.rewardbench import evaluate as evaluate_rewardbench
 
-    loaded = RewardModel.from_pretrained(model, device=device, encoder=encoder_folder)
+    loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "prompts") as progress:
-        result = judge(loaded, list(read_rows(input)), user, progress)
+        result = evaluate_rewardbench(loaded, list(read_rows(input)), user, progress)
     show(result, as_json, lambda: as_text(result))

@@ -1,18 +1,34 @@
-"""Settings of the datasets."""
+"""Settings that datasets share, and ``data:`` as a whole. A dataset's own are in data/sources/."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pal.config.base import Component, Count, Fraction, Salt
+from pal.config.base import Component, Count, Fraction, Salt, unknown
+from pal.names import require_name
 
 
 class DatasetConfig(Component):
     """What every dataset can be told."""
 
+    needs_source: ClassVar[bool] = True
+    """whether rows are read from somewhere; otherwise they are generated"""
+
+    kind: str | None = None
+    """Which reader of data/sources/ it is read by; null: the one of the dataset's own name."""
     source: str | None = None
     """Path of the raw data or ``hf:REPO[@REVISION]``; null: what was prepared last, else the
     Hub."""
@@ -23,8 +39,8 @@ class DatasetConfig(Component):
 
 
 class ComparisonsConfig(DatasetConfig):
-    """Sources of real comparisons, whose users and prompts are dealt to populations and splits
-    (data/roles.py)."""
+    """Sources of real comparisons: what ``data/splits.py`` needs to assign users to populations and
+    prompts to splits."""
 
     views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
     """Which items to make of a text response: by itself, for heads that read the prompt apart
@@ -34,7 +50,7 @@ class ComparisonsConfig(DatasetConfig):
     test_user_share: Fraction = 0.2
     """Share of the users that no head is trained on, for the few-shot test."""
     min_pairs: PositiveInt = 10
-    """Pairs that a new user must have to be judged on; those with fewer are left out and
+    """Pairs that a new user must have to be evaluated on; those with fewer are left out and
     counted."""
     grouping: Literal["prompt", "prompt+items"] = "prompt+items"
     """What is never divided over two splits: rows of one prompt, or also rows that share an
@@ -57,77 +73,13 @@ class ImageSourceConfig(ComparisonsConfig):
     """Time after which a download is given up."""
 
 
-class PairsColumns(Component):
-    """Which column of the user's own data holds what; null: the column of that very name."""
-
-    user_id: str | None = None
-    """Who compared; a source without such a column is one user's, called everyone."""
-    prompt: str | None = None
-    """A text, or messages with role and content."""
-    chosen: str | None = None
-    """The preferred item, as TRL names it."""
-    rejected: str | None = None
-    """The other item, as TRL names it."""
-    first: str | None = None
-    """The first item, where sides are explicit."""
-    second: str | None = None
-    """The second item, where sides are explicit."""
-    label: str | None = None
-    """P(first preferred) from 0 to 1; or first, second, tie."""
-    split: str | None = None
-    """train, val or test, where the source has splits."""
-
-
-class PairsConfig(ImageSourceConfig):
-    """The user's own comparisons: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
-
-    views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
-    """Which items to make of a text response: by itself, or behind its prompt."""
-    columns: PairsColumns = PairsColumns()
-    """Which column holds what."""
-    items: Literal["auto", "text", "image"] = "auto"
-    """What strings among the items are; auto: paths and URLs that end like an image are images, all
-    others texts."""
-
-
-class PickapicConfig(ImageSourceConfig):
-    """Pick-a-Pic v1 and v2 (method.md 3.4), whose own splits are kept."""
-
-    validation_user_share: Fraction = 0.0
-    """Share of the users kept apart for tuning few-shot settings; none in the published
-    protocol."""
-    test_user_share: Fraction = 0.0
-    """Share of the users that no head is trained on; none in the published protocol."""
-    ties: Literal["keep", "drop", "half", "soft"] = "keep"
-    """Pairs labelled 0.5: keep them everywhere; drop them; half: judge by them (one half is earned)
-    but do not train on them; soft: train on them (as a target of one half) but do not judge by
-    them."""
-    judged_on: Literal["full", "unique"] = "full"
-    """The source's validation and test splits, or its validation_unique and test_unique, which
-    repeat rows of those."""
-    leaking_rankings: Path | None = None
-    """File of the ranking ids to leave out of the test split (.pt, .json, .txt or .csv), for the
-    part of the v2 test that PickScore's training did not see; null: leave out none."""
-
-
-class PickafilterConfig(PickapicConfig):
-    """Pick-a-Filter: Pick-a-Pic with a colour filter that one half of the users likes (method.md
-    3.5)."""
-
-    beta: Fraction = 1.0
-    """Share of the pairs in which one image is filtered."""
-    strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Gain of the favoured colour channel, loss of the opposite one; the published strength is not
-    known to us."""
-
-
 class PlantedGroupsConfig(DatasetConfig):
     """Users made here, in known groups."""
 
     groups: PositiveInt = 2
     """K*, the number of groups."""
     users: PositiveInt = 100
-    """Seen users, dealt to the groups in turn."""
+    """Seen users, assigned to the groups in turn."""
     unseen_users: Count = 50
     """Test users that no head is trained on."""
     validation_users: Count = 20
@@ -154,123 +106,77 @@ class GroupedStatementsConfig(PlantedGroupsConfig):
     """Share of answers flipped at random."""
 
 
-class PersonaConfig(GroupedStatementsConfig):
-    """Anthropic's persona statements."""
-
-    personas: tuple[str, ...] = (
-        "interest-in-art",
-        "interest-in-literature",
-        "interest-in-math",
-        "interest-in-music",
-        "interest-in-science",
-        "interest-in-sports",
-    )
-    """Statement files; the first K* of them are used."""
-
-
-class DemoConfig(GroupedStatementsConfig):
-    """Statements that this project generates itself."""
-
-    groups: PositiveInt = 3
-    """K*, the number of groups, at most six."""
-
-
-class SimulatedConfig(PlantedGroupsConfig):
-    """Planted prototypes and users in feature space (method.md 3.1); every pair is of fresh
-    items."""
-
-    dim: PositiveInt = 16
-    """Feature dimension d."""
-    groups: PositiveInt = 3
-    """K*, the number of planted prototypes."""
-    regime: Literal["partition", "mixture"] = "partition"
-    """True user weights: one prototype each, or Dirichlet(1, .., 1)."""
-    map: Literal["identity", "linear", "mlp"] = "linear"
-    """True map from feature space to preference space."""
-    noise: Annotated[float, Field(ge=0.0)] = 0.0
-    """Temperature of the answers: P(first) = sigmoid(margin / noise); 0 answers by the sign."""
-
-
-class TldrConfig(ComparisonsConfig):
-    """Reddit TL;DR comparisons with their workers, dealt as in method.md 3.3."""
-
-    seen_workers: PositiveInt = 10
-    """Workers with most training rows, on whom heads are trained."""
-    test_worker_rows: PositiveInt = 100
-    """Other workers with so many validation rows are the unseen test users."""
-    validation_worker_rows: PositiveInt = 50
-    """Those with fewer than that, but at least so many, are the unseen validation users."""
-    published_sizes: bool = True
-    """Whether the full source must give the published split sizes; false goes on whatever they
-    are."""
-
-
-class PrismConfig(ComparisonsConfig):
-    """PRISM: conversations in which people score the answers of several models."""
-
-    rule: Literal["chosen", "scores"] = "chosen"
-    """chosen: at each turn the chosen answer against each other one; scores: all pairs of answers
-    of a turn by their scores, equal scores being a tie."""
-
-
-class PersonalLlmConfig(ComparisonsConfig):
-    """PersonalLLM: simulated users who mix the rewards of ten reward models."""
-
-    users: PositiveInt = 100
-    """Simulated users of all populations together."""
-    alpha: PositiveFloat = 0.1
-    """Concentration of the Dirichlet weights: small is one reward model per user, large is
-    everybody alike."""
-    pairs_per_user: PositiveInt = 200
-    """Prompts drawn per user from the training rows, one pair of responses each."""
-    test_pairs_per_user: PositiveInt = 50
-    """The same from the test rows."""
-
-
-class UltraFeedbackPConfig(ComparisonsConfig):
-    """UltraFeedback's ratings, answered by users who look at one attribute each."""
-
-    users: PositiveInt = 40
-    """Simulated users of all populations together, dealt to the attributes in turn."""
-    attributes: Annotated[
-        tuple[Literal["helpfulness", "honesty", "instruction_following", "truthfulness"], ...],
-        Field(min_length=1),
-    ] = ("helpfulness", "honesty", "instruction_following", "truthfulness")
-    """What the users look at."""
-    pairs_per_user: PositiveInt = 200
-    """Pairs drawn per user; fewer where the source has fewer."""
-    controversial: bool = True
-    """Whether to keep only pairs of which two attributes prefer different responses."""
-
-
-class HhConfig(ComparisonsConfig):
-    """Anthropic's helpful and harmless comparisons, which name no people."""
-
-    users_per_subset: PositiveInt = 20
-    """Names that the prompts of each subset are dealt to."""
-
-
 class DataConfig(Component):
-    """A field per dataset; in keys, ``--dataset`` and saved files its name has hyphens for
-    underscores."""
+    """A key per dataset: those of data/sources/, and any name of your own that has a ``kind``."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        serialize_by_alias=True,
-        alias_generator=lambda name: name.replace("_", "-"),
+        extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
     )
+    __pydantic_extra__: dict[str, SerializeAsAny[DatasetConfig]]
 
-    persona: PersonaConfig = PersonaConfig()
-    demo: DemoConfig = DemoConfig()
-    simulated: SimulatedConfig = SimulatedConfig()
-    pairs: PairsConfig = PairsConfig()
-    pickapic: PickapicConfig = PickapicConfig()
-    pickafilter: PickafilterConfig = PickafilterConfig()
-    tldr_length: TldrConfig = TldrConfig()
-    tldr_real: TldrConfig = TldrConfig()
-    prism: PrismConfig = PrismConfig()
-    personalllm: PersonalLlmConfig = PersonalLlmConfig()
-    ultrafeedback_p: UltraFeedbackPConfig = UltraFeedbackPConfig()
-    hh: HhConfig = HhConfig()
+    @property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        """Return the settings of every dataset by its name."""
+        return self.__pydantic_extra__
+
+    @staticmethod
+    def kinds() -> dict[str, type[DatasetConfig]]:
+        """Return the settings class of every kind of dataset."""
+        from pal.data.sources import adapters  # its files import this one
+
+        return {name: adapter.Settings for name, adapter in adapters().items()}
+
+    @classmethod
+    def settings_class(cls, name: str, settings: Any) -> type[DatasetConfig] | None:
+        """Return the class that reads a dataset's settings, None where the kind is not known."""
+        return cls.kinds().get(_kind_of(name, settings))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        """Read each dataset's settings by the class of its kind; add those that nobody mentions."""
+        if not isinstance(given, Mapping):
+            return given
+        kinds, resolved = cls.kinds(), {}
+        problems: list[InitErrorDetails] = []
+        for name, settings in {**{kind: {} for kind in kinds}, **given}.items():
+            kind = _kind_of(name, settings)
+            if kind not in kinds:
+                problems.append(_unknown(name, kind, settings, sorted(kinds)))
+                continue
+            if name not in kinds:
+                require_name("dataset", name)
+            try:
+                read = kinds[kind].model_validate(settings)
+                resolved[name] = read.model_copy(update={"kind": kind})
+            except ValidationError as error:
+                problems += [_within(name, problem) for problem in error.errors()]
+        if problems:
+            raise ValidationError.from_exception_data("data", problems)
+        return resolved
+
+
+def _kind_of(name: str, settings: Any) -> str:
+    """Return the kind of a dataset: the given one, else that of its own name."""
+    if isinstance(settings, DatasetConfig):
+        return settings.kind or name
+    given = settings.get("kind") if isinstance(settings, Mapping) else None
+    return name if given is None else str(given)
+
+
+def _unknown(name: str, kind: str, settings: Any, kinds: list[str]) -> InitErrorDetails:
+    if kind == name:
+        return InitErrorDetails(type="extra_forbidden", loc=(name,), input=settings)
+    sentence = unknown("kind of dataset", kind, kinds)
+    problem = PydanticCustomError("unknown_kind", "{sentence}", {"sentence": sentence})
+    return InitErrorDetails(type=problem, loc=(name, "kind"), input=kind)
+
+
+def _within(name: str, problem: Any) -> InitErrorDetails:
+    """Return a problem of a dataset's settings with the dataset's name before its place."""
+    return InitErrorDetails(
+        type=problem["type"],
+        loc=(name, *problem["loc"]),
+        input=problem["input"],
+        ctx=problem.get("ctx", {}),
+    )

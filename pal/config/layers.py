@@ -16,7 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pal.config.base import keys_of, unknown
+from pal.config.data import DataConfig
 from pal.config.embed import EmbedConfig, EncoderConfig
+from pal.config.heads import TrainConfig
 from pal.config.whole import Config
 from pal.errors import ConfigError
 
@@ -45,19 +47,13 @@ def load(
     if file is None and Path("pipeline.yaml").is_file():
         file = Path("pipeline.yaml")
     if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read {file}: {error.strerror}; give an existing file to --config"
-            ) from error
-        _merge(tree, _parse_yaml(text, str(file)), str(file), origins)
+        _merge(tree, _parse_yaml(_read(file), str(file)), str(file), origins)
     given: list[tuple[str, Any, str]] = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set takes dotted.key=value, got {override!r}")
-        given.append((key, _parse_value(text), f"--set {override}"))
+        given.append((key, _parse_value(text, override), f"--set {override}"))
     given += [(key, value, "option") for key, value in (options or {}).items() if value is not None]
     _merge_preset(tree, origins, [(key, value) for key, value, _ in given])
     for key, value, origin in given:
@@ -66,7 +62,7 @@ def load(
     try:
         return Settings(Config.model_validate(tree), origins)
     except ValidationError as error:
-        problems = "; ".join(_sentence(problem, origins) for problem in error.errors())
+        problems = "; ".join(_sentence(problem, origins, tree) for problem in error.errors())
         raise ConfigError(problems) from None
 
 
@@ -78,12 +74,30 @@ def presets() -> dict[str, dict[str, Any]]:
 def _merge_preset(
     tree: dict[str, Any], origins: dict[str, str], given: Iterable[tuple[str, Any]]
 ) -> None:
-    """Put a preset between the files and what was typed, if the head that was chosen last is the
-    name of one."""
+    """Put a preset above the built-in values and below all that the user typed, in files too.
+
+    A value that a file only repeats from the built-in ones is not taken as typed. Nothing happens
+    unless the head that was chosen last is the name of a preset.
+    """
     chosen = [value for key, value in given if key == "train.head"]
-    name = chosen[-1] if chosen else (tree.get("train") or {}).get("head")
-    if name in presets():
-        _merge(tree, {"train": presets()[name]}, f"preset {name}", origins)
+    train = tree.get("train") or {}
+    name = chosen[-1] if chosen else train.get("head")
+    if name not in presets():
+        return
+    built_in = {**TrainConfig().model_dump(), **_built_in("pipeline.yaml")["train"]}
+    typed = {key for key, value in train.items() if value != built_in.get(key)}
+    wanted = {k: v for k, v in presets()[name].items() if k == "head" or k not in typed}
+    _merge(tree, {"train": wanted}, f"preset {name}", origins)
+
+
+class _NoAliases(yaml.SafeLoader):
+    """YAML without aliases, a few of which can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
 
 
 def _built_in(name: str) -> dict[str, Any]:
@@ -94,18 +108,35 @@ def _built_in(name: str) -> dict[str, Any]:
 
 def _parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text) or {}
+        value = yaml.load(text, _NoAliases) or {}
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
-        raise ConfigError(f"{name} is not valid YAML{where}; mend it or remove it") from error
+        raise ConfigError(f"{name} is not valid YAML{where}; correct it or remove it") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must hold keys and values, not {type(value).__name__}")
     return value
 
 
-def _parse_value(text: str) -> Any:
-    value = yaml.safe_load(text) if text else None
+def _read(file: Path) -> str:
+    """Return the text of a settings file in UTF-8, with or without a byte-order mark."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {file}: {error.strerror}; give an existing file to --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8; save it as UTF-8") from error
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        value = yaml.load(text, _NoAliases) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {override}: the value is not valid YAML; check its brackets"
+        ) from error
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as text
@@ -139,10 +170,14 @@ def _merge(
             origins[key] = origin
 
 
-def _component_at(path: Iterable[Any]) -> type[BaseModel] | None:
-    """Return the model class that the keys of ``path`` lead to."""
+def _component_at(path: Iterable[Any], tree: Any) -> type[BaseModel] | None:
+    """Return the model class that the keys of ``path`` lead to; ``tree`` tells datasets' kinds."""
     component: Any = Config
     for part in path:
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+        if component is DataConfig:
+            component = DataConfig.settings_class(str(part), tree)
+            continue
         if not (isinstance(component, type) and issubclass(component, BaseModel)):
             return None
         name = keys_of(component).get(str(part))
@@ -152,7 +187,7 @@ def _component_at(path: Iterable[Any]) -> type[BaseModel] | None:
     return component if isinstance(component, type) and issubclass(component, BaseModel) else None
 
 
-def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
+def _sentence(problem: Any, origins: Mapping[str, str], tree: Mapping[str, Any]) -> str:
     location = [part for part in problem["loc"] if isinstance(part, str)]
     key = ".".join(location)
     # a union reports its branch as a further part of the location
@@ -163,7 +198,17 @@ def _sentence(problem: Any, origins: Mapping[str, str]) -> str:
         key = ".".join(location)
     source = f" (from {origins[key]})" if key in origins else ""
     if problem["type"] == "extra_forbidden":
-        component = _component_at(location[:-1])
+        component = _component_at(location[:-1], tree)
+        if component is DataConfig:
+            known = set(DataConfig.kinds())
+            known |= {
+                name
+                for name, given in tree["data"].items()
+                if DataConfig.settings_class(name, given)
+            }
+            sentence = unknown("key of data", location[-1], sorted(known))
+            own = f"data.{location[-1]}.kind=pairs"
+            return f"{sentence}, or a name of your own with its kind, e.g. {own}{source}"
         valid = sorted(keys_of(component)) if component else []
         return (
             unknown(f"key of {'.'.join(location[:-1]) or 'pipeline.yaml'}", location[-1], valid)
@@ -206,5 +251,5 @@ def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         origins = {key: "sweep" for key in values}
         raise ConfigError(
-            "; ".join(_sentence(problem, origins) for problem in error.errors())
+            "; ".join(_sentence(problem, origins, tree) for problem in error.errors())
         ) from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from pal.config.base import Component, Count, keys_of, unknown
+from pal.config.base import Component, Count, unknown
 from pal.config.data import DataConfig, DatasetConfig
 from pal.config.embed import EmbedConfig, EncoderConfig
 from pal.config.heads import AdaptConfig, EvaluateConfig, SweepConfig, TrainConfig
@@ -53,7 +53,7 @@ class Config(Component):
     seed: Count = 0
     """Default of --seed: initial weights and order of batches."""
     paths: PathsConfig = PathsConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
     embed: EmbedConfig = Field(default_factory=lambda: EmbedConfig.model_validate({}))
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = Field(default_factory=lambda: SweepConfig.model_validate({}))
@@ -63,11 +63,9 @@ class Config(Component):
 
     def dataset_config(self) -> DatasetConfig:
         """Return the settings of the chosen dataset."""
-        known = keys_of(DataConfig)
-        if self.dataset not in known:
-            raise ConfigError(unknown("dataset", self.dataset, sorted(known)))
-        config: DatasetConfig = getattr(self.data, known[self.dataset])
-        return config
+        if self.dataset not in self.data.datasets:
+            raise ConfigError(unknown("dataset", self.dataset, sorted(self.data.datasets)))
+        return self.data.datasets[self.dataset]
 
     def encoder_config(self) -> EncoderConfig:
         """Return the settings of the chosen encoder."""

@@ -3,9 +3,9 @@ would.
 
     trainer = GRPOTrainer(model, reward_funcs=PalReward("exports/NAME"), train_dataset=dataset, ...)
 
-The dataset needs a column with the users (``user_id``). Trainers that want a module take
-``pal.reward.tools.hf.PalForSequenceClassification``, or the folder of a merged export, for one
-fixed user.
+The dataset needs a column with the users (``user_id``): texts or numbers, null for nobody. Trainers
+that want a module take ``pal.reward.tools.hf.PalForSequenceClassification``, or the folder of a
+merged export, for one fixed user.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ class PalReward:
         self.__name__ = name  # what TRL logs it under
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any],
-        log_metric: Callable[[str, float], None] | None = None, **columns: Any,
-    ) -> list[float]:  # fmt: skip
-        """Return one reward per completion; raises RewardError where the users' column did not
-        arrive."""
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """Return one reward per completion.
+
+        Raises RewardError where the users' column did not arrive.
+        """
         users: Sequence[Any] = [None] * len(completions)
         if self.user_column is not None:
             if self.user_column not in columns:
                 raise RewardError(
                     f"the trainer passed no column {self.user_column!r}; add it to the dataset "
-                    "and keep "
-                    "remove_unused_columns=False, or give PalReward user_column=None for one "
-                    "reward for all"
+                    "and keep remove_unused_columns=False, or give PalReward user_column=None for "
+                    "one reward for all"
                 )
             users = columns[self.user_column]
+        rewards = self.model.score(list(prompts), list(completions), list(users))
         if log_metric is not None:
-            unknown = sum(
-                user is not None and user not in self.model.users
-                for user in users
-                if _is_name(user)
-            )
+            unknown = sum(map(self.model.users.is_stranger, users))
             log_metric(f"{self.__name__}/unknown_users", unknown / max(1, len(completions)))
-        return self.model.score(list(prompts), list(completions), list(users))
+        return rewards
 
 
 class AsyncPalReward(PalReward):
@@ -65,7 +66,3 @@ class AsyncPalReward(PalReward):
 
     async def __call__(self, *args: Any, **columns: Any) -> list[float]:  # type: ignore[override]
         return await asyncio.to_thread(PalReward.__call__, self, *args, **columns)
-
-
-def _is_name(user: Any) -> bool:
-    return isinstance(user, str)

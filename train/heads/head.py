@@ -1,56 +1,80 @@
-"""What every head offers, and the heads by name.
+"""What every head offers, and what a new one must bring.
 
-A head computes r_u(prompt, item), a scalar per row, from features and the user's *code*; its user
-table turns the numbers of users it was trained on into codes. A user outside the table brings a
-code of its own. Shapes: B rows, D features, R numbers of a code (K prototypes for PAL), N users, H
-latent dimension.
+A head computes r_u(prompt, item), a scalar per row, from features and the user's *vector*; its user
+table turns the numbers of users it was trained on into vectors. A user outside the table brings a
+vector of its own. Shapes: B rows, D features, R numbers of a vector (K prototypes for PAL), N
+users, U users at hand, C vectors to compare, H latent dimension.
+
+A new head is a subclass of ``Head`` in a file of this folder. It must have
+
+- ``name``, by which ``train.head`` chooses it;
+- a constructor ``(dim, users, *, ...)`` that sets ``self.users`` to a table of N users: ``NoUsers``
+  where all are alike, ``UserVectors``, ``UserWeights``, or one of its own. Keyword-only arguments
+  named like settings of ``train:`` (``k``, ``latent_dim``, ``mlp``, ...) take their values, the
+  default standing for null; others keep their default. A value that cannot be used raises
+  ValueError with a sentence that names the argument: ``k = 3 must be even``;
+- ``reward``, the equation. A term that depends on the user and the prompt alone, such as a bias of
+  each user, cancels in a margin and cannot be learned from comparisons: leave it out.
+
+It may have
+
+- ``uses_prompt = True``, if ``reward`` reads the prompt's feature. Otherwise ``prompt_BD`` is None
+  in training, and the prompt is part of the items' text;
+- ``item_scale`` and ``prompt_scale``, Standardisers: training fits them to the training pairs'
+  items and prompts before anything else;
+- ``roles``, if not all parameters apart from the users' are maps, or ``upper_limits``;
+- ``prepare`` and ``prepared_margin``, together, and ``margins_of_each`` or ``margin_and_slope``:
+  quicker ways to what the methods here compute. They must give the same numbers;
+- ``is_solved = True`` and a function in ``train/solve/`` that finds its parameters without gradient
+  steps, or ``is_amortised = True`` and ``infer``, which reads a new user's answers in one pass.
+
+Many heads of one shape are trained at once by ``torch.func.vmap``, so ``forward`` must not look at
+values (no ``if tensor > 0``) nor change buffers.
 """
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pal.config import TrainConfig
-from pal.errors import ConfigError
 from pal.train.heads.users import UserTable
-
-if TYPE_CHECKING:
-    from pal.train.fit import TrainingData
 
 Prepared = tuple[Tensor | None, ...]
 
 
 class Head(nn.Module, ABC):
-    """A reward on features. ``users`` is its user table."""
+    """A reward on features."""
 
-    uses_prompt = False
+    name: ClassVar[str]
+    """what ``train.head`` calls it; classes that are only shared by heads have none"""
+    uses_prompt: ClassVar[bool] = False
     """whether it reads the prompt's feature"""
-    is_solved = False
-    """whether ``solve`` finds its parameters, instead of gradient steps"""
-    is_amortised = False
+    is_solved: ClassVar[bool] = False
+    """whether ``pal.train.solve`` finds its parameters, instead of gradient steps"""
+    is_amortised: ClassVar[bool] = False
     """whether ``infer`` adapts it, instead of an optimisation over the raw numbers"""
     users: UserTable
 
     @abstractmethod
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         """Return r_u(prompt, item), (B,)."""
 
-    @abstractmethod
     def roles(self) -> dict[str, list[nn.Parameter]]:
-        """Return every parameter once, under ``maps``, ``prototypes``, ``users`` or ``scale``."""
+        """Return every parameter once, by role, which decides its learning rate: ``maps``,
+        ``prototypes``, ``users`` or ``scale``. Weight decay acts on maps alone."""
+        users = list(self.users.parameters())
+        known = {id(parameter) for parameter in users}
+        return {"maps": [p for p in self.parameters() if id(p) not in known], "users": users}
 
     def margin(
-        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor
+        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:
         """Return r_u(first) - r_u(second), (B,); positive means that the first is preferred."""
-        return self.reward(prompt_BD, first_BD, code_BR) - self.reward(
-            prompt_BD, second_BD, code_BR
-        )
+        first = self.reward(prompt_BD, first_BD, vector_BR)
+        return first - self.reward(prompt_BD, second_BD, vector_BR)
 
     def forward(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor
@@ -63,43 +87,42 @@ class Head(nn.Module, ABC):
         adaptation."""
         return prompt_BD, first_BD, second_BD
 
-    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
-        """Return the margins of prepared pairs for U users' codes, (B,); ``user_B`` says whose each
-        pair is."""
+    def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
+        """Return the margins of prepared pairs for U users' vectors, (B,); ``user_B`` says whose
+        each pair is."""
         prompt, first, second = prepared
         assert first is not None
         assert second is not None
-        return self.margin(prompt, first, second, code_UR[user_B])
+        return self.margin(prompt, first, second, vector_UR[user_B])
 
-    def margins_of_each(self, prepared: Prepared, code_CR: Tensor) -> Tensor:
-        """Return the margins of all prepared pairs under each of C codes, (B, C)."""
+    def margins_of_each(self, prepared: Prepared, vector_CR: Tensor) -> Tensor:
+        """Return the margins of all prepared pairs under each of C vectors, (B, C)."""
         rows = next(len(value) for value in prepared if value is not None)
         columns = []
-        for c in range(len(code_CR)):
-            user_B = torch.full((rows,), c, dtype=torch.long, device=code_CR.device)
-            columns.append(self.prepared_margin(prepared, code_CR, user_B))
+        for c in range(len(vector_CR)):
+            user_B = torch.full((rows,), c, dtype=torch.long, device=vector_CR.device)
+            columns.append(self.prepared_margin(prepared, vector_CR, user_B))
         return torch.stack(columns, dim=1)
 
     def margin_and_slope(
-        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+        self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return ``prepared_margin`` and its derivatives by the own user's code, (B,) and (B, R).
+        """Return ``prepared_margin`` and its derivatives by the own user's vector, (B,) and (B, R).
 
         Rows are sorted by user. A pair depends on its own user alone, so one backward pass through
-        a code for each row gives all derivatives. Heads with a closed form override this.
+        a vector for each row gives all derivatives. Heads with a closed form override this.
         """
         with torch.enable_grad():
-            own_BR = code_UR[user_B].detach().requires_grad_()
-            margin = self.prepared_margin(
-                prepared, own_BR, torch.arange(len(user_B), device=user_B.device)
-            )
+            own_BR = vector_UR[user_B].detach().requires_grad_()
+            each = torch.arange(len(user_B), device=user_B.device)
+            margin = self.prepared_margin(prepared, own_BR, each)
             if not own_BR.shape[1]:
                 return margin.detach(), own_BR.detach()
             (slope_BR,) = torch.autograd.grad(margin.sum(), own_BR)
         return margin.detach(), slope_BR
 
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
-        """Return new users' codes by one pass over their answers, (U, R); only for heads that say
+        """Return new users' vectors by one pass over their answers, (U, R); only for heads that say
         ``is_amortised``."""
         raise NotImplementedError
 
@@ -114,63 +137,3 @@ class Head(nn.Module, ABC):
         parameters = dict(self.named_parameters())
         for name, limit in self.upper_limits().items():
             parameters[name].clamp_(max=limit)
-
-    def solve(self, data: TrainingData, settings: TrainConfig) -> None:
-        """Find the parameters from all training pairs at once; only for heads that say
-        ``is_solved``."""
-        raise NotImplementedError
-
-
-def heads() -> dict[str, tuple[type[Head], dict[str, Any]]]:
-    """Return each head's class and its own defaults for settings that are null."""
-    from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
-    from pal.train.heads.networks import BradleyTerryNetwork, UserEmbedding
-    from pal.train.heads.pal_a import PalA
-    from pal.train.heads.pal_b import PalB
-    from pal.train.heads.variational import Variational
-
-    return {
-        "pal-a": (
-            PalA,
-            {"mlp": "mlp2-relu-dropout0-residual", "score": "squared", "learner": "f(Pw)"},
-        ),
-        "pal-b": (PalB, {"mlp": "mlp2-gelu-dropout0", "score": "angle"}),
-        "bt-linear": (BradleyTerry, {}),
-        "bt-mlp": (BradleyTerryNetwork, {}),
-        "lore": (LowRank, {}),
-        "per-user": (PerUser, {}),
-        "drm": (Directions, {}),
-        "user-embedding": (UserEmbedding, {}),
-        "vpl": (Variational, {}),
-    }
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill in the chosen head's defaults; raises ConfigError for an unknown head or a setting it
-    does not read."""
-    table = heads()
-    if config.head not in table:
-        close = difflib.get_close_matches(config.head, table, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
-        raise ConfigError(f"unknown head {config.head!r}{hint} valid: {', '.join(table)}")
-    own = table[config.head][1]
-    for key in ("mlp", "score", "learner", "bound"):
-        reads = key in own or (key == "bound" and "score" in own)
-        if getattr(config, key) is not None and not reads:
-            raise ConfigError(
-                f"train.{key} = {getattr(config, key)!r} is not read by head {config.head}; leave "
-                "it null"
-            )
-    own = own | {"view": "response" if table[config.head][0].uses_prompt else "prompt+response"}
-    return config.model_copy(
-        update={key: value for key, value in own.items() if getattr(config, key) is None}
-    )
-
-
-def build_head(config: TrainConfig, dim: int, users: int) -> Head:
-    """Build an untrained head for features of ``dim`` dimensions and a table of ``users`` users.
-
-    Weights are drawn from torch's global generator: seed it first.
-    """
-    config = resolve(config)
-    return heads()[config.head][0](config, dim, users)

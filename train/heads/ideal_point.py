@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
-from pal.train.heads.users import UserWeights
+from pal.train.heads.users import UserWeights, Weights
 
+Score = Literal["squared", "distance", "normalised", "angle"]
 FIRST_SCALE, LARGEST_SCALE = 1.0 / 0.07, 100.0
 SMALLEST_NORM = 1e-8
 
@@ -29,23 +30,32 @@ class IdealPointHead(Head):
     angle tau <z, a> / |z||a| with tau a learnable scale of at most 100.
     """
 
-    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        users: int,
+        *,
+        k: int,
+        latent_dim: int | None,
+        mlp: str,
+        score: Score,
+        weights: Weights,
+    ) -> None:
         super().__init__()
-        assert config.mlp is not None
-        assert config.score is not None
-        self.k = config.k
-        self.score = config.score
-        self.latent_dim = config.latent_dim or dim
-        self.architecture = Architecture.parse(config.mlp)
+        if score not in get_args(Score):
+            raise ValueError(f"score = {score!r} must be one of {', '.join(get_args(Score))}")
+        self.k = k
+        self.score = score
+        self.latent_dim = latent_dim or dim
+        self.architecture = Architecture.parse(mlp)
         self.item_scale = Standardiser(dim)
         self.f = MLPs(1, dim, self.latent_dim, self.architecture)
-        self.users: UserWeights = UserWeights(users, config.k, config.weights)
-        self.log_scale = (
-            nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if self.score == "angle" else None
-        )
+        self.users: UserWeights = UserWeights(users, k, weights)
+        scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if score == "angle" else None
+        self.log_scale = scale
 
     @abstractmethod
-    def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
+    def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         """Return the users' ideal points under the prompts, not normalised, (B, H)."""
 
     def place(self, item_BD: Tensor) -> Tensor:
@@ -53,13 +63,13 @@ class IdealPointHead(Head):
         placed: Tensor = self.f(self.item_scale(item_BD))[0]
         return placed
 
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
-        return self.compare(self.place(item_BD), self.ideal(prompt_BD, code_BR))
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
+        return self.compare(self.place(item_BD), self.ideal(prompt_BD, vector_BR))
 
     def margin(
-        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, code_BR: Tensor
+        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:
-        return self._margin_to(self.ideal(prompt_BD, code_BR), first_BD, second_BD)
+        return self._margin_to(self.ideal(prompt_BD, vector_BR), first_BD, second_BD)
 
     def forward(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor
@@ -81,25 +91,24 @@ class IdealPointHead(Head):
 
     def compare(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
         """Return the reward of placed items for ideal points, (B,)."""
-        if self.log_scale is not None:
-            return self.log_scale.exp() * nn.functional.cosine_similarity(
-                placed_BH, ideal_BH, dim=1
-            )
-        if self.score == "normalised":
-            return (
-                2.0 * nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1) - 2.0
-            )  # -|z/|z| - a/|a||^2
+        if self.score in ("angle", "normalised"):
+            return self._of_cosine(nn.functional.cosine_similarity(placed_BH, ideal_BH, dim=1))
         difference = placed_BH - ideal_BH
         if self.score == "squared":
             return -difference.square().sum(dim=1)
         return -torch.linalg.vector_norm(difference, dim=1)
 
+    def _of_cosine(self, cosine_B: Tensor) -> Tensor:
+        """tau cos, or -|z/|z| - a/|a||^2 = 2 cos - 2."""
+        if self.log_scale is None:
+            return 2.0 * cosine_B - 2.0
+        return self.log_scale.exp() * cosine_B
+
     def slope(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
         """Return the derivative of ``compare`` by the ideal point, (B, H)."""
         if self.score in ("angle", "normalised"):
-            size_B1 = torch.linalg.vector_norm(ideal_BH, dim=1, keepdim=True).clamp(
-                min=SMALLEST_NORM
-            )
+            norm_B1 = torch.linalg.vector_norm(ideal_BH, dim=1, keepdim=True)
+            size_B1 = norm_B1.clamp(min=SMALLEST_NORM)
             z, a = nn.functional.normalize(placed_BH, dim=1, eps=SMALLEST_NORM), ideal_BH / size_B1
             factor = 2.0 if self.log_scale is None else self.log_scale.exp()
             return factor * (z - (z * a).sum(dim=1, keepdim=True) * a) / size_B1
@@ -118,16 +127,11 @@ class IdealPointHead(Head):
         than once.
         """
         inner_B = (inner_BK * w_BK).sum(dim=1)
-        norm_B = (
-            ((gram_BKK @ w_BK.unsqueeze(2)).squeeze(2) * w_BK)
-            .sum(dim=1)
-            .clamp(min=SMALLEST_NORM**2)
-        )
+        gw_BK = (gram_BKK @ w_BK.unsqueeze(2)).squeeze(2)
+        norm_B = (gw_BK * w_BK).sum(dim=1).clamp(min=SMALLEST_NORM**2)
         if self.score in ("angle", "normalised"):
-            cosine_B = inner_B / (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
-            return (
-                2.0 * cosine_B - 2.0 if self.log_scale is None else self.log_scale.exp() * cosine_B
-            )
+            size_B = (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
+            return self._of_cosine(inner_B / size_B)
         distance_B = (square_B - 2.0 * inner_B + norm_B).clamp(min=0.0)
         return -distance_B if self.score == "squared" else -(distance_B + SMALLEST_NORM**2).sqrt()
 

@@ -13,8 +13,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pal.errors import ConfigError
-
 _NAME = re.compile(r"mlp(\d+)-(relu|gelu|linear)-dropout(\d+)((?:-(?:residual|batchnorm|nobias))*)")
 _ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "linear": lambda x: x}
 
@@ -40,16 +38,16 @@ class Architecture:
     def parse(cls, name: str) -> Architecture:
         """Read ``mlp{L}-{activation}-dropout{D}[-residual][-batchnorm][-nobias]`` or ``identity``.
 
-        The digits of D are decimals: dropout5 is 0.5, dropout75 is 0.75. Raises ConfigError.
+        The digits of D are decimals: dropout5 is 0.5, dropout75 is 0.75. Raises ValueError.
         """
         if name == "identity":
             return cls(name)
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ConfigError(
-                f"train.mlp = {name!r} is not an architecture; write identity or "
-                f"mlp<layers>-<relu|gelu|linear>-dropout<decimals>[-residual][-batchnorm][-nobias], "
-                f"e.g. mlp2-gelu-dropout0"
+            raise ValueError(
+                f"mlp = {name!r} is not an architecture; write identity or "
+                "mlp<layers>-<relu|gelu|linear>-dropout<decimals>[-residual][-batchnorm][-nobias], "
+                "e.g. mlp2-gelu-dropout0"
             )
         layers, activation, decimals, flags = match.groups()
         return cls(
@@ -69,25 +67,23 @@ class MLPs(nn.Module):
     def __init__(self, copies: int, d_in: int, d_out: int, architecture: Architecture) -> None:
         super().__init__()
         if (architecture.residual or architecture.is_identity) and d_in != d_out:
-            raise ConfigError(
-                f"train.mlp = {architecture.name!r} keeps the dimension, so train.latent_dim must "
-                f"be {d_in}, "
+            raise ValueError(
+                f"mlp = {architecture.name!r} keeps the dimension, so latent_dim must be {d_in}, "
                 f"not {d_out}; leave it null or drop -residual"
             )
         self.architecture = architecture
         self.copies = copies
-        widths = (
-            [] if architecture.is_identity else [d_in] + [d_out] * (architecture.hidden_layers + 1)
-        )
+        matrices = 0 if architecture.is_identity else architecture.hidden_layers + 1
+        widths = [d_in] + [d_out] * matrices
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for n_in, n_out in pairwise(widths):
             bound = 1.0 / math.sqrt(n_in)  # what torch.nn.Linear draws from
-            self.weights.append(
-                nn.Parameter(torch.empty(copies, n_out, n_in).uniform_(-bound, bound))
-            )
+            weight_CHD = torch.empty(copies, n_out, n_in).uniform_(-bound, bound)
+            self.weights.append(nn.Parameter(weight_CHD))
             if architecture.bias:
-                self.biases.append(nn.Parameter(torch.empty(copies, n_out).uniform_(-bound, bound)))
+                bias_CH = torch.empty(copies, n_out).uniform_(-bound, bound)
+                self.biases.append(nn.Parameter(bias_CH))
         normed = architecture.hidden_layers if architecture.batchnorm else 0
         self.norms = nn.ModuleList(nn.BatchNorm1d(copies * d_out) for _ in range(normed))
 
@@ -112,16 +108,14 @@ class MLPs(nn.Module):
         for layer, weight_CHD in enumerate(self.weights):
             bias_H = self.biases[layer][0] if self.architecture.bias else None
             hidden_BH = nn.functional.linear(hidden_BH, weight_CHD[0], bias_H)
-            slope_KBH = (
-                slope_KBH @ weight_CHD[0].T
-            )  # after the first layer (K, 1, H): the same for all rows
+            # after the first layer (K, 1, H): the same for all rows
+            slope_KBH = slope_KBH @ weight_CHD[0].T
             if layer < len(self.weights) - 1:
                 with torch.enable_grad():
                     before_BH = hidden_BH.requires_grad_()
                     after_BH = self._hidden(layer, before_BH.unsqueeze(0))[0]
-                    (own_BH,) = torch.autograd.grad(
-                        after_BH.sum(), before_BH
-                    )  # it acts on each number alone
+                    # the activation acts on each number alone
+                    (own_BH,) = torch.autograd.grad(after_BH.sum(), before_BH)
                 hidden_BH, slope_KBH = after_BH.detach(), slope_KBH * own_BH
         if self.architecture.residual:
             hidden_BH, slope_KBH = x_BD + hidden_BH, direction_KD.unsqueeze(1) + slope_KBH
@@ -131,9 +125,8 @@ class MLPs(nn.Module):
         weight_CHD = self.weights[layer]
         bias_CH = self.biases[layer] if self.architecture.bias else None
         if x.dim() == 2:  # all copies read the same rows: one product for all
-            flat = nn.functional.linear(
-                x, weight_CHD.flatten(0, 1), None if bias_CH is None else bias_CH.flatten()
-            )
+            bias = None if bias_CH is None else bias_CH.flatten()
+            flat = nn.functional.linear(x, weight_CHD.flatten(0, 1), bias)
             return flat.unflatten(1, (self.copies, -1)).transpose(0, 1)
         if bias_CH is None:
             return torch.bmm(x, weight_CHD.mT)

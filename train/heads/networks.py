@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import NoUsers, UserVectors
@@ -18,29 +19,30 @@ class BradleyTerryNetwork(Head):
     """r(e) = v^T gelu(W LN(e) + b): the row that a personalised head must beat. No output bias: it
     cancels."""
 
-    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
+    name: ClassVar[str] = "bt-mlp"
+
+    def __init__(self, dim: int, users: int, *, latent_dim: int | None = None) -> None:
         super().__init__()
-        hidden = config.latent_dim or dim
+        hidden = latent_dim or dim
         self.item_scale = Standardiser(dim)
         self.users = NoUsers(users)
         self.net = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1, bias=False)
         )
 
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         value: Tensor = self.net(self.item_scale(item_BD)).squeeze(1)
         return value
-
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        return {"maps": list(self.net.parameters()), "users": list(self.users.parameters())}
 
 
 class UserEmbedding(Head):
     """r_u(e) = v^T gelu(W [e; u_0 + o_u] + b): an unknown user has the mean vector."""
 
-    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
+    name: ClassVar[str] = "user-embedding"
+
+    def __init__(self, dim: int, users: int, *, latent_dim: int | None = None) -> None:
         super().__init__()
-        hidden = config.latent_dim or dim
+        hidden = latent_dim or dim
         self.item_scale = Standardiser(dim)
         self.users = UserVectors(users, USER_VECTOR)
         self.net = nn.Sequential(
@@ -48,9 +50,7 @@ class UserEmbedding(Head):
             nn.Linear(hidden, 1, bias=False),
         )  # fmt: skip
 
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, code_BR: Tensor) -> Tensor:
-        value: Tensor = self.net(torch.cat([self.item_scale(item_BD), code_BR], dim=1)).squeeze(1)
+    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
+        joined = torch.cat([self.item_scale(item_BD), vector_BR], dim=1)
+        value: Tensor = self.net(joined).squeeze(1)
         return value
-
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        return {"maps": list(self.net.parameters()), "users": list(self.users.parameters())}

@@ -8,13 +8,16 @@ r   = -|z - a|^2                      (B,)
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
-from pal.config import TrainConfig
 from pal.train.heads.head import Prepared
-from pal.train.heads.ideal_point import IdealPointHead
-from pal.train.heads.users import blocks_of_users, by_user
+from pal.train.heads.ideal_point import IdealPointHead, Score
+from pal.train.heads.users import Weights, blocks_of_users, by_user
+
+Learner = Literal["f(Pw)", "f(P)w", "Pw"]
 
 
 class PalA(IdealPointHead):
@@ -25,19 +28,34 @@ class PalA(IdealPointHead):
     mixed.
     """
 
-    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
-        super().__init__(config, dim, users)
-        self.learner = config.learner
-        size = self.latent_dim if self.learner == "Pw" else dim
-        self.prototypes_KD = nn.Parameter(
-            nn.functional.normalize(torch.randn(config.k, size), dim=1)
-        )
+    name: ClassVar[str] = "pal-a"
 
-    def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
+    def __init__(
+        self,
+        dim: int,
+        users: int,
+        *,
+        k: int = 2,
+        latent_dim: int | None = None,
+        mlp: str = "mlp2-relu-dropout0-residual",
+        score: Score = "squared",
+        learner: Learner = "f(Pw)",
+        weights: Weights = "mixture",
+    ) -> None:
+        super().__init__(
+            dim, users, k=k, latent_dim=latent_dim, mlp=mlp, score=score, weights=weights
+        )
+        if learner not in get_args(Learner):
+            raise ValueError(f"learner = {learner!r} must be one of {', '.join(get_args(Learner))}")
+        self.learner = learner
+        size = self.latent_dim if learner == "Pw" else dim
+        self.prototypes_KD = nn.Parameter(nn.functional.normalize(torch.randn(k, size), dim=1))
+
+    def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         if self.learner == "f(Pw)":
-            mapped: Tensor = self.f(code_BR @ self.prototypes_KD)[0]
+            mapped: Tensor = self.f(vector_BR @ self.prototypes_KD)[0]
             return mapped
-        return code_BR @ self.fixed_points()
+        return vector_BR @ self.fixed_points()
 
     def fixed_points(self) -> Tensor:
         """Return the points that are mixed, (K, H), for the learners that mix last."""
@@ -55,8 +73,8 @@ class PalA(IdealPointHead):
         apart_BH = first_BH - second_BH
         return apart_BH, -(apart_BH * (first_BH + second_BH)).sum(dim=1)
 
-    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
-        return self._margin(prepared, self.ideal(None, code_UR)[user_B])
+    def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
+        return self._margin(prepared, self.ideal(None, vector_UR)[user_B])
 
     def _margin(self, prepared: Prepared, ideal_BH: Tensor) -> Tensor:
         one, other = prepared
@@ -66,31 +84,30 @@ class PalA(IdealPointHead):
             return 2.0 * (one * ideal_BH).sum(dim=1) + other
         return self.compare(one, ideal_BH) - self.compare(other, ideal_BH)
 
-    def margins_of_each(self, prepared: Prepared, code_CR: Tensor) -> Tensor:
+    def margins_of_each(self, prepared: Prepared, vector_CR: Tensor) -> Tensor:
         one, other = prepared
         if self.score != "squared":
-            return super().margins_of_each(prepared, code_CR)
+            return super().margins_of_each(prepared, vector_CR)
         assert one is not None
         assert other is not None
-        return 2.0 * (one @ self.ideal(None, code_CR).T) + other.unsqueeze(1)
+        return 2.0 * (one @ self.ideal(None, vector_CR).T) + other.unsqueeze(1)
 
     def margin_and_slope(
-        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+        self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """For f(Pw), f is differentiated once per user and not once per pair."""
         if self.learner == "f(Pw)":
-            ideal_UH, jacobian_KUH = self.f.along(code_UR @ self.prototypes_KD, self.prototypes_KD)
+            mixed_UD = vector_UR @ self.prototypes_KD
+            ideal_UH, jacobian_KUH = self.f.along(mixed_UD, self.prototypes_KD)
         else:
             points_KH = self.fixed_points()
-            ideal_UH, jacobian_KUH = (
-                code_UR @ points_KH,
-                points_KH.unsqueeze(1).expand(-1, len(code_UR), -1),
-            )
+            ideal_UH = vector_UR @ points_KH
+            jacobian_KUH = points_KH.unsqueeze(1).expand(-1, len(vector_UR), -1)
         one, other = prepared
         assert one is not None
         assert other is not None
         margins, slopes = [], []
-        for users, rows in blocks_of_users(user_B, len(code_UR)):
+        for users, rows in blocks_of_users(user_B, len(vector_UR)):
             here, jacobian_UHK = user_B[rows] - users.start, jacobian_KUH[:, users].permute(1, 2, 0)
             if self.score == "squared":  # one product gives slopes and margins
                 table_UMH, real_UM = by_user(one[rows], here, users.stop - users.start)

@@ -8,29 +8,44 @@ r   = tau <a, z> / |a||z|             (B,)
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from pal.config import TrainConfig
 from pal.train.heads.head import Prepared
-from pal.train.heads.ideal_point import IdealPointHead
+from pal.train.heads.ideal_point import IdealPointHead, Score
 from pal.train.heads.mlp import MLPs
 from pal.train.heads.standardise import Standardiser
+from pal.train.heads.users import Weights
 
 
 class PalB(IdealPointHead):
     """``g`` holds the K prototypical maps, separate from f."""
 
-    uses_prompt = True
+    name: ClassVar[str] = "pal-b"
+    uses_prompt: ClassVar[bool] = True
 
-    def __init__(self, config: TrainConfig, dim: int, users: int) -> None:
-        super().__init__(config, dim, users)
+    def __init__(
+        self,
+        dim: int,
+        users: int,
+        *,
+        k: int = 2,
+        latent_dim: int | None = None,
+        mlp: str = "mlp2-gelu-dropout0",
+        score: Score = "angle",
+        weights: Weights = "mixture",
+    ) -> None:
+        super().__init__(
+            dim, users, k=k, latent_dim=latent_dim, mlp=mlp, score=score, weights=weights
+        )
         self.prompt_scale = Standardiser(dim)
-        self.g = MLPs(config.k, dim, self.latent_dim, self.architecture)
+        self.g = MLPs(k, dim, self.latent_dim, self.architecture)
 
-    def ideal(self, prompt_BD: Tensor | None, code_BR: Tensor) -> Tensor:
+    def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         assert prompt_BD is not None, "PAL-B needs prompts"
-        return torch.einsum("bk,kbh->bh", code_BR, self.g(self.prompt_scale(prompt_BD)))
+        return torch.einsum("bk,kbh->bh", vector_BR, self.g(self.prompt_scale(prompt_BD)))
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram
@@ -43,26 +58,24 @@ class PalB(IdealPointHead):
             prepared += [torch.einsum("bh,bkh->bk", placed, maps_BKH), placed.square().sum(dim=1)]
         return *prepared, torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
 
-    def prepared_margin(self, prepared: Prepared, code_UR: Tensor, user_B: Tensor) -> Tensor:
+    def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
         inner_1, square_1, inner_2, square_2, gram = (
             value for value in prepared if value is not None
         )
-        w = code_UR[user_B]
-        return self.compare_mixed(inner_1, square_1, gram, w) - self.compare_mixed(
-            inner_2, square_2, gram, w
-        )
+        w = vector_UR[user_B]
+        first = self.compare_mixed(inner_1, square_1, gram, w)
+        return first - self.compare_mixed(inner_2, square_2, gram, w)
 
     def margin_and_slope(
-        self, prepared: Prepared, code_UR: Tensor, user_B: Tensor
+        self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         inner_1, square_1, inner_2, square_2, gram = (
             value for value in prepared if value is not None
         )
-        w = code_UR[user_B]
-        slope = self.slope_mixed(inner_1, square_1, gram, w) - self.slope_mixed(
-            inner_2, square_2, gram, w
-        )
-        return self.prepared_margin(prepared, code_UR, user_B), slope
+        w = vector_UR[user_B]
+        first = self.slope_mixed(inner_1, square_1, gram, w)
+        slope = first - self.slope_mixed(inner_2, square_2, gram, w)
+        return self.prepared_margin(prepared, vector_UR, user_B), slope
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
         return {

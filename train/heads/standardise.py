@@ -28,7 +28,7 @@ class Standardiser(nn.Module):
         """Take the statistics from some rows of a table of features: one pass, a block at a time.
 
         Sums are of differences from the first block's mean, in float32 within a block and float64
-        across blocks.
+        across blocks. The statistics stay on the device that the module is on.
         """
         centre: Tensor | None = None
         total, square, largest = (
@@ -45,10 +45,9 @@ class Standardiser(nn.Module):
         away = total / len(rows)
         std = (square / len(rows) - away.square()).clamp(min=0.0).sqrt()
         varies = std > 1e-6 * largest.clamp(min=1e-30)
-        self.mean = (centre.double().cpu() + away).float()
-        self.scale = torch.where(
-            varies, 1.0 / (std.clamp(min=1e-30) * math.sqrt(len(std))), 0.0
-        ).float()
+        scale = torch.where(varies, 1.0 / (std.clamp(min=1e-30) * math.sqrt(len(std))), 0.0)
+        self.mean.copy_(centre.double().cpu() + away)
+        self.scale.copy_(scale)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return (x_BD.to(self.mean.dtype) - self.mean) * self.scale

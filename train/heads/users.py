@@ -1,18 +1,20 @@
-"""What a head knows of each user: a table of raw numbers, and how they become the user's *code*.
+"""What is known of each user: a row of raw numbers, and the vector that the reward reads.
 
-The code is what rewards are computed from: for PAL and LoRe a point on the K-simplex (method.md
-1.6), for other heads a free vector, for homogeneous ones nothing. Shapes: N users, R raw numbers
-each, B rows.
+The vector is for PAL and LoRe a point on the K-simplex (method.md 1.6), for other heads the raw
+numbers themselves, and empty where all users are the same. Shapes: N users, R raw numbers each, B
+rows, U users at hand, M rows of a user at most.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+Weights = Literal["mixture", "partition", "gumbel"]
 USERS_AT_ONCE = 512
 
 
@@ -25,43 +27,45 @@ class UserTable(nn.Module, ABC):
 
     @abstractmethod
     def of_logits(self, logits_BR: Tensor) -> Tensor:
-        """Turn raw numbers into codes, row by row; also those of users who are not in the table."""
+        """Turn raw numbers into vectors, row by row; also those of users who are not in the
+        table."""
 
     def soft(self, logits_BR: Tensor) -> Tensor:
-        """Return codes that change smoothly with the raw numbers: what adaptation optimises
+        """Return vectors that change smoothly with the raw numbers: what adaptation optimises
         over."""
         return self.of_logits(logits_BR)
 
-    def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        """Turn derivatives by soft codes into derivatives by raw numbers."""
+    def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
+        """Turn derivatives by soft vectors into derivatives by raw numbers."""
         return slope_BR
 
     def forward(self, user_B: Tensor) -> Tensor:
-        """Return the codes of users given by row number."""
+        """Return the vectors of users given by row number."""
         return self.of_logits(self.logits[user_B])
 
     def population(self) -> Tensor:
-        """Return the mean code of the table's users: that of a user nothing is known of."""
+        """Return the mean vector of the table's users: that of a user nothing is known of."""
         return self.of_logits(self.logits).mean(dim=0)
 
 
 class UserWeights(UserTable):
-    """w_i = softmax(Omega_i / T), on the simplex.
+    """w_i = softmax(Omega_i), on the simplex.
 
     ``partition`` trains on the softmax and evaluates with all weight on its maximum; ``gumbel``
     adds Gumbel noise to the logits in training and evaluates as the mixture does.
     """
 
-    def __init__(self, users: int, k: int, mode: str = "mixture") -> None:
+    def __init__(self, users: int, k: int, mode: Weights = "mixture") -> None:
         super().__init__()
+        if mode not in get_args(Weights):
+            raise ValueError(f"weights = {mode!r} must be one of {', '.join(get_args(Weights))}")
         self.mode = mode
         self.logits = nn.Parameter(torch.randn(users, k))
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         if self.mode == "partition" and not self.training:
-            return nn.functional.one_hot(logits_BR.argmax(dim=1), logits_BR.shape[1]).to(
-                logits_BR.dtype
-            )
+            chosen = nn.functional.one_hot(logits_BR.argmax(dim=1), logits_BR.shape[1])
+            return chosen.to(logits_BR.dtype)
         if self.mode == "gumbel" and self.training:
             return nn.functional.gumbel_softmax(logits_BR, dim=1)
         return logits_BR.softmax(dim=1)
@@ -69,10 +73,9 @@ class UserWeights(UserTable):
     def soft(self, logits_BR: Tensor) -> Tensor:
         return logits_BR.softmax(dim=1)
 
-    def pull_back(self, code_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        return code_BR * (
-            slope_BR - (code_BR * slope_BR).sum(dim=1, keepdim=True)
-        )  # (diag(w) - w w^T) s
+    def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
+        along = (vector_BR * slope_BR).sum(dim=1, keepdim=True)
+        return vector_BR * (slope_BR - along)  # (diag(w) - w w^T) s
 
 
 class UserVectors(UserTable):
@@ -87,7 +90,7 @@ class UserVectors(UserTable):
 
 
 class NoUsers(UserTable):
-    """All users are the same: the code is empty."""
+    """All users are the same: the vector is empty."""
 
     def __init__(self, users: int) -> None:
         super().__init__()

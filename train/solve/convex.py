@@ -6,15 +6,17 @@ N users.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+
+from pal.train.heads.standardise import Standardiser
+from pal.train.loss import logistic
 
 if TYPE_CHECKING:
-    from pal.train.heads.linear import LinearHead
     from pal.train.pairs import Pairs
 
 RIDGES = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -22,6 +24,7 @@ SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 NEWTON_STEPS, TOLERANCE = 50, 1e-10
 DOUBLE_BELOW = 1e8
 """numbers in a design matrix above which float32 is used: it would not fit twice"""
+ROWS_AT_ONCE = 65_536
 
 
 @dataclass
@@ -36,33 +39,22 @@ class Rows:
         return Rows(self.x @ basis_DK.to(self.x), self.y, self.user)
 
 
-def rows_of(head: LinearHead, features: Tensor, pairs: Pairs) -> Rows:
+def differences(scale: Standardiser, features: Tensor, pairs: Pairs) -> Rows:
     """Return the standardised differences of pairs, in float64 where that fits."""
     kind = torch.float64 if len(pairs) * features.shape[1] < DOUBLE_BELOW else torch.float32
-    x = torch.cat(
-        [
-            (head.item_scale(features[first]) - head.item_scale(features[second])).to(kind)
-            for first, second in zip(
-                pairs.first.split(65_536), pairs.second.split(65_536), strict=True
-            )
-        ]
-    )
-    return Rows(x, pairs.label.to(kind), pairs.user)
-
-
-def cross_entropy(margin: Tensor, label: Tensor) -> Tensor:
-    """-[y log sigma(m) + (1 - y) log sigma(-m)]."""
-    return softplus(margin) - label * margin
+    blocks = zip(pairs.first.split(ROWS_AT_ONCE), pairs.second.split(ROWS_AT_ONCE), strict=True)
+    x = [(scale(features[first]) - scale(features[second])).to(kind) for first, second in blocks]
+    return Rows(torch.cat(x), pairs.label.to(kind), pairs.user)
 
 
 def best_ridge(train: Rows, val: Rows, ridge: float | None) -> tuple[Tensor, float]:
     """Return the direction (D,) and the ridge with the best validation likelihood; a given ridge is
     taken as it is."""
-    theta = torch.zeros(train.x.shape[1], dtype=train.x.dtype, device=train.x.device)
+    theta = train.x.new_zeros(train.x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     for strength in RIDGES if ridge is None else (ridge,):
         theta = newton(train, strength, theta)
-        loss = float(cross_entropy(val.x @ theta, val.y).mean())
+        loss = float(logistic(val.x @ theta, val.y).mean())
         if best is None or loss < best[0]:
             best = (loss, theta, strength)
     assert best is not None
@@ -75,7 +67,7 @@ def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
     count = len(rows.y)
 
     def objective(value: Tensor) -> Tensor:
-        return cross_entropy(rows.x @ value, rows.y).mean() + 0.5 * ridge * value.square().sum()
+        return logistic(rows.x @ value, rows.y).mean() + 0.5 * ridge * value.square().sum()
 
     current = objective(theta)
     for _ in range(NEWTON_STEPS):
@@ -95,17 +87,16 @@ def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
     return theta
 
 
-def lbfgs(parameters: list[Tensor], objective: object, iterations: int) -> None:
+def lbfgs(parameters: list[Tensor], objective: Callable[[], Tensor], iterations: int) -> None:
     """Minimise a function of some leaf tensors in place."""
-    assert callable(objective)
     optimiser = torch.optim.LBFGS(
-        parameters, max_iter=iterations, tolerance_grad=1e-8, tolerance_change=1e-12, history_size=20,
-        line_search_fn="strong_wolfe",
+        parameters, max_iter=iterations, tolerance_grad=1e-8, tolerance_change=1e-12,
+        history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss: Tensor = objective()
+        loss = objective()
         loss.backward()
         return loss
 
@@ -121,11 +112,8 @@ def fit_low_rank(
 
     def objective() -> Tensor:
         margin = ((rows.x @ basis) * logits.softmax(dim=1)[rows.user]).sum(dim=1)
-        return (
-            cross_entropy(margin, rows.y).mean()
-            + 0.5 * ridge * basis.square().sum()
-            + 1e-6 * logits.square().sum()
-        )
+        fit = logistic(margin, rows.y).mean() + 0.5 * ridge * basis.square().sum()
+        return fit + 1e-6 * logits.square().sum()
 
     lbfgs([basis, logits], objective, iterations)
     basis_DK.data.copy_(basis.detach())
@@ -136,19 +124,17 @@ def fit_shrunk_users(theta_D: Tensor, train: Rows, val: Rows, users: int) -> Ten
     """Return offsets (N, D) that minimise sum cross-entropy + (lambda/2)|o_u|^2; lambda by
     validation."""
     theta = theta_D.to(train.x)
-    offsets = torch.zeros(
-        users, len(theta), dtype=train.x.dtype, device=train.x.device, requires_grad=True
-    )
+    offsets = train.x.new_zeros(users, len(theta)).requires_grad_()
     common, best = train.x @ theta, (float("inf"), offsets.detach().clone())
     for strength in SHRINKAGES:
 
         def objective(strength: float = strength) -> Tensor:
             margin = common + (train.x * offsets[train.user]).sum(dim=1)
-            return cross_entropy(margin, train.y).sum() + 0.5 * strength * offsets.square().sum()
+            return logistic(margin, train.y).sum() + 0.5 * strength * offsets.square().sum()
 
         lbfgs([offsets], objective, 60)
         margin = (val.x * (theta + offsets.detach()[val.user])).sum(dim=1)
-        loss = float(cross_entropy(margin, val.y).mean())
+        loss = float(logistic(margin, val.y).mean())
         if loss < best[0]:
             best = (loss, offsets.detach().clone())
     return best[1].float()

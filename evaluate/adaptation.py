@@ -1,0 +1,73 @@
+"""A run on unseen users: what ``pal adapt`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pal.cache.reader import FeatureStore
+from pal.config import AdaptConfig, EvaluateConfig
+from pal.dataset import PreparedDataset
+from pal.evaluate.few_shot import FewShot, few_shot
+from pal.evaluate.hull import OutsideUser, outside_users
+from pal.evaluate.predict import ZERO_SHOT, require_same_data
+from pal.evaluate.records import Cell, Metrics, Sparse
+from pal.train.run_record import TrainedHead
+
+
+class Adaptation(Sparse):
+    """What unseen users of a run reach after a few answers."""
+
+    run: str
+    test_unseen: dict[str, Cell]
+    """by the number of answers"""
+    seconds: float
+    """that adaptation itself took"""
+    n_users: int
+    n_users_left_out: int
+    """users with too few answers for the largest number of shots"""
+    method: str
+    protocol: Literal["strict", "released"]
+    outside_hull: list[OutsideUser]
+    grown: Metrics | None = None
+    """of the run that was grown for users outside the hull; null where there are none"""
+
+
+def adapt_run(
+    settings: AdaptConfig,
+    evaluate: EvaluateConfig,
+    trained: TrainedHead,
+    dataset: PreparedDataset,
+    store: FeatureStore,
+    folder: Path,
+) -> Adaptation:
+    """Adapt a run to unseen users, head frozen, and put the cells into its metrics file.
+
+    Under protocol ``released`` the file stays as it is: those cells are tuned on test pairs.
+    """
+    require_same_data(trained, dataset, store)
+    found = few_shot(settings, evaluate, trained, dataset, store)
+    metrics = Metrics.find(folder)
+    is_of_this_head = metrics is not None and metrics.head_seal == trained.metadata.seal
+    if metrics is not None and is_of_this_head and settings.protocol == "strict":
+        _with_cells(metrics, found).write(folder)
+    return Adaptation(
+        run=trained.metadata.run,
+        test_unseen=found.cells,
+        seconds=found.seconds,
+        n_users=found.n_users,
+        n_users_left_out=found.n_users_left_out,
+        method=found.method,
+        protocol=settings.protocol,
+        outside_hull=outside_users(trained, dataset, store),
+    )
+
+
+def _with_cells(metrics: Metrics, found: FewShot) -> Metrics:
+    """Return metrics with the cells of one adaptation: those of two never stand in one row."""
+    everybody = {key: cell for key, cell in metrics.test_unseen.items() if key == ZERO_SHOT}
+    cells = {**everybody, **found.cells}
+    if found.n_users_left_out:  # the file's zero-shot cell is that of all unseen users
+        cells |= everybody
+    told = {"adapted_by": found.method, "n_users_left_out": found.n_users_left_out}
+    return metrics.model_copy(update={"test_unseen": cells, **told})

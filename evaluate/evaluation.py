@@ -1,0 +1,42 @@
+"""Several runs side by side: what ``pal evaluate`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pal.cache.reader import FeatureStore
+from pal.config import EvaluateConfig, PathsConfig
+from pal.dataset import PreparedDataset
+from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.free import FreeBaseline, free_baselines
+from pal.evaluate.inputs import inputs_of_run
+from pal.evaluate.predict import evaluate_run, load_run
+from pal.evaluate.records import Metrics
+from pal.records import Entry
+
+
+class Evaluation(Entry):
+    """What ``pal evaluate --json`` prints, and ``evaluation.json`` holds."""
+
+    runs: list[Metrics]
+    comparisons: list[Comparison]
+    """of every further run with the first"""
+    free_baselines: dict[str, list[FreeBaseline]]
+    """by dataset"""
+
+
+def evaluate_runs(settings: EvaluateConfig, paths: PathsConfig, names: Sequence[str]) -> Evaluation:
+    """Evaluate trained runs again, each on the dataset and cache that it was trained on."""
+    found = []
+    stores: dict[str, dict[str, FeatureStore]] = {}
+    for name in names:
+        trained = load_run(paths.runs, name)
+        dataset, store = inputs_of_run(paths, trained.metadata)
+        found.append(evaluate_run(settings, trained, dataset, store, paths.runs / name))
+        stores.setdefault(dataset.name, {})[trained.metadata.encoder] = store
+    baselines = {
+        name: free_baselines(settings, PreparedDataset.open(paths.data / name), used)
+        for name, used in stores.items()
+    }
+    comparisons = compare(settings, paths.runs, names)
+    return Evaluation(runs=found, comparisons=comparisons, free_baselines=baselines)

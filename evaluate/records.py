@@ -1,0 +1,109 @@
+"""What evaluation finds, as typed entries: their JSON is that of ``metrics.json``.
+
+Fields that were never set are left out of the JSON, so that a cell says only what it is about.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler
+from pydantic import model_serializer as serializer
+
+from pal.errors import EvaluationError, PalError
+from pal.records import Entry, Record
+
+Interval = tuple[float, float]
+"""from low to high"""
+METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+
+
+class Sparse(Entry):
+    """An entry whose fields that were never set are left out of its JSON."""
+
+    @serializer(mode="wrap")
+    def _only_what_was_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class Cell(Sparse):
+    """How a head does on one kind of pairs: a cell of the protocol."""
+
+    n_pairs: int
+    n_users: int
+    accuracy: float
+    macro_accuracy: float
+    """mean over users"""
+    macro_ci95: Interval
+    """over users"""
+    worst_decile: float
+    """mean accuracy of the lowest tenth of users"""
+    nll: float
+    """mean cross-entropy in nats; ln 2 = 0.6931 is a coin"""
+    brier: float
+    ece: float
+    """expected calibration error"""
+    auc: float | None
+    """null where all pairs are ties"""
+    repeats: int | None = None
+    """draws of the shots that the cell averages over"""
+    harmed_vs_0: float | None = None
+    """share of users who do worse than with no answer at all"""
+    ties: str | None = None
+    """the rule for pairs labelled as ties, where there are any"""
+    n_ties: int | None = None
+    tie_threshold: float | None = None
+    tie_random_baseline: float | None = None
+    """expected credit of uniformly random probabilities under the threshold"""
+    n_controversial: int | None = None
+    """pairs on which the other users are divided"""
+    controversial_accuracy: float | None = None
+    n_consensus: int | None = None
+    """pairs on which the other users agree"""
+    consensus_accuracy: float | None = None
+
+
+def _cell_json(cell: Cell | None) -> dict[str, Any]:
+    return {} if cell is None else cell.model_dump(mode="json")
+
+
+MaybeCell = Annotated[
+    Cell | None, BeforeValidator(lambda value: value or None), PlainSerializer(_cell_json)
+]
+"""a cell, in JSON an empty object where a dataset has no such pairs"""
+
+
+class Metrics(Sparse, Record):
+    """``metrics.json``: what a run reaches."""
+
+    kind: ClassVar[str] = "metrics"
+    file: ClassVar[str] = METRICS
+    error: ClassVar[type[PalError]] = EvaluationError
+    remedy: ClassVar[str] = "run: pal evaluate {name}"
+
+    run: str
+    dataset: str
+    encoder: str
+    untrained: bool
+    """whether the encoder has random weights"""
+    head: str
+    k: int
+    seed: int
+    params: int
+    params_per_user: int
+    seconds: float
+    """of training"""
+    best_epoch: int
+    split_digest: str
+    cache_fingerprint: str
+    cache_bytes: int
+    test_seen: MaybeCell
+    """new pairs of the users that the head was trained on"""
+    test_unseen: dict[str, Cell]
+    """other users, by the number of their answers"""
+    adapted_by: str | None = None
+    """how the cells of one answer and more were adapted"""
+    n_users_left_out: int | None = None
+    """unseen users with too few answers for those cells"""
+    head_seal: str
+    """seal of the head that the numbers are of"""

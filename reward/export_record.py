@@ -1,0 +1,211 @@
+"""An export on disk: what it is, in one sealed record, and the numbers of its head.
+
+exports/<name>/
+  export.json        the record: encoder, view, head, whose reward, users, the seals of the files
+  head.safetensors   the head, its feature statistics, the chosen user's vector, new users' prior
+  golden.json        inputs, and the scores that a loaded model must give them
+  config.json        what transformers reads; its block ``pal`` names export.json
+  README.md          the model card
+  tokenizer files    of text encoders
+  model.safetensors  only after --merge: the encoder with the head folded in
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pal.config import EncoderConfig, TrainConfig
+from pal.errors import PalError, RewardError
+from pal.items import ItemText, View
+from pal.records import (
+    Damaged,
+    Entry,
+    JsonObject,
+    Record,
+    check_seal,
+    read_sealed,
+    read_tensors,
+    write_tensors,
+)
+from pal.train.adapt.prior import Prior
+from pal.train.build import build_head
+from pal.train.heads.head import Head
+
+HEAD, CONFIG, CARD, DIGESTS = "head.safetensors", "config.json", "README.md", ".digests.json"
+Modality = Literal["text", "image"]
+ChoiceKind = Literal["user", "weights", "population", "prototype"]
+
+
+class EncoderReference(Entry):
+    """Which encoder a head was trained on. A path in it is only a place to look for weights."""
+
+    name: str
+    revision: str
+    spec: JsonObject
+    """everything its features depend on, with the digests of its files"""
+    settings: EncoderConfig
+
+
+class ExportRecord(Record):
+    """``export.json``; a run that is opened without being exported has one in memory."""
+
+    kind: ClassVar[str] = "export"
+    version: ClassVar[int] = 2
+    file: ClassVar[str] = "export.json"
+    error: ClassVar[type[PalError]] = RewardError
+    remedy: ClassVar[str] = "export the run again: pal export --run RUN"
+
+    run: str
+    dataset: str
+    view: View
+    item_text: ItemText
+    modality: Modality
+    """what is rewarded"""
+    encoder: EncoderReference
+    untrained: bool
+    """whether the encoder has random weights, so that the numbers mean nothing"""
+    dim: int
+    train: TrainConfig
+    split_digest: str
+    pairs_digest: str
+    cache_fingerprint: str
+    users: list[str]
+    """names in the order of the head's table; empty for the export of one user"""
+    choice: ChoiceKind = "population"
+    """whose reward is given when nobody is named"""
+    user: str | None = None
+    """the chosen user"""
+    weights: list[float] | None = None
+    """the vector of whoever was chosen, where it has no more than 64 numbers"""
+    fixed: bool = False
+    """whether there is one reward only, and nothing is known of other users"""
+    prior_by_community: bool = False
+    merged: bool = False
+    """whether the head is folded into an encoder that lies in the same folder"""
+    merged_spec: JsonObject | None = None
+    """the specification of that encoder, with the digests of its files"""
+    constant: float | None = None
+    """what the merged model's logits lack to be rewards; no comparison sees it"""
+    fold_max_abs_diff: float | None = None
+    """largest difference of the merged model's logits from the golden scores"""
+    pal_version: str
+    files: dict[str, str] = Field(default_factory=dict)
+    """seal of each sealed file beside the record"""
+
+    @property
+    def head_id(self) -> str:
+        """The seal of the head: what users adapted later belong to."""
+        return self.files.get(HEAD, "unsaved")
+
+
+class GoldenInput(Entry):
+    """An input of our own making: an export repeats nobody's data."""
+
+    prompt: str | list[dict[str, str]]
+    """a text or chat messages"""
+    response: str | None = None
+    image: str | None = None
+    """a PNG file in base64"""
+
+
+class Golden(Record):
+    """``golden.json``: scores for whoever the export is for, which loading must reproduce."""
+
+    kind: ClassVar[str] = "golden"
+    file: ClassVar[str] = "golden.json"
+    error: ClassVar[type[PalError]] = RewardError
+    remedy: ClassVar[str] = ExportRecord.remedy
+
+    user: str | None
+    inputs: list[GoldenInput]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A head with all that its rewards depend on but the encoder."""
+
+    metadata: ExportRecord
+    head: Head
+    user_vector: Tensor
+    """(R,) of whoever is meant when no user is named"""
+    prior: Prior | None = None
+    """of new users' raw numbers; None where none can be added"""
+
+
+def write_head(folder: Path, contents: Contents) -> str:
+    """Write the numbers into an existing folder and return their seal."""
+    tensors = {f"head.{name}": value for name, value in contents.head.state_dict().items()}
+    tensors["user_vector"] = contents.user_vector
+    if contents.prior is not None:
+        tensors |= _tensors_of_prior(contents.prior)
+    return write_tensors(folder / HEAD, tensors)
+
+
+def write_golden(folder: Path, golden: Golden) -> str:
+    """Write golden inputs and scores into an existing folder and return their seal."""
+    golden.write(folder)
+    return check_seal((folder / Golden.file).read_bytes())
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read an export without its encoder; raises RewardError for none and for a damaged one."""
+    if not (folder / ExportRecord.file).is_file():
+        raise RewardError(
+            f"{folder} holds no exported reward model; make one with pal export --run RUN, or name "
+            "its folder"
+        )
+    record = ExportRecord.read(folder)
+    try:
+        tensors = read_tensors(folder / HEAD, record.files.get(HEAD, ""))
+    except Damaged as problem:
+        raise RewardError(f"{folder / HEAD} {problem}; {ExportRecord.remedy}") from None
+    try:
+        head = build_head(record.train, record.dim, len(record.users))
+        prefix = "head."
+        head.load_state_dict(
+            {
+                name.removeprefix(prefix): tensors[name]
+                for name in tensors
+                if name.startswith(prefix)
+            }
+        )
+        prior = _prior_of_tensors(tensors, record.prior_by_community)
+        return Contents(record, head.eval(), tensors["user_vector"], prior)
+    except (PalError, ValueError, KeyError, RuntimeError) as error:  # of another version's head
+        raise RewardError(
+            f"the head in {folder} does not fit this version of pal ({type(error).__name__}); "
+            f"{ExportRecord.remedy}"
+        ) from error
+
+
+def read_golden(folder: Path, record: ExportRecord) -> Golden:
+    """Read the golden inputs that belong to an export; raises RewardError."""
+    path = folder / Golden.file
+    try:
+        return Golden.parse(read_sealed(path, record.files.get(Golden.file, "")))
+    except Damaged as problem:
+        raise RewardError(f"{path} {problem}; {Golden.remedy}") from None
+
+
+def _tensors_of_prior(prior: Prior) -> dict[str, Tensor]:
+    """Return a prior as tensors; a precision that is a multiple of the identity is one number."""
+    level = prior.precision.diagonal()[:1]
+    identity = torch.eye(len(prior.mean), device=level.device)
+    precision = level if torch.equal(prior.precision, level * identity) else prior.precision
+    return {"prior.mean": prior.mean, "prior.precision": precision, "prior.centres": prior.centres}
+
+
+def _prior_of_tensors(tensors: dict[str, Tensor], by_community: bool) -> Prior | None:
+    if "prior.mean" not in tensors:
+        return None
+    mean, precision = tensors["prior.mean"], tensors["prior.precision"]
+    if precision.dim() == 1:
+        precision = precision * torch.eye(len(mean))
+    return Prior(mean, precision, tensors["prior.centres"], by_community)

@@ -1,0 +1,183 @@
+"""An exported folder or a run, opened: the head, its record and its encoder, checked.
+
+No export grants anything to itself. Code from an encoder's repository runs only if the caller says
+so, whatever the export's settings say, and its paths are only places to look for weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import pal
+from pal.config import EmbedConfig, EncoderConfig
+from pal.dataset import DatasetCard
+from pal.embed.encoder import locate
+from pal.errors import EncoderError, EvaluationError, RewardError
+from pal.records import JsonObject
+from pal.reward.export_record import (
+    DIGESTS,
+    Contents,
+    EncoderReference,
+    ExportRecord,
+    Modality,
+)
+from pal.reward.live import LiveEncoder, changed_settings
+from pal.train.adapt.prior import make_prior
+from pal.train.run_record import RunRecord, TrainedHead
+
+DEFAULT_STRENGTH = 0.3
+"""of the prior of new users, where no validation users have tuned it (evaluation.md 3.12)"""
+
+
+def folder_of(path_or_repo: str | Path, revision: str | None) -> Path:
+    """Return the folder of an export, fetched from the Hub if it is not here."""
+    folder = Path(path_or_repo)
+    return folder if folder.is_dir() else download(str(path_or_repo), revision)
+
+
+def download(repo: str, revision: str | None) -> Path:
+    """Fetch an export from the Hub; raises RewardError where there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision))
+    except Exception as error:
+        raise RewardError(
+            f"{repo} is neither a folder nor a Hub repository that can be fetched "
+            f"({type(error).__name__}); check the name and the network"
+        ) from error
+
+
+def choose_device(device: str) -> str:
+    """Return ``device``, or for ``auto`` the GPU if there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_encoder(
+    folder: Path,
+    record: ExportRecord,
+    device: str = "auto",
+    encoder: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> LiveEncoder:
+    """Load the encoder of an export, from the folder ``encoder`` if one is given.
+
+    Raises RewardError if it is not that of the training.
+    """
+    settings, spec = encoder_settings(folder, record, encoder, trust_remote_code)
+    try:
+        return LiveEncoder.locate(
+            record.encoder.name, settings, folder / DIGESTS, spec, choose_device(device)
+        )
+    except EncoderError as error:
+        if record.encoder.settings.trust_remote_code and not trust_remote_code:
+            raise RewardError(
+                f"{error}; the encoder was trained with code of its own, which runs only if you "
+                "pass trust_remote_code=True"
+            ) from error
+        raise
+
+
+def encoder_settings(
+    folder: Path, record: ExportRecord, encoder: str | Path | None, trust_remote_code: bool
+) -> tuple[EncoderConfig, JsonObject]:
+    """Return with which settings an export's encoder is loaded, and which one it must be."""
+    reference = record.encoder
+    settings = granted(reference.settings, trust_remote_code)
+    spec = reference.spec
+    if record.merged:
+        own = {"model": str(folder), "offline_package": None, "weights_sha256": None}
+        settings, spec = settings.model_copy(update=own), record.merged_spec or {}
+    if encoder is not None:
+        settings = settings.model_copy(update={"model": str(encoder)})
+    return settings, spec
+
+
+def granted(settings: EncoderConfig, trust_remote_code: bool) -> EncoderConfig:
+    """Return an export's settings of its encoder without what only a caller can grant."""
+    package = settings.offline_package
+    if package is not None and not package.isidentifier():
+        package = None  # looking for a.b would import a
+    trusted = settings.trust_remote_code and trust_remote_code
+    return settings.model_copy(update={"trust_remote_code": trusted, "offline_package": package})
+
+
+def open_run(
+    trained: TrainedHead,
+    encoder: EncoderConfig,
+    digests: Path,
+    modality: Modality,
+    device: str = "cpu",
+) -> tuple[Contents, LiveEncoder]:
+    """Put a trained head and its encoder together, for the population until somebody is named.
+
+    ``digests`` remembers hashes of weight files. Raises EvaluationError if the encoder has other
+    settings now.
+    """
+    metadata, head = trained.metadata, trained.head
+    settings = _as_trained(encoder, metadata)
+    source = locate(metadata.encoder, settings, digests)
+    if changed_settings(source.spec, metadata.encoder_spec):
+        raise EvaluationError(
+            f"run {metadata.run} was trained under other settings of encoder {metadata.encoder}; "
+            "restore them"
+        )
+    revision = source.revision if len(source.revision) == 40 else settings.revision
+    record = ExportRecord(
+        run=metadata.run,
+        dataset=metadata.dataset,
+        view=metadata.view,
+        item_text=metadata.item_text,
+        modality=modality,
+        encoder=EncoderReference(
+            name=metadata.encoder,
+            revision=source.revision,
+            spec=metadata.encoder_spec,
+            settings=settings.model_copy(update={"revision": revision}),
+        ),
+        untrained=metadata.untrained,
+        dim=metadata.dim,
+        train=metadata.train,
+        split_digest=metadata.split_digest,
+        pairs_digest=metadata.pairs_digest,
+        cache_fingerprint=metadata.cache_fingerprint,
+        users=trained.users,
+        pal_version=pal.__version__,
+        files=metadata.files,
+    )
+    has_users = head.users.logits.shape[1] > 0
+    prior = make_prior(head, DEFAULT_STRENGTH) if has_users else None
+    contents = Contents(record, head, head.users.population().detach(), prior)
+    return contents, LiveEncoder(source, choose_device(device))
+
+
+def encoder_of_run(embed: EmbedConfig, metadata: RunRecord) -> EncoderConfig:
+    """Return the settings of a run's encoder; raises EvaluationError where there are none."""
+    encoder = embed.encoders.get(metadata.encoder)
+    if encoder is None:
+        raise EvaluationError(
+            f"run {metadata.run} needs encoder {metadata.encoder}; put it under embed:"
+        )
+    return encoder
+
+
+def modality_of(dataset: Path, encoder: EncoderConfig) -> Modality:
+    """Return what a prepared dataset's responses are, for encoders that read texts and images."""
+    if encoder.kind == "hf-text":
+        return "text"
+    if encoder.kind == "identity":
+        raise RewardError(
+            f"dataset {dataset.name} brings features and no texts or images, so there is no "
+            "encoder to score live with; use pal evaluate"
+        )
+    return "image" if DatasetCard.read(dataset).counts.items_by_modality.get("image") else "text"
+
+
+def _as_trained(settings: EncoderConfig, metadata: RunRecord) -> EncoderConfig:
+    """Take the layer of the training, which embed.layers may have chosen."""
+    layer = metadata.encoder_spec.get("layer")
+    return settings if layer is None else settings.model_copy(update={"layer": layer})

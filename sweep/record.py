@@ -1,0 +1,184 @@
+"""What a sweep found so far: one row per finished head, shared by all who work on the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import polars as pl
+from filelock import FileLock
+from pydantic import Field, JsonValue
+
+from pal.errors import PalError, TrainError
+from pal.evaluate.records import Cell
+from pal.files import atomic_file
+from pal.records import Damaged, Entry, Record, read_table, write_table
+from pal.sweep.plan import Candidate
+
+RESULTS, LOCK, KIND = "results.parquet", "results.lock", "sweep-rows"
+OWN_COLUMNS = ("head", "k", "seed", "lr", "encoder")
+"""axes and settings that every row tells, swept or not"""
+SPLITS = ("val", "test")
+INTERVAL = ("ci95_low", "ci95_high")
+"""the two columns that hold ``macro_ci95``"""
+
+
+class SweepRow(Entry):
+    """One head of a sweep: what it was made with, and what came of it."""
+
+    head_id: str
+    head: str
+    k: int
+    seed: int
+    lr: float
+    encoder: str
+    axes: dict[str, JsonValue] = Field(default_factory=dict)
+    """further axes of the sweep and their values"""
+    status: Literal["ok", "failed", "dropped"]
+    """dropped: by halving, on the way"""
+    error: str | None = None
+    """why it failed"""
+    together: int
+    """heads of its stack; 1 if it was trained alone"""
+    best_epoch: int | None = None
+    params: int | None = None
+    seconds: float | None = None
+    """of training: its share of the stack's time"""
+    val: Cell | None = None
+    test: Cell | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no reason to train it again."""
+        return self.status != "failed"
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """How good it is by validation alone: accuracy, then likelihood."""
+        assert self.val is not None, "only heads with status ok have a rank"
+        return self.val.macro_accuracy, -self.val.nll
+
+
+class BestHead(Entry):
+    """The best head of a sweep by validation."""
+
+    run: str
+    head: str
+    k: int
+    val_macro_accuracy: float
+    head_id: str
+
+
+class SweepSummary(Record):
+    """``summary.json``: what the last ``pal sweep`` did, and what there is now."""
+
+    kind: ClassVar[str] = "sweep-summary"
+    file: ClassVar[str] = "summary.json"
+    error: ClassVar[type[PalError]] = TrainError
+    remedy: ClassVar[str] = "run the sweep again: pal sweep --name {name}"
+
+    name: str
+    heads: int
+    """that were asked for; those that cannot differ are one"""
+    trained: int
+    reused: int
+    failed: int
+    dropped: int
+    seconds: float
+    mode: Literal["stacked", "loop"]
+    together: int
+    """heads of the largest stack"""
+    best: BestHead | None
+
+
+def row_of(
+    one: Candidate, status: Literal["ok", "failed", "dropped"], together: int, **found: Any
+) -> SweepRow:
+    """Return the row of a candidate; ``found`` are the fields that came of it."""
+    train = one.config.train
+    return SweepRow(
+        head_id=one.id,
+        head=train.head,
+        k=train.k,
+        seed=one.config.seed,
+        lr=train.lr,
+        encoder=one.config.encoder,
+        axes={axis: value for axis, value in one.values.items() if axis not in OWN_COLUMNS},
+        status=status,
+        together=together,
+        **found,
+    )
+
+
+def best_of(rows: Mapping[str, SweepRow]) -> SweepRow | None:
+    """Return the best row by validation, the first of equals; None where no head succeeded."""
+    return max((r for r in rows.values() if r.status == "ok"), key=lambda r: r.rank, default=None)
+
+
+@contextmanager
+def open_results(folder: Path) -> Iterator[dict[str, SweepRow]]:
+    """Yield the rows of a sweep by id, nobody else changing them, and write what is there then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        rows = read_results(folder)
+        yield rows
+        ordered = [rows[head] for head in sorted(rows)]
+        with atomic_file(folder / RESULTS) as temporary:
+            write_table(temporary, table_of(ordered).to_arrow(), KIND)
+
+
+def read_results(folder: Path) -> dict[str, SweepRow]:
+    """Return the finished heads of a sweep by id; raises TrainError for a damaged table."""
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        table = read_table(path, KIND)
+    except Damaged as problem:
+        raise TrainError(
+            f"{path} {problem}; remove it, and pal sweep --name {folder.name} trains its heads "
+            "again"
+        ) from None
+    rows = pl.DataFrame(pl.from_arrow(table)).iter_rows(named=True)
+    return {row.head_id: row for row in map(_row_from, rows)}
+
+
+def table_of(rows: Sequence[SweepRow]) -> pl.DataFrame:
+    """Lay rows out as a table: axes are columns of their own, cells are ``val_*`` and
+    ``test_*``."""
+    return pl.DataFrame([_flat(row) for row in rows], infer_schema_length=None)
+
+
+def axes_of(table: pl.DataFrame) -> list[str]:
+    """Return the columns of a table that are axes of the sweep, head, K and rate included."""
+    fixed = set(SweepRow.model_fields) - {"head", "k", "lr", "encoder"}
+    found = [name for name in table.columns if name not in fixed]
+    return [name for name in found if not name.startswith(tuple(f"{s}_" for s in SPLITS))]
+
+
+def _flat(row: SweepRow) -> dict[str, Any]:
+    flat = row.model_dump(exclude={"axes", *SPLITS})
+    names = list(flat)
+    at = names.index("status")
+    flat = {**{n: flat[n] for n in names[:at]}, **row.axes, **{n: flat[n] for n in names[at:]}}
+    for split in SPLITS:
+        cell = getattr(row, split)
+        values = {} if cell is None else cell.model_dump()
+        ends = zip(INTERVAL, values.pop("macro_ci95", ()), strict=False)
+        flat |= {f"{split}_{name}": value for name, value in (*values.items(), *ends)}
+    return flat
+
+
+def _row_from(flat: dict[str, Any]) -> SweepRow:
+    fields = {name: flat.pop(name) for name in list(flat) if name in SweepRow.model_fields}
+    for split in SPLITS:
+        prefix = f"{split}_"
+        names = [name for name in flat if name.startswith(prefix)]
+        values = {name.removeprefix(prefix): flat.pop(name) for name in names}
+        ends = tuple(values.pop(name, None) for name in INTERVAL)
+        told = {name: value for name, value in values.items() if value is not None}
+        if None not in ends:
+            fields[split] = Cell(macro_ci95=ends, **{"auc": None, **told})
+    return SweepRow(axes=flat, **fields)

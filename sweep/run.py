@@ -1,0 +1,197 @@
+"""A sweep from start to end: plan, train what is missing, publish the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pal.config import Config
+from pal.errors import PalError
+from pal.names import require_name
+from pal.sweep.fit import Worlds, measure_width
+from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
+from pal.sweep.plot import plot_accuracy_against_k
+from pal.sweep.publish import best_run, publish_best, require_publishable
+from pal.sweep.record import BestHead, SweepRow, SweepSummary, best_of, read_results
+from pal.sweep.stacks import Stack, StackTrainer
+from pal.sweep.study import Study
+from pal.sweep.workers import Workers, devices_of
+from pal.train.fit import choose_device
+
+Progress = Callable[[int], None]
+Report = Callable[[str], None]
+
+
+def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> SweepSummary:
+    """Train every head of the sweep that is missing; the best by validation becomes the run
+    ``<name>-best``.
+
+    ``progress`` is called with finished heads, ``report`` with lines for people.
+    """
+    began = time.perf_counter()
+    folder = config.paths.sweeps / require_name("sweep", name)
+    require_name("run", best_run(name))
+    require_publishable(config.paths.runs / best_run(name))
+    SweepPlan.require_replaceable(folder)
+    device = choose_device(config.train.device)
+    planner = Planner(config)
+    with Trainers(config, folder, device, progress, report) as trainers:
+        if config.sweep.sampler == "optuna":
+            candidates = propose(planner, trainers)
+        else:
+            drawn = planner.grid() if config.sweep.sampler == "grid" else planner.random()
+            candidates = list(drawn)
+            train_planned(candidates, trainers)
+    candidates = list({one.id: one for one in candidates}.values())
+    rows = read_results(folder)
+    rows = {one.id: rows[one.id] for one in candidates}
+    best = best_of(rows)
+    if best is not None:
+        chosen = next(one for one in candidates if one.id == best.head_id)
+        publish_best(config, folder, chosen, device)
+    summary = summary_of(name, rows, trainers.trained, time.perf_counter() - began)
+    summary.write(folder)
+    plot_accuracy_against_k(folder)
+    return summary
+
+
+class Trainers:
+    """Who trains: this process, or where there are several devices, a process for each."""
+
+    def __init__(
+        self, config: Config, folder: Path, device: str, progress: Progress, report: Report
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.progress, self.report = progress, report
+        self.devices = devices_of(config.sweep.workers, device)
+        self.here = StackTrainer(config, folder, device)
+        self.workers: Workers | None = None
+        self.trained = 0
+        """heads so far"""
+
+    def __enter__(self) -> Trainers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.workers is not None:
+            self.workers.close()
+        self.here.worlds.clear()
+
+    @property
+    def worlds(self) -> Worlds:
+        """The features that this process holds."""
+        return self.here.worlds
+
+    def missing(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return those that no one has finished yet."""
+        rows = read_results(self.folder)
+        return [one for one in candidates if one.id not in rows or not rows[one.id].is_finished]
+
+    def skip(self, heads: int) -> None:
+        """Tell of heads that need no training."""
+        if heads:
+            self.progress(heads)
+
+    def train(self, stacks: Sequence[Stack]) -> None:
+        """Train stacks and record their heads."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if len(self.devices) == 1 or len(stacks) < 2:
+            for stack in stacks:
+                self._done(len(stack.members), self.here.train(stack))
+            return
+        if self.workers is None:
+            self.worlds.clear()
+            self.workers = Workers(self.config, self.folder, self.devices)
+        for heads, lines in self.workers.train(stacks):
+            self._done(heads, lines)
+
+    def _done(self, heads: int, lines: list[str]) -> None:
+        self.trained += heads
+        for line in lines:
+            self.report(line)
+        self.progress(heads)
+
+
+def train_planned(candidates: Sequence[Candidate], trainers: Trainers) -> None:
+    """Train the stacks of a fixed list of candidates, as far as they are not finished."""
+    by_id = {one.id: one for one in candidates}
+    missing = {one.id for one in trainers.missing(list(by_id.values()))}
+    stacks = []
+    for ids in plan_stacks(list(by_id.values()), trainers):
+        members = [by_id[head] for head in ids if head in by_id]
+        if any(one.id in missing for one in members):
+            stacks.append(Stack(members, len(ids) > 1))
+    trainers.skip(len(candidates) - sum(len(stack.members) for stack in stacks))
+    trainers.train(stacks)
+
+
+def plan_stacks(candidates: Sequence[Candidate], trainers: Trainers) -> list[list[str]]:
+    """Return the stacks; those planned earlier stay as they are, so that a rerun rounds as the
+    first run."""
+    folder, width = trainers.folder, trainers.config.sweep.together
+    plan = SweepPlan.find(folder)
+    if plan is None and SweepPlan.is_ours(folder):
+        trainers.report(f"{folder / SweepPlan.file} was damaged; heads not yet trained are planned")
+    stacks = [] if plan is None else list(plan.stacks)
+    planned = {head for stack in stacks for head in stack}
+    for group in in_stacks([one for one in candidates if one.id not in planned]):
+        try:
+            chosen = (
+                measure_width(trainers.worlds, group, trainers.report) if width == "auto" else width
+            )
+        except PalError:
+            chosen = 1  # each head then fails or succeeds by itself
+        stacks += [[one.id for one in stack] for stack in split_stack(group, chosen)]
+    SweepPlan(stacks=stacks).write(folder)
+    return stacks
+
+
+def propose(planner: Planner, trainers: Trainers) -> list[Candidate]:
+    """Train the rounds of a sampler that learns from results; returns all that were asked."""
+    axes = planner.config.sweep.axes
+    first = {axis: values[0] for axis, values in axes.items()}
+    for axis, values in axes.items():
+        for value in values:
+            planner.candidate({**first, axis: value})  # a mistake is said before any work
+    SweepPlan(stacks=[]).write(trainers.folder)
+    study = Study(planner, trainers.folder)
+    rows = read_results(trainers.folder)
+    candidates = [one for one in study.known() if one.id in rows]
+    trainers.skip(len(candidates))
+    while asked := study.ask():
+        candidates += asked
+        missing = {one.id: one for one in trainers.missing(asked)}
+        trainers.skip(len(asked) - len(missing))
+        groups = in_stacks(list(missing.values()))
+        trainers.train([Stack(group, len(group) > 1) for group in groups])
+        study.tell(asked, read_results(trainers.folder))
+    return candidates
+
+
+def summary_of(name: str, rows: dict[str, SweepRow], trained: int, seconds: float) -> SweepSummary:
+    """Return the summary of the heads that a sweep was asked for."""
+    widths = [row.together for row in rows.values() if row.status != "failed"]
+    together = max(widths, default=1)
+    best, winner = best_of(rows), None
+    if best is not None:
+        assert best.val is not None
+        winner = BestHead(
+            run=best_run(name),
+            head=best.head,
+            k=best.k,
+            val_macro_accuracy=best.val.macro_accuracy,
+            head_id=best.head_id,
+        )
+    return SweepSummary(
+        name=name,
+        heads=len(rows),
+        trained=trained,
+        reused=len(rows) - trained,
+        failed=sum(row.status == "failed" for row in rows.values()),
+        dropped=sum(row.status == "dropped" for row in rows.values()),
+        seconds=round(seconds, 3),
+        mode="stacked" if together > 1 else "loop",
+        together=together,
+        best=winner,
+    )

@@ -1,0 +1,74 @@
+"""From the settings of ``train:`` to a head: which settings it reads, their defaults, and how it is
+built."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+
+from pal.config import TrainConfig
+from pal.config.base import unknown
+from pal.errors import ConfigError
+from pal.train.heads import find_heads
+from pal.train.heads.head import Head
+
+CHECKED = ("mlp", "score", "learner", "bound")
+"""settings that must be null for heads that do not read them"""
+
+
+def heads() -> dict[str, type[Head]]:
+    """Return the heads by name."""
+    return find_heads()
+
+
+def defaults_of(head: type[Head]) -> dict[str, object]:
+    """Return the settings of ``train:`` that a head's constructor reads, each with what stands for
+    null."""
+    arguments = inspect.signature(head).parameters.values()
+    own = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
+    return {name: default for name, default in own.items() if name in TrainConfig.model_fields}
+
+
+def resolve(settings: TrainConfig) -> TrainConfig:
+    """Fill in the chosen head's defaults; raises ConfigError for an unknown head or a setting it
+    does not read."""
+    known = heads()
+    if settings.head not in known:
+        raise ConfigError(unknown("head", settings.head, list(known)))
+    head = known[settings.head]
+    own = defaults_of(head)
+    read = {*own, "bound"} if "score" in own else set(own)  # the bound is on ideal points
+    for key in CHECKED:
+        value = getattr(settings, key)
+        if value is not None and key not in read:
+            raise ConfigError(
+                f"train.{key} = {value!r} is not read by head {settings.head}; leave it null"
+            )
+    own["view"] = "response" if head.uses_prompt else "prompt+response"
+    filled = {key: default for key, default in own.items() if default is not None}
+    return settings.model_copy(
+        update={key: value for key, value in filled.items() if getattr(settings, key) is None}
+    )
+
+
+def build_head(settings: TrainConfig, dim: int, users: int) -> Head:
+    """Build an untrained head for features of ``dim`` dimensions and a table of ``users`` users.
+
+    Weights are drawn from torch's global generator: seed it first. Raises ConfigError for settings
+    that the head cannot use.
+    """
+    settings = resolve(settings)
+    head = heads()[settings.head]
+    chosen = {key: getattr(settings, key) for key in defaults_of(head)}
+    try:
+        return head(dim, users, **chosen)
+    except ValueError as error:
+        raise ConfigError(_with_keys(str(error), chosen)) from error
+
+
+def _with_keys(sentence: str, arguments: Iterable[str]) -> str:
+    """Name arguments of a head as users type them: ``mlp = 'x'`` becomes ``train.mlp = 'x'``."""
+    for name in arguments:
+        sentence = re.sub(rf"\b{name}\b(?= = | must )", f"train.{name}", sentence)
+    return sentence

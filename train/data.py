@@ -1,0 +1,164 @@
+"""What heads are trained from: pairs of the seen users, joined to features on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import lightning.pytorch as lightning
+import polars as pl
+import torch
+from torch import Tensor
+
+from pal.cache.reader import FeatureStore
+from pal.cache.spec import encoder_of
+from pal.config import TrainConfig
+from pal.dataset import PreparedDataset
+from pal.errors import TrainError
+from pal.train.build import build_head
+from pal.train.heads.head import Head
+from pal.train.heads.standardise import Standardiser
+from pal.train.pairs import Pairs, drop_without_feature
+from pal.train.run_record import Log, RunRecord, TrainedHead
+from pal.train.solve import Problem
+
+
+class Fitted(NamedTuple):
+    """A head after training."""
+
+    head: Head
+    log: Log
+    best_epoch: int
+    """the epoch it is from; 0 for heads that are solved at once"""
+
+
+@dataclass
+class TrainingData:
+    """What all heads of one dataset, encoder and training set share."""
+
+    dataset: PreparedDataset
+    store: FeatureStore
+    users: list[str]
+    """ids of the seen users, sorted: the rows of every head's user table"""
+    features: Tensor
+    """(rows, dim) in the dtype of the cache, on the device"""
+    train: Pairs
+    val: Pairs
+
+    @classmethod
+    def load(
+        cls, settings: TrainConfig, dataset: PreparedDataset, store: FeatureStore, device: str
+    ) -> TrainingData:
+        """Join the seen users' training and validation pairs to the features.
+
+        Test pairs are not read. Raises TrainError where a split is empty.
+        """
+        train = drop_without_feature(dataset.pairs("train", "seen"), store)
+        val = drop_without_feature(dataset.pairs("val", "seen"), store)
+        train = subset(train, settings.users, settings.pairs_per_user)
+        users = train["user_id"].unique().sort().to_list()
+        val = val.filter(pl.col("user_id").is_in(users))
+        for split, frame in (("train", train), ("val", val)):
+            if frame.is_empty():
+                raise TrainError(
+                    f"dataset {dataset.name} has no {split} pairs of seen users; prepare it with "
+                    "more source rows"
+                )
+        with_prompt = train["prompt_id"].null_count() == 0
+        joined = [Pairs.join(frame, store, users, with_prompt, device) for frame in (train, val)]
+        return cls(dataset, store, users, store.features(device), *joined)
+
+    @property
+    def problem(self) -> Problem:
+        """The same for a head that is solved and not trained step by step."""
+        return Problem(self.features, self.train, self.val, len(self.users))
+
+    def new_head(self, settings: TrainConfig, seed: int) -> Head:
+        """Build a head with the weights of a seed, its feature statistics fitted."""
+        lightning.seed_everything(seed, verbose=False)
+        head = build_head(settings, self.store.dim, len(self.users))
+        if head.uses_prompt and self.train.prompt is None:
+            raise TrainError("this head reads prompts, but the dataset has none; use --head pal-a")
+        for name, fitted in (("item_scale", self.item_scale), ("prompt_scale", self.prompt_scale)):
+            scaler = getattr(head, name, None)
+            if scaler is not None and fitted is not None:
+                scaler.load_state_dict(fitted.state_dict())
+        return head.to(self.features.device)
+
+    @cached_property
+    def item_scale(self) -> Standardiser:
+        """Statistics of the training pairs' distinct items, fitted once for all heads."""
+        return statistics_of(self.features, self.train.item_rows())
+
+    @cached_property
+    def prompt_scale(self) -> Standardiser | None:
+        """Statistics of the training pairs' distinct prompts, where there are any."""
+        prompt = self.train.prompt
+        return None if prompt is None else statistics_of(self.features, prompt)
+
+    def trained(
+        self, fitted: Fitted, record: RunRecord, seconds: float, head_id: str | None = None
+    ) -> TrainedHead:
+        """Wrap a head that was fitted to this data; ``record`` is what was known before."""
+        head = fitted.head.cpu().eval()
+        after = {
+            "params": sum(parameter.numel() for parameter in head.parameters()),
+            "params_per_user": head.users.logits.shape[1],
+            "seconds": round(seconds, 3),
+            "best_epoch": fitted.best_epoch,
+            "users": self.users,
+            "head_id": head_id,
+        }
+        return TrainedHead(head, record.model_copy(update=after))
+
+
+def record_before_training(
+    settings: TrainConfig, seed: int, dataset: PreparedDataset, store: FeatureStore, run: str
+) -> RunRecord:
+    """Return what a run will say of its head, as far as it is known before any work."""
+    return RunRecord(
+        run=run,
+        dataset=dataset.name,
+        view=dataset.view,
+        item_text=dataset.item_text,
+        encoder=store.manifest.encoder,
+        untrained=store.manifest.untrained,
+        seed=seed,
+        dim=store.dim,
+        params=0,
+        params_per_user=0,
+        seconds=0.0,
+        best_epoch=0,
+        split_digest=dataset.split_digest,
+        pairs_digest=dataset.pairs_digest,
+        cache_fingerprint=store.fingerprint,
+        encoder_spec=encoder_of(store.manifest.spec),
+        train=settings,
+        users=[],
+    )
+
+
+def subset(frame: pl.DataFrame, users: int | None, pairs_per_user: int | None) -> pl.DataFrame:
+    """Keep the first users by name and each one's first pairs by id, a random but fixed order."""
+    if users is not None:
+        chosen = frame["user_id"].unique().sort()[:users].to_list()
+        frame = frame.filter(pl.col("user_id").is_in(chosen))
+    if pairs_per_user is not None:
+        frame = frame.filter(pl.int_range(pl.len()).over("user_id") < pairs_per_user)
+    return frame
+
+
+def statistics_of(features: Tensor, rows: Tensor) -> Standardiser:
+    """Return the statistics of some rows' features; raises TrainError where they are of no use."""
+    fitted = Standardiser(features.shape[1])
+    fitted.fit(features, rows.unique())
+    if not bool(torch.isfinite(fitted.mean).all()):  # one NaN or infinity among the rows is enough
+        raise TrainError(
+            "the cache holds NaN or infinite features; run: pal cache verify, then pal embed"
+        )
+    if not bool(fitted.scale.any()):
+        raise TrainError(
+            "all items have the same feature, so there is nothing to learn from; check the encoder"
+        )
+    return fitted

@@ -1,0 +1,60 @@
+"""One function for each linear head: what is fitted, in which order.
+
+Losses are mean cross-entropy over pairs plus (lambda/2)|.|^2; lambda is chosen by the validation
+pairs' likelihood.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pal.config import TrainConfig
+from pal.train.heads.linear import BradleyTerry, Directions, LinearHead, LowRank, PerUser
+from pal.train.solve.convex import (
+    Rows,
+    best_ridge,
+    differences,
+    fit_low_rank,
+    fit_shrunk_users,
+)
+from pal.train.solve.problem import Problem
+
+
+def solve_bradley_terry(head: BradleyTerry, problem: Problem, settings: TrainConfig) -> None:
+    train, val = rows_of(head, problem)
+    head.theta_D.data, _ = best_ridge(train, val, settings.ridge)
+
+
+def solve_low_rank(head: LowRank, problem: Problem, settings: TrainConfig) -> None:
+    train, val = rows_of(head, problem)
+    start, ridge = best_ridge(train, val, settings.ridge)
+    drawn_DK = head.basis_DK.detach()
+    # random directions apart from each other and from the common one, or all K would stay equal
+    noise_DK = drawn_DK * start.norm() / drawn_DK.norm(dim=0)
+    apart = 0.0 if drawn_DK.shape[1] == 1 else 1.0
+    head.basis_DK.data = start.unsqueeze(1) + apart * noise_DK
+    fit_low_rank(head.basis_DK, head.users.logits, train, ridge)
+
+
+def solve_per_user(head: PerUser, problem: Problem, settings: TrainConfig) -> None:
+    train, val = rows_of(head, problem)
+    head.theta_D.data, _ = best_ridge(train, val, settings.ridge)
+    head.users.logits.data = fit_shrunk_users(head.theta_D.data, train, val, problem.users)
+
+
+def solve_directions(head: Directions, problem: Problem, settings: TrainConfig) -> None:
+    train, val = rows_of(head, problem)
+    moment = train.x.T @ train.x / len(train.x)  # uncentred: unchanged when a pair is swapped
+    basis = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : head.basis_DK.shape[1]]
+    # unit spread along each direction, so that one prior strength fits all
+    basis = basis / (train.x @ basis).std(dim=0).clamp(min=1e-12)
+    head.basis_DK.data = basis.float()
+    train, val = train.project(basis), val.project(basis)
+    common, _ = best_ridge(train, val, settings.ridge)
+    head.users.logits.data = common + fit_shrunk_users(common, train, val, problem.users)
+
+
+def rows_of(head: LinearHead, problem: Problem) -> tuple[Rows, Rows]:
+    """Return standardised differences, labels and users of the training and validation pairs."""
+    train = differences(head.item_scale, problem.features, problem.train)
+    return train, differences(head.item_scale, problem.features, problem.val)
