@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 16_384
 
 
-class ExportRecord(Record):
+class CopyRecord(
+    Record,
+    kind="cache-export",
+    file="cache.json",
+    error=CacheError,
+    remedy="remove {folder} and run pal cache export again",
+):
     """``cache.json`` of a copy: which cache it was made of."""
-
-    kind: ClassVar[str] = "cache-export"
-    file: ClassVar[str] = "cache.json"
-    error: ClassVar[type[CacheError]] = CacheError
-    remedy: ClassVar[str] = "remove {folder} and run pal cache export again"
 
     fingerprint: str
     spec: JsonObject
@@ -71,7 +72,7 @@ def export(folder: Path, target: Path, kind: str) -> ExportedCache:
     store = FeatureStore.open(folder)
     with atomic_directory(target) as temporary:
         FORMATS[kind](store, temporary)
-        ExportRecord(
+        CopyRecord(
             fingerprint=store.fingerprint,
             spec=store.manifest.spec,
             dim=store.dim,

@@ -9,19 +9,19 @@ verified.json        Verified: which shards need not be hashed again
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from pal.errors import CacheError
 from pal.records import Entry, JsonObject, Record
 
 
-class SpecRecord(Record):
+class SpecRecord(
+    Record,
+    kind="cache-spec",
+    file="spec.json",
+    error=CacheError,
+    remedy="run pal embed again, which writes it anew",
+):
     """``spec.json``: written first of all, never changed."""
-
-    kind: ClassVar[str] = "cache-spec"
-    file: ClassVar[str] = "spec.json"
-    error: ClassVar[type[CacheError]] = CacheError
-    remedy: ClassVar[str] = "run pal embed again, which writes it anew"
 
     spec: JsonObject
 
@@ -57,12 +57,13 @@ class ShardEntry(Entry):
     sha256: str
 
 
-class Receipt(Record):
+class Receipt(
+    Record,
+    kind="receipt",
+    error=CacheError,
+    remedy="run pal embed again, which encodes this shard again",
+):
     """``shards/part-N-of-M.json``: the only sign that a shard is complete."""
-
-    kind: ClassVar[str] = "receipt"
-    error: ClassVar[type[CacheError]] = CacheError
-    remedy: ClassVar[str] = "run pal embed again, which encodes this shard again"
 
     shard: int
     path: str
@@ -118,13 +119,14 @@ class Provenance(Entry):
     """from start to end of the call that completed the cache"""
 
 
-class Manifest(Record):
+class Manifest(
+    Record,
+    kind="cache",
+    file="manifest.json",
+    error=CacheError,
+    remedy="run pal embed again, which writes it anew",
+):
     """``manifest.json``: written last of all, so a cache that has one is complete."""
-
-    kind: ClassVar[str] = "cache"
-    file: ClassVar[str] = "manifest.json"
-    error: ClassVar[type[CacheError]] = CacheError
-    remedy: ClassVar[str] = "run pal embed again, which writes it anew"
 
     fingerprint: str
     spec: JsonObject
@@ -164,12 +166,7 @@ class Mark(Entry):
     sha256: str
 
 
-class Verified(Record):
+class Verified(Record, kind="verified", file="verified.json", error=CacheError, remedy="remove it"):
     """``verified.json``: a memory that saves hashing; without it, all is hashed again."""
-
-    kind: ClassVar[str] = "verified"
-    file: ClassVar[str] = "verified.json"
-    error: ClassVar[type[CacheError]] = CacheError
-    remedy: ClassVar[str] = "remove it"
 
     shards: dict[str, Mark]

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pal.config import EncoderConfig
 from pal.embed.encoder import EncoderSource
@@ -174,12 +174,8 @@ class FileDigest(Entry):
     sha256: str
 
 
-class Digests(Record):
+class Digests(Record, kind="file-digests", error=EncoderError, remedy="remove it"):
     """What ``DigestMemory`` remembers, by the path of the file."""
-
-    kind: ClassVar[str] = "file-digests"
-    error: ClassVar[type[EncoderError]] = EncoderError
-    remedy: ClassVar[str] = "remove it"
 
     digests: dict[str, FileDigest]
 

@@ -5,12 +5,12 @@ Fields that were never set are left out of the JSON, so that a cell says only wh
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler
 from pydantic import model_serializer as serializer
 
-from pal.errors import EvaluationError, PalError
+from pal.errors import EvaluationError
 from pal.records import Entry, Record
 
 Interval = tuple[float, float]
@@ -73,13 +73,15 @@ MaybeCell = Annotated[
 """a cell, in JSON an empty object where a dataset has no such pairs"""
 
 
-class Metrics(Sparse, Record):
+class Metrics(
+    Sparse,
+    Record,
+    kind="metrics",
+    file=METRICS,
+    error=EvaluationError,
+    remedy="run: pal evaluate {name}",
+):
     """``metrics.json``: what a run reaches."""
-
-    kind: ClassVar[str] = "metrics"
-    file: ClassVar[str] = METRICS
-    error: ClassVar[type[PalError]] = EvaluationError
-    remedy: ClassVar[str] = "run: pal evaluate {name}"
 
     run: str
     dataset: str

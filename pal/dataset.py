@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pal.errors import DataError, PalError
+from pal.errors import DataError
 from pal.files import recover
 from pal.items import ID_BYTES, ItemText, View
 from pal.records import Damaged, Entry, JsonObject, Record, read_table
@@ -86,14 +86,15 @@ class Digests(Entry):
     """of pair ids, labels, splits and populations: what heads are trained and judged on"""
 
 
-class DatasetCard(Record):
+class DatasetCard(
+    Record,
+    kind="dataset",
+    version=4,
+    file="dataset.json",
+    error=DataError,
+    remedy="run: pal prepare --dataset {name}",
+):
     """``dataset.json``."""
-
-    kind: ClassVar[str] = "dataset"
-    version: ClassVar[int] = 4
-    file: ClassVar[str] = "dataset.json"
-    error: ClassVar[type[PalError]] = DataError
-    remedy: ClassVar[str] = "run: pal prepare --dataset {name}"
 
     name: str
     source: str | None

@@ -53,15 +53,34 @@ class Entry(BaseModel):
 
 
 class Record(Entry):
-    """A sealed JSON file. A subclass names its kind, its file, and what makes it anew."""
+    """A sealed JSON file. A subclass says what it is as it is declared:
+
+    ``class Manifest(Record, kind="cache", file="manifest.json", remedy="run pal embed again")``
+    """
 
     kind: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int]
+    """another version is refused, not guessed"""
     file: ClassVar[str]
     """its name within the folder that it describes"""
-    error: ClassVar[type[PalError]] = PalError
+    error: ClassVar[type[PalError]]
+    """what is raised where it cannot be trusted"""
     remedy: ClassVar[str]
-    """what to do about a damaged one; ``{folder}`` and ``{name}`` are filled in"""
+    """what to do about that; ``{folder}`` and ``{name}`` are filled in"""
+
+    def __init_subclass__(
+        cls,
+        *,
+        kind: str,
+        remedy: str,
+        file: str = "",
+        error: type[PalError] = PalError,
+        version: int = 1,
+        **rest: Any,
+    ) -> None:
+        super().__init_subclass__(**rest)
+        cls.kind, cls.version, cls.file = kind, version, file
+        cls.error, cls.remedy = error, remedy
 
     def text(self) -> str:
         """Return the JSON text with an empty seal."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -52,14 +52,15 @@ class EncoderReference(Entry):
     settings: EncoderConfig
 
 
-class ExportRecord(Record):
+class ExportRecord(
+    Record,
+    kind="export",
+    version=2,
+    file="export.json",
+    error=RewardError,
+    remedy="export the run again: pal export --run RUN",
+):
     """``export.json``; a run that is opened without being exported has one in memory."""
-
-    kind: ClassVar[str] = "export"
-    version: ClassVar[int] = 2
-    file: ClassVar[str] = "export.json"
-    error: ClassVar[type[PalError]] = RewardError
-    remedy: ClassVar[str] = "export the run again: pal export --run RUN"
 
     run: str
     dataset: str
@@ -114,13 +115,10 @@ class GoldenInput(Entry):
     """a PNG file in base64"""
 
 
-class Golden(Record):
+class Golden(
+    Record, kind="golden", file="golden.json", error=RewardError, remedy=ExportRecord.remedy
+):
     """``golden.json``: scores for whoever the export is for, which loading must reproduce."""
-
-    kind: ClassVar[str] = "golden"
-    file: ClassVar[str] = "golden.json"
-    error: ClassVar[type[PalError]] = RewardError
-    remedy: ClassVar[str] = ExportRecord.remedy
 
     user: str | None
     inputs: list[GoldenInput]

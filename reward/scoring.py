@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +24,10 @@ from pal.users import user_name
 Progress = Callable[[int], None]
 
 
-class ScoringState(Record):
+class ScoringState(
+    Record, kind="scoring", file=".scoring.json", error=RewardError, remedy="remove it"
+):
     """How far the scoring of a file has come. A damaged state is none: scoring begins anew."""
-
-    kind: ClassVar[str] = "scoring"
-    file: ClassVar[str] = ".scoring.json"
-    error: ClassVar[type[PalError]] = RewardError
-    remedy: ClassVar[str] = "remove it"
 
     input: str
     input_sha256: str

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import JsonValue
 
 from pal.cache.reader import FeatureStore
-from pal.config import Config, TrainConfig, load_overrides
+from pal.config import Config, SweepConfig, TrainConfig, load_overrides
 from pal.dataset import PreparedDataset
-from pal.errors import ConfigError, PalError, TrainError
+from pal.errors import ConfigError, TrainError
 from pal.evaluate.inputs import open_inputs
 from pal.files import digest
 from pal.records import Record
@@ -134,17 +135,25 @@ class Planner:
         return self._digests[key]
 
 
+def heads_of_sweep(settings: SweepConfig) -> int:
+    """Return how many heads a sweep asks for, those that are trained already included."""
+    if settings.sampler != "grid":
+        return settings.samples
+    return math.prod(len(values) for values in settings.axes.values())
+
+
 def digests_of(dataset: PreparedDataset, store: FeatureStore) -> Digests:
     return Digests(dataset.split_digest, dataset.pairs_digest, store.fingerprint)
 
 
-class SweepPlan(Record):
+class SweepPlan(
+    Record,
+    kind="sweep",
+    file="plan.json",
+    error=TrainError,
+    remedy="run the sweep again, which plans anew",
+):
     """``plan.json``: written before anything is trained, so a folder with one is a sweep."""
-
-    kind: ClassVar[str] = "sweep"
-    file: ClassVar[str] = "plan.json"
-    error: ClassVar[type[PalError]] = TrainError
-    remedy: ClassVar[str] = "run the sweep again, which plans anew"
 
     stacks: list[list[str]]
     """ids of the heads that are trained together"""

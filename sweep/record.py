@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import polars as pl
 from filelock import FileLock
 from pydantic import Field, JsonValue
 
-from pal.errors import PalError, TrainError
+from pal.errors import TrainError
 from pal.evaluate.records import Cell
 from pal.files import atomic_file
 from pal.records import Damaged, Entry, Record, read_table, write_table
@@ -71,13 +71,14 @@ class BestHead(Entry):
     head_id: str
 
 
-class SweepSummary(Record):
+class SweepSummary(
+    Record,
+    kind="sweep-summary",
+    file="summary.json",
+    error=TrainError,
+    remedy="run the sweep again: pal sweep --name {name}",
+):
     """``summary.json``: what the last ``pal sweep`` did, and what there is now."""
-
-    kind: ClassVar[str] = "sweep-summary"
-    file: ClassVar[str] = "summary.json"
-    error: ClassVar[type[PalError]] = TrainError
-    remedy: ClassVar[str] = "run the sweep again: pal sweep --name {name}"
 
     name: str
     heads: int

@@ -43,13 +43,11 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
             drawn = planner.grid() if config.sweep.sampler == "grid" else planner.random()
             candidates = list(drawn)
             train_planned(candidates, trainers)
-    candidates = list({one.id: one for one in candidates}.values())
-    rows = read_results(folder)
-    rows = {one.id: rows[one.id] for one in candidates}
+    asked, found = by_id(candidates), read_results(folder)
+    rows = {head: found[head] for head in asked}
     best = best_of(rows)
     if best is not None:
-        chosen = next(one for one in candidates if one.id == best.head_id)
-        publish_best(config, folder, chosen, device)
+        publish_best(config, folder, asked[best.head_id], device)
     summary = summary_of(name, rows, trainers.trained, time.perf_counter() - began)
     summary.write(folder)
     plot_accuracy_against_k(folder)
@@ -115,15 +113,23 @@ class Trainers:
 
 def train_planned(candidates: Sequence[Candidate], trainers: Trainers) -> None:
     """Train the stacks of a fixed list of candidates, as far as they are not finished."""
-    by_id = {one.id: one for one in candidates}
-    missing = {one.id for one in trainers.missing(list(by_id.values()))}
+    asked = by_id(candidates)
+    missing = by_id(trainers.missing(list(asked.values())))
     stacks = []
-    for ids in plan_stacks(list(by_id.values()), trainers):
-        members = [by_id[head] for head in ids if head in by_id]
+    for ids in plan_stacks(list(asked.values()), trainers):
+        members = [asked[head] for head in ids if head in asked]
         if any(one.id in missing for one in members):
             stacks.append(Stack(members, len(ids) > 1))
     trainers.skip(len(candidates) - sum(len(stack.members) for stack in stacks))
     trainers.train(stacks)
+
+
+def by_id(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return candidates by id; of those that cannot differ, the first."""
+    found: dict[str, Candidate] = {}
+    for one in candidates:
+        found.setdefault(one.id, one)
+    return found
 
 
 def plan_stacks(candidates: Sequence[Candidate], trainers: Trainers) -> list[list[str]]:
@@ -161,7 +167,7 @@ def propose(planner: Planner, trainers: Trainers) -> list[Candidate]:
     trainers.skip(len(candidates))
     while asked := study.ask():
         candidates += asked
-        missing = {one.id: one for one in trainers.missing(asked)}
+        missing = by_id(trainers.missing(asked))
         trainers.skip(len(asked) - len(missing))
         groups = in_stacks(list(missing.values()))
         trainers.train([Stack(group, len(group) > 1) for group in groups])

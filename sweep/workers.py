@@ -56,14 +56,11 @@ class Workers:
             ProcessPoolExecutor(1, context, _start, (config, folder, device, threads))
             for device in devices
         ]
+        before = set(multiprocessing.active_children())
         with _not_interrupted():
-            started = [pool.submit(os.getpid) for pool in self.pools]
-        self.processes: list[int] = []
-        try:
-            self.processes = [_result(future) for future in started]
-        except BaseException:
-            self.close()
-            raise
+            for pool in self.pools:
+                pool.submit(os.getpid)  # a pool starts its process for its first task
+        self.processes = set(multiprocessing.active_children()) - before
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Done]:
         """Train stacks; yields each as it is done, in no order.
@@ -85,9 +82,8 @@ class Workers:
 
     def close(self) -> None:
         """End all processes; a stack that one of them is at is lost."""
-        for process in multiprocessing.active_children():
-            if process.pid in self.processes:
-                process.terminate()
+        for process in self.processes:
+            process.terminate()
         for pool in self.pools:
             pool.shutdown(cancel_futures=True)
 

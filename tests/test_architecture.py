@@ -50,7 +50,7 @@ def test_folder_imports_only_what_it_may_know(folder: str) -> None:
 
 
 def test_pal_knows_rooms_only_where_the_user_comes_in() -> None:
-    """Only the pipeline, the command line and the doctor open rooms; what is open to all opens none.
+    """Only the pipeline, the command line and the doctor open rooms.
 
     The settings of a dataset live with its source, so pal.config.data looks there, late.
     """

@@ -13,9 +13,12 @@ import pytest
 
 from pal import pipeline
 from pal.config import Config
-from pal.errors import EvaluationError
+from pal.errors import EvaluationError, TrainError
+from pal.evaluate import adaptation, hull
 from pal.evaluate.compare import compare
 from pal.evaluate.free import FreeBaseline
+from pal.evaluate.hull import OutsideUser
+from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.metrics import (
     bootstrap_interval,
     brier,
@@ -26,6 +29,7 @@ from pal.evaluate.metrics import (
     summarize,
     user_means,
 )  # fmt: skip
+from pal.evaluate.predict import load_run
 from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import as_markdown
 
@@ -182,6 +186,25 @@ def test_cells_of_new_users_stay_while_the_head_does(configure: Configure) -> No
     other = pipeline.train(config.model_copy(update={"seed": 1}), "run")
     assert (other.adapted_by, set(other.test_unseen)) == (None, {"0"})
     assert "adapted_by" not in other.model_dump()
+
+
+def test_a_grown_run_is_a_run_of_its_own(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained(configure, **{"train.epochs": 1, "adapt.shots": (0,)})
+    pipeline.train(config, "run")
+    assert pipeline.adapt(config, "run", grow=1).grown is None
+    _, store = inputs_of_run(config.paths, load_run(config.paths.runs, "run").metadata)
+    stranger = OutsideUser(user_id="unseen-test-00001", surprise=1.0)
+    for module in (hull, adaptation):
+        monkeypatch.setattr(module, "outside_users", lambda *_: [stranger])
+    first = pipeline.adapt(config, "run", grow=2).grown
+    assert first is not None
+    assert (first.run, first.k, first.cache_fingerprint) == ("run-grown", 4, store.fingerprint)
+    assert load_run(config.paths.runs, "run-grown").metadata.grown_from == "run"
+    assert pipeline.adapt(config, "run", grow=2).grown == first
+    with pytest.raises(TrainError, match=r"run-grown holds a run with train.k = 4, not 5; remove"):
+        pipeline.adapt(config, "run", grow=3)
 
 
 def test_tables_are_aligned() -> None:

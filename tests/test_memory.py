@@ -57,11 +57,12 @@ def anonymous():
 
 sizes = {"dim": 1024, "users": 40, "unseen_users": 10, "validation_users": 2}
 options = {f"data.simulated.{key}": value for key, value in sizes.items()}
-config = load(None, (), {"dataset": "simulated", "encoder": "identity", "embed.rows_per_shard": 256, **options}).config
+options |= {"dataset": "simulated", "encoder": "identity", "embed.rows_per_shard": 256}
+config = load(None, (), options).config
 seen = []
 result = pipeline.embed(config, lambda rows: seen.append((rows, anonymous())))
 memory = [size for rows, size in seen if rows]
-print(len(memory), result["items_unique"] * 1024 * 4, memory[9], max(memory[10:]))
+print(len(memory), result.items_unique * 1024 * 4, memory[9], max(memory[10:]))
 """
 ALLOWED_TO_GROW = 30e6
 

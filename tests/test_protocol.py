@@ -135,7 +135,8 @@ def test_comparison_is_paired_by_pair_and_user(configure: Configure) -> None:
     base = pl.DataFrame(
         {
             "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4,
-            "split": ["test"] * 8, "population": ["seen"] * 8, "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
+            "split": ["test"] * 8, "population": ["seen"] * 8,
+            "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
         }
     )  # fmt: skip
     better = base.with_columns(margin=pl.lit(1.0)).reverse()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ from polars.testing import assert_frame_equal
 
 from pal import pipeline
 from pal.config import Config, TrainConfig
-from pal.errors import ConfigError, TrainError
+from pal.dataset import DatasetCard
+from pal.errors import ConfigError, PalError, TrainError
+from pal.evaluate.records import Cell
+from pal.records import write_table
 from pal.sweep import stacks
-from pal.sweep.plan import Planner, in_stacks, split_stack
-from pal.sweep.record import SweepSummary
+from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_stack
+from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
 from pal.train.build import build_head, heads
+from pal.train.pairs import Batch
 from pal.train.run_record import RunRecord
 from pal.train.stack import Stack, StackedAdamW, widen
 
@@ -32,7 +36,7 @@ Configure = Callable[..., Config]
 TIMES = {"seconds"}
 
 
-def sweeping(configure: Configure, axes: dict[str, list[Any]], **options: Any) -> Config:
+def sweeping(configure: Configure, axes: Mapping[str, Any], **options: Any) -> Config:
     settings = {
         "dataset": "simulated",
         "encoder": "identity",
@@ -137,8 +141,6 @@ def test_padding_with_prototypes_changes_no_margin_and_never_learns() -> None:
 
 @pytest.mark.parametrize("name", ["pal-a", "pal-b"])
 def test_a_stack_gives_each_head_its_own_margins(name: str) -> None:
-    from pal.train.pairs import Batch
-
     heads = []
     for seed in range(4):
         torch.manual_seed(seed)
@@ -249,8 +251,9 @@ def test_axes_reach_encoders_layers_and_training_sets(configure: Configure) -> N
 
 
 def test_random_draws_are_repeatable_and_distinct(configure: Configure) -> None:
-    config = configure({"dataset": "simulated", "encoder": "identity", "sweep.sampler": "random", "sweep.samples": 20,
-                        "sweep.lr": [1e-4, 1e-3, 1e-2], "sweep.k": [1, 2, 3, 4]})  # fmt: skip
+    drawn = {"sweep.sampler": "random", "sweep.samples": 20}
+    axes = {"sweep.lr": [1e-4, 1e-3, 1e-2], "sweep.k": [1, 2, 3, 4]}
+    config = configure({"dataset": "simulated", "encoder": "identity", **drawn, **axes})
     pipeline.embed(config)
     first = [one.id for one in Planner(config).random()]
     assert first == [one.id for one in Planner(config).random()]
@@ -416,12 +419,12 @@ def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(configure: C
     small_sweep(configure)
     run = [sys.executable, "-c", PROGRAM]
     subprocess.run([*run, "whole"], check=True)
-    for stacks in (1, 3):
-        name = f"killed-{stacks}"
+    for count in (1, 3):
+        name = f"killed-{count}"
         process = subprocess.Popen([*run, name])
         recorded = Path(f"sweeps/{name}/results.parquet")
         while process.poll() is None and not (
-            recorded.is_file() and len(pl.read_parquet(recorded)) >= 3 * stacks
+            recorded.is_file() and len(pl.read_parquet(recorded)) >= 3 * count
         ):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
@@ -429,3 +432,167 @@ def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(configure: C
         assert len(results(name)) < 18
         subprocess.run([*run, name], check=True)
         assert_frame_equal(without_times(name), without_times("whole"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pal.config import load
+from pal.sweep.run import run_sweep
+
+def tell(heads):
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+run_sweep(load(Path("many.yaml")).config, "s", tell, lambda line: None)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(configure: Configure) -> None:
+    axes = {"seed": list(range(4)), "lr": [1e-3 + 1e-5 * step for step in range(20)]}
+    options = {"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1}
+    config = sweeping(configure, axes, **options)
+    Path("many.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(is_running(worker) for worker in workers):
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
+
+
+def is_running(process: int) -> bool:
+    """Say whether a process works; one that has ended may wait for somebody to collect it."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def flip_labels(folder: Path) -> None:
+    """Turn every answer of a prepared dataset round, as another source would."""
+    card, path = DatasetCard.read(folder), folder / "pairs.parquet"
+    flipped = pl.read_parquet(path).with_columns(label=1.0 - pl.col("label"))
+    files = {**card.files, path.name: write_table(path, flipped.to_arrow(), "pairs")}
+    digests = card.digests.model_copy(update={"pairs": "flipped"})
+    card.model_copy(update={"files": files, "digests": digests}).write(folder)
+
+
+def test_heads_of_other_answers_are_trained_again(configure: Configure) -> None:
+    config = sweeping(configure, {"k": [1, 2]}, **{"sweep.together": 1})
+    first = pipeline.sweep(config, "s")
+    flip_labels(Path("data/simulated"))
+    again = pipeline.sweep(config, "s")
+    assert (again.heads, again.trained) == (2, 2)
+    assert first.best is not None
+    assert again.best is not None
+    assert first.best.head_id != again.best.head_id
+    assert len(results("s")) == 4, "the earlier heads stay on record"
+    assert RunRecord.read(Path("runs/s-best")).pairs_digest == "flipped"
+
+
+def test_what_cannot_differ_is_one_head(configure: Configure) -> None:
+    rates = {"user_lr": [1e-2, 1e-1], "prototype_lr": [1e-3, 1e-2], "scale_lr": [1e-3, 1e-2]}
+    axes: dict[str, list[Any]] = {"head": ["pal-a", "bt-linear", "drm"], "k": [1, 2], **rates}
+    config = sweeping(configure, axes, **{"train.epochs": 1})
+    counts = {
+        (head, k): len({one.id for one in Planner(config).grid() if made(one) == (head, k)})
+        for head in axes["head"]
+        for k in axes["k"]
+    }
+    assert counts == {
+        ("pal-a", 1): 2,  # the rates of prototypes; the only weight of a user is 1
+        ("pal-a", 2): 4,
+        ("bt-linear", 1): 1,
+        ("bt-linear", 2): 1,
+        ("drm", 1): 1,
+        ("drm", 2): 1,
+    }
+    assert len({one.id for one in Planner(config).grid()}) == 9, "bt-linear has no prototypes"
+    done: list[int] = []
+    summary = pipeline.sweep(config, "s", done.append, lambda line: None)
+    assert (summary.heads, summary.trained, sum(done)) == (9, 9, 48)
+
+
+def made(one: Candidate) -> tuple[str, int]:
+    return one.config.train.head, one.config.train.k
+
+
+def test_only_a_sweep_gives_way_to_a_sweep(configure: Configure) -> None:
+    config = sweeping(configure, {})
+    Path("sweeps/mine").mkdir(parents=True)
+    Path("sweeps/mine/notes.txt").write_text("keep")
+    with pytest.raises(PalError, match=r"sweeps/mine exists and is no sweep of ours"):
+        pipeline.sweep(config, "mine")
+    with pytest.raises(ConfigError, match="cannot be the name of a sweep"):
+        pipeline.sweep(config, "../mine")
+    pipeline.train(config, "s-best")
+    with pytest.raises(TrainError, match=r"runs/s-best is a run of its own.*another --name"):
+        pipeline.sweep(config, "s")
+    assert [path.name for path in Path("sweeps").rglob("*")] == ["mine", "notes.txt"]
+
+
+def test_a_sweep_says_how_many_heads_it_asks_for(configure: Configure) -> None:
+    axes = {"sweep.head": ["pal-a"], "sweep.k": [1, 2, 3], "sweep.seed": [0, 1]}
+    assert heads_of_sweep(configure(axes).sweep) == 6
+    assert heads_of_sweep(configure({"sweep.sampler": "random", "sweep.samples": 9}).sweep) == 9
+
+
+def test_a_damaged_file_of_a_sweep_is_refused_or_made_anew(configure: Configure) -> None:
+    config = sweeping(configure, {"k": [1, 2]})
+    before = pipeline.sweep(config, "s")
+    for name in ("best/head.safetensors", "plan.json", "summary.json"):
+        path = Path("sweeps/s") / name
+        path.write_bytes(path.read_bytes()[:-30])
+        told: list[str] = []
+        again = pipeline.sweep(config, "s", report=told.append)
+        assert (again.trained, again.best) == (0, before.best), name
+        assert any("plan.json was damaged" in line for line in told) == (name == "plan.json")
+    table = Path("sweeps/s/results.parquet")
+    table.write_bytes(table.read_bytes()[:-30])
+    with pytest.raises(TrainError, match=r"results.parquet is damaged.*remove it, and pal sweep"):
+        pipeline.sweep(config, "s")
+    table.unlink()
+    assert pipeline.sweep(config, "s").trained == 2
+
+
+def test_rows_are_read_as_they_were_written() -> None:
+    cell = Cell(
+        n_pairs=4, n_users=2, accuracy=0.5, macro_accuracy=0.5, macro_ci95=(0.25, 0.75),
+        worst_decile=0.0, nll=0.7, brier=0.25, ece=0.1, auc=None,
+    )  # fmt: skip
+    rows = {
+        "a": SweepRow(
+            head_id="a", head="pal-a", k=2, seed=0, lr=1e-3, encoder="e", status="ok", together=3,
+            axes={"mlp": None, "bound": 1.0}, val=cell,
+            test=cell.model_copy(update={"n_ties": 3, "ties": "half"}),
+        ),
+        "b": SweepRow(
+            head_id="b", head="lore", k=2, seed=1, lr=1e-3, encoder="e", status="failed",
+            together=1, axes={"mlp": "identity", "bound": 0.5}, error="it would not",
+        ),
+    }  # fmt: skip
+    with open_results(Path("s")) as found:
+        found.update(rows)
+    assert read_results(Path("s")) == rows
+    columns = set(pl.read_parquet("s/results.parquet").columns)
+    assert {"head", "k", "seed", "lr", "status", "val_macro_accuracy", "test_accuracy"} <= columns
+    assert not {"axes", "val", "test"} & columns
+
+
+def test_the_bound_holds_in_a_stack(configure: Configure) -> None:
+    config = sweeping(configure, {"lr": [1e-3, 3e-3], "bound": [None, 1e-3]})
+    config = config.model_copy(update={"sweep": config.sweep.model_copy(update={"together": 4})})
+    assert pipeline.sweep(config, "s", report=lambda line: None).mode == "stacked"
+    frame = results("s")
+    assert frame["test_nll"].n_unique() == 4
+    for row in frame.iter_rows(named=True):
+        train = config.train.model_copy(update={"lr": row["lr"], "bound": row["bound"]})
+        alone = pipeline.train(config.model_copy(update={"train": train}), row["head_id"])
+        assert alone.test_seen is not None
+        assert row["test_nll"] == pytest.approx(alone.test_seen.nll, abs=1e-3)

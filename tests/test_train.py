@@ -17,21 +17,22 @@ from hypothesis import strategies as st
 
 from pal import pipeline
 from pal.config import Config, TrainConfig
-from pal.dataset import DatasetCard
+from pal.dataset import PreparedDataset
 from pal.errors import CacheError, ConfigError, EvaluationError, PalError, TrainError
 from pal.evaluate.inputs import open_inputs
 from pal.train.build import build_head, heads
 from pal.train.data import TrainingData
-from pal.train.fit import fit_head
+from pal.train.fit import fit, fit_head
 from pal.train.heads.ideal_point import LARGEST_SCALE, IdealPointHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights
 from pal.train.loss import hinge, logistic
-from pal.train.module import optimiser_groups
-from pal.train.pairs import Pairs
+from pal.train.module import HeadTraining, optimiser_groups
+from pal.train.pairs import Pairs, PairsDataModule
 from pal.train.relevant import relevant_names
 from pal.train.run_record import RunRecord, TrainedHead
+from pal.train.stack import StackTraining, widen
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40
@@ -449,22 +450,13 @@ def test_a_run_with_other_settings_is_not_replaced(configure: Configure) -> None
     assert Path("runs/run/head.safetensors").read_bytes() == before
 
 
-def flip_labels(folder: Path) -> None:
-    """Turn every answer of a prepared dataset round, as another source would."""
-    from pal.records import write_table
-
-    card, path = DatasetCard.read(folder), folder / "pairs.parquet"
-    flipped = pl.read_parquet(path).with_columns(label=1.0 - pl.col("label"))
-    files = {**card.files, path.name: write_table(path, flipped.to_arrow(), "pairs")}
-    digests = card.digests.model_copy(update={"pairs": "flipped"})
-    card.model_copy(update={"files": files, "digests": digests}).write(folder)
-
-
-def test_a_run_of_other_answers_is_neither_replaced_nor_evaluated(configure: Configure) -> None:
+def test_a_run_of_other_answers_is_neither_replaced_nor_evaluated(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = simulated(configure)
     pipeline.embed(config)
     pipeline.train(config, "run")
-    flip_labels(Path("data/simulated"))
+    monkeypatch.setattr(PreparedDataset, "pairs_digest", "flipped")
     with pytest.raises(TrainError, match="runs/run holds a run with pairs_digest = "):
         pipeline.train(config, "run")
     with pytest.raises(EvaluationError, match="with pairs digest .*, but the present one is flipp"):
@@ -608,3 +600,47 @@ def test_a_run_is_read_as_it_was_written(data: st.DataObject) -> None:
     for key, value in head.state_dict().items():
         assert torch.equal(loaded.head.state_dict()[key], value), key
     shutil.rmtree("runs")
+
+
+ARCHITECTURES = ["identity", "mlp0-linear-dropout0", "mlp1-gelu-dropout0-residual", None]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_a_stack_of_any_settings_trains_each_head_as_it_would_be_alone(data: st.DataObject) -> None:
+    """In double precision; what is random in the forward pass itself (dropout, Gumbel) differs."""
+    name = data.draw(st.sampled_from(["pal-a", "pal-b"]))
+    options: dict[str, Any] = {
+        "head": name,
+        "epochs": 2,
+        "batch_size": 32,
+        "mlp": data.draw(st.sampled_from(ARCHITECTURES)),
+        "score": data.draw(st.sampled_from(["squared", "distance", "normalised", "angle"])),
+        "weights": data.draw(st.sampled_from(["mixture", "partition"])),
+        "loss": data.draw(st.sampled_from(["logistic", "hinge"])),
+        "bound": data.draw(st.sampled_from([None, 0.05])),
+        "k": 2,
+    }
+    if name == "pal-a":
+        options["learner"] = data.draw(st.sampled_from(["f(Pw)", "f(P)w", "Pw"]))
+    of_seed = []
+    for _ in range(data.draw(st.integers(1, 2))):
+        rate = st.sampled_from([1e-3, 1e-2])
+        own = {"lr": data.draw(rate), "user_lr": data.draw(rate), "scale_lr": data.draw(rate)}
+        if name == "pal-a":
+            own["k"] = data.draw(st.integers(1, 3))
+        of_seed.append(TrainConfig(**{**options, **own}))
+    seeds = [3, 4]
+    trains = of_seed * len(seeds)
+    world = made_data()
+    world.features = world.features.double()
+    built = [world.new_head(t, s).double() for s in seeds for t in of_seed]
+    wide = [widen(head, max(t.k for t in trains)) for head in built]
+    module = StackTraining(wide, trains, len(seeds))
+    fit(module, PairsDataModule(world.features, world.train, world.val, 32, seeds), "cpu", print)
+    for place, (head, train) in enumerate(zip(built, trains, strict=True)):
+        seed = seeds[place // len(of_seed)]
+        alone = HeadTraining(head, train)
+        fit(alone, PairsDataModule(world.features, world.train, world.val, 32, seed), "cpu", print)
+        assert module.best_loss[place] == pytest.approx(alone.best_loss, rel=1e-4), train
+        assert module.best_epoch[place] == alone.best_epoch

@@ -14,13 +14,12 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import yaml
 from pydantic import Field
 
 from pal.config import TrainConfig
-from pal.errors import EvaluationError, PalError, TrainError
+from pal.errors import EvaluationError, TrainError
 from pal.files import file_sha256, recover
 from pal.items import ItemText, View
 from pal.records import Damaged, JsonObject, Record, read_tensors, write_tensors, write_text
@@ -34,13 +33,14 @@ Log = Sequence[Mapping[str, float]]
 """one row per epoch"""
 
 
-class RunRecord(Record):
+class RunRecord(
+    Record,
+    kind="run",
+    file="head.json",
+    error=EvaluationError,
+    remedy="train it again: pal train --run {name}",
+):
     """``head.json``."""
-
-    kind: ClassVar[str] = "run"
-    file: ClassVar[str] = "head.json"
-    error: ClassVar[type[PalError]] = EvaluationError
-    remedy: ClassVar[str] = "train it again: pal train --run {name}"
 
     run: str
     dataset: str

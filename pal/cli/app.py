@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pal.config import Settings
-    from pal.evaluate.predict import Metrics
+    from pal.evaluate.records import Metrics
 
 app = typer.Typer(
     name="pal",

@@ -68,9 +68,10 @@ def sweep(
 ) -> None:
     """Many heads from one cache in one process; a rerun trains only what is missing."""
     from pal import pipeline
+    from pal.sweep.plan import heads_of_sweep
 
     settings = settings_of(config, set_, dataset=dataset, encoder=encoder)
-    with progress_bar(pipeline.heads_of_sweep(settings.config), "heads") as progress:
+    with progress_bar(heads_of_sweep(settings.config.sweep), "heads") as progress:
         summary = pipeline.sweep(settings.config, name, progress, say)
 
     def text() -> str:
