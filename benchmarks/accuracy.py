@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -25,12 +25,17 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from pal import pipeline
-from pal.config import Config, SimulatedConfig, TrainConfig, load
-from pal.data.sources.simulated import Simulated
+from pal.config import Config, TrainConfig, load
+from pal.data.sources.simulated import Simulated, SimulatedConfig
 from pal.evaluate.predict import load_run
-from pal.evaluate.report import as_markdown
-from pal.train.adapt.map import Answers, Prior, adapt_map
-from pal.train.heads.head import build_head
+from pal.evaluate.records import Cell
+from pal.evaluate.report import Table, as_markdown
+from pal.files import digest
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.map import adapt_map
+from pal.train.adapt.prior import Prior
+from pal.train.build import build_head
+from pal.train.heads.pal_a import PalA
 
 SIMULATION = {
     "dataset": "simulated",
@@ -59,18 +64,29 @@ class Place:
     groups: tuple[int, ...] = (2, 3, 4, 5, 6)
 
     def config(self, seed: int, options: dict[str, Any]) -> Config:
-        paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache", "runs")}
+        paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache")}
+        # tables train heads of the same name under other settings, which one folder refuses
+        paths["paths.runs"] = str(self.folder / "runs" / digest([seed, options], 6))
         salt = {f"data.{options['dataset']}.salt": f"seed{seed}"}
         return load(None, (), {**paths, **salt, "seed": seed, **options}).config
 
 
-def measure(config: Config, shots: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    """Train one head and return its cells: ``seen`` and the numbers of shots."""
+@dataclass(frozen=True)
+class Measured:
+    """What one head reaches."""
+
+    seen: Cell
+    unseen: dict[str, Cell]
+    """by the number of answers"""
+
+
+def measure(config: Config, shots: tuple[int, ...]) -> Measured:
+    """Train one head and evaluate it on its users and on new ones."""
     pipeline.embed(config)
     metrics = pipeline.train(config)
-    cells = {"seen": metrics["test_seen"]}
+    assert metrics.test_seen is not None, "every campaign has test pairs of seen users"
     chosen = config.model_copy(update={"adapt": config.adapt.model_copy(update={"shots": shots})})
-    return cells | pipeline.adapt(chosen, metrics["run"])["test_unseen"]
+    return Measured(metrics.test_seen, pipeline.adapt(chosen, metrics.run).test_unseen)
 
 
 def mean_and_interval(values: list[float]) -> str:
@@ -78,7 +94,18 @@ def mean_and_interval(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {spread:.3f}"
 
 
-def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
+def accuracy_of_seen(seeds: Sequence[Measured]) -> tuple[str, str]:
+    """Return the accuracy of seen users: its mean with an interval, and that of each seed."""
+    values = [one.seen.accuracy for one in seeds]
+    return mean_and_interval(values), " ".join(f"{value:.3f}" for value in values)
+
+
+def accuracy_of_unseen(seeds: Sequence[Measured], shots: Sequence[int]) -> list[str]:
+    """Return the mean accuracy of unseen users with an interval, for each number of answers."""
+    return [mean_and_interval([one.unseen[f"{n}"].accuracy for one in seeds]) for n in shots]
+
+
+def persona(place: Place) -> Iterator[tuple[str, Table]]:
     """Seen users and unseen ones at 0 and 20 shots, for every head, K* = 2 .. 6."""
     shots = (0, 20)
     header = [
@@ -97,21 +124,24 @@ def persona(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
             options = {
                 "dataset": "persona", "data.persona.source": place.source,
                 "data.persona.groups": groups,
-                "train.head": name, "train.k": k, "train.starts": int(starts or 1), **OWN.get(name, {}),
+                "train.head": name, "train.k": k, "train.starts": int(starts or 1),
+                **OWN.get(name, {}),
             }  # fmt: skip
             seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
-            seen = [cells["seen"]["accuracy"] for cells in seeds]
             rows.append(
                 [
-                    f"{groups}", head, f"{k}", mean_and_interval(seen), " ".join(f"{value:.3f}" for value in seen),
-                    mean_and_interval([cells["seen"]["nll"] for cells in seeds]),
-                    *(mean_and_interval([cells[f"{n}"]["accuracy"] for cells in seeds]) for n in shots),
+                    f"{groups}",
+                    head,
+                    f"{k}",
+                    *accuracy_of_seen(seeds),
+                    mean_and_interval([one.seen.nll for one in seeds]),
+                    *accuracy_of_unseen(seeds, shots),
                 ]
-            )  # fmt: skip
+            )
         yield f"K* = {groups}: accuracy", rows
 
 
-def simulation(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
+def simulation(place: Place) -> Iterator[tuple[str, Table]]:
     """Accuracy over K, recovery of what was planted, unseen users, and how their error falls."""
     yield "Accuracy of PAL-A, K* = 3, d = 16, partition, noiseless", by_k(place)
     yield (
@@ -124,7 +154,7 @@ def simulation(place: Place) -> Iterator[tuple[str, list[list[str]]]]:
     )
 
 
-def by_k(place: Place) -> list[list[str]]:
+def by_k(place: Place) -> Table:
     shots = (0, 10, 20, 40, 100)
     rows = [
         [
@@ -138,15 +168,13 @@ def by_k(place: Place) -> list[list[str]]:
     for k in (1, 2, 3, 6):
         options = {**SIMULATION, "data.simulated.groups": 3, "train.k": k}
         seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
-        seen = [cells["seen"]["accuracy"] for cells in seeds]
-        gaps = [cells["seen"]["accuracy"] - cells["40"]["accuracy"] for cells in seeds]
-        unseen = [mean_and_interval([cells[f"{n}"]["accuracy"] for cells in seeds]) for n in shots]
-        per_seed = " ".join(f"{value:.3f}" for value in seen)
-        rows.append([f"{k}", mean_and_interval(seen), per_seed, *unseen, mean_and_interval(gaps)])
+        gaps = [one.seen.accuracy - one.unseen["40"].accuracy for one in seeds]
+        unseen = accuracy_of_unseen(seeds, shots)
+        rows.append([f"{k}", *accuracy_of_seen(seeds), *unseen, mean_and_interval(gaps)])
     return rows
 
 
-def recovery(place: Place) -> list[list[str]]:
+def recovery(place: Place) -> Table:
     """Match learned prototypes to the planted ones by the users' weights (Hungarian); the best of
     three starts."""
     rows = [["K*", "mean abs(w - w*)", "per seed", "cosine of matched prototypes", "seen users"]]
@@ -154,14 +182,17 @@ def recovery(place: Place) -> list[list[str]]:
         errors, cosines, accuracy = [], [], []
         for seed in range(place.seeds):
             options = {
-                **SIMULATION, "data.simulated.groups": groups, "train.k": groups, "data.simulated.map": "identity",
-                "train.mlp": "identity", "train.prototype_lr": 2e-2, "train.user_lr": 1e-1,
-                "train.starts": STARTS,
+                **SIMULATION, "data.simulated.groups": groups, "train.k": groups,
+                "data.simulated.map": "identity", "train.mlp": "identity",
+                "train.prototype_lr": 2e-2, "train.user_lr": 1e-1, "train.starts": STARTS,
             }  # fmt: skip
             config = place.config(seed, options)
-            accuracy.append(measure(config, (0,))["seen"]["accuracy"])
-            trained = load_run(config, pipeline.default_run(config))
-            truth = Simulated(config.data.simulated).truth()
+            accuracy.append(measure(config, (0,)).seen.accuracy)
+            trained = load_run(config.paths.runs, pipeline.default_run(config))
+            settings = config.data.datasets["simulated"]
+            assert isinstance(settings, SimulatedConfig)
+            assert isinstance(trained.head, PalA)
+            truth = Simulated(settings).truth()
             of = dict(zip(truth["users"].tolist(), truth["weights"], strict=True))
             planted = np.stack([of[name] for name in trained.users])
             learned = trained.head.users.of_logits(trained.head.users.logits).detach().numpy()
@@ -181,7 +212,7 @@ def recovery(place: Place) -> list[list[str]]:
     return rows
 
 
-def decay(place: Place) -> list[list[str]]:
+def decay(place: Place) -> Table:
     """Share of new pairs that an adapted user's utility orders otherwise than the planted one, by m
     answers.
 
@@ -201,9 +232,16 @@ def decay(place: Place) -> list[list[str]]:
     for noise in (0.1, 0.0):
         for k in (2, 4, 8):
             settings = SimulatedConfig(
-                groups=k, regime="mixture", map="identity", noise=noise, users=1, validation_users=0, unseen_users=200,
-                pairs_per_user=shots[-1], test_pairs_per_user=500,
-            )  # fmt: skip
+                groups=k,
+                regime="mixture",
+                map="identity",
+                noise=noise,
+                users=1,
+                validation_users=0,
+                unseen_users=200,
+                pairs_per_user=shots[-1],
+                test_pairs_per_user=500,
+            )
             seeds = [
                 errors_by_shots(settings.model_copy(update={"salt": f"seed{seed}"}), shots)
                 for seed in range(place.seeds)
@@ -226,12 +264,12 @@ def errors_by_shots(settings: SimulatedConfig, shots: tuple[int, ...]) -> list[f
     """Adapt users of the generator under its own prototypes; returns the share of wrongly ordered
     pairs for each m."""
     adapter, count = Simulated(settings), settings.unseen_users
-    temperature = (
-        settings.noise or 0.02
-    )  # noiseless answers have no temperature: that of steep ones
+    # noiseless answers have no temperature: that of steep ones
+    temperature = settings.noise or 0.02
     head = build_head(
         TrainConfig(head="pal-a", k=settings.groups, learner="Pw", mlp="identity"), settings.dim, 1
     )
+    assert isinstance(head, PalA)
     head.item_scale.scale.fill_(temperature**-0.5)
     head.prototypes_KD.data = torch.from_numpy(adapter.prototypes_KD * temperature**-0.5).float()
     pairs = pl.concat([chunk.pairs for chunk in adapter.chunks()])
@@ -267,8 +305,8 @@ def errors_by_shots(settings: SimulatedConfig, shots: tuple[int, ...]) -> list[f
         rows = (
             torch.arange(count).unsqueeze(1) * settings.pairs_per_user + torch.arange(m)
         ).flatten()
-        codes = adapt_map(head, known.take(rows), prior).codes
-        margin = head.prepared_margin(judged.prepared, codes, judged.user)
+        vectors = adapt_map(head, known.take(rows), prior).vectors
+        margin = head.prepared_margin(judged.prepared, vectors, judged.user)
         errors.append(float(((margin > 0) != truth).float().mean()))
     return errors
 

@@ -18,8 +18,10 @@ import torch
 from pal.config import TrainConfig
 from pal.evaluate.few_shot import NewUsers
 from pal.evaluate.report import as_markdown
-from pal.train.adapt.map import Answers, adapt_map, make_prior
-from pal.train.heads.head import build_head
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.map import adapt_map
+from pal.train.adapt.prior import make_prior
+from pal.train.build import build_head
 
 DIM, K, SHOTS, POOL = 384, 8, 20, 100
 
@@ -58,7 +60,7 @@ def main() -> None:
             "adapting all, s",
             "one by one, s for all",
             "ratio",
-            "same codes",
+            "same vectors",
         ]
     ]
     for name, score, learner in (
@@ -84,15 +86,15 @@ def main() -> None:
             label = (torch.rand(count) < torch.sigmoid(4.0 * margin / margin.std())).float()
         answers, prior = Answers(prepared, label, user, arguments.users), make_prior(head, 0.3)
         began = time.perf_counter()
-        together = adapt_map(head, answers, prior).codes
+        together = adapt_map(head, answers, prior).vectors
         seconds = time.perf_counter() - began
         same = 0
         began = time.perf_counter()
         for number in range(arguments.alone):
             own = answers.take((answers.user == number).nonzero().squeeze(1))
             own.user, own.users = torch.zeros_like(own.user), 1
-            codes = adapt_map(head, own, prior).codes[0]
-            same += torch.allclose(codes, together[number], rtol=0.0, atol=0.02)
+            vector = adapt_map(head, own, prior).vectors[0]
+            same += torch.allclose(vector, together[number], rtol=0.0, atol=0.02)
         alone = (time.perf_counter() - began) * arguments.users / arguments.alone
         cells = [f"{preparing:.2f}", f"{seconds:.2f}", f"{alone:.0f}", f"{alone / seconds:.0f}"]
         cells.append(f"{same} of {arguments.alone}")
@@ -103,9 +105,13 @@ def main() -> None:
         f"{SHOTS} shots, K = {K}, d = {DIM}, {torch.get_num_threads()} threads, "
         f"{platform.machine()}; one by one: "
         f"{arguments.alone} users measured; "
-        f"codes are the same within 0.02.\n\n{as_markdown(rows)}\n"
+        f"vectors are the same within 0.02.\n\n{as_markdown(rows)}\n"
     )
-    text += f"\nDrawing {SHOTS} of {POOL} answers for all {arguments.users:,} users: {drawing(arguments.users):.2f} s.\n"
+    text += (
+        f"\nDrawing {SHOTS} of {POOL} answers for all {arguments.users:,} users: "
+        f"{drawing(arguments.users):.2f} s.\n"
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

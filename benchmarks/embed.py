@@ -23,10 +23,11 @@ import polars as pl
 import torch
 
 from pal import pipeline
+from pal.cache.records import Provenance
 from pal.cache.writer import CacheWriter
 from pal.config import Config, load
+from pal.embed.devices import token_budget
 from pal.embed.encoder import load as load_encoder
-from pal.embed.engines.local import CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET
 from pal.embed.run import Job, locate_job
 from pal.embed.runner import ShardRunner
 from pal.evaluate.report import as_markdown
@@ -47,9 +48,16 @@ def texts_of(config: Config) -> tuple[list[str], list[str]]:
 
 def ours(job: Job, device: str) -> Callable[[], dict[str, float]]:
     """Return what fills an empty cache: dedup is done, shards are written, synced and hashed."""
-    budget = GPU_TOKEN_BUDGET if device.startswith("cuda") else CPU_TOKEN_BUDGET
-    encoder = load_encoder(job.source, device, budget, job.layers, False)
+    encoder = load_encoder(job.source, device, token_budget(device), job.layers, False)
     items = job.items()
+    provenance = Provenance(
+        dataset=job.dataset.name,
+        encoder=job.source.name,
+        revision=job.source.revision,
+        untrained=job.source.untrained,
+        dedup_ratio=1.0,
+        seconds=0.0,
+    )
 
     def once() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,9 +65,10 @@ def ours(job: Job, device: str) -> Callable[[], dict[str, float]]:
             writer = CacheWriter(Path(folder), job.specs[0])
             tasks = writer.plan(np.array(items.column("item_id").to_pylist(), "S16"), 8192)
             receipts = list(ShardRunner(encoder, items, [writer], device, {}).run(tasks))
-            writer.finalize(tasks, {})
+            writer.finalize(tasks, provenance)
             seconds = time.perf_counter() - began
-        real, padded = (sum(r[key] for r in receipts) for key in ("tokens_real", "tokens_padded"))
+        real = sum(receipt.tokens_real for receipt in receipts)
+        padded = sum(receipt.tokens_padded for receipt in receipts)
         return {"seconds": seconds, "padding": 1.0 - real / padded}
 
     return once

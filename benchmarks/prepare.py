@@ -104,7 +104,7 @@ def prepare_seconds(folder: Path, out: Path) -> tuple[float, dict[str, Any]]:
         "--json",
     ]
     done = subprocess.run(
-        [*command, "--set", f"paths.data={out}"], capture_output=True, text=True, check=True
+        [*command, "--set", f"paths.data={out}"], stdout=subprocess.PIPE, text=True, check=True
     )
     return time.perf_counter() - began, json.loads(done.stdout)
 

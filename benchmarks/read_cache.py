@@ -24,6 +24,7 @@ import torch
 
 from pal.cache.plan import make_plan
 from pal.cache.reader import FeatureStore
+from pal.cache.records import Provenance, Statistics
 from pal.cache.spec import make_spec
 from pal.cache.writer import CacheWriter, EncodedShard
 from pal.evaluate.report import as_markdown
@@ -39,18 +40,28 @@ def write_cache(folder: Path, features: np.ndarray) -> FeatureStore:
         folder, make_spec("benchmark", "items", {"kind": "made", "store_dtype": "float16"})
     )
     tasks = writer.plan(names, 65_536)
-    assert tasks == make_plan(rows, 65_536)
+    assert tasks == make_plan(names, 65_536)
     for task in tasks:
         part = slice(task.start, task.stop)
         size = len(task)
-        statistics = {"count": size * dim, "sum": 0.0, "sum_of_squares": 0.0, "absmax": 1.0}
-        raw = features[part].view(np.uint8)
-        ones, seconds = np.ones(size, np.int32), {"read": 0.0, "wait": 0.0, "encode": 0.0}
         shard = EncodedShard(
-            names[part], ones, ones == 0, raw, "float16", [], seconds, {}, statistics
+            item_ids=names[part],
+            n_tokens=np.ones(size, np.int32),
+            truncated=np.zeros(size, bool),
+            features=features[part].view(np.uint8),
+            dtype="float16",
+            statistics=Statistics(count=size * dim, sum=0.0, sum_of_squares=0.0, absmax=1.0),
         )
         writer.commit(task, shard, {})
-    writer.finalize(tasks, {})
+    provenance = Provenance(
+        dataset="benchmark",
+        encoder="made",
+        revision="made",
+        untrained=True,
+        dedup_ratio=1.0,
+        seconds=0.0,
+    )
+    writer.finalize(tasks, provenance)
     return FeatureStore.open(folder)
 
 

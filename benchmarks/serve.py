@@ -5,6 +5,7 @@ python benchmarks/serve.py EXPORT [seconds]
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import platform
@@ -76,7 +77,14 @@ async def load(address: str, label: str, seconds: float, connections: int, rows:
 
 
 def main() -> None:
-    folder, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("export", help="folder of an export")
+    parser.add_argument("seconds", nargs="?", type=float, default=30.0, help="of each kind of load")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    folder, seconds = arguments.export, arguments.seconds
     store = Path(tempfile.mkdtemp()) / "users.sqlite"
     command = [
         sys.executable,
@@ -116,11 +124,11 @@ def main() -> None:
     rows_of_table = "\n".join(
         f"| {name} | {found.row(SHAPES[name][1], offline)} |" for name, found in loads.items()
     )
-    facts = model.facts
+    metadata = model.metadata
     text = f"""# Serving
 
-{date.today()}, {os.cpu_count()} cores ({platform.machine()}), encoder {facts["encoder"]["name"]}, head \
-{facts["train"]["head"]}; loopback, {seconds:.0f} s each, the client on the same cores; \
+{date.today()}, {os.cpu_count()} cores ({platform.machine()}), encoder {metadata.encoder.name}, \
+head {metadata.train.head}; loopback, {seconds:.0f} s each, the client on the same cores; \
 load average {os.getloadavg()[0]:.1f}.
 Every text is new. The floor is the same model scoring 4,096 rows offline: {offline:.0f} rows/s.
 `python benchmarks/serve.py EXPORT {seconds:.0f}`
@@ -129,7 +137,8 @@ Every text is new. The floor is the same model scoring 4,096 rows offline: {offl
 |---|---|---|---|---|
 {rows_of_table}
 """
-    Path(__file__).with_name("results").joinpath("serve.md").write_text(text, encoding="utf-8")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "serve.md").write_text(text, encoding="utf-8")
     print(text)
 
 

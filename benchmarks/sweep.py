@@ -63,7 +63,7 @@ def main() -> None:
         os.chdir(folder)
         dim = pipeline.embed(
             load(None, (), {**choice, **settings, f"data.{arguments.what}.source": source}).config
-        )["dim"]
+        ).dim
         flags = [f"--dataset={choice['dataset']}", f"--encoder={choice['encoder']}"]
         flags += [f"--set={key}={value}" for key, value in settings.items()]
         axes = ["--set=sweep.head=[pal-a]"]
@@ -81,15 +81,15 @@ def main() -> None:
 
         times: dict[str, list[float]] = {"sweep": [], "processes": [], "in one process": []}
         times["sweep"].append(sweep())
-        for k, seed, lr in sample:
-            times["processes"].append(
-                seconds_of([*flags, f"--k={k}", f"--seed={seed}", f"--set=train.lr={lr}"], "train")
-            )
+        for number, (k, seed, lr) in enumerate(sample):
+            chosen = [f"--k={k}", f"--seed={seed}", f"--set=train.lr={lr}"]
+            own = [*flags, *chosen, f"--run=process-{number}"]
+            times["processes"].append(seconds_of(own, "train"))
             config = load(
                 None, (), {**choice, **settings, "train.k": k, "train.lr": lr, "seed": seed}
             ).config
             began = time.perf_counter()
-            pipeline.train(config, "one")
+            pipeline.train(config, f"here-{number}")
             times["in one process"].append(time.perf_counter() - began)
         times["sweep"].append(sweep())
         swept = {
@@ -112,7 +112,8 @@ def main() -> None:
     )
     for name in ("processes", "in one process"):
         total = 64 * float(np.mean(times[name]))
-        each = f"{np.mean(times[name]):.2f} ± {np.std(times[name], ddof=1):.2f} s each, {len(sample)} of 64"
+        mean, spread = np.mean(times[name]), np.std(times[name], ddof=1)
+        each = f"{mean:.2f} ± {spread:.2f} s each, {len(sample)} of 64"
         rows.append([f"pal train, {name}", f"{total:.0f}", f"{total / whole:.1f}", each])
     listed = f"{operations / 1e12:.1f} TFLOP at the rate of a square product; training steps only"
     rows.append(["floor: matrix products", f"{floor:.1f}", f"{floor / whole:.2f}", listed])

@@ -2,7 +2,10 @@
 device's matrix rate.
 
     python benchmarks/sweep_gpu.py
-    python benchmarks/sweep_gpu.py --device cpu --heads 8 --dim 64 --users 50 --epochs 1    (a trial of the script)
+
+A trial of the script itself:
+
+    python benchmarks/sweep_gpu.py --device cpu --heads 8 --dim 64 --users 50 --epochs 1
 
 PAL-A, K = 2 and 4, the rest seeds and learning rates. Operations are those that torch counts in one
 training step of a stack, times all steps; validation and evaluation are in the time and not in the
@@ -58,7 +61,7 @@ def main() -> None:
         began = time.perf_counter()
         summary = pipeline.sweep(config, "gpu")
         seconds = time.perf_counter() - began
-        assert not summary["failed"], summary
+        assert not summary.failed, summary
         operations = operations_of(config, arguments.device)
     rate = matrix_rate(arguments.device, torch.float32)
     card = (
@@ -67,20 +70,21 @@ def main() -> None:
     rows = [
         ["heads", "pairs", "seconds", "heads per minute", "together", "share of the matrix rate"]
     ]
-    shown = [f"{summary['heads']}", f"{100 * arguments.users:,}", f"{seconds:.1f}"]
+    shown = [f"{summary.heads}", f"{100 * arguments.users:,}", f"{seconds:.1f}"]
     shown += [
-        f"{60 * summary['heads'] / seconds:.1f}",
-        f"{summary['together']}",
+        f"{60 * summary.heads / seconds:.1f}",
+        f"{summary.together}",
         f"{operations / seconds / rate:.2f}",
     ]
     text = (
-        f"# A sweep of {summary['heads']} heads, d = {arguments.dim}, {arguments.epochs} "
+        f"# A sweep of {summary.heads} heads, d = {arguments.dim}, {arguments.epochs} "
         f"epochs\n\n{date.today()}, "
         f"`python benchmarks/sweep_gpu.py`, {card}, matrix rate {rate / 1e12:.2f} TFLOP/s "
         "(float32, precision "
         f"{torch.get_float32_matmul_precision()}).\n\n{as_markdown([*rows, shown])}\n"
     )
     name = "sweep_gpu.md" if arguments.device.startswith("cuda") else "sweep_gpu_trial.md"
+    out.mkdir(parents=True, exist_ok=True)
     (out / name).write_text(text, encoding="utf-8")
     print(text)
 

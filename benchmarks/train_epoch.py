@@ -21,7 +21,7 @@ import torch
 
 from pal.config import TrainConfig
 from pal.evaluate.report import as_markdown
-from pal.train.heads.head import build_head
+from pal.train.build import build_head
 from pal.train.module import HeadTraining
 from pal.train.pairs import PairBatches, Pairs
 
@@ -48,6 +48,7 @@ def main() -> None:
         f"{platform.machine()}, median of "
         f"{arguments.rounds} alternating rounds.\n\n{as_markdown(rows)}\n"
     )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

@@ -211,7 +211,7 @@ def few_shot(
     validation = new_users(trained, dataset, store, "val")
     if settings.active:
         users.asked = ask(trained, validation, users, max(settings.shots))
-    judge = _Judge.of(evaluate, trained, dataset, store, users)
+    panel = _Panel.of(evaluate, trained, dataset, store, users)
     cells: dict[str, Cell] = {}
     seconds, at_zero = 0.0, None
     for count in sorted({0, *settings.shots}):
@@ -222,8 +222,8 @@ def few_shot(
             began = time.perf_counter()
             adapted = adapt_users(settings, trained.head, shots, users.judged, prior, repeat)
             seconds += time.perf_counter() - began
-            margins.append(judge.margins(adapted))
-        cell, per_user = judge.cell(margins)
+            margins.append(panel.margins(adapted))
+        cell, per_user = panel.cell(margins)
         at_zero = per_user if at_zero is None else at_zero
         if count in settings.shots:
             harmed = float((per_user < at_zero).mean())
@@ -233,8 +233,8 @@ def few_shot(
 
 
 @dataclass
-class _Judge:
-    """What all cells have in common: whom they judge, by which pairs, under which rule for ties."""
+class _Panel:
+    """What all cells have in common: the pairs of all users, and the rule for ties."""
 
     evaluate: EvaluateConfig
     head: Head
@@ -249,13 +249,14 @@ class _Judge:
         dataset: PreparedDataset,
         store: FeatureStore,
         users: NewUsers,
-    ) -> _Judge:
+    ) -> _Panel:
         frame = drop_without_feature(dataset.pairs("val", "seen"), store)
         validation = predict(trained, frame, store, store.features())
         found = cls(evaluate, trained.head, users.judged, TieRule.choose(evaluate.ties, validation))
         if not found.counted.any():
             raise EvaluationError(
-                "all pairs to be judged are ties, and evaluate.ties = 'drop' leaves none; use half"
+                "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; "
+                "use half"
             )
         return found
 

@@ -24,7 +24,7 @@ statements = [
     "Rolling fresh pasta makes my week",
 ]
 prompts = [QUESTION.format(statement) for statement in statements]
-for user in ("seen-00000", "seen-00001"):  # users are dealt to the groups in turn
+for user in ("seen-00000", "seen-00001"):  # users belong to the groups in turn
     yes, no = (model.score(prompts, [answer] * 3, user) for answer in (" Yes", " No"))
     margins = [first - second for first, second in zip(yes, no, strict=True)]
     print(f"{user}: reward of yes minus reward of no")

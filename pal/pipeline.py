@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pal.config import Config, PlantedGroupsConfig
+from pydantic import BaseModel
+
+from pal.config import Config, PlantedGroupsConfig, reference
 from pal.dataset import PreparedDataset
 from pal.errors import CacheError, DataError, PalWarning
+from pal.files import digest
 from pal.names import require_name
 from pal.records import JsonObject
 
@@ -174,9 +177,31 @@ def export(
 
 
 def default_run(config: Config) -> str:
-    """Name a run by what distinguishes it."""
+    """Name a run by what distinguishes it.
+
+    Settings of dataset, encoder and head that are not those of the reference run add a digest, so
+    that ``train.lr=1e-3`` has a name of its own.
+    """
     head = config.train
-    return f"{config.dataset}-{config.encoder}-{head.head}-k{head.k}-s{config.seed}"
+    name = f"{config.dataset}-{config.encoder}-{head.head}-k{head.k}-s{config.seed}"
+    usual = reference()
+    pairs = (
+        (config.dataset_config(), usual.data.datasets.get(config.dataset), {"source"}),
+        (config.encoder_config(), usual.embed.encoders.get(config.encoder), set()),
+        (config.train, usual.train, {"head", "k", "device"}),
+    )
+    changed = [_differences(now, before, left_out) for now, before, left_out in pairs]
+    return f"{name}-{digest(changed, 3)}" if any(changed) else name
+
+
+def _differences(now: BaseModel, before: BaseModel | None, left_out: set[str]) -> JsonObject:
+    """Return the settings that are not as before; none where nothing was before, for the own name
+    of a dataset or an encoder says it."""
+    if before is None:
+        return {}
+    usual = before.model_dump(mode="json")
+    found: JsonObject = now.model_dump(mode="json", exclude=left_out)
+    return {key: value for key, value in found.items() if usual.get(key) != value}
 
 
 def saved(config: Config) -> JsonObject:

@@ -143,3 +143,17 @@ def test_the_file_at_the_root_is_the_built_in_reference_run() -> None:
     root = Path(__file__).resolve().parents[1]
     assert not (root / "pipeline.yaml").is_symlink()
     assert (root / "pipeline.yaml").read_text() == (root / "pal" / "pipeline.yaml").read_text()
+
+
+def test_the_default_name_of_a_run_tells_settings_apart() -> None:
+    from pal.pipeline import default_run
+
+    usual = default_run(load(options={"dataset": "persona"}).config)
+    assert usual == "persona-minilm-pal-b-k2-s0"
+    names = [usual]
+    for override in ("train.lr=1e-3", "data.persona.groups=4", "embed.minilm.pooling=cls"):
+        names.append(default_run(load(None, [override], {"dataset": "persona"}).config))
+    assert len(set(names)) == 4
+    assert all(name.startswith(f"{usual}-") for name in names[1:])
+    elsewhere = load(None, ["train.device=cpu", "data.persona.source=x"], {"dataset": "persona"})
+    assert default_run(elsewhere.config) == usual

@@ -31,14 +31,21 @@ def test_rank_for_two_users_prints_two_rankings() -> None:
 
 
 def test_opposed_users_rank_statements_in_opposite_orders(persona_source: Path) -> None:
-    small = ["train.epochs=20", "data.persona.limit=120", "data.persona.users=20", "data.persona.unseen_users=2",
-             "data.persona.validation_users=2", "data.persona.pairs_per_user=80",
-             "data.persona.validation_pairs_per_user=10", "data.persona.test_pairs_per_user=10",
-             "embed.minilm.max_length=64"]  # fmt: skip
+    example = REPOSITORY / "examples/rewards_for_opposed_users.py"
+    small = [
+        "train.epochs=20",
+        "data.persona.limit=120",
+        "data.persona.users=20",
+        "data.persona.unseen_users=2",
+        "data.persona.validation_users=2",
+        "data.persona.pairs_per_user=80",
+        "data.persona.validation_pairs_per_user=10",
+        "data.persona.test_pairs_per_user=10",
+        "embed.minilm.max_length=64",
+    ]
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "examples/rewards_for_opposed_users.py", persona_source, *small],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, example, persona_source, *small], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(" ")]
     assert len(lines) == 16

@@ -31,6 +31,7 @@ from pal.config.layers import (
     load,
     load_overrides,
     presets,
+    reference,
 )
 from pal.config.whole import (
     Config,
@@ -64,4 +65,5 @@ __all__ = [
     "load",
     "load_overrides",
     "presets",
+    "reference",
 ]

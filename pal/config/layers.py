@@ -66,6 +66,11 @@ def load(
         raise ConfigError(problems) from None
 
 
+def reference() -> Config:
+    """Return the reference run: the built-in settings, nothing typed."""
+    return Config.model_validate(_built_in("pipeline.yaml"))
+
+
 def presets() -> dict[str, dict[str, Any]]:
     """Return the settings of ``train`` that a name of ``--head`` may stand for."""
     return _built_in("presets.yaml")
