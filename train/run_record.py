@@ -95,6 +95,7 @@ class RunRecord(
             return
         was, now = earlier.deciding(), self.deciding()
         changed = [key for key in sorted({*now, *was}) if was.get(key) != now.get(key)]
+        changed = [key for key in changed if key in now and key in was] or changed
         if changed:
             key = min(changed, key=lambda key: (not key.startswith("train."), key != HEAD_NAME))
             raise TrainError(
