@@ -185,12 +185,13 @@ def default_run(config: Config) -> str:
     head = config.train
     name = f"{config.dataset}-{config.encoder}-{head.head}-k{head.k}-s{config.seed}"
     usual = reference()
-    pairs = (
-        (config.dataset_config(), usual.data.datasets.get(config.dataset), {"source"}),
-        (config.encoder_config(), usual.embed.encoders.get(config.encoder), set()),
-        (config.train, usual.train, {"head", "k", "device"}),
-    )
-    changed = [_differences(now, before, left_out) for now, before, left_out in pairs]
+    usual_data = usual.data.datasets.get(config.dataset)
+    usual_encoder = usual.embed.encoders.get(config.encoder)
+    changed = [
+        _differences(config.dataset_config(), usual_data, {"source"}),
+        _differences(config.encoder_config(), usual_encoder, set()),
+        _differences(config.train, usual.train, {"head", "k", "device"}),
+    ]
     return f"{name}-{digest(changed, 3)}" if any(changed) else name
 
 
