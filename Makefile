@@ -59,7 +59,7 @@ check: .venv/ready typings  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/ready  ## mend what ruff can mend
+format: .venv/ready  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

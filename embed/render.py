@@ -24,6 +24,11 @@ class RefusedByTemplate(Exception):
     """A chat template does not accept this conversation, e.g. its order of roles."""
 
 
+def plain_text(text: Text) -> str:
+    """Return a text behind the words of its context, for models that know no template."""
+    return BETWEEN_TURNS.join(turn.content for turn in text.turns)
+
+
 @dataclass
 class Tokens:
     """Token ids of many texts, end to end: text i is ``ids[starts[i]:starts[i + 1]]``."""

@@ -30,16 +30,13 @@ from pal.train.adapt.active import ask_in_turn
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.map import Adapted, adapt_map
-from pal.train.adapt.prior import Prior, make_prior
+from pal.train.adapt.prior import DEFAULT_STRENGTH, Prior, make_prior
 from pal.train.adapt.tune import tune_prior
 from pal.train.heads.head import Head
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 8192
-DEFAULT_STRENGTH = 0.3
-"""evaluation.md 3.12: as good as a tuned one on its generator; used where there are no validation
-users"""
 
 
 @dataclass

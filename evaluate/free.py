@@ -13,9 +13,11 @@ from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, ids_of
 from pal.evaluate.metrics import Array, summarize
 from pal.evaluate.records import Cell, MaybeCell
+from pal.items import View
 from pal.records import Entry
 from pal.train.pairs import drop_without_feature
 
+REFERENCE = "reference "
 FREE = ("first", "length", "majority")
 POPULATIONS: tuple[Population, ...] = ("seen", "unseen")
 
@@ -101,12 +103,14 @@ def free_baselines(
     }
     for encoder, store in (stores or {}).items():
         if store.score_weight() is not None:
-            kinds[f"reference {encoder}"] = partial(reference_margins, store)
+            kinds[f"{REFERENCE}{encoder}"] = partial(reference_margins, store)
     rows = []
     for which, margins in kinds.items():
         cells: list[Cell | None] = []
         for population in POPULATIONS:
-            frame = dataset.pairs("test", population)
+            # a reward model reads a response behind its prompt, whatever the heads read
+            view: View = "prompt+response" if which.startswith(REFERENCE) else dataset.view
+            frame = dataset.viewed(view).pairs("test", population)
             for store in (stores or {}).values():
                 frame = drop_without_feature(frame, store)
             cells.append(_cell(settings, frame, margins(frame)) if len(frame) else None)

@@ -10,12 +10,12 @@ import torch
 from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
-from pal.evaluate.few_shot import DEFAULT_STRENGTH, new_users, prepare_answers
+from pal.evaluate.few_shot import new_users, prepare_answers
 from pal.evaluate.predict import require_same_data
 from pal.names import require_name
 from pal.records import Entry, JsonObject
 from pal.train.adapt.grow import grow, outside, surprise
-from pal.train.adapt.prior import make_prior
+from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
 from pal.train.heads.users import UserWeights
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead

@@ -16,7 +16,7 @@ keeps its traceback.
 
 
 class PalError(Exception):
-    """Base of all errors that the user can mend."""
+    """Base of all errors that the user can fix."""
 
 
 class ConfigError(PalError):

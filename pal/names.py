@@ -1,4 +1,4 @@
-"""One rule for every name that becomes a folder: run, sweep, audit, export, dataset, encoder."""
+"""One rule for every name that becomes a folder: run, sweep, export, dataset, encoder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from pal.errors import ConfigError, PalError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CODE_FOLDERS = {"data": {"sources"}}
-"""names that are taken because a folder of code has them, by the folder they would lie in"""
+TAKEN = "sources"
+"""a folder of code in data/, so no dataset can have its name"""
 
 
 def require_name(what: str, name: str, error: type[PalError] = ConfigError) -> str:
@@ -22,7 +22,7 @@ def require_name(what: str, name: str, error: type[PalError] = ConfigError) -> s
             f"{shown!r} cannot be the name of {_article(what)} {what}: use 1 to 100 letters, "
             f"digits, dots, hyphens and underscores, and begin with a letter or a digit"
         )
-    if what == "dataset" and name in CODE_FOLDERS["data"]:
+    if what == "dataset" and name == TAKEN:
         raise error(f"{name!r} is a folder of code in data/, so no dataset can have this name")
     return name
 

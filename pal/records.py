@@ -307,8 +307,3 @@ def write_text(path: Path, text: str, comment: str = "#") -> str:
     """Write a text with its seal in a first comment line, e.g. YAML; returns the seal."""
     path.write_text(f"{comment} {SEAL.decode()} {EMPTY.decode()}\n{text}", encoding="utf-8")
     return seal(path)
-
-
-def read_text(path: Path, expected: str | None = None) -> str:
-    """Read a text that ``write_text`` wrote; raises Damaged."""
-    return read_sealed(path, expected).decode("utf-8").partition("\n")[2]

@@ -24,11 +24,8 @@ from pal.reward.export_record import (
     Modality,
 )
 from pal.reward.live import LiveEncoder, changed_settings
-from pal.train.adapt.prior import make_prior
+from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
 from pal.train.run_record import RunRecord, TrainedHead
-
-DEFAULT_STRENGTH = 0.3
-"""of the prior of new users, where no validation users have tuned it (evaluation.md 3.12)"""
 
 
 def folder_of(path_or_repo: str | Path, revision: str | None) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pal.config import Config, EncoderConfig
 from pal.errors import PalError, RewardError
 from pal.items import Conversation, Item, Prompt, Text, conversation, prompt_item, response_item
+from pal.names import require_name
 from pal.reward import loading
 from pal.reward.adaptation import Answer, vector_from_answers
 from pal.reward.export_record import Contents, Modality, read_contents
@@ -79,7 +80,7 @@ class RewardModel:
 
         Raises EvaluationError if its encoder has other settings now.
         """
-        trained = TrainedHead.load(config.paths.runs / run)
+        trained = TrainedHead.load(config.paths.runs / require_name("run", run, RewardError))
         encoder = loading.encoder_of_run(config.embed, trained.metadata)
         modality = loading.modality_of(config.paths.data / trained.metadata.dataset, encoder)
         return cls.of(trained, encoder, config.paths.cache / ".digests.json", modality, device)

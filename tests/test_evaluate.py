@@ -6,17 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from pal import pipeline
+from pal.cache.reader import FeatureStore
 from pal.config import Config
+from pal.dataset import ids_of
 from pal.errors import EvaluationError, TrainError
 from pal.evaluate import adaptation, hull
 from pal.evaluate.compare import compare
-from pal.evaluate.free import FreeBaseline
+from pal.evaluate.free import FreeBaseline, free_baselines
 from pal.evaluate.hull import OutsideUser
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.metrics import (
@@ -210,3 +215,36 @@ def test_a_grown_run_is_a_run_of_its_own(
 def test_tables_are_aligned() -> None:
     lines = as_markdown([["a", "long header"], ["longer cell", "1"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_reference_reads_the_response_behind_its_prompt(configure: Callable[..., Config]) -> None:
+    rows = [
+        {"user_id": f"u{n % 3}", "prompt": f"Question {n}?", "chosen": "Yes.", "rejected": "No."}
+        for n in range(90)
+    ]
+    Path("own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = configure({"dataset": "pairs", "data.pairs.source": "own.jsonl",
+                        "data.pairs.grouping": "prompt"})  # fmt: skip
+    dataset = pipeline.prepare(config)
+    asked: list[np.ndarray] = []
+
+    class RewardModelCache:
+        manifest = SimpleNamespace(errors=0)
+
+        def score_weight(self) -> torch.Tensor:
+            return torch.ones(1, 1)
+
+        def index(self, ids: np.ndarray) -> np.ndarray:
+            asked.append(ids)
+            return np.zeros(len(ids), np.int64)
+
+        def gather(self, numbers: np.ndarray) -> torch.Tensor:
+            return torch.zeros(len(numbers), 1)
+
+    store = cast(FeatureStore, RewardModelCache())
+    found = free_baselines(config.evaluate, dataset, {"rm": store})
+    assert [row.baseline for row in found][-1] == "reference rm"
+    behind = dataset.viewed("prompt+response").pairs("test", "seen")
+    assert set(ids_of(behind["first_id"]).tolist()) <= set(np.concatenate(asked).tolist())
+    plain = dataset.pairs("test", "seen")
+    assert not set(ids_of(plain["first_id"]).tolist()) & set(np.concatenate(asked).tolist())

@@ -14,7 +14,7 @@ from pal.config import EncoderConfig
 from pal.embed.encoder import locate
 from pal.embed.encoders.random_models import byte_tokenizer, random_model
 from pal.embed.encoders.text import TextEncoder, pool
-from pal.embed.render import Renderer
+from pal.embed.render import Renderer, plain_text
 from pal.errors import EncoderError
 from pal.items import (
     ITEM_COLUMNS,
@@ -198,3 +198,10 @@ def test_a_text_of_ten_megabytes_is_cut_and_marked() -> None:
     inputs = made.prepare([Text("0123456789" * 1_000_000)])
     assert inputs.n_tokens.tolist() == [64]
     assert inputs.truncated.tolist() == [True]
+
+
+def test_a_model_without_template_reads_the_context_too() -> None:
+    alone = Text("a red one")
+    behind = Text("a red one", (Turn("user", "Which car?"),))
+    assert plain_text(alone) == "a red one"
+    assert plain_text(behind) == "Which car?\n\na red one"

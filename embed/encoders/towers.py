@@ -19,6 +19,7 @@ from pal.embed.encoder import (
 )
 from pal.embed.encoders.text import to_device, unreadable
 from pal.embed.images import ImageReader, decode_filtered
+from pal.embed.render import plain_text
 from pal.items import Image, Item, Place, Text
 
 
@@ -83,7 +84,7 @@ class TowersEncoder:
             if isinstance(item, Text):
                 failure = unreadable(item)
                 if failure is None:
-                    texts[row] = item.text
+                    texts[row] = plain_text(item)
                 else:
                     failures[row] = failure
         ids, lengths = self.towers.tokenise(texts)

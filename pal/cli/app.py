@@ -28,7 +28,7 @@ app = typer.Typer(
 
 Dataset = Annotated[
     str | None,
-    typer.Option("--dataset", "-d", help="Name of the dataset: demo, persona, simulated."),
+    typer.Option("--dataset", "-d", help="Name of the dataset: a key of data: in pipeline.yaml."),
 ]
 Encoder = Annotated[
     str | None,

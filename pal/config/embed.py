@@ -66,7 +66,7 @@ class EmbedConfig(Component):
     __pydantic_extra__: dict[str, EncoderConfig]
 
     token_budget: PositiveInt | Literal["auto"] = "auto"
-    """Padded tokens per batch; auto: 4,096 on a CPU, 65,536 on a GPU. A batch that finds no memory
+    """Padded tokens per batch; auto: 1,024 on a CPU, 65,536 on a GPU. A batch that finds no memory
     is halved."""
     rows_per_shard: PositiveInt | None = None
     """Items per shard, the unit of resume; null: 8,192."""

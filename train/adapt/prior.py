@@ -17,6 +17,8 @@ from pal.train.heads.users import UserWeights
 
 Spread = Literal["isotropic", "empirical", "community"]
 SMALLEST_WEIGHT = 1e-6
+DEFAULT_STRENGTH = 0.3
+"""used where no validation users tune it; on planted users as good as a tuned one"""
 
 
 @dataclass(frozen=True)
