@@ -84,7 +84,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Image:
-    """An image: where its bytes are, and their hash, which rows read back do not tell."""
+    """An image: where its bytes are, and their hash, unless it was read back from a table."""
 
     place: Place
     content_id: bytes | None = None

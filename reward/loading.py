@@ -1,7 +1,7 @@
 """An exported folder or a run, opened: the head, its record and its encoder, checked.
 
-No export grants anything to itself. Code from an encoder's repository runs only if the caller says
-so, whatever the export's settings say, and its paths are only places to look for weights.
+An export cannot give itself a permission. Code from an encoder's repository runs only if the caller
+says so, whatever the export's settings say, and its paths are only places to look for weights.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class RewardModel:
     def score_rows(self, rows: Sequence[Row], vectors: Tensor) -> tuple[Tensor, dict[int, str]]:
         """Return rewards (n,) float32 for user vectors (n, R), and why some rows have none.
 
-        A bad row is its own affair: the others have their rewards.
+        A row that cannot be scored has a reason; the others have their rewards.
         """
         rewards = torch.zeros(len(rows))
         failures: dict[int, str] = {}

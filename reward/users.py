@@ -92,7 +92,7 @@ class Users:
         return user not in self
 
     def add(self, user: str | int, vector: Tensor) -> None:
-        """Know one more user, or a known one better."""
+        """Add a user, or replace what is known of one."""
         name = user_name(user)
         if name is None:
             raise RewardError("a user who is added needs an id")
@@ -105,7 +105,7 @@ class Users:
             self.added[name] = vector.to(self.device)
 
     def forget(self, user: str | int) -> None:
-        """Know an adapted user no longer."""
+        """Remove an adapted user."""
         name = user_name(user)
         with self._lock:
             if name is not None:

@@ -71,8 +71,7 @@ class StackTrainer:
         )
 
     def _record(self, rows: dict[str, SweepRow], results: list[Result]) -> list[str]:
-        """Add rows to the results; a new best head is saved first, so that whoever is on record as
-        the best is there."""
+        """Add rows to the results; a new best head is saved before its row is there."""
         leader = best_of(rows)
         with open_results(self.folder) as recorded:
             leads = leader is not None

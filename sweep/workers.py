@@ -93,7 +93,7 @@ def _result(future: Future[T]) -> T:
         return future.result()
     except BrokenProcessPool as error:
         raise TrainError(
-            "a sweep worker was ended from outside, perhaps for want of memory; run the sweep again"
+            "a sweep worker was ended from outside, perhaps as memory ran out; run the sweep again"
         ) from error
 
 

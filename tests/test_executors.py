@@ -93,6 +93,7 @@ def test_an_error_in_a_process_is_the_same_sentence(configure: Configure) -> Non
         pipeline.embed(configure(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_the_one_that_started_them(how: signal.Signals) -> None:
     command = [

@@ -330,6 +330,7 @@ def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) 
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(
     configure: Configure,
 ) -> None:
@@ -352,6 +353,7 @@ def test_a_worker_that_dies_is_one_sentence_and_loses_no_finished_head(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_that_try_failed_heads_again_keep_each_others_results(configure: Configure) -> None:
     config = sweeping(
         configure, {"seed": [0, 1], "lr": [1e-3, 2e-3, 3e-3]}, **{"sweep.together": 1}
@@ -377,6 +379,7 @@ run_sweep(load(Path("many.yaml")).config, "s", stop, print)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_with_workers_ends_although_stacks_wait(configure: Configure) -> None:
     axes = {"seed": list(range(4)), "lr": [1e-3 + 1e-5 * step for step in range(20)]}
     config = sweeping(

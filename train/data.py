@@ -71,7 +71,7 @@ class TrainingData:
 
     @property
     def problem(self) -> Problem:
-        """The same for a head that is solved and not trained step by step."""
+        """The same data, for a head that is solved instead of trained step by step."""
         return Problem(self.features, self.train, self.val, len(self.users))
 
     def new_head(self, settings: TrainConfig, seed: int) -> Head:

@@ -1,4 +1,4 @@
-"""What is worth a word before and after training: labels that cannot teach, a loss that stayed."""
+"""Warnings before and after training: labels that teach nothing, a loss that did not fall."""
 
 from __future__ import annotations
 

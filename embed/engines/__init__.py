@@ -1,4 +1,4 @@
-"""Who does the shards.
+"""What encodes the shards.
 
 local.py   this process, or one process for each device
 ray.py     the actors of a Ray cluster

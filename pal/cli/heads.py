@@ -127,7 +127,7 @@ def adapt(
 
         far, few = found.outside_hull, found.n_users_left_out
         most = max(settings.config.adapt.shots)
-        left_out = f", {few} left out for want of {most} answers" if few else ""
+        left_out = f", {few} left out with fewer than {most} answers" if few else ""
         lines = [
             as_markdown(table_of_shots(found.test_unseen)),
             "",

@@ -81,8 +81,8 @@ class EmbedConfig(Component):
     compile: bool = False
     """Compile the model with torch.compile: slow to start, faster on long runs."""
     executor: Literal["local", "ray", "slurm"] = "local"
-    """Who does the shards: processes here, one per visible GPU; actors of a Ray cluster; tasks of a
-    SLURM array."""
+    """What encodes the shards: processes here, one per visible GPU; actors of a Ray cluster; tasks
+    of a SLURM array."""
     actors: PositiveInt | None = None
     """Workers of an executor; null: one per visible GPU of this machine or of the Ray cluster, else
     one."""

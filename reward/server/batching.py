@@ -20,7 +20,7 @@ from pal.reward.server.metrics import Metrics
 
 
 class Full(Exception):
-    """As many rows are waiting as may."""
+    """The queue is full."""
 
 
 @dataclass

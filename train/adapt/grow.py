@@ -45,8 +45,8 @@ def surprise(head: Head, answers: Answers, prior: Prior) -> Tensor:
 
 
 def outside(new: Tensor, seen: Tensor) -> Tensor:
-    """Return which new users (U,) surprise the head more than all but a twentieth of the seen users
-    do."""
+    """Return which new users (U,) surprise the head more than 1.5 times the 95 % quantile of the
+    seen users, and 0.05 nats."""
     return new > 1.5 * torch.quantile(seen, QUANTILE) + 0.05
 
 
