@@ -417,6 +417,7 @@ def without_times(name: str) -> pl.DataFrame:
     return frame.drop(set(frame.columns) & TIMES)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(configure: Configure) -> None:
     """SIGKILL once some stacks are recorded, sooner and later, then the same command again."""
     small_sweep(configure)
@@ -451,6 +452,7 @@ run_sweep(load(Path("many.yaml")).config, "s", tell, lambda line: None)
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(configure: Configure) -> None:
     axes = {"seed": list(range(4)), "lr": [1e-3 + 1e-5 * step for step in range(20)]}
     options = {"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1}
