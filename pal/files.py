@@ -187,12 +187,13 @@ def _remove_leftovers(folder: Path, process: int) -> None:
     """Remove what killed processes of this machine left in a folder; once per process."""
     for path in folder.glob(f"{INFLIGHT}*"):
         found = re.match(rf"{re.escape(INFLIGHT)}([0-9a-f]+)-([0-9]+)-", path.name)
-        if found and found.group(1) == _machine() and not _is_alive(int(found.group(2))):
+        if found and found.group(1) == _machine() and not is_alive(int(found.group(2))):
             with suppress(OSError):
                 _remove(path)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pal.errors import ConfigError
+from pal.files import is_alive
 from pal.sweep.plan import Candidate, Planner
 from pal.sweep.record import SweepRow
 
@@ -80,7 +81,7 @@ class Study:
 
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             host, process = trial.user_attrs.get(PROCESS, (None, 0))
-            if host == socket.gethostname() and not _is_alive(process):
+            if host == socket.gethostname() and not is_alive(process):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -106,13 +107,3 @@ def _open(planner: Planner, folder: Path) -> OptunaStudy:
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
     )
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
