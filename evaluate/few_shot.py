@@ -23,7 +23,7 @@ from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
 from pal.evaluate.metrics import Array, summarize, user_means
-from pal.evaluate.predict import predict
+from pal.evaluate.predict import pairs_of, predict
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule
 from pal.train.adapt.active import ask_in_turn
@@ -247,7 +247,7 @@ class _Panel:
         store: FeatureStore,
         users: NewUsers,
     ) -> _Panel:
-        frame = drop_without_feature(dataset.pairs("val", "seen"), store)
+        frame = pairs_of(dataset, store, trained.users, "val", "seen")
         validation = predict(trained, frame, store, store.features())
         found = cls(evaluate, trained.head, users.judged, TieRule.choose(evaluate.ties, validation))
         if not found.counted.any():

@@ -11,7 +11,7 @@ from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.few_shot import new_users, prepare_answers
-from pal.evaluate.predict import require_same_data
+from pal.evaluate.predict import pairs_of, require_same_data
 from pal.names import require_name
 from pal.records import Entry, JsonObject
 from pal.train.adapt.grow import grow, outside, surprise
@@ -43,7 +43,7 @@ def outside_users(
     """
     if not isinstance(trained.head.users, UserWeights):
         return []
-    frame = drop_without_feature(dataset.pairs("val", "seen"), store).sort("pair_id")
+    frame = pairs_of(dataset, store, trained.users, "val", "seen").sort("pair_id")
     frame = frame.filter(pl.len().over("user_id") >= FEWEST)
     try:
         users = new_users(trained, dataset, store, "test", FEWEST)

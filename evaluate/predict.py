@@ -74,7 +74,7 @@ def evaluate_run(
     features = store.features()
     frames = []
     for split, population in EVALUATED:
-        frame = drop_without_feature(dataset.pairs(split, population), store)
+        frame = pairs_of(dataset, store, trained.users, split, population)
         if not frame.is_empty():
             frames.append(predict(trained, frame, store, features))
     predictions = pl.concat(frames)
@@ -127,6 +127,22 @@ def predictions_of(trained: TrainedHead, folder: Path) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(table))
 
 
+def pairs_of(
+    dataset: PreparedDataset,
+    store: FeatureStore,
+    users: list[str],
+    split: Split,
+    population: Population,
+) -> pl.DataFrame:
+    """Return the pairs that a head is evaluated by in one cell, those without features left out.
+
+    Seen users are the head's own ``users``: with ``train.users`` they are fewer than the dataset's,
+    and the others, whom it knows no better than strangers, are in no cell.
+    """
+    frame = drop_without_feature(dataset.pairs(split, population), store)
+    return frame.filter(pl.col("user_id").is_in(users)) if population == "seen" else frame
+
+
 def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
     """Return the predictions of test pairs of one population."""
     return predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
@@ -144,11 +160,9 @@ class SeenPairs:
     @classmethod
     def load(cls, data: TrainingData) -> SeenPairs:
         with_prompt = data.train.prompt is not None
-        seen = pl.col("user_id").is_in(data.users)
         splits: tuple[Split, ...] = ("val", "test")
         frames = {
-            split: drop_without_feature(data.dataset.pairs(split, "seen"), data.store).filter(seen)
-            for split in splits
+            split: pairs_of(data.dataset, data.store, data.users, split, "seen") for split in splits
         }
         pairs = {
             split: Pairs.join(frame, data.store, data.users, with_prompt, "cpu")

@@ -601,3 +601,15 @@ def test_the_bound_holds_in_a_stack(configure: Configure) -> None:
         alone = pipeline.train(config.model_copy(update={"train": train}), row["head_id"])
         assert alone.test_seen is not None
         assert row["test_nll"] == pytest.approx(alone.test_seen.nll, abs=1e-3)
+
+
+def test_a_head_of_fewer_users_is_evaluated_by_those_users_on_every_road(
+    configure: Configure,
+) -> None:
+    config = sweeping(configure, {"k": [1]}, **{"train.users": 3, "sweep.together": 1})
+    pipeline.sweep(config, "s")
+    metrics = pipeline.evaluate(config, ["s-best"]).runs[0]
+    assert metrics.test_seen is not None
+    row = results("s").row(0, named=True)
+    assert metrics.test_seen.n_users == row["test_n_users"] == 3
+    assert metrics.test_seen.macro_accuracy == row["test_macro_accuracy"]
