@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from pal.cache.reader import FeatureStore
 from pal.cache.shard import ITEM_BYTES
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, Split
-from pal.errors import EvaluationError
+from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.metrics import sigmoid, summarize
-from pal.evaluate.records import PREDICTIONS, Cell, Metrics
+from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
 from pal.evaluate.ties import TieRule
 from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file
@@ -99,8 +100,8 @@ def evaluate_run(
         test_unseen={ZERO_SHOT: unseen} if unseen else {},
         head_seal=run.seal,
     )
-    before = Metrics.find(folder)
-    if before is not None and before.head_seal == run.seal:
+    before = _earlier_metrics(folder, run.seal)
+    if before is not None:
         kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
         kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
         metrics = metrics.model_copy(update=kept)
@@ -108,6 +109,26 @@ def evaluate_run(
         write_table(temporary, predictions.to_arrow(), "predictions", of=run.seal)
     metrics.write(folder)
     return metrics
+
+
+def _earlier_metrics(folder: Path, seal: str) -> Metrics | None:
+    """Return what was evaluated of this head before; with a warning where that cannot be
+    trusted."""
+    try:
+        before = Metrics.read(folder)
+    except EvaluationError:
+        if not (folder / METRICS).exists() and not (folder / PREDICTIONS).exists():
+            return None  # this is the first time
+        before = None
+    if before is None or before.head_seal != seal:
+        warnings.warn(
+            f"{folder / METRICS} is missing, damaged or of another head, so cells of adaptation "
+            f"that it may have held are lost; run: pal adapt --run {folder.name}",
+            PalWarning,
+            stacklevel=3,
+        )
+        return None
+    return before
 
 
 COMMON = {
