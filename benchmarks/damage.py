@@ -37,7 +37,6 @@ SIZES = {
     "encoder": "tiny-text",
     "embed": {"rows_per_shard": 64, "max_error_rate": 0.5},
     "train": {"epochs": 2},
-    "evaluate": {"bootstrap": 50},
     "adapt": {"shots": [0, 2], "repeats": 2},
     "sweep": {"head": ["pal-a"], "k": [1, 2], "seed": [0]},
 }

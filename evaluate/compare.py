@@ -1,4 +1,4 @@
-"""Whether one run is better than another: paired over users, corrected for how many are compared.
+"""Whether one run is better than another: paired, corrected for how many are compared.
 
 The formulas are those of evaluation.md 2.2 and 2.4.
 """
@@ -16,7 +16,7 @@ from scipy.stats import binom
 
 from pal.config import EvaluateConfig
 from pal.dataset import Population
-from pal.evaluate.metrics import Array, bootstrap_interval
+from pal.evaluate.crossed import Crossing
 from pal.evaluate.predict import in_test, load_run, predictions_of
 from pal.evaluate.records import Interval
 from pal.evaluate.ties import TieRule
@@ -33,27 +33,22 @@ class Comparison(Entry):
     cell: str
     metric: Literal["macro_accuracy"] = "macro_accuracy"
     n_users: int
+    n_prompts: int
     n_pairs: int
     difference: float
     """b minus a"""
-    ci95: Interval
-    """over users"""
+    ci95: Interval | None
+    """over users and prompts; null with a single one of either"""
+    ci95_from: Literal["users", "prompts"]
+    """where most of the uncertainty comes from"""
     p: float
-    """of sign flips"""
+    """two-sided, of no difference"""
     harmed: float
     """share of users who are worse off under b"""
     harmed_by_chance: float
     """what coin flips would give"""
     p_holm: float
     """corrected for all comparisons of the table"""
-
-
-def sign_flip_p(differences: Array, draws: int, seed: int = 0) -> float:
-    """Return the two-sided p of a mean difference, by flipping each user's sign at random."""
-    generator = np.random.default_rng(seed)
-    signs = generator.integers(0, 2, (draws, len(differences)), dtype=np.int8) * 2 - 1
-    means = np.abs(signs @ differences) / len(differences)
-    return float((1 + np.sum(means >= abs(differences.mean()) - 1e-12)) / (1 + draws))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -127,20 +122,22 @@ def _compare(
         rule.credit(both[margin].to_numpy(), label)
         for rule, margin in zip(rules, ("margin", "margin_right"), strict=True)
     )
-    users = np.unique(both["user_id"].to_numpy(), return_inverse=True)[1]
-    count = np.bincount(users)
-    difference = np.bincount(users, second - first) / count
-    p = sign_flip_p(difference, settings.bootstrap)
+    crossing = Crossing.of(both)
+    found = crossing.macro(second - first)
+    difference = crossing.user_means(second - first)
+    discordant = np.bincount(crossing.users, second != first).astype(np.int64)
     return Comparison(
         a=a[0],
         b=b[0],
         cell=CELLS[population],
-        n_users=len(count),
+        n_users=crossing.n_users,
+        n_prompts=crossing.n_prompts,
         n_pairs=len(both),
-        difference=float(difference.mean()),
-        ci95=bootstrap_interval(difference, settings.bootstrap),
-        p=p,
+        difference=found.value,
+        ci95=found.ci95,
+        ci95_from=found.side,
+        p=found.p,
         harmed=float((difference < 0).mean()),
-        harmed_by_chance=chance_of_harm(np.bincount(users, second != first).astype(np.int64)),
-        p_holm=p,
+        harmed_by_chance=chance_of_harm(discordant),
+        p_holm=found.p,
     )

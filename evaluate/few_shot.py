@@ -22,7 +22,8 @@ from pal.chance import words
 from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
-from pal.evaluate.metrics import Array, summarize, user_means
+from pal.evaluate.crossed import PROMPT_GROUP, Array, Crossing, with_prompt_group
+from pal.evaluate.metrics import summarize
 from pal.evaluate.predict import pairs_of, predict
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule
@@ -47,6 +48,8 @@ class NewUsers:
     names: list[str]
     pool: Answers
     judged: Answers
+    prompt_groups: np.ndarray
+    """(B,) of the judged pairs"""
     pool_ids: np.ndarray
     """(B,) S16, the pair behind each row of the pool"""
     salt: str
@@ -113,7 +116,8 @@ def new_users(
     known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
     salt = str(dataset.card.settings.get("salt", "v1"))
     left_out = len(everybody) - len(names)
-    return NewUsers(names, known, to_judge, ids_of(pool["pair_id"]), salt, left_out)
+    groups = with_prompt_group(judged)[PROMPT_GROUP].to_numpy()
+    return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), salt, left_out)
 
 
 def prepare_answers(
@@ -236,6 +240,8 @@ class _Panel:
     evaluate: EvaluateConfig
     head: Head
     judged: Answers
+    prompt_groups: np.ndarray
+    """(B,)"""
     ties: TieRule
 
     @classmethod
@@ -249,7 +255,8 @@ class _Panel:
     ) -> _Panel:
         frame = pairs_of(dataset, store, trained.users, "val", "seen")
         validation = predict(trained, frame, store, store.features())
-        found = cls(evaluate, trained.head, users.judged, TieRule.choose(evaluate.ties, validation))
+        ties = TieRule.choose(evaluate.ties, validation)
+        found = cls(evaluate, trained.head, users.judged, users.prompt_groups, ties)
         if not found.counted.any():
             raise EvaluationError(
                 "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; "
@@ -281,12 +288,12 @@ class _Panel:
         repeats, counted = len(margins), self.counted
         margin = np.concatenate(margins)
         label = np.tile(self.labels[counted], repeats)
-        number = np.tile(self.judged.user.numpy()[counted], repeats)
+        answers = Crossing.of_names(self.judged.user.numpy()[counted], self.prompt_groups[counted])
+        crossing = answers.repeated(repeats)
         right = self.ties.credit(margin, label)
-        evaluate = self.evaluate
-        cell = summarize(margin, label, number, evaluate.bootstrap, evaluate.ece_bins, right)
+        cell = summarize(margin, label, crossing, self.evaluate.ece_bins, right)
         cell = cell.model_copy(update={"n_pairs": int(counted.sum()), "repeats": repeats})
-        return self.ties.told_in(cell, self.labels), user_means(right, number)
+        return self.ties.told_in(cell, self.labels), crossing.user_means(right)
 
 
 def _method(settings: AdaptConfig, head: Head) -> str:

@@ -11,7 +11,8 @@ import polars as pl
 from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, ids_of
-from pal.evaluate.metrics import Array, summarize
+from pal.evaluate.crossed import Array, Crossing, with_prompt_group
+from pal.evaluate.metrics import summarize
 from pal.evaluate.records import Cell, MaybeCell
 from pal.items import View
 from pal.records import Entry
@@ -119,6 +120,6 @@ def free_baselines(
 
 
 def _cell(settings: EvaluateConfig, frame: pl.DataFrame, margin: Array) -> Cell:
-    users = np.unique(frame["user_id"].to_numpy(), return_inverse=True)[1]
     label = frame["label"].to_numpy().astype(np.float64)
-    return summarize(margin, label, users, settings.bootstrap, settings.ece_bins)
+    crossing = Crossing.of(with_prompt_group(frame))
+    return summarize(margin, label, crossing, settings.ece_bins)

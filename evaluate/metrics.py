@@ -7,13 +7,9 @@ is unchanged when the two items of a pair are swapped.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pal.evaluate.records import Cell
-
-Array = NDArray[np.float64]
-
-COUNTS_AT_ONCE = 1 << 18
+from pal.evaluate.crossed import Array, Crossing
+from pal.evaluate.records import Cell, Interval
 
 
 def sigmoid(margin: Array) -> Array:
@@ -51,29 +47,10 @@ def tie_baseline(label: Array, threshold: float) -> float:
     return (threshold + (1.0 - threshold) / 2.0) * share + 0.5 * (1.0 - share)
 
 
-def user_means(values: Array, users: NDArray[np.int64]) -> Array:
-    """Return the mean of each user's values, (U,), in the order of the sorted user numbers."""
-    _, number, count = np.unique(users, return_inverse=True, return_counts=True)
-    return np.bincount(number, values, len(count)) / count
-
-
-def bootstrap_interval(per_user: Array, draws: int, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean over users, resampling whole users."""
-    generator = np.random.default_rng(seed)
-    users = len(per_user)
-    at_once = max(1, COUNTS_AT_ONCE // users)
-    sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
-    counts = (
-        generator.multinomial(users, np.full(users, 1.0 / users), size=size) for size in sizes
-    )
-    means = np.concatenate([block @ per_user for block in counts]) / users
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def negative_log_likelihood(margin: Array, label: Array) -> float:
-    """Return mean cross-entropy in nats; an uninformed prediction has ln 2 = 0.6931."""
-    return float(np.mean(np.logaddexp(0.0, margin) - label * margin))
+def negative_log_likelihoods(margin: Array, label: Array) -> Array:
+    """Return cross-entropies in nats, (n,); an uninformed prediction has ln 2 = 0.6931."""
+    found: Array = np.logaddexp(0.0, margin) - label * margin
+    return found
 
 
 def brier(margin: Array, label: Array) -> float:
@@ -116,27 +93,38 @@ def worst_decile(per_user: Array) -> float:
 def summarize(
     margin: Array,
     label: Array,
-    users: NDArray[np.int64],
-    draws: int,
+    crossing: Crossing,
     bins: int,
     right: Array | None = None,
 ) -> Cell:
     """Return one cell of ``metrics.json``; all inputs (n,), n > 0.
 
-    ``right`` is each prediction's credit under another rule than ``credit``.
+    ``right`` is each prediction's credit under another rule than ``credit``. Intervals are crossed,
+    over users and prompts.
     """
     right = credit(margin, label) if right is None else right
-    per_user = user_means(right, users)
+    macro = crossing.macro(right)
+    likelihood = crossing.micro(negative_log_likelihoods(margin, label))
     auc = area_under_curve(margin, label)
     return Cell(
         n_pairs=len(margin),
-        n_users=len(per_user),
+        n_users=crossing.n_users,
+        n_prompts=crossing.n_prompts,
         accuracy=float(right.mean()),
-        macro_accuracy=float(per_user.mean()),
-        macro_ci95=bootstrap_interval(per_user, draws),
-        worst_decile=worst_decile(per_user),
-        nll=negative_log_likelihood(margin, label),
+        macro_accuracy=macro.value,
+        macro_ci95=within(macro.ci95, 0.0, 1.0),
+        ci95_from=macro.side,
+        worst_decile=worst_decile(crossing.user_means(right)),
+        nll=likelihood.value,
+        nll_ci95=within(likelihood.ci95, 0.0, np.inf),
         brier=brier(margin, label),
         ece=calibration_error(margin, label, bins),
         auc=None if np.isnan(auc) else auc,
     )
+
+
+def within(interval: Interval | None, least: float, most: float) -> Interval | None:
+    """Cut an interval to the values that a metric can have."""
+    if interval is None:
+        return None
+    return max(interval[0], least), min(interval[1], most)

@@ -16,6 +16,7 @@ from pal.cache.shard import ITEM_BYTES
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, Split
 from pal.errors import EvaluationError, PalWarning
+from pal.evaluate.crossed import PROMPT_GROUP, Crossing, with_prompt_group
 from pal.evaluate.metrics import sigmoid, summarize
 from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
 from pal.evaluate.ties import TieRule
@@ -29,6 +30,8 @@ from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
+TOLD = ("pair_id", "user_id", PROMPT_GROUP, "split", "population")
+"""what predictions repeat of their pairs"""
 EVALUATED: tuple[tuple[Split, Population], ...] = (
     ("val", "seen"),
     ("test", "seen"),
@@ -213,16 +216,15 @@ def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) 
             "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; use half"
         )
     margin, label = counted["margin"].to_numpy(), counted["label"].to_numpy()
-    users = np.unique(counted["user_id"].to_numpy(), return_inverse=True)[1]
     right = ties.credit(margin, label)
-    cell = summarize(margin, label, users, settings.bootstrap, settings.ece_bins, right)
+    cell = summarize(margin, label, Crossing.of(counted), settings.ece_bins, right)
     return ties.told_in(cell, every_label)
 
 
 def predict(
     trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Tensor
 ) -> pl.DataFrame:
-    """Return ``pair_id, user_id, split, population, margin, p, label`` for rows of
+    """Return ``pair_id, user_id, prompt_group, split, population, margin, p, label`` for rows of
     ``pairs.parquet``."""
     pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
     return predict_joined(trained, frame, pairs, features)
@@ -249,6 +251,7 @@ def predict_joined(
             f"run {trained.metadata.run} gives NaN or infinite margins; train it with a lower "
             "--set train.lr"
         )
-    return frame.select("pair_id", "user_id", "split", "population").with_columns(
+    told = with_prompt_group(frame).select(*TOLD)
+    return told.with_columns(
         pl.Series("margin", margin), pl.Series("p", sigmoid(margin)), frame["label"]
     )

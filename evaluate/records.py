@@ -5,7 +5,7 @@ Fields that were never set are left out of the JSON, so that a cell says only wh
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler
 from pydantic import model_serializer as serializer
@@ -31,15 +31,20 @@ class Cell(Sparse):
 
     n_pairs: int
     n_users: int
+    n_prompts: int
     accuracy: float
     macro_accuracy: float
     """mean over users"""
-    macro_ci95: Interval
-    """over users"""
+    macro_ci95: Interval | None
+    """over users and prompts (pal.evaluate.crossed); null with a single one of either"""
+    ci95_from: Literal["users", "prompts"]
+    """where most of the uncertainty comes from"""
     worst_decile: float
     """mean accuracy of the lowest tenth of users"""
     nll: float
     """mean cross-entropy in nats; ln 2 = 0.6931 is a coin"""
+    nll_ci95: Interval | None
+    """over users and prompts"""
     brier: float
     ece: float
     """expected calibration error"""
@@ -79,7 +84,7 @@ class Metrics(
     kind="metrics",
     file=METRICS,
     error=EvaluationError,
-    remedy="run: pal evaluate {name}",
+    remedy="run: pal evaluate --run {name}",
 ):
     """``metrics.json``: what a run reaches."""
 

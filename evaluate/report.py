@@ -1,4 +1,8 @@
-"""Tables of runs for people."""
+"""Tables of runs for people.
+
+Intervals are over users and prompts; a ``p`` behind one says that most of it comes from the
+prompts: more of them would narrow it, more users would not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
 from pal.evaluate.predict import ZERO_SHOT
-from pal.evaluate.records import Cell, Metrics
+from pal.evaluate.records import Cell, Interval, Metrics
 from pal.files import atomic_file, write_json
 
 Table = list[list[str]]
@@ -26,8 +30,15 @@ def interval(cell: Cell | None) -> str:
     """Write a macro accuracy with its 95 % interval."""
     if cell is None:
         return NOTHING
-    low, high = cell.macro_ci95
-    return f"{cell.macro_accuracy:.3f} [{low:.3f}, {high:.3f}]"
+    return with_interval(cell.macro_accuracy, cell.macro_ci95, cell.ci95_from)
+
+
+def with_interval(value: float, ci95: Interval | None, side: str = "users", sign: str = "") -> str:
+    """Write a number with its interval, and a p if most of that comes from the prompts."""
+    if ci95 is None:
+        return f"{value:{sign}.3f} [one user or prompt]"
+    low, high = (f"{end:{sign}.3f}" for end in ci95)
+    return f"{value:{sign}.3f} [{low}, {high}]" + (" p" if side == "prompts" else "")
 
 
 def table_of_runs(metrics: Sequence[Metrics]) -> Table:
@@ -63,15 +74,17 @@ def table_of_shots(cells: Mapping[str, Cell]) -> Table:
 
 def table_of_comparisons(comparisons: Sequence[Comparison]) -> Table:
     """Return differences in accuracy by user, with paired intervals."""
-    rows = [["compared", "cell", "users", "difference", "p (Holm)", "users worse off", "by chance"]]
+    rows = [
+        ["compared", "cell", "users", "prompts", "difference", "p (Holm)", "worse off", "by chance"]
+    ]
     for one in comparisons:
-        low, high = one.ci95
         rows.append(
             [
                 f"{one.b} - {one.a}",
                 one.cell,
                 f"{one.n_users}",
-                f"{one.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{one.n_prompts}",
+                with_interval(one.difference, one.ci95, one.ci95_from, "+"),
                 f"{one.p_holm:.4f}",
                 f"{one.harmed:.2f}",
                 f"{one.harmed_by_chance:.2f}",

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pal.evaluate.crossed import Array
 from pal.evaluate.metrics import (
-    Array,
     credit,
     credit_with_ties,
     sigmoid,

@@ -18,7 +18,7 @@ def plot_accuracy_against_k(folder: Path) -> None:
     file.
 
     For every K the settings with the best mean validation accuracy over their seeds are shown; bars
-    are the 95 % intervals over users, from the lowest to the highest of the seeds.
+    are the 95 % intervals over users and prompts, from the lowest to the highest of the seeds.
     """
     frame = table_of(ok_rows(folder))
     if frame.is_empty():
@@ -34,8 +34,8 @@ def plot_accuracy_against_k(folder: Path) -> None:
         for split, line in (("val", "--"), ("test", "-")):
             middle = rows[f"{split}_macro_accuracy"]
             reach = [
-                (middle - rows[f"{split}_ci95_low"]).to_list(),
-                (rows[f"{split}_ci95_high"] - middle).to_list(),
+                (middle - rows[f"{split}_ci95_low"]).fill_null(0.0).to_list(),
+                (rows[f"{split}_ci95_high"] - middle).fill_null(0.0).to_list(),
             ]
             name = "validation" if split == "val" else split
             label = f"{head}, {name}"

@@ -12,7 +12,7 @@ from pal.config import Config
 from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
-from pal.evaluate.report import Table
+from pal.evaluate.report import Table, with_interval
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
 from pal.sweep.record import SweepRow, axes_of, read_results, table_of
@@ -82,11 +82,11 @@ def table_of_sweep(folder: Path, rows: int = 10) -> Table:
     grouped = grouped.sort("val_macro_accuracy", descending=True).head(rows)
     table = [[*axes, "seeds", "validation, by user", "test, by user", "test NLL", "s"]]
     for row in grouped.iter_rows(named=True):
-        accuracies = [
-            f"{row[f'{s}_macro_accuracy']:.3f} [{row[f'{s}_ci95_low']:.3f}, "
-            f"{row[f'{s}_ci95_high']:.3f}]"
-            for s in ("val", "test")
-        ]
+        accuracies = []
+        for split in ("val", "test"):
+            ends = row[f"{split}_ci95_low"], row[f"{split}_ci95_high"]
+            interval = None if None in ends else ends
+            accuracies.append(with_interval(row[f"{split}_macro_accuracy"], interval))
         numbers = [f"{row['seeds']}", *accuracies, f"{row['test_nll']:.3f}"]
         table.append([*(f"{row[axis]}" for axis in axes), *numbers, f"{row['seconds']:.1f}"])
     return table

@@ -21,8 +21,11 @@ RESULTS, LOCK, KIND = "results.parquet", "results.lock", "sweep-rows"
 OWN_COLUMNS = ("head", "k", "seed", "lr", "encoder")
 """axes and settings that every row tells, swept or not"""
 SPLITS = ("val", "test")
-INTERVAL = ("ci95_low", "ci95_high")
-"""the two columns that hold ``macro_ci95``"""
+INTERVALS = {
+    "macro_ci95": ("ci95_low", "ci95_high"),
+    "nll_ci95": ("nll_ci95_low", "nll_ci95_high"),
+}
+"""the two columns that hold an interval"""
 
 
 class SweepRow(Entry):
@@ -167,8 +170,10 @@ def _flat(row: SweepRow) -> dict[str, Any]:
     for split in SPLITS:
         cell = getattr(row, split)
         values = {} if cell is None else cell.model_dump()
-        ends = zip(INTERVAL, values.pop("macro_ci95", ()), strict=False)
-        flat |= {f"{split}_{name}": value for name, value in (*values.items(), *ends)}
+        for interval, columns in INTERVALS.items():
+            ends = values.pop(interval, None) or (None, None)
+            values |= dict(zip(columns, ends, strict=True))
+        flat |= {f"{split}_{name}": value for name, value in values.items()}
     return flat
 
 
@@ -178,8 +183,11 @@ def _row_from(flat: dict[str, Any]) -> SweepRow:
         prefix = f"{split}_"
         names = [name for name in flat if name.startswith(prefix)]
         values = {name.removeprefix(prefix): flat.pop(name) for name in names}
-        ends = tuple(values.pop(name, None) for name in INTERVAL)
+        intervals: dict[str, Any] = {}
+        for interval, columns in INTERVALS.items():
+            ends = tuple(values.pop(name, None) for name in columns)
+            intervals[interval] = None if None in ends else ends
         told = {name: value for name, value in values.items() if value is not None}
-        if None not in ends:
-            fields[split] = Cell(macro_ci95=ends, **{"auc": None, **told})
+        if told:
+            fields[split] = Cell(**{"auc": None, **intervals, **told})
     return SweepRow(axes=flat, **fields)

@@ -19,7 +19,6 @@ PERSONA = REPOSITORY.parent / "shared" / "persona"
 SMALL: dict[str, Any] = {
     "encoder": "tiny-text",
     "train.epochs": 2,
-    "evaluate.bootstrap": 100,
     "data.demo.limit": 200,
     "data.demo.groups": 1,
 }

@@ -252,7 +252,7 @@ def simulation(
 
     folder = tmp_path_factory.mktemp("simulation")
     paths = {f"paths.{name}": str(folder / name) for name in ("data", "cache", "runs")}
-    config = load(None, (), {**SIMULATION, **paths, "evaluate.bootstrap": 200}).config
+    config = load(None, (), {**SIMULATION, **paths}).config
     pipeline.embed(config)
     pipeline.train(config, "one")
     trained = load_run(config.paths.runs, "one")

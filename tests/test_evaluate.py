@@ -18,21 +18,20 @@ from pal import pipeline
 from pal.cache.reader import FeatureStore
 from pal.config import Config
 from pal.dataset import ids_of
-from pal.errors import EvaluationError, TrainError
+from pal.errors import EvaluationError, PalWarning, TrainError
 from pal.evaluate import adaptation, hull
 from pal.evaluate.compare import compare
+from pal.evaluate.crossed import Crossing
 from pal.evaluate.free import FreeBaseline, free_baselines
 from pal.evaluate.hull import OutsideUser
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.metrics import (
-    bootstrap_interval,
     brier,
     calibration_error,
     credit,
-    negative_log_likelihood,
+    negative_log_likelihoods,
     sigmoid,
     summarize,
-    user_means,
 )  # fmt: skip
 from pal.evaluate.predict import load_run
 from pal.evaluate.records import Cell, Metrics
@@ -45,17 +44,20 @@ def test_metrics_at_known_values() -> None:
     margin, label = np.array([2.0, -1.0, 0.0, 3.0]), np.array([1.0, 1.0, 0.0, 0.5])
     assert credit(margin, label).tolist() == [1.0, 0.0, 0.5, 0.5]
     zeros = np.zeros(4)
-    assert negative_log_likelihood(zeros, label) == pytest.approx(np.log(2))
+    assert negative_log_likelihoods(zeros, label).mean() == pytest.approx(np.log(2))
     assert brier(zeros, np.array([1.0, 0.0, 1.0, 0.0])) == 0.25
     p = 1 / (1 + np.exp(-2.0))
-    assert negative_log_likelihood(margin[:1], label[:1]) == pytest.approx(-np.log(p))
-    assert np.isfinite(negative_log_likelihood(np.array([1e4, -1e4]), np.array([0.0, 1.0])))
+    assert negative_log_likelihoods(margin[:1], label[:1]) == pytest.approx(-np.log(p))
+    assert np.isfinite(negative_log_likelihoods(np.array([1e4, -1e4]), np.array([0.0, 1.0]))).all()
     assert sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_users_count_equally_in_the_macro_mean() -> None:
     values, users = np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 7, 9])
-    assert user_means(values, users).tolist() == [1.0, 0.0]
+    crossing = Crossing.of_names(users, np.arange(4))
+    assert crossing.user_means(values).tolist() == [1.0, 0.0]
+    assert crossing.macro(values).value == 0.5
+    assert crossing.micro(values).value == 0.75
 
 
 def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large() -> None:
@@ -66,13 +68,30 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
     assert calibration_error(5 * margin, label, 15) > 0.1
 
 
-def test_the_bootstrap_covers_the_truth_at_its_rate() -> None:
+@pytest.mark.parametrize(("of_users", "of_prompts"), [(0.5, 0.5), (0.5, 0.0), (0.0, 0.5)])
+def test_crossed_intervals_hold_the_truth_at_their_rate(of_users: float, of_prompts: float) -> None:
+    """The campaign is benchmarks/coverage.py; intervals over users alone hold 0.4 here."""
     generator = np.random.default_rng(0)
-    covered = 0
-    for trial in range(300):
-        low, high = bootstrap_interval(generator.normal(0.7, 0.1, 80), draws=500, seed=trial)
-        covered += low <= 0.7 <= high
-    assert 0.90 <= covered / 300 <= 0.98
+    users, prompts = np.divmod(np.arange(60 * 15), 15)
+    crossing, held = Crossing(users, prompts), 0
+    for _ in range(400):
+        own, shared = of_users * generator.normal(size=60), of_prompts * generator.normal(size=15)
+        found = crossing.macro(own[users] + shared[prompts] + generator.normal(size=900)).ci95
+        assert found is not None
+        held += found[0] <= 0.0 <= found[1]
+    assert held / 400 >= 0.92
+
+
+def test_a_crossed_error_is_that_of_its_larger_side() -> None:
+    users, prompts = np.divmod(np.arange(40), 4)
+    by_prompt = Crossing(users, prompts).macro(prompts.astype(float))
+    assert (by_prompt.value, by_prompt.side, by_prompt.freedom) == (1.5, "prompts", 3)
+    assert by_prompt.error == pytest.approx(np.std([0, 1, 2, 3], ddof=1) / 2)
+    by_user = Crossing(users, prompts).macro(users.astype(float))
+    assert by_user.side == "users"
+    assert by_user.error == pytest.approx(np.std(np.arange(10), ddof=1) / np.sqrt(10))
+    assert by_user.p < 0.02
+    assert Crossing(np.zeros(40, np.int64), prompts).macro(prompts.astype(float)).ci95 is None
 
 
 def test_swapping_items_changes_no_metric() -> None:
@@ -80,10 +99,11 @@ def test_swapping_items_changes_no_metric() -> None:
     margin, users = generator.standard_normal(500), generator.integers(0, 20, 500)
     label = generator.choice([0.0, 0.5, 1.0], 500)
     swap = generator.random(500) < 0.5
+    crossing = Crossing.of_names(users, generator.integers(0, 30, 500))
     other = summarize(
-        np.where(swap, -margin, margin), np.where(swap, 1 - label, label), users, 100, 15
+        np.where(swap, -margin, margin), np.where(swap, 1 - label, label), crossing, 15
     )
-    for key, value in summarize(margin, label, users, 100, 15).model_dump().items():
+    for key, value in summarize(margin, label, crossing, 15).model_dump().items():
         assert getattr(other, key) == pytest.approx(value)
 
 
@@ -101,7 +121,8 @@ def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
     assert Metrics.read(Path("runs/run")) == metrics
     assert metrics.test_seen is not None
     frame = pl.read_parquet("runs/run/predictions.parquet")
-    assert frame.columns == ["pair_id", "user_id", "split", "population", "margin", "p", "label"]
+    told = ["pair_id", "user_id", "prompt_group", "split", "population", "margin", "p", "label"]
+    assert frame.columns == told
     assert set(frame.select("split", "population").unique().rows()) == {
         ("val", "seen"),
         ("test", "seen"),
@@ -113,6 +134,7 @@ def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
     per_user = right.group_by("user_id").agg(pl.col("right").mean())["right"]
     assert metrics.test_seen.macro_accuracy == pytest.approx(per_user.mean())
     assert metrics.test_seen.n_users == 6
+    assert metrics.test_seen.macro_ci95 is not None
     low, high = metrics.test_seen.macro_ci95
     assert low <= metrics.test_seen.macro_accuracy <= high
     assert metrics.test_unseen["0"].n_users == 4
@@ -147,7 +169,7 @@ def test_a_missing_or_damaged_run_is_one_sentence(configure: Configure) -> None:
 
 
 def test_metrics_have_the_keys_of_the_contract_and_no_number_that_is_none() -> None:
-    cell = summarize(np.zeros(4), np.full(4, 0.5), np.arange(4), 100, 15)
+    cell = summarize(np.zeros(4), np.full(4, 0.5), Crossing(np.arange(4), np.arange(4)), 15)
     assert cell.auc is None, "of ties alone there is no such area"
     plain = cell.model_dump(mode="json")
     assert {"n_pairs", "n_users", "accuracy", "macro_accuracy", "macro_ci95", "nll"} <= set(plain)
@@ -168,15 +190,18 @@ def test_numbers_of_another_head_are_never_read(configure: Configure) -> None:
     assert len(compare(config.evaluate, runs, ["one", "two", "three"])) == 4
     for name in ("metrics.json", "predictions.parquet"):
         shutil.copy(runs / "one" / name, runs / "two" / name)
-    with pytest.raises(EvaluationError, match=r"two/predictions.parquet .* run: pal evaluate two"):
+    with pytest.raises(
+        EvaluationError, match=r"two/predictions.parquet .* run: pal evaluate --run two"
+    ):
         compare(config.evaluate, runs, ["one", "two"])
     (runs / "three" / "predictions.parquet").write_bytes(b"PAR1")
-    with pytest.raises(EvaluationError, match=r"three/predictions.parquet is damaged.*evaluate th"):
+    with pytest.raises(
+        EvaluationError, match=r"three/predictions.parquet is damaged.*evaluate --run th"
+    ):
         compare(config.evaluate, runs, ["one", "three"])
-    assert [metrics.run for metrics in pipeline.evaluate(config, ["two", "three"]).runs] == [
-        "two",
-        "three",
-    ]
+    with pytest.warns(PalWarning, match=r"two/metrics.json is missing, damaged or of another head"):
+        found = pipeline.evaluate(config, ["two", "three"])
+    assert [metrics.run for metrics in found.runs] == ["two", "three"]
     assert compare(config.evaluate, runs, ["two", "three"])
 
 

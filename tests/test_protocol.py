@@ -12,7 +12,7 @@ from pal import pipeline
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
-from pal.evaluate.compare import chance_of_harm, compare_runs, holm, sign_flip_p
+from pal.evaluate.compare import chance_of_harm, compare_runs, holm
 from pal.evaluate.free import free_baselines, free_margins
 from pal.evaluate.metrics import credit_with_ties, tie_baseline, tie_threshold
 from pal.evaluate.predict import cell_of
@@ -41,9 +41,9 @@ def test_random_baseline_counts_ties() -> None:
 
 
 def predictions(label: list[float], margin: list[float], users: list[str]) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"user_id": users, "margin": margin, "label": label, "p": [0.5] * len(label)}
-    )
+    prompts = [f"{number}" for number in range(len(users))]
+    given = {"user_id": users, "prompt_group": prompts, "margin": margin, "label": label}
+    return pl.DataFrame({**given, "p": [0.5] * len(label)})
 
 
 def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
@@ -119,11 +119,6 @@ def test_holm_adjusts_in_steps() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_sign_flips_give_certainty_only_where_users_agree() -> None:
-    assert sign_flip_p(np.full(20, 0.1), 2000) < 0.005
-    assert sign_flip_p(np.array([0.1, -0.1] * 10), 2000) > 0.9
-
-
 def test_harm_by_chance_is_that_of_coins() -> None:
     assert chance_of_harm(np.array([2])) == pytest.approx(0.5 * (1 - 0.5))
     assert chance_of_harm(np.array([0])) == 0.0
@@ -135,7 +130,8 @@ def test_comparison_is_paired_by_pair_and_user(configure: Configure) -> None:
     base = pl.DataFrame(
         {
             "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4,
-            "split": ["test"] * 8, "population": ["seen"] * 8,
+            "prompt_group": [f"{n % 4}" for n in range(8)], "split": ["test"] * 8,
+            "population": ["seen"] * 8,
             "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
         }
     )  # fmt: skip
@@ -143,7 +139,7 @@ def test_comparison_is_paired_by_pair_and_user(configure: Configure) -> None:
     (row,) = compare_runs(configure().evaluate, ("base", base), [("better", better)])
     assert row.difference == pytest.approx(0.5)
     assert row.harmed == 0.0
-    assert row.n_pairs == 8
+    assert (row.n_pairs, row.n_users, row.n_prompts) == (8, 2, 4)
 
 
 def test_comparisons_count_ties_as_the_settings_say(configure: Configure) -> None:
@@ -151,6 +147,7 @@ def test_comparisons_count_ties_as_the_settings_say(configure: Configure) -> Non
         {
             "pair_id": [bytes([n]) for n in range(6)],
             "user_id": ["a"] * 6,
+            "prompt_group": [f"{n}" for n in range(6)],
             "split": ["val"] * 2 + ["test"] * 4,
             "population": ["seen"] * 6,
             "margin": [0.1, 5.0, 5.0, 5.0, 5.0, 5.0],

@@ -46,7 +46,6 @@ def embedded(
         {
             "embed.tiny-text.store_dtype": "float32",
             "data.demo.limit": 120,
-            "evaluate.bootstrap": 10,
             "train.epochs": 1,
             **{
                 f"paths.{name}": str(folder / name) for name in ("data", "cache", "runs", "exports")

@@ -568,8 +568,9 @@ def test_a_damaged_file_of_a_sweep_is_refused_or_made_anew(configure: Configure)
 
 def test_rows_are_read_as_they_were_written() -> None:
     cell = Cell(
-        n_pairs=4, n_users=2, accuracy=0.5, macro_accuracy=0.5, macro_ci95=(0.25, 0.75),
-        worst_decile=0.0, nll=0.7, brier=0.25, ece=0.1, auc=None,
+        n_pairs=4, n_users=2, n_prompts=1, accuracy=0.5, macro_accuracy=0.5,
+        macro_ci95=(0.25, 0.75), ci95_from="users", worst_decile=0.0, nll=0.7, nll_ci95=None,
+        brier=0.25, ece=0.1, auc=None,
     )  # fmt: skip
     rows = {
         "a": SweepRow(

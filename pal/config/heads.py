@@ -113,8 +113,6 @@ class AdaptConfig(Component):
 class EvaluateConfig(Component):
     """Error bars and calibration."""
 
-    bootstrap: PositiveInt = 2000
-    """Draws of the user-cluster bootstrap."""
     ece_bins: PositiveInt = 15
     """Equal-mass bins of the calibration error."""
     ties: Literal["half", "drop", "pickscore"] = "half"
