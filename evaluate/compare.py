@@ -17,8 +17,9 @@ from scipy.stats import binom
 from pal.config import EvaluateConfig
 from pal.dataset import Population
 from pal.evaluate.crossed import Crossing
+from pal.evaluate.folds import folder_of
 from pal.evaluate.predict import in_test, load_run, predictions_of
-from pal.evaluate.records import Interval
+from pal.evaluate.records import Interval, Metrics
 from pal.evaluate.ties import TieRule
 from pal.records import Entry
 
@@ -69,19 +70,25 @@ def chance_of_harm(discordant: NDArray[np.int64]) -> float:
     return float(np.mean(0.5 * (1.0 - tied)))
 
 
-def compare(settings: EvaluateConfig, runs: Path, names: Sequence[str]) -> list[Comparison]:
+def compare(
+    settings: EvaluateConfig, runs: Path, names: Sequence[str], folds: int | None = None
+) -> list[Comparison]:
     """Compare every further run with the first, on the predictions both have.
 
-    Empty where the runs are not all of one dataset and split. Raises EvaluationError for
-    predictions that are of another head than their run's.
+    ``folds``: on those of cross-fitting over so many. Empty where the runs are not all of one
+    dataset and split. Raises EvaluationError for predictions that are of another head than their
+    run's.
     """
     heads = [load_run(runs, name) for name in names]
     if len({(t.metadata.split_digest, t.metadata.pairs_digest) for t in heads}) > 1:
         return []
-    tables = [
-        (name, predictions_of(trained, runs / name))
-        for name, trained in zip(names, heads, strict=True)
-    ]
+    tables = []
+    for name, trained in zip(names, heads, strict=True):
+        folder, seal = runs / name, trained.metadata.seal
+        if folds is not None:
+            folder = folder_of(folder, folds)
+            seal = Metrics.read(folder).head_seal
+        tables.append((name, predictions_of(folder, seal)))
     return compare_runs(settings, tables[0], tables[1:])
 
 

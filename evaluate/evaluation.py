@@ -8,6 +8,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig, PathsConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.folds import Progress, cross_fit
 from pal.evaluate.free import FreeBaseline, free_baselines
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run, load_run
@@ -25,18 +26,30 @@ class Evaluation(Entry):
     """by dataset"""
 
 
-def evaluate_runs(settings: EvaluateConfig, paths: PathsConfig, names: Sequence[str]) -> Evaluation:
-    """Evaluate trained runs again, each on the dataset and cache that it was trained on."""
+def evaluate_runs(
+    settings: EvaluateConfig,
+    paths: PathsConfig,
+    names: Sequence[str],
+    folds: int | None = None,
+    progress: Progress = lambda folds: None,
+) -> Evaluation:
+    """Evaluate trained runs again, each on the dataset and cache that it was trained on.
+
+    ``folds``: by cross-fitting over so many. ``progress`` is called after each fold.
+    """
     found = []
     stores: dict[str, dict[str, FeatureStore]] = {}
     for name in names:
         trained = load_run(paths.runs, name)
         dataset, store = inputs_of_run(paths, trained.metadata)
-        found.append(evaluate_run(settings, trained, dataset, store, paths.runs / name))
+        if folds is None:
+            found.append(evaluate_run(settings, trained, dataset, store, paths.runs / name))
+        else:
+            found.append(cross_fit(settings, paths, name, folds, progress))
         stores.setdefault(dataset.name, {})[trained.metadata.encoder] = store
     baselines = {
         name: free_baselines(settings, PreparedDataset.open(paths.data / name), used)
         for name, used in stores.items()
     }
-    comparisons = compare(settings, paths.runs, names)
+    comparisons = compare(settings, paths.runs, names, folds)
     return Evaluation(runs=found, comparisons=comparisons, free_baselines=baselines)

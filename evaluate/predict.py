@@ -26,7 +26,7 @@ from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
 from pal.train.data import TrainingData
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature
-from pal.train.run_record import TrainedHead
+from pal.train.run_record import RunRecord, TrainedHead
 
 ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
@@ -75,15 +75,42 @@ def evaluate_run(
     Raises EvaluationError unless dataset and features are those that the run was trained on.
     """
     require_same_data(trained, dataset, store)
+    run = trained.metadata
+    predictions = predict_cells(trained, dataset, store)
+    metrics = metrics_of(settings, run, predictions, dataset.pairs("test"), store)
+    before = _earlier_metrics(folder, run.seal)
+    if before is not None:
+        kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
+        kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
+        metrics = metrics.model_copy(update=kept)
+    write_evaluation(folder, metrics, predictions)
+    return metrics
+
+
+def predict_cells(
+    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore
+) -> pl.DataFrame:
+    """Return the predictions of all cells that a run is evaluated by."""
     features = store.features()
     frames = []
     for split, population in EVALUATED:
         frame = pairs_of(dataset, store, trained.users, split, population)
         if not frame.is_empty():
             frames.append(predict(trained, frame, store, features))
-    predictions = pl.concat(frames)
+    return pl.concat(frames)
+
+
+def metrics_of(
+    settings: EvaluateConfig,
+    run: RunRecord,
+    predictions: pl.DataFrame,
+    tested: pl.DataFrame,
+    store: FeatureStore,
+) -> Metrics:
+    """Return the metrics of predictions; ``tested`` are the pairs whose answers of other users say
+    how divided people are."""
     ties = TieRule.choose(settings.ties, predictions.filter(pl.col("split") == "val"))
-    votes = with_votes(dataset.pairs("test")).select("pair_id", "votes", "vote_share")
+    votes = with_votes(tested).select("pair_id", "votes", "vote_share")
 
     def cell(population: Population) -> Cell | None:
         rows = in_test(predictions, population)
@@ -92,9 +119,8 @@ def evaluate_run(
         division = by_division(rows, votes, settings.votes)
         return cell_of(settings, rows, ties).model_copy(update=division.model_dump())
 
-    run = trained.metadata
     unseen = cell("unseen")
-    metrics = Metrics(
+    return Metrics(
         **run.model_dump(include=COMMON),
         head=run.train.head,
         k=run.train.k,
@@ -103,15 +129,13 @@ def evaluate_run(
         test_unseen={ZERO_SHOT: unseen} if unseen else {},
         head_seal=run.seal,
     )
-    before = _earlier_metrics(folder, run.seal)
-    if before is not None:
-        kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
-        kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
-        metrics = metrics.model_copy(update=kept)
+
+
+def write_evaluation(folder: Path, metrics: Metrics, predictions: pl.DataFrame) -> None:
+    """Write predictions, then the metrics of them, into a folder."""
     with atomic_file(folder / PREDICTIONS) as temporary:
-        write_table(temporary, predictions.to_arrow(), "predictions", of=run.seal)
+        write_table(temporary, predictions.to_arrow(), "predictions", of=metrics.head_seal)
     metrics.write(folder)
-    return metrics
 
 
 def _earlier_metrics(folder: Path, seal: str) -> Metrics | None:
@@ -141,11 +165,12 @@ COMMON = {
 """what metrics repeat of the run's record"""
 
 
-def predictions_of(trained: TrainedHead, folder: Path) -> pl.DataFrame:
-    """Read what ``evaluate_run`` predicted; raises EvaluationError where it is of another head."""
+def predictions_of(folder: Path, seal: str) -> pl.DataFrame:
+    """Read what was predicted by the head with a seal; raises EvaluationError where it is of
+    another one."""
     path = folder / PREDICTIONS
     try:
-        table = read_table(path, "predictions", of=trained.metadata.seal)
+        table = read_table(path, "predictions", of=seal)
     except Damaged as problem:
         raise EvaluationError(f"{path} {problem}; {Metrics.remedy_for(folder)}") from None
     return pl.DataFrame(pl.from_arrow(table))

@@ -112,5 +112,7 @@ class Metrics(
     """how the cells of one answer and more were adapted"""
     n_users_left_out: int | None = None
     """unseen users with too few answers for those cells"""
+    folds: int | None = None
+    """cross-fitted: every prompt was tested once, by one of so many heads that never saw it"""
     head_seal: str
-    """seal of the head that the numbers are of"""
+    """seal of the head that the numbers are of; of all of them where there are folds"""

@@ -89,11 +89,17 @@ def train(config: Config, run: str | None = None, progress: Progress = silent) -
     return evaluate_run(config.evaluate, trained, dataset, store, config.paths.runs / name)
 
 
-def evaluate(config: Config, runs: Sequence[str]) -> Evaluation:
-    """Evaluate trained runs again, each on its own dataset and cache, and compare them."""
+def evaluate(
+    config: Config, runs: Sequence[str], folds: int | None = None, progress: Progress = silent
+) -> Evaluation:
+    """Evaluate trained runs again, each on its own dataset and cache, and compare them.
+
+    ``folds``: every prompt is tested once, by a head that never saw it, trained with the run's own
+    settings on the other folds.
+    """
     from pal.evaluate.evaluation import evaluate_runs
 
-    return evaluate_runs(config.evaluate, config.paths, runs)
+    return evaluate_runs(config.evaluate, config.paths, runs, folds, progress)
 
 
 def adapt(config: Config, run: str, grow: int | None = None) -> Adaptation:

@@ -154,6 +154,10 @@ def evaluate(
     run: Annotated[
         list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", help="Test every prompt once, by heads trained without it."),
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -166,7 +170,8 @@ def evaluate(
     if not names:
         raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
     settings = settings_of(config, set_)
-    result = pipeline.evaluate(settings.config, names)
+    with progress_bar(len(names) * (folds or 0), "folds") as progress:
+        result = pipeline.evaluate(settings.config, names, folds, progress)
 
     from pal.evaluate.report import write_report
 
