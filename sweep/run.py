@@ -162,17 +162,21 @@ def propose(planner: Planner, trainers: Trainers) -> list[Candidate]:
             planner.candidate({**first, axis: value})  # a mistake is said before any work
     SweepPlan(stacks=[]).write(trainers.folder)
     study = Study(planner, trainers.folder)
-    rows = read_results(trainers.folder)
-    candidates = [one for one in study.known() if one.id in rows]
-    trainers.skip(len(candidates))
+    candidates = study.known()
+    train_missing(candidates, trainers)
     while asked := study.ask():
         candidates += asked
-        missing = by_id(trainers.missing(asked))
-        trainers.skip(len(asked) - len(missing))
-        groups = in_stacks(list(missing.values()))
-        trainers.train([Stack(group, len(group) > 1) for group in groups])
+        train_missing(asked, trainers)
         study.tell(asked, read_results(trainers.folder))
     return candidates
+
+
+def train_missing(asked: Sequence[Candidate], trainers: Trainers) -> None:
+    """Train those of a round that no one has finished yet."""
+    missing = by_id(trainers.missing(asked))
+    trainers.skip(len(asked) - len(missing))
+    groups = in_stacks(list(missing.values()))
+    trainers.train([Stack(group, len(group) > 1) for group in groups])
 
 
 def summary_of(name: str, rows: dict[str, SweepRow], trained: int, seconds: float) -> SweepSummary:

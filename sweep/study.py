@@ -1,17 +1,26 @@
-"""Sweeps that learn from their results: Optuna proposes, whole stacks answer."""
+"""Sweeps that learn from their results: Optuna proposes, whole stacks answer.
+
+What was asked is kept in ``study.json``, what came of it in the sweep's results: the study is made
+of both whenever a sweep begins. With ``sweep.storage`` it lives in a database of Optuna's instead,
+which several sweeps may share.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pal.errors import ConfigError
+from pydantic import JsonValue
+
+from pal.errors import ConfigError, PalError, TrainError
 from pal.files import is_alive
+from pal.records import Record
 from pal.sweep.plan import Candidate, Planner
-from pal.sweep.record import SweepRow
+from pal.sweep.record import SweepRow, read_results
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -19,53 +28,108 @@ if TYPE_CHECKING:
 
 ROUND = 16
 """candidates that are proposed at once"""
-PROCESS, FAILED, JOURNAL = "process", "failed", "study.log"
+PROCESS, FAILED = "process", "failed"
+Values = dict[str, JsonValue]
+"""by axis"""
+
+
+class Asked(
+    Record,
+    kind="study",
+    file="study.json",
+    error=TrainError,
+    remedy="remove it, and pal sweep --name {name} goes on with new questions",
+):
+    """``study.json``: what a sweep has asked, in order."""
+
+    trials: list[Values]
 
 
 class Study:
     """Rounds of candidates, each better informed than the one before.
 
-    Several processes may share the study through its storage; together they ask ``sweep.samples``
-    times. What a killed process left open is asked again by the next one on its machine.
+    What a killed process left open is asked again by the next one on its machine.
     """
 
     def __init__(self, planner: Planner, folder: Path) -> None:
-        self.planner = planner
+        """Raises ConfigError where Optuna or its storage is not there, TrainError for a damaged
+        ``study.json``."""
+        self.planner, self.folder = planner, folder
         self.settings = planner.config.sweep
-        self.study = _open(planner, folder)
-        self._asked: list[Trial] = []
-        self._give_up_lost()
+        self.is_own = self.settings.storage is None
+        self.asked: list[Values] = []
+        self._open_trials: list[Trial] = []
+        with self._told():
+            self.study = _open(planner, folder)
+            if self.is_own:
+                self._recall()
+            else:
+                self._give_up_lost()
 
     def known(self) -> list[Candidate]:
         """Return what was asked and answered before."""
         from optuna.trial import TrialState
 
-        done = self.study.get_trials(states=[TrialState.COMPLETE])
+        with self._told():
+            done = self.study.get_trials(states=[TrialState.COMPLETE])
         return [self.planner.candidate(trial.params) for trial in done]
 
     def ask(self) -> list[Candidate]:
         """Return the next round; empty when all samples were asked."""
-        missing = self.settings.samples - self._count()
-        self._asked = [self.study.ask() for _ in range(max(0, min(ROUND, missing)))]
-        for trial in self._asked:
-            trial.set_user_attr(PROCESS, [socket.gethostname(), os.getpid()])
         axes = self.settings.axes
-        return [
-            self.planner.candidate({a: t.suggest_categorical(a, v) for a, v in axes.items()})
-            for t in self._asked
-        ]
+        with self._told():
+            missing = self.settings.samples - self._count()
+            trials = [self.study.ask() for _ in range(max(0, min(ROUND, missing)))]
+            for trial in trials:
+                trial.set_user_attr(PROCESS, [socket.gethostname(), os.getpid()])
+            found: list[Values] = [
+                {a: t.suggest_categorical(a, v) for a, v in axes.items()} for t in trials
+            ]
+        self._open_trials = trials
+        if self.is_own and found:
+            self.asked += found
+            Asked(trials=self.asked).write(self.folder)
+        return [self.planner.candidate(values) for values in found]
 
     def tell(self, candidates: list[Candidate], rows: Mapping[str, SweepRow]) -> None:
         """Tell what came of the last round."""
         from optuna.trial import TrialState
 
-        for trial, one in zip(self._asked, candidates, strict=True):
-            row = rows[one.id]
-            if row.status == "failed":
-                trial.set_user_attr(FAILED, row.error)
-                self.study.tell(trial, state=TrialState.FAIL)
-            else:
-                self.study.tell(trial, row.val.macro_accuracy if row.val else 0.0)
+        with self._told():
+            for trial, one in zip(self._open_trials, candidates, strict=True):
+                row = rows[one.id]
+                if row.status == "failed":
+                    trial.set_user_attr(FAILED, row.error)
+                    self.study.tell(trial, state=TrialState.FAIL)
+                else:
+                    self.study.tell(trial, _value(row))
+
+    def _recall(self) -> None:
+        """Tell a new study what was asked and answered before; what has no answer is asked
+        first."""
+        from optuna.distributions import BaseDistribution, CategoricalDistribution
+        from optuna.trial import TrialState, create_trial
+
+        axes = self.settings.axes
+        before = Asked.read(self.folder).trials if (self.folder / Asked.file).exists() else []
+        rows = read_results(self.folder)
+        distributions: dict[str, BaseDistribution] = {
+            axis: CategoricalDistribution(values) for axis, values in axes.items()
+        }
+        for values in before:
+            if {*values} != {*axes} or any(values[axis] not in axes[axis] for axis in axes):
+                continue  # of a sweep over other values
+            row = rows.get(self.planner.candidate(values).id)
+            if row is None or row.status == "failed":
+                self.study.enqueue_trial(values)
+                continue
+            self.asked.append(values)
+            state = TrialState.COMPLETE
+            self.study.add_trial(
+                create_trial(
+                    params=values, distributions=distributions, value=_value(row), state=state
+                )
+            )
 
     def _count(self) -> int:
         """Return how many trials are finished, failed by themselves, or being worked on."""
@@ -84,6 +148,26 @@ class Study:
             if host == socket.gethostname() and not is_alive(process):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what a storage raises, a dozen kinds of errors, into a sentence."""
+        try:
+            yield
+        except PalError:
+            raise
+        except Exception as error:
+            if self.is_own:
+                raise
+            raise ConfigError(
+                f"sweep.storage = {self.settings.storage!r} cannot be used "
+                f"({type(error).__name__}); give another one, or null for none"
+            ) from error
+
+
+def _value(row: SweepRow) -> float:
+    """Return what a study is to make large; heads that were dropped on the way are the worst."""
+    return row.val.macro_accuracy if row.val else 0.0
+
 
 def _open(planner: Planner, folder: Path) -> OptunaStudy:
     try:
@@ -95,15 +179,14 @@ def _open(planner: Planner, folder: Path) -> OptunaStudy:
             "sweep.sampler = 'optuna' needs Optuna; pip install 'pal-heads[optuna]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = planner.config.sweep.storage or str(folder / JOURNAL)
-    storage: BaseStorage | str = place
-    if not place.startswith("sqlite:"):
+    place = planner.config.sweep.storage
+    storage: BaseStorage | str | None = place
+    if place is not None and not place.startswith("sqlite:"):
         storage = JournalStorage(JournalFileBackend(place))
-    seed = planner.config.seed
     return optuna.create_study(
         storage=storage,
         study_name=folder.name,
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        sampler=optuna.samplers.TPESampler(seed=planner.config.seed, constant_liar=True),
     )

@@ -306,6 +306,15 @@ def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | Non
     assert 1 <= first.heads <= 6
     again = pipeline.sweep(config, "s")
     assert (again.heads, again.trained) == (first.heads, 0)
+    Path("sweeps/s/results.parquet").unlink()
+    again = pipeline.sweep(config, "s")
+    assert (again.heads, again.trained, again.best) == (first.heads, first.heads, first.best)
+    study = Path("study.db" if storage else "sweeps/s/study.json")
+    study.write_bytes(study.read_bytes()[:500])
+    with pytest.raises(
+        (TrainError, ConfigError), match=r"study.json is damaged|study.db.*cannot be"
+    ):
+        pipeline.sweep(config, "s")
 
 
 def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) -> None:

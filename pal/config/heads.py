@@ -86,7 +86,7 @@ class SweepConfig(Component):
     all."""
     storage: str | None = None
     """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH;
-    null: a journal in the sweep's folder."""
+    null: in this process, made of the sweep's own files whenever it begins."""
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
