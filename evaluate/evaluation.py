@@ -8,7 +8,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig, PathsConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.compare import Comparison, compare
-from pal.evaluate.folds import Progress, cross_fit
+from pal.evaluate.folds import Fold, Progress, cross_fit
 from pal.evaluate.free import FreeBaseline, free_baselines
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run, load_run
@@ -47,9 +47,10 @@ def evaluate_runs(
         else:
             found.append(cross_fit(settings, paths, name, folds, progress))
         stores.setdefault(dataset.name, {})[trained.metadata.encoder] = store
-    baselines = {
-        name: free_baselines(settings, PreparedDataset.open(paths.data / name), used)
-        for name, used in stores.items()
-    }
+    baselines = {}
+    for name, used in stores.items():
+        dataset = PreparedDataset.open(paths.data / name)
+        tested = [dataset] if folds is None else Fold.all_of(dataset, folds)
+        baselines[name] = free_baselines(settings, tested, used)
     comparisons = compare(settings, paths.runs, names, folds)
     return Evaluation(runs=found, comparisons=comparisons, free_baselines=baselines)

@@ -63,6 +63,11 @@ class Fold(PreparedDataset):
         """Return a fold of a dataset in the same view."""
         return cls(dataset.folder, dataset.card, dataset.view, number, of)
 
+    @classmethod
+    def all_of(cls, dataset: PreparedDataset, of: int) -> list[Fold]:
+        """Return all folds of a dataset in the same view."""
+        return [cls.cut(dataset, number, of) for number in range(of)]
+
     @property
     def split_digest(self) -> str:
         return digest([self.card.split_digest, "fold", self.number, self.of])
@@ -142,9 +147,8 @@ def cross_fit(
     require_same_data(run, dataset, store)
     folder = folder_of(paths.runs / name, folds)
     frames, tested, heads = [], [], []
-    for number in range(folds):
-        fold = Fold.cut(dataset, number, folds)
-        trained = train_fold(run.metadata, fold, store, folder / f"{number}")
+    for fold in Fold.all_of(dataset, folds):
+        trained = train_fold(run.metadata, fold, store, folder / f"{fold.number}")
         frames.append(predict_cells(trained, fold, store))
         tested.append(fold.pairs("test"))
         heads.append(trained.metadata)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,14 +11,16 @@ from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, ids_of
 from pal.evaluate.crossed import Array, Crossing, with_prompt_group
-from pal.evaluate.metrics import summarize
+from pal.evaluate.metrics import negative_log_likelihoods, summarize
 from pal.evaluate.records import Cell, MaybeCell
 from pal.items import View
 from pal.records import Entry
 from pal.train.pairs import drop_without_feature
 
 REFERENCE = "reference "
-FREE = ("first", "length", "majority")
+FREE = ("first", "length", "majority", "user-mean")
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+"""answers of everybody that stand for one user's, of which validation pairs choose"""
 POPULATIONS: tuple[Population, ...] = ("seen", "unseen")
 
 
@@ -35,7 +36,9 @@ def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> A
     """Return a margin per pair: 1 for the first item, -1 for the second, 0 for neither.
 
     ``first``: the first item, always; ``length``: the longer text; ``majority``: the item that the
-    seen users' training answers to the very same comparison prefer.
+    seen users' training answers to the very same comparison prefer; ``user-mean``: how often the
+    user chose the one of these very items over the other, whatever the prompt (Agree, say), in
+    logits.
     """
     if which == "first":
         return np.ones(len(frame))
@@ -49,6 +52,8 @@ def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> A
         ]
         difference = lengths[0]["text"] - lengths[1]["text"]
         return np.sign(difference.fill_null(0).to_numpy()).astype(np.float64)
+    if which == "user-mean":
+        return user_means(dataset, frame)
     train = dataset.pairs("train", "seen")
     answers = pl.concat(
         [
@@ -65,6 +70,52 @@ def free_margins(dataset: PreparedDataset, frame: pl.DataFrame, which: str) -> A
     votes = answers.group_by(keys).agg(pl.col("vote").sum())
     joined = frame.join(votes, on=keys, how="left", nulls_equal=True, maintain_order="left")
     return np.sign(joined["vote"].fill_null(0.0).to_numpy())
+
+
+def user_means(dataset: PreparedDataset, frame: pl.DataFrame) -> Array:
+    """Return the logit of each user's own rate of choosing the first item over the second.
+
+    A beta prior round everybody's rate, whose strength the validation pairs choose, stands for what
+    is not known of a user, so new users have everybody's rate. Items that were never compared with
+    one another have a margin of 0.
+    """
+    train = _oriented(dataset.pairs("train", "seen"))
+    same = ["low", "high"]
+    everybody = train.group_by(same).agg(rate=(pl.col("label").sum() + 1.0) / (pl.len() + 2.0))
+    own = train.group_by("user_id", *same).agg(chosen=pl.col("label").sum(), asked=pl.len())
+
+    def margins(rows: pl.DataFrame, strength: float) -> Array:
+        sides = _oriented(rows)
+        known = sides.join(everybody, on=same, how="left", maintain_order="left").join(
+            own, on=["user_id", *same], how="left", maintain_order="left"
+        )
+        chosen = pl.col("chosen").fill_null(0.0) + strength * pl.col("rate").fill_null(0.5)
+        p = chosen / (pl.col("asked").fill_null(0) + strength)
+        logit = (p / (1.0 - p)).log()
+        margin: Array = (
+            known.select(pl.when("swapped").then(-logit).otherwise(logit)).to_series().to_numpy()
+        )
+        return margin
+
+    validation = dataset.pairs("val", "seen")
+    label = validation["label"].to_numpy()
+
+    def loss(strength: float) -> float:
+        return float(negative_log_likelihoods(margins(validation, strength), label).mean())
+
+    return margins(frame, STRENGTHS[0] if validation.is_empty() else min(STRENGTHS, key=loss))
+
+
+def _oriented(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return user, the two items in one order, whether that swapped them, and P(low preferred)."""
+    swapped = pl.col("first_id") > pl.col("second_id")
+    return pairs.select(
+        "user_id",
+        low=pl.when(swapped).then("second_id").otherwise("first_id"),
+        high=pl.when(swapped).then("first_id").otherwise("second_id"),
+        swapped=swapped,
+        label=pl.when(swapped).then(1.0 - pl.col("label")).otherwise("label"),
+    )
 
 
 def _texts(dataset: PreparedDataset) -> pl.DataFrame:
@@ -88,33 +139,39 @@ def reference_margins(store: FeatureStore, frame: pl.DataFrame) -> Array:
 
 def free_baselines(
     settings: EvaluateConfig,
-    dataset: PreparedDataset,
+    datasets: Sequence[PreparedDataset],
     stores: Mapping[str, FeatureStore] | None = None,
 ) -> list[FreeBaseline]:
     """Return the free baselines with their cells on test pairs of seen and of unseen users.
 
-    ``stores``: caches by encoder; reward models are evaluated by their own score, ``reference
-    <encoder>``.
+    ``datasets``: a single one, or the folds of one, whose tests are put together. ``stores``:
+    caches by encoder; reward models are evaluated by their own score, ``reference <encoder>``.
     """
-    has_text = _texts(dataset)["text"].null_count() == 0
-    kinds: dict[str, Callable[[pl.DataFrame], Array]] = {
-        which: partial(free_margins, dataset, which=which)
-        for which in FREE
-        if which != "length" or has_text
-    }
-    for encoder, store in (stores or {}).items():
-        if store.score_weight() is not None:
-            kinds[f"{REFERENCE}{encoder}"] = partial(reference_margins, store)
+    stores = stores or {}
+    has_text = _texts(datasets[0])["text"].null_count() == 0
+    kinds = [which for which in FREE if which != "length" or has_text]
+    scored = {f"{REFERENCE}{e}": s for e, s in stores.items() if s.score_weight() is not None}
     rows = []
-    for which, margins in kinds.items():
+    for which in [*kinds, *scored]:
         cells: list[Cell | None] = []
         for population in POPULATIONS:
-            # a reward model reads a response behind its prompt, whatever the heads read
-            view: View = "prompt+response" if which.startswith(REFERENCE) else dataset.view
-            frame = dataset.viewed(view).pairs("test", population)
-            for store in (stores or {}).values():
-                frame = drop_without_feature(frame, store)
-            cells.append(_cell(settings, frame, margins(frame)) if len(frame) else None)
+            frames, margins = [], []
+            for dataset in datasets:
+                # a reward model reads a response behind its prompt, whatever the heads read
+                view: View = "prompt+response" if which in scored else dataset.view
+                frame = dataset.viewed(view).pairs("test", population)
+                for store in stores.values():
+                    frame = drop_without_feature(frame, store)
+                frames.append(frame)
+                margins.append(
+                    reference_margins(scored[which], frame)
+                    if which in scored
+                    else free_margins(dataset, frame, which)
+                )
+            tested = pl.concat(frames)
+            cells.append(
+                None if tested.is_empty() else _cell(settings, tested, np.concatenate(margins))
+            )
         rows.append(FreeBaseline(baseline=which, test_seen=cells[0], test_unseen=cells[1]))
     return rows
 

@@ -267,7 +267,7 @@ def test_a_reference_reads_the_response_behind_its_prompt(configure: Callable[..
             return torch.zeros(len(numbers), 1)
 
     store = cast(FeatureStore, RewardModelCache())
-    found = free_baselines(config.evaluate, dataset, {"rm": store})
+    found = free_baselines(config.evaluate, [dataset], {"rm": store})
     assert [row.baseline for row in found][-1] == "reference rm"
     behind = dataset.viewed("prompt+response").pairs("test", "seen")
     assert set(ids_of(behind["first_id"]).tolist()) <= set(np.concatenate(asked).tolist())

@@ -93,7 +93,7 @@ def test_free_baselines_read_no_test_label(configure: Configure) -> None:
         assert np.array_equal(
             free_margins(dataset, frame, which), free_margins(dataset, other, which)
         )
-    rows = {row.baseline: row.test_seen for row in free_baselines(config.evaluate, dataset)}
+    rows = {row.baseline: row.test_seen for row in free_baselines(config.evaluate, [dataset])}
     assert rows["majority"] is not None
     assert rows["first"] is not None
     assert rows["majority"].accuracy == 0.5, "test statements are not among the training ones"
