@@ -175,7 +175,7 @@ def build(folder: Path, seed: int) -> None:
 
 def refuse_one_text() -> None:
     """Let the encoder fail at one item, so that there is a table of failed ones."""
-    from pal.embed.encoder import Failure
+    from pal.embed.odd import Failure
     from pal.embed.encoders import text as encoder
 
     usual = encoder.unreadable

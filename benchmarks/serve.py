@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -53,6 +55,34 @@ def body(label: str, number: int, rows: int) -> dict[str, list[str]]:
     }
 
 
+@dataclass
+class Served:
+    """A ``pal serve`` of its own process."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def served(folder: str, *options: str) -> Iterator[Served]:
+    """Run ``pal serve`` on an export until the block ends."""
+    with tempfile.TemporaryDirectory() as place, open(f"{place}/log", "w+b") as log:
+        command = [sys.executable, "-m", "pal", "serve", "--model", folder, "--port", "0"]
+        store = f"serve.store={place}/users.sqlite"
+        process = subprocess.Popen(
+            [*command, "--token", TOKEN, "--set", store, *options], stderr=log
+        )
+        try:
+            while (found := re.search(rb"http://\S+:\d+", Path(log.name).read_bytes())) is None:
+                assert process.poll() is None, Path(log.name).read_text()
+                time.sleep(0.1)
+            yield Served(found.group().decode(), process)
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+            print(Path(log.name).read_text(), file=sys.stderr)
+
+
 async def load(address: str, label: str, seconds: float, connections: int, rows: int) -> Load:
     found = Load([], Counter(), 0.0)
     began = time.perf_counter()
@@ -85,36 +115,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     folder, seconds = arguments.export, arguments.seconds
-    store = Path(tempfile.mkdtemp()) / "users.sqlite"
-    command = [
-        sys.executable,
-        "-m",
-        "pal",
-        "serve",
-        "--model",
-        folder,
-        "--port",
-        "0",
-        "--token",
-        TOKEN,
-    ]
-    server = subprocess.Popen(
-        [*command, "--set", f"serve.store={store}"], stderr=subprocess.PIPE, text=True
-    )
-    assert server.stderr is not None
-    seen = ""
-    while (found := re.search(r"http://\S+:\d+", seen)) is None:
-        line = server.stderr.readline()
-        assert line, seen
-        seen += line
-    address, loads = found.group(), {}
-    try:
+    loads = {}
+    with served(folder) as server:
         for name, (connections, rows) in SHAPES.items():
-            asyncio.run(load(address, f"warm {connections} ", 2.0, connections, rows))
-            loads[name] = asyncio.run(load(address, f"{connections} ", seconds, connections, rows))
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+            asyncio.run(load(server.address, f"warm {connections} ", 2.0, connections, rows))
+            loads[name] = asyncio.run(
+                load(server.address, f"{connections} ", seconds, connections, rows)
+            )
     model = RewardModel.from_pretrained(folder, device="cpu")
     texts = body("", 0, 4096)
     model.score(texts["prompts"][:64], texts["responses"][:64])

@@ -10,9 +10,10 @@ that is verified.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -117,13 +118,21 @@ def _write_fsl(store: FeatureStore, folder: Path) -> None:
 
 def _write_npy(store: FeatureStore, folder: Path) -> None:
     dtype = np.float16 if store.dtype == "float16" else np.float32
-    out = np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, (store.rows, store.dim))
-    start = 0
-    for block in store.iter_blocks(ROWS_AT_ONCE):
-        out[start : start + len(block)] = _as_numpy(block)
-        start += len(block)
-    out.flush()
-    np.save(folder / "item_ids.npy", _ids(store))
+    with _new_array(folder / "features.npy", np.dtype(dtype), (store.rows, store.dim)) as stream:
+        for block in store.iter_blocks(ROWS_AT_ONCE):
+            stream.write(_as_numpy(block).tobytes())
+    with _new_array(folder / "item_ids.npy", np.dtype(np.uint8), (store.rows, ID_BYTES)) as stream:
+        stream.write(_ids(store).tobytes())
+
+
+@contextmanager
+def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, int]) -> Iterator[BinaryIO]:
+    """Yield a file for the rows of an array; a mapped one would crash where the disk is full."""
+    descr = np.lib.format.dtype_to_descr(dtype)
+    with open(path, "wb") as stream:
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield stream
 
 
 def _write_safetensors(store: FeatureStore, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pal.files import inflight, publish, sync_file
+from pal.files import atomic_file
 from pal.items import ID_BYTES
 from pal.records import Damaged, read_table, write_table
 
@@ -44,7 +44,7 @@ def make_plan(item_ids: np.ndarray, rows_per_shard: int) -> list[ShardTask]:
 
 
 def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask], owner: str) -> None:
-    """Write ``item_id, shard, position``, unless a plan is there: who plans first plans for all.
+    """Write ``item_id, shard, position``; the caller sees to it that who plans first plans for all.
 
     ``owner`` is the fingerprint of the cache.
     """
@@ -52,11 +52,9 @@ def write_plan(path: Path, item_ids: np.ndarray, tasks: list[ShardTask], owner: 
     position = np.concatenate([np.arange(len(task), dtype=np.int32) for task in tasks])
     buffer = pa.py_buffer(np.ascontiguousarray(item_ids))
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(item_ids), [None, buffer])
-    with inflight(path) as temporary:
+    with atomic_file(path) as temporary:
         table = pa.table({"item_id": ids, "shard": shard, "position": position})
         write_table(temporary, table, "plan", of=owner)
-        sync_file(temporary)
-        publish(temporary, path)
 
 
 def read_plan(path: Path, item_ids: np.ndarray, owner: str) -> list[ShardTask]:

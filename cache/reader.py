@@ -47,12 +47,22 @@ class FeatureStore:
         is not ``expect``.
         """
         manifest = Manifest.of(folder)
+        try:
+            return cls._checked(folder, manifest, expect)
+        except CacheError:
+            later = Manifest.find(folder)
+            if later is None or later == manifest:
+                raise
+            return cls._checked(folder, later, expect)  # failed items were just encoded again
+
+    @classmethod
+    def _checked(cls, folder: Path, manifest: Manifest, expect: Spec | None) -> FeatureStore:
         if expect is not None and manifest.spec != expect:
             listed = "; ".join(differences(manifest.spec, expect))
             raise CacheMismatch(
                 f"{folder} was made under another specification ({listed}); run pal embed again"
             )
-        require_undamaged(folder, manifest.shards, trusting=True)
+        marks = require_undamaged(folder, manifest.shards, trusting=True)
         for name, seal in manifest.files.items():
             try:
                 read_sealed(folder / name, seal)
@@ -60,8 +70,13 @@ class FeatureStore:
                 raise CacheError(
                     f"{folder / name} {problem}; {Manifest.remedy_for(folder)}"
                 ) from None
-        record_verified(folder, manifest.shards)
-        return cls(folder, manifest)
+        record_verified(folder, marks)
+        try:
+            return cls(folder, manifest)
+        except FileNotFoundError:
+            raise CacheError(
+                f"{folder} lost a shard while it was opened; {Manifest.remedy_for(folder)}"
+            ) from None
 
     @property
     def fingerprint(self) -> str:

@@ -7,9 +7,12 @@ errors/          items that could not be encoded, with the reason
 manifest.json    last of all
 verified.json    size and time stamp of each file when its hash was last seen right
 
-What is damaged while a cache is being filled is made again: the plan from the item ids, a shard
-without a sound receipt by encoding it. Every receipt names the fingerprint and the items, so
-nothing of another specification or plan is ever taken over.
+Many processes may fill one folder; whoever commits a shard or writes the manifest holds the
+folder's lock for that moment. Nobody takes back what another has committed: the receipt of a
+sound shard stays until a shard with no more errors takes its place, and the manifest until a new
+one does. What is damaged is made again: the plan from the item ids, a shard without a sound receipt
+by encoding it. Every receipt names the fingerprint and the items, so nothing of another
+specification or plan is ever taken over.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,18 +42,18 @@ from pal.cache.records import (
 from pal.cache.shard import ITEM_BYTES, write_shard
 from pal.cache.spec import LAYOUT_VERSION, Spec, differences, fingerprint, store_dtype
 from pal.cache.summary import manifest_of
-from pal.cache.verified import is_undamaged, marks_of, record_verified
+from pal.cache.verified import marks_of, record_verified, seen_undamaged
 from pal.errors import CacheError, CacheMismatch
 from pal.files import (
     atomic_file,
     canonical_json,
     file_sha256,
     inflight,
-    publish,
+    locked,
     sync_directory,
     sync_file,
 )
-from pal.records import Damaged, Record
+from pal.records import Damaged
 
 
 @dataclass
@@ -75,32 +79,45 @@ class EncodedShard:
     fraction_of_peak: float | None = None
 
 
+class Unfinished(CacheError):
+    """Shards of a cache are missing or damaged."""
+
+
 class CacheWriter:
     """Creates or resumes the cache of one specification; many processes may work on one folder."""
 
-    def __init__(self, folder: Path, spec: Spec) -> None:
-        """Open the folder; raises CacheMismatch if it belongs to another specification."""
+    def __init__(self, folder: Path, spec: Spec, retry_errors: bool = False) -> None:
+        """Open the folder; raises CacheMismatch if it belongs to another specification.
+
+        ``retry_errors``: shards with failed items are pending too, and are replaced.
+        """
         self.folder = folder
         self.spec = spec
         self.fingerprint = fingerprint(spec)
+        self.retry_errors = retry_errors
         self.shards = folder / "shards"
         for path in (self.shards, folder / "errors"):
             path.mkdir(parents=True, exist_ok=True)
         self._claim_folder()
 
     def _claim_folder(self) -> None:
-        path, record = self.folder / SpecRecord.file, SpecRecord(spec=self.spec)
-        if not path.exists():
-            _publish(path, record)
         found = SpecRecord.find(self.folder)
         if found is None:
-            record.write(self.folder)
-        elif found.spec != self.spec:
+            with self._alone():
+                found = SpecRecord.find(self.folder)
+                if found is None:
+                    found = SpecRecord(spec=self.spec)
+                    found.write(self.folder)
+        if found.spec != self.spec:
             listed = "; ".join(differences(found.spec, self.spec))
             raise CacheMismatch(
                 f"{self.folder} was made under another specification ({listed}); remove it or use "
                 f"another paths.cache"
             )
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep out everybody else who changes what the folder says of itself."""
+        return locked(self.folder)
 
     def plan(self, item_ids: np.ndarray, rows_per_shard: int) -> list[ShardTask]:
         """Return the tasks of this cache; made if there is no sound plan of just these items.
@@ -108,54 +125,40 @@ class CacheWriter:
         ``item_ids``: (n,) S16, in the order of encoding.
         """
         path = self.folder / PLAN
-        for _ in range(2):
-            if not path.exists():
-                tasks = make_plan(item_ids, rows_per_shard)
-                write_plan(path, item_ids, tasks, self.fingerprint)
-            try:
+        with suppress(Damaged):
+            return read_plan(path, item_ids, self.fingerprint)
+        with self._alone():
+            with suppress(Damaged):  # who planned first has planned for all
                 return read_plan(path, item_ids, self.fingerprint)
-            except Damaged as damage:
-                path.unlink(missing_ok=True)
-                problem = damage
-        raise CacheError(f"{path} {problem}; end other runs on this cache and run pal embed again")
+            tasks = make_plan(item_ids, rows_per_shard)
+            write_plan(path, item_ids, tasks, self.fingerprint)
+            return tasks
 
     def receipt(self, task: ShardTask, marks: Mapping[str, Mark] | None = None) -> Receipt | None:
         """Return the receipt of a finished, undamaged shard, else None."""
-        found = self._receipt_on_disk(task)
-        if found is None or found.fingerprint != self.fingerprint or found.items != task.items:
+        found = self.receipt_on_disk(task)
+        if found is None:
             return None
         marks = marks_of(self.folder) if marks is None else marks
-        return found if is_undamaged(self.folder, found.entry, marks) else None
+        return found if seen_undamaged(self.folder, found.entry, marks) else None
 
-    def _receipt_on_disk(self, task: ShardTask) -> Receipt | None:
+    def receipt_on_disk(self, task: ShardTask) -> Receipt | None:
+        """Return the receipt of a shard, whatever became of the shard itself."""
         try:
-            return Receipt.read_file(self._receipt_path(task))
+            found = Receipt.read_file(self._receipt_path(task))
         except CacheError:
             return None
+        is_ours = found.fingerprint == self.fingerprint and found.items == task.items
+        return found if is_ours else None
 
     def _receipt_path(self, task: ShardTask) -> Path:
         return self.shards / f"{task.stem}.json"
 
     def pending(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-        """Return the tasks without a valid receipt; receipts of damaged shards are withdrawn."""
+        """Return the tasks that are still to be done; changes nothing."""
         marks = marks_of(self.folder)
-        pending = [task for task in tasks if self.receipt(task, marks) is None]
-        for task in pending:
-            self.withdraw(task)
-        if pending:
-            (self.folder / Manifest.file).unlink(missing_ok=True)
-        return pending
-
-    def withdraw(self, task: ShardTask) -> None:
-        """Take back a shard's receipt, so that the shard is encoded again."""
-        self._receipt_path(task).unlink(missing_ok=True)
-
-    def withdraw_failed(self, tasks: Sequence[ShardTask]) -> None:
-        """Withdraw the receipts of shards with failed items."""
-        for task in tasks:
-            receipt = self._receipt_on_disk(task)
-            if receipt is not None and receipt.errors:
-                self.withdraw(task)
+        found = [(task, self.receipt(task, marks)) for task in tasks]
+        return [t for t, r in found if r is None or (self.retry_errors and r.errors)]
 
     def width(self) -> int | None:
         """Return the bytes of one feature if a shard has been committed, else None."""
@@ -182,7 +185,7 @@ class CacheWriter:
             found = classes_of(self._errors_path(task), self.fingerprint)
             if found is not None:
                 classes.update(found)
-            elif (receipt := self._receipt_on_disk(task)) is not None and receipt.errors:
+            elif (receipt := self.receipt_on_disk(task)) is not None and receipt.errors:
                 classes["unknown, the table is damaged"] += receipt.errors
         return classes
 
@@ -198,48 +201,53 @@ class CacheWriter:
         software and hardware.
         """
         began = time.perf_counter()
-        path, sha256, groups = self._write_shard(task, encoded, producer)
-        write_failures(self._errors_path(task), encoded.errors, self.fingerprint)
-        sync_directory(self.shards)
-        rows, seconds = len(encoded.item_ids), encoded.seconds
-        receipt = Receipt(
-            shard=task.number,
-            path=f"shards/{path.name}",
-            dim=encoded.features.shape[1] // ITEM_BYTES[encoded.dtype],
-            rows=rows,
-            errors=len(encoded.errors),
-            bytes=path.stat().st_size,
-            sha256=sha256,
-            row_groups=groups,
-            fingerprint=self.fingerprint,
-            items=task.items,
-            statistics=encoded.statistics,
-            seconds=seconds.model_copy(update={"write": time.perf_counter() - began}),
-            tokens_real=int(encoded.n_tokens.sum()),
-            tokens_padded=encoded.tokens_padded,
-            truncated=int(encoded.truncated.sum()),
-            answers_cut=encoded.answers_cut,
-            rows_per_s=round(rows / seconds.encode, 1) if seconds.encode else 0.0,
-            device=encoded.device,
-            fraction_of_peak=encoded.fraction_of_peak,
-            producer=dict(producer),
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        if _publish(self._receipt_path(task), receipt):
-            return receipt
-        winner = self._receipt_on_disk(task)
-        if winner is None:  # damaged since it was looked at
-            with atomic_file(self._receipt_path(task)) as temporary:
-                receipt.write_to(temporary)
-            return receipt
-        if winner.path != receipt.path:
-            path.unlink(missing_ok=True)
-        return winner
+        with inflight(self.shards / f"{task.stem}.parquet") as temporary:
+            groups = self._write_shard(temporary, task, encoded, producer)
+            sync_file(temporary)
+            sha256 = file_sha256(temporary)
+            path = self.shards / f"{task.stem}.{sha256[:8]}.parquet"
+            rows, seconds = len(encoded.item_ids), encoded.seconds
+            receipt = Receipt(
+                shard=task.number,
+                path=f"shards/{path.name}",
+                dim=encoded.features.shape[1] // ITEM_BYTES[encoded.dtype],
+                rows=rows,
+                errors=len(encoded.errors),
+                bytes=temporary.stat().st_size,
+                sha256=sha256,
+                row_groups=groups,
+                fingerprint=self.fingerprint,
+                items=task.items,
+                statistics=encoded.statistics,
+                seconds=seconds.model_copy(update={"write": time.perf_counter() - began}),
+                tokens_real=int(encoded.n_tokens.sum()),
+                tokens_padded=encoded.tokens_padded,
+                truncated=int(encoded.truncated.sum()),
+                answers_cut=encoded.answers_cut,
+                rows_per_s=round(rows / seconds.encode, 1) if seconds.encode else 0.0,
+                device=encoded.device,
+                fraction_of_peak=encoded.fraction_of_peak,
+                producer=dict(producer),
+                created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            with self._alone():
+                first = self.receipt(task)
+                if first is not None and not self._gives_way(first, receipt):
+                    return first
+                os.replace(temporary, path)
+                write_failures(self._errors_path(task), encoded.errors, self.fingerprint)
+                sync_directory(self.shards)
+                with atomic_file(self._receipt_path(task)) as place:
+                    receipt.write_to(place)
+        return receipt
+
+    def _gives_way(self, present: Receipt, new: Receipt) -> bool:
+        return self.retry_errors and new.errors <= present.errors
 
     def _write_shard(
-        self, task: ShardTask, encoded: EncodedShard, producer: Mapping[str, str]
-    ) -> tuple[Path, str, int]:
-        """Write the shard under its own name; return its path, hash and number of row groups."""
+        self, path: Path, task: ShardTask, encoded: EncodedShard, producer: Mapping[str, str]
+    ) -> int:
+        """Write the shard and return its number of row groups."""
         metadata = {
             "pal.layout_version": str(LAYOUT_VERSION),
             "pal.fingerprint": self.fingerprint,
@@ -249,21 +257,15 @@ class CacheWriter:
             "pal.rows": str(len(encoded.item_ids)),
             "pal.producer": canonical_json(producer),
         }
-        with inflight(self.shards / f"{task.stem}.parquet") as temporary:
-            groups = write_shard(
-                temporary,
-                encoded.item_ids,
-                encoded.n_tokens,
-                encoded.truncated,
-                encoded.features,
-                encoded.dtype,
-                metadata,
-            )
-            sync_file(temporary)
-            sha256 = file_sha256(temporary)
-            path = self.shards / f"{task.stem}.{sha256[:8]}.parquet"
-            os.replace(temporary, path)
-        return path, sha256, groups
+        return write_shard(
+            path,
+            encoded.item_ids,
+            encoded.n_tokens,
+            encoded.truncated,
+            encoded.features,
+            encoded.dtype,
+            metadata,
+        )
 
     def finalize(
         self,
@@ -271,28 +273,46 @@ class CacheWriter:
         provenance: Provenance,
         files: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Write the manifest once every shard has its receipt; raises CacheError if one is missing.
+        """Write the manifest once every shard has its receipt; raises Unfinished if one is missing.
 
         ``files`` are the seals of further files that lie beside the manifest.
         """
-        receipts = []
-        marks = marks_of(self.folder)
+        _, marks = self._finished(tasks, marks_of(self.folder))  # hashed while nobody waits for us
+        with self._alone():
+            receipts, marks = self._finished(tasks, marks)
+            manifest = self._manifest(receipts, provenance, files or {})
+            record_verified(self.folder, marks)
+            manifest.write(self.folder)
+            self._sweep(tasks, receipts)
+        return manifest
+
+    def _finished(
+        self, tasks: Sequence[ShardTask], known: Mapping[str, Mark]
+    ) -> tuple[list[Receipt], dict[str, Mark]]:
+        """Return the receipts of all tasks, and what their undamaged shards look like."""
+        receipts, marks = [], {}
         for task in tasks:
-            receipt = self.receipt(task, marks)
+            receipt = self.receipt_on_disk(task)
             if receipt is None:
-                raise CacheError(f"{self.folder}: {task.stem} is not finished; run pal embed again")
+                raise Unfinished(f"{self.folder}: {task.stem} is not finished; run pal embed again")
             receipts.append(receipt)
+        for receipt in receipts:
+            mark = seen_undamaged(self.folder, receipt.entry, known)
+            if mark is None:
+                raise Unfinished(f"{self.folder}: {receipt.path} is damaged; run pal embed again")
+            marks[receipt.path] = mark
+        return receipts, marks
+
+    def _manifest(
+        self, receipts: Sequence[Receipt], provenance: Provenance, files: Mapping[str, str]
+    ) -> Manifest:
         dims = sorted({receipt.dim for receipt in receipts})
         if len(dims) > 1:
             raise CacheError(
                 f"{self.folder} holds features of {dims} dimensions; remove it and run pal embed "
                 f"again"
             )
-        manifest = manifest_of(self.spec, receipts, provenance, files or {})
-        record_verified(self.folder, manifest.shards)
-        manifest.write(self.folder)
-        self._sweep(tasks, receipts)
-        return manifest
+        return manifest_of(self.spec, receipts, provenance, files)
 
     def _sweep(self, tasks: Sequence[ShardTask], receipts: Sequence[Receipt]) -> None:
         """Remove shards that no receipt names, and what an earlier plan left.
@@ -307,11 +327,3 @@ class CacheWriter:
         for path in (self.folder / "errors").glob("part-*.parquet"):
             if path.stem not in stems:
                 path.unlink(missing_ok=True)
-
-
-def _publish(path: Path, record: Record) -> bool:
-    """Create a file with its whole content, or return False if it is there already."""
-    with inflight(path) as temporary:
-        record.write_to(temporary)
-        sync_file(temporary)
-        return publish(temporary, path)

@@ -15,7 +15,7 @@ from pal.data.splits import require_splits
 from pal.data.tables import Tables, tables_of, write_tables
 from pal.dataset import TRUTH, WITH_PROMPT, DatasetCard, Digests, PreparedDataset
 from pal.errors import DataError
-from pal.files import digest, file_sha256
+from pal.files import digest, file_sha256, locked
 from pal.names import require_name
 from pal.records import Damaged, JsonObject, read_sealed
 
@@ -62,8 +62,26 @@ def prepare(
         if same.source != config.source:  # the same rows, now from another place
             same = same.model_copy(update={"source": config.source})
             same.write(folder)
+        _remove_unfinished(folder)
         return PreparedDataset(folder, same)
 
+    with locked(folder):
+        if DatasetCard.find(folder) == present:
+            return _prepare(name, config, folder, adapter, inputs, progress)
+    # somebody else has just prepared it
+    return prepare(name, config, folder, build, progress)
+
+
+def _prepare(
+    name: str,
+    config: DatasetConfig,
+    folder: Path,
+    adapter: Adapter,
+    inputs: dict[str, str],
+    progress: Progress,
+) -> PreparedDataset:
+    """Make a dataset anew, nobody else being at it."""
+    settings: JsonObject = config.model_dump(mode="json", exclude={"source"})
     key = digest([DatasetCard.version, settings, inputs], 8)
     unfinished = folder.parent / f".{name}.unfinished-{key}"
     tables = tables_of(adapter, unfinished, progress)
@@ -72,9 +90,14 @@ def prepare(
         files = write_tables(temporary, tables, adapter.truth())
         card = _card(name, config, adapter, inputs, tables, files)
         card.write(temporary)
-    for old in folder.parent.glob(f".{name}.unfinished-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_unfinished(folder)
     return PreparedDataset(folder, card)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the parts that were kept until a dataset was complete."""
+    for old in folder.parent.glob(f".{folder.name}.unfinished-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def is_sound(folder: Path, card: DatasetCard) -> bool:

@@ -7,7 +7,6 @@ rows of the tables.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -31,10 +30,14 @@ from pal.items import (
     item_row,
     items_schema,
     prompt_item,
+    storable,
 )
 from pal.users import UserError
 
 TABLES = ("items", "pairs", "rejects")
+UNEXPECTED = "unexpected"
+"""reason of a row that no adapter is prepared for"""
+LONGEST_MESSAGE = 500
 PAIR_COLUMNS: dict[str, Any] = {
     "source_row": pl.String,
     "user_id": pl.String,
@@ -80,10 +83,13 @@ class Reject:
     message: str
 
     @classmethod
-    def of(cls, source_row: str, problem: ItemError | UserError) -> Reject:
-        """Return the reject of a row in which an item or a user is not what it must be."""
-        reason = "bad-user" if isinstance(problem, UserError) else "bad-item"
-        return cls(source_row, reason, str(problem))
+    def of(cls, source_row: str, problem: Exception) -> Reject:
+        """Return the reject of a row in which an item or a user is not what it must be, or of which
+        nothing better is known than the exception it leads to."""
+        for kind, reason in ((UserError, "bad-user"), (ItemError, "bad-item")):
+            if isinstance(problem, kind):
+                return cls(source_row, reason, str(problem))
+        return cls(source_row, UNEXPECTED, f"{type(problem).__name__}: {problem}")
 
 
 def preferred(
@@ -125,7 +131,9 @@ def pair_id(user: str, prompt: bytes | None, first: bytes, second: bytes, repeat
 
 def rejects_frame(rejects: Iterable[Reject] = ()) -> pl.DataFrame:
     """Return rejects as rows."""
-    rows = [(one.source_row, one.reason, one.message) for one in rejects]
+    rows = [
+        (one.source_row, one.reason, storable(one.message)[:LONGEST_MESSAGE]) for one in rejects
+    ]
     return pl.DataFrame(rows, schema=REJECT_COLUMNS, orient="row")
 
 
@@ -146,7 +154,9 @@ def concatenated(chunks: Sequence[Chunk]) -> Chunk:
     """Return the rows of several chunks as one."""
     if not chunks:
         return Recorder().chunk()
-    frames = (pl.concat([getattr(c, table) for c in chunks], how="diagonal") for table in TABLES)
+    frames = (
+        pl.concat([getattr(c, table) for c in chunks], how="diagonal_relaxed") for table in TABLES
+    )
     return Chunk(*frames)
 
 
@@ -201,7 +211,7 @@ def _problem(row: Comparison) -> Reject | None:
     """Say why a comparison cannot be used, or return None."""
     if row.user_id is None or not row.user_id.strip():
         return Reject(row.source_row, "no-user", "the row names no user")
-    if not (math.isfinite(row.label) and 0.0 <= row.label <= 1.0):
+    if not 0.0 <= row.label <= 1.0:  # NaN is not either
         return Reject(row.source_row, "bad-label", f"the label is {row.label}, not within 0 and 1")
     texts = [content for turn in row.prompt for content in turn]
     for item in (row.first, row.second):

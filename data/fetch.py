@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pal.config import ImageSourceConfig
 from pal.files import atomic_file
-from pal.items import Image, Place, image_content_id
+from pal.items import Image, Place, image_content_id, storable
 
 BLOCK = 1 << 16
 
@@ -69,12 +69,6 @@ def place_of(url: str, folder: Path) -> Path:
     return (
         folder / hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     )
-
-
-def storable(text: str) -> str:
-    """Return a text for a message; halves of surrogate pairs, which no table can store, are
-    escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def fetched_image(url: str, config: ImageSourceConfig) -> Image | str:

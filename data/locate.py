@@ -15,7 +15,7 @@ def resolve_source(dataset: str, source: str, allow: list[str]) -> tuple[Path, s
     """
     if not source.startswith("hf:"):
         folder = Path(source)
-        if not folder.exists():
+        if not _exists(folder):
             raise DataError(
                 f"the source {source!r} of dataset {dataset} does not exist; give --source PATH "
                 "or hf:REPO@REV"
@@ -38,3 +38,10 @@ def resolve_source(dataset: str, source: str, allow: list[str]) -> tuple[Path, s
             f"give a local copy: pal prepare --dataset {dataset} --source PATH"
         ) from error
     return folder, f"hf:{repository}@{folder.name}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no path can have
+        return False

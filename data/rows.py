@@ -8,13 +8,13 @@ import csv
 import fnmatch
 import gzip
 import itertools
-import json
+import math
 import sys
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -25,10 +25,10 @@ from pal.data.locate import resolve_source
 from pal.data.splits import SplitPairs, assign_splits
 from pal.errors import DataError
 from pal.files import file_sha256
-from pal.items import ItemError
-from pal.users import UserError, user_names
+from pal.items import storable
+from pal.rows import BadRow, Row, other_kind, rows_of_array, rows_of_batch, rows_of_lines
+from pal.users import user_names
 
-Row = dict[str, Any]
 PARQUET_BATCH = 1024
 TEXT_FILES = (".csv",)
 """ends of files whose values have no types"""
@@ -73,7 +73,13 @@ class RowAdapter(Adapter):
         """
 
     def inputs(self) -> dict[str, str]:
-        return {self.name_of(file): file_sha256(file) for file in self.files}
+        try:
+            return {self.name_of(file): file_sha256(file) for file in self.files}
+        except OSError as error:
+            raise DataError(
+                f"cannot read {error.filename} ({error.strerror}); change its permissions or "
+                "remove it"
+            ) from error
 
     def parts(self) -> Sequence[Part]:
         """Return a part per file; with a limit all of them are one, since rows are counted over
@@ -99,7 +105,7 @@ class RowAdapter(Adapter):
             return [row]
         try:
             return list(self.comparisons(row, place, file))
-        except (ItemError, UserError) as problem:
+        except Exception as problem:  # an odd row costs only itself, whatever an adapter forgot
             return [Reject.of(place, problem)]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Row | Reject]]:
@@ -108,8 +114,8 @@ class RowAdapter(Adapter):
         users = self._users_of_text_file(file)
         for number, row in enumerate(read_rows(file)):
             place = f"{name}:{number:07d}"
-            if not isinstance(row, dict):
-                yield place, Reject(place, "malformed", row)
+            if isinstance(row, BadRow):
+                yield place, Reject(place, "malformed", row.reason)
                 continue
             if users is not None and self.user_column in row:
                 row[self.user_column] = next(users)
@@ -126,7 +132,7 @@ class RowAdapter(Adapter):
 
     def name_of(self, file: Path) -> str:
         """Return a file's path within the source."""
-        return file.relative_to(self.folder).as_posix()
+        return storable(file.relative_to(self.folder).as_posix())
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         return assign_splits(pairs, self.config)
@@ -137,6 +143,8 @@ def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
     file."""
     if place.is_file():
         return [place]
+    if not place.is_dir():
+        raise DataError(f"{place} is neither a file nor a folder; give --source PATH of one")
     found = [path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")]
     ends = [f"*{pattern}" for pattern in patterns]
     return sorted(
@@ -144,9 +152,20 @@ def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
     )
 
 
-def read_rows(file: Path) -> Iterator[Row | str]:
-    """Yield rows as dictionaries, or for a row that is none a message; raises DataError for an
-    unreadable file."""
+def number_of(value: Any) -> float | None:
+    """Return a number that is finite, perhaps written as a text; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_rows(file: Path) -> Iterator[Row | BadRow]:
+    """Yield rows as dictionaries, or why one cannot be read; raises DataError for an unreadable
+    file."""
     kind = next((suffix for suffix in READERS if file.name.endswith(suffix)), None)
     if kind is None:
         raise DataError(
@@ -155,66 +174,98 @@ def read_rows(file: Path) -> Iterator[Row | str]:
         )
     try:
         yield from READERS[kind](file)
-    except (OSError, EOFError, zlib.error, RecursionError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise DataError(
             f"cannot read {file} ({type(error).__name__}: {error}); fix or remove it"
         ) from error
 
 
-def _json_lines(file: Path) -> Iterator[Row | str]:
-    with _opened(file) as stream:
-        for raw in stream:
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw)
-            except (ValueError, RecursionError) as error:
-                yield f"not JSON: {error}"[:200]
-            else:
-                yield row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
+def _json_lines(file: Path) -> Iterator[Row | BadRow]:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+        _require_text(stream.peek(8))
+        yield from rows_of_lines(stream)
 
 
-def _opened(file: Path) -> gzip.GzipFile | IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")
+def _require_text(start: bytes) -> None:
+    kind = other_kind(start)
+    if kind is not None:
+        raise ValueError(f"it is {kind}, not text")
 
 
-def _json(file: Path) -> Iterator[Row | str]:
+def _json(file: Path) -> Iterator[Row | BadRow]:
     """Yield the objects of a JSON array; a file of one object per line is read as JSON lines."""
     with open(file, "rb") as stream:
         first = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if first != b"[":
-        yield from _json_lines(file)
-        return
-    for row in json.loads(file.read_bytes()):
-        yield row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
+    yield from rows_of_array(file.read_bytes()) if first == b"[" else _json_lines(file)
 
 
-def _csv(file: Path) -> Iterator[Row | str]:
+def _csv(file: Path) -> Iterator[Row | BadRow]:
     csv.field_size_limit(sys.maxsize)
-    with open(file, newline="", encoding="utf-8-sig", errors="replace") as stream:
-        for row in csv.DictReader(stream):
+    with open(file, "rb") as raw:
+        _require_text(raw.peek(8))
+    # bytes that are no UTF-8 become halves of surrogate pairs, which no text may hold
+    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+        lines = _Lines(stream)
+        for number, row in enumerate(csv.DictReader(lines), start=1):
             if None in row:
-                yield f"{len(row[None])} fields more than the header has"
+                yield BadRow(number, f"{len(row[None])} fields more than the header has")
             else:
                 yield {name: value if value != "" else None for name, value in row.items()}
+            lines.end_row()
+        lines.require_closed()
 
 
-def _parquet(file: Path) -> Iterator[Row | str]:
+class _Lines:
+    """Lines of a CSV file, of which the last row's are remembered."""
+
+    def __init__(self, stream: Iterable[str]) -> None:
+        self.stream = iter(stream)
+        self.row: list[str] = []
+        self.before: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.row.append(next(self.stream))
+        return self.row[-1]
+
+    def end_row(self) -> None:
+        self.before, self.row = self.row, []
+
+    def require_closed(self) -> None:
+        """Raise ValueError where a quote that is never closed swallowed the rest of the file."""
+        last = self.row or self.before
+        try:
+            list(csv.reader(last, strict=True))
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                message = (
+                    f"a quote is never closed, the one of the row that begins {last[0][:80]!r}"
+                )
+                raise ValueError(message) from None
+
+
+def _parquet(file: Path) -> Iterator[Row | BadRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    before = 0
     try:
         with pq.ParquetFile(file, pre_buffer=False) as opened:
             for batch in opened.iter_batches(PARQUET_BATCH):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+                yield from rows_of_batch(batch, before)
+                before += batch.num_rows
+    except pa.ArrowException as error:
         raise ValueError(str(error)) from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row | str]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
 }
+
+__all__ = ["READERS", "Row", "RowAdapter", "files_of", "number_of", "read_rows"]

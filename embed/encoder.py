@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pal.config import EncoderConfig
+from pal.embed.odd import Failures, is_about_items, odd_ones
 from pal.errors import EncoderError
 from pal.items import Feature, Image, Item, Text
 from pal.records import JsonObject
@@ -18,19 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 MODALITIES: dict[type[Item], str] = {Text: "text", Image: "image", Feature: "feature"}
-
-
-class Failure(NamedTuple):
-    """Why an item cannot be encoded."""
-
-    stage: str
-    """fetch, decode, tokenize, encode or nonfinite"""
-    error_class: str
-    message: str
-
-
-Failures = dict[int, Failure]
-"""by row"""
+STAND_IN = Text("-")
+"""read in the place of a text that cannot be"""
 
 
 @dataclass
@@ -47,6 +38,11 @@ class Inputs:
     answers_cut: int = 0
     """truncated items with context of which even the text itself was too long"""
 
+    @property
+    def kept(self) -> np.ndarray:
+        """The rows without a failure."""
+        return np.array([row for row in range(len(self.n_tokens)) if row not in self.failures], int)
+
 
 @dataclass
 class Batch:
@@ -60,28 +56,97 @@ class Batch:
     """tokens that the model computes, padding included"""
 
 
-class Encoder(Protocol):
-    """A loaded frozen model. Several taps are several features of one forward pass, in order."""
+class Encoder(ABC):
+    """A loaded frozen model. Several taps are several features of one forward pass, in order.
 
-    def prepare(self, items: Sequence[Item]) -> Inputs:
-        """Tokenise or measure items; runs ahead in a thread of its own."""
-        ...
+    What it cannot take costs only itself, everywhere: the libraries behind ``read``, ``stack`` and
+    ``encode`` may raise what they like, and the items at fault are found one by one.
+    """
 
+    @abstractmethod
+    def read(self, items: Sequence[Item]) -> Inputs:
+        """Tokenise or measure items; may raise for one that is odd."""
+
+    @abstractmethod
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
-        """Cut the rows into batches; the same inputs give the same batches."""
-        ...
+        """Cut the rows without a failure into batches; the same inputs give the same batches."""
 
-    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
-        """Pad or decode some rows; runs ahead in several threads."""
-        ...
+    @abstractmethod
+    def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+        """Pad or decode some rows; may raise for one that is odd."""
 
+    @abstractmethod
     def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
         """Return the operations that the real tokens of some rows need (pal.embed.peak)."""
-        ...
 
+    @abstractmethod
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return one (n, dim) tensor per tap, on the device, perhaps before they are computed."""
-        ...
+
+    def prepare(self, items: Sequence[Item]) -> Inputs:
+        """Read items; runs ahead in a thread of its own. Odd ones have their failures."""
+        try:
+            return self.read(items)
+        except BaseException as error:
+            if not is_about_items(error):
+                raise
+        odd = odd_ones(
+            range(len(items)), lambda rows: self.read([items[row] for row in rows]), "tokenize"
+        )
+        try:
+            inputs = self.read([STAND_IN if row in odd else item for row, item in enumerate(items)])
+        except Exception as error:
+            raise EncoderError(
+                f"the encoder can read no item, not even {STAND_IN.text!r} "
+                f"({type(error).__name__}: {error}); check the files of its tokenizer"
+            ) from error
+        inputs.failures.update(odd)
+        return inputs
+
+    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+        """Pad or decode some rows; runs ahead in several threads. Odd ones have their failures."""
+        try:
+            return self.stack(inputs, rows)
+        except BaseException as error:
+            if not is_about_items(error):
+                raise
+        odd = odd_ones(rows.tolist(), lambda some: self.stack(inputs, np.array(some)), "decode")
+        rest = rows[[row not in odd for row in rows.tolist()]]
+        batch = self.stack(inputs, rest) if len(rest) else Batch(rest, None)
+        batch.failures.update(odd)
+        return batch
+
+    def encode_each(
+        self, inputs: Inputs, batch: Batch, failures: Failures
+    ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
+        """Encode a batch whole; without memory in halves, after other errors without the odd ones.
+
+        Yields rows and their features; what cannot be encoded goes to ``failures``.
+        """
+        import torch
+
+        failures.update(batch.failures)
+        rows = batch.rows
+        if not len(rows):
+            return
+        try:
+            yield rows, self.encode(batch)
+            return
+        except BaseException as error:
+            if not is_about_items(error):
+                raise
+            parts = 2 if isinstance(error, torch.OutOfMemoryError) else 1
+        if parts == 1 or len(rows) == 1:
+            odd = odd_ones(rows.tolist(), lambda some: self._encode_some(inputs, some), "encode")
+            failures.update(odd)
+            rows = rows[[row not in odd for row in rows.tolist()]]
+            parts = 1 if odd else len(rows)  # what fails only together is encoded apart
+        for part in np.array_split(rows, parts):
+            if len(part):
+                yield from self.encode_each(inputs, self.load_batch(inputs, part), failures)
+
+    def _encode_some(self, inputs: Inputs, rows: Sequence[int]) -> list[torch.Tensor]:
+        return self.encode(self.load_batch(inputs, np.array(rows)))
 
 
 @dataclass(frozen=True)
@@ -98,12 +163,15 @@ class EncoderSource:
     """where the files came from: a commit, ``local``, a package"""
     untrained: bool
     """random weights: numbers made with them say nothing about the real model"""
+    code_commit: str | None = None
+    """of the other repository that a trusted model takes its code from"""
 
 
-def locate(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
+def locate(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSource:
     """Find an encoder's files and state its specification, loading no model.
 
-    ``digests`` is a file that remembers hashes of weight files by size and time stamp.
+    ``digests`` is a file of our own that remembers hashes of weight files by size and time stamp;
+    without one they are computed.
     """
     if config.kind == "identity":
         spec: JsonObject = {"kind": "identity", "store_dtype": config.store_dtype}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource
 from pal.embed.run import locate_job
+from pal.embed.trust import read_json
 from pal.errors import CacheError
 from pal.records import Entry
 
@@ -94,13 +94,7 @@ def _width(source: EncoderSource) -> int | None:
     """Return the width that a model's own settings name."""
     if source.config.kind != "hf-text" or source.folder is None:
         return None
-    path = source.folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        settings = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
-        return None
+    settings = read_json(source.folder / "config.json")
     return next((settings[key] for key in WIDTHS if isinstance(settings.get(key), int)), None)
 
 

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pal.data.filters import render
 from pal.items import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""what is opened; other formats of Pillow's start programs (EPS) or are no pictures"""
 LARGEST_PIXELS = 100_000_000
 GROUPS_KEPT = 4
 
@@ -68,17 +72,32 @@ def decode_filtered(raw: bytes, place: Place) -> Any:
 
 
 def decode(raw: bytes) -> Any:
-    """Return a PIL image with its pixels decoded; raises ValueError, OSError or a PIL error."""
+    """Return a PIL image with its pixels decoded, of several frames the first; raises ValueError,
+    OSError or a PIL error."""
     from PIL import Image
 
     if not raw:
         raise ValueError("the image has zero bytes")
-    image = Image.open(io.BytesIO(raw))
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF only where it is compiled in
+    image = Image.open(io.BytesIO(raw), formats=formats)
     if image.width * image.height > LARGEST_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {LARGEST_PIXELS:,}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata beside sound pixels
         image.load()
+    return _in_eight_bits(image)
+
+
+def _in_eight_bits(image: Any) -> Any:
+    """Scale 16 bits of grey to 8, which Pillow would cut off at white; raises ValueError for pixels
+    without a known white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in {"I", "F"}:
+        raise ValueError(f"pixels of mode {image.mode} have no known white; give 8 or 16 bits")
     return image
 
 

@@ -85,15 +85,14 @@ class Renderer:
         return Rendered(before + text.text, len(before))
 
     def _chat(self, text: Text) -> str:
-        from jinja2 import TemplateError
-
         messages = [{"role": turn.role, "content": turn.content} for turn in text.turns]
         try:
             whole: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except TemplateError as error:
+        except Exception as error:  # a template can raise whatever an expression can
             roles = ", ".join(turn.role for turn in text.turns)
             raise RefusedByTemplate(
-                f"the chat template does not accept the roles {roles}: {error}"
+                f"the chat template does not accept the roles {roles[:200]}: "
+                f"{str(error) or type(error).__name__}"
             ) from error
         return whole
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from pal.cache.reader import SCORE_HEAD, FeatureStore
 from pal.cache.records import Provenance, Receipt
 from pal.cache.spec import Spec, encoder_of, folder_of, make_spec
 from pal.cache.summary import total_seconds
-from pal.cache.writer import CacheWriter
+from pal.cache.writer import CacheWriter, Unfinished
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource, locate
 from pal.embed.images import in_source_order
-from pal.errors import CacheError, EncoderError
+from pal.errors import CacheError, EncoderError, PalWarning
 from pal.files import atomic_file, inflight
 from pal.items import ITEM_COLUMNS
 from pal.names import require_name
@@ -45,7 +45,10 @@ class EmbedSeconds(Entry):
 
 
 class EmbedResult(Entry):
-    """What ``pal embed`` did; with several layers, all but ``dirs`` is about the first."""
+    """What ``pal embed`` did; with several layers, all but ``dirs`` is about the first.
+
+    Of a cache that is not complete, it counts what is there so far.
+    """
 
     dataset: str
     encoder: str
@@ -57,7 +60,10 @@ class EmbedResult(Entry):
     dir: str
     dirs: list[str]
     """one per layer"""
-    dim: int
+    complete: bool
+    """false of a SLURM job array until its last task is done"""
+    dim: int | None
+    """null as long as no shard is there"""
     encoded: int
     reused: int
     errors: int
@@ -78,6 +84,8 @@ class Job:
     source: EncoderSource
     specs: list[Spec]
     folders: list[Path]
+    retry_errors: bool = False
+    """whether shards with failed items are encoded again"""
 
     @property
     def layers(self) -> list[int]:
@@ -97,7 +105,8 @@ class Job:
     def open(self) -> tuple[list[CacheWriter], list[ShardTask]]:
         """Open the folders and return their common tasks."""
         writers = [
-            CacheWriter(folder, spec) for folder, spec in zip(self.folders, self.specs, strict=True)
+            CacheWriter(folder, spec, self.retry_errors)
+            for folder, spec in zip(self.folders, self.specs, strict=True)
         ]
         names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
         ids = np.array(names.to_pylist(), dtype="S16")
@@ -147,25 +156,51 @@ def embed(
     """
     began = time.perf_counter()
     job = locate_job(config, dataset)
+    job.retry_errors = retry_errors
     new: list[Receipt] = []
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
+        writers, tasks = job.open()
+        new.extend(_encode(job, writers, tasks, progress))
         try:
-            new.extend(_fill(job, progress, retry_errors, began))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _finish(job, writers, tasks, began)
+        except Unfinished:
+            if config.embed.executor != "slurm":
                 raise
-            raise CacheError(
-                f"no space is left for {job.folders[0]}; free some and run pal embed again: "
-                f"finished shards are kept"
-            ) from error
+            return _result(job, _contents_so_far(job, writers[0], tasks), new, began)
     store = FeatureStore.open(job.folders[0], job.specs[0])
     _point_to(job.folders[0], config.encoder)
-    return _result(job, store, new, time.perf_counter() - began)
+    contents = _Contents(True, store.fingerprint, store.dim, store.rows, store.manifest.errors)
+    return _result(job, contents, new, began)
 
 
-def _result(job: Job, store: FeatureStore, new: Sequence[Receipt], total: float) -> EmbedResult:
+class _Contents(NamedTuple):
+    """What a cache holds."""
+
+    complete: bool
+    fingerprint: str
+    dim: int | None
+    rows: int
+    errors: int
+
+
+def _contents_so_far(job: Job, writer: CacheWriter, tasks: Sequence[ShardTask]) -> _Contents:
+    """Say what is in a cache that other members of a job array still fill, and warn of it."""
+    receipts = [receipt for task in tasks if (receipt := writer.receipt_on_disk(task)) is not None]
+    warnings.warn(
+        f"{job.folders[0]}: the shards of this task are done, and {len(receipts)} of {len(tasks)} "
+        f"in all; whichever task of the job array ends last completes the cache",
+        PalWarning,
+        stacklevel=3,
+    )
+    rows, errors = (sum(getattr(r, name) for r in receipts) for name in ("rows", "errors"))
+    dim = receipts[0].dim if receipts else None
+    return _Contents(False, writer.fingerprint, dim, rows, errors)
+
+
+def _result(job: Job, there: _Contents, new: Sequence[Receipt], began: float) -> EmbedResult:
     encoded, spent = sum(receipt.rows for receipt in new), total_seconds(new)
+    total = time.perf_counter() - began
     counts = job.dataset.card.counts
     return EmbedResult(
         dataset=job.dataset.name,
@@ -173,13 +208,14 @@ def _result(job: Job, store: FeatureStore, new: Sequence[Receipt], total: float)
         untrained=job.source.untrained,
         items_total=counts.item_mentions,
         items_unique=counts.items,
-        fingerprint=store.fingerprint,
+        fingerprint=there.fingerprint,
         dir=str(job.folders[0]),
         dirs=[str(folder) for folder in job.folders],
-        dim=store.dim,
+        complete=there.complete,
+        dim=there.dim,
         encoded=encoded,
-        reused=store.rows - encoded,
-        errors=store.manifest.errors,
+        reused=there.rows - encoded,
+        errors=there.errors,
         tokens_real=sum(receipt.tokens_real for receipt in new),
         tokens_padded=sum(receipt.tokens_padded for receipt in new),
         truncated=sum(receipt.truncated for receipt in new),
@@ -189,20 +225,16 @@ def _result(job: Job, store: FeatureStore, new: Sequence[Receipt], total: float)
     )
 
 
-def _fill(job: Job, progress: Progress, retry_errors: bool, began: float) -> Iterator[Receipt]:
-    """Encode what is missing and yield the new receipts; the manifests are written at the end."""
+def _encode(
+    job: Job, writers: list[CacheWriter], tasks: list[ShardTask], progress: Progress
+) -> Iterator[Receipt]:
+    """Encode what is missing, in a job array this member's share of it; yields new receipts."""
     from pal.embed.engines.engine import execute
     from pal.embed.engines.slurm import share_of_this_task
 
-    writers, tasks = job.open()
-    if retry_errors:
-        for writer in writers:
-            writer.withdraw_failed(tasks)
+    # a shard missing in one tap is encoded for all
     numbers = {task.number for writer in writers for task in writer.pending(tasks)}
     pending = [task for task in tasks if task.number in numbers]
-    for writer in writers:  # a shard missing in one tap is encoded for all
-        for task in pending:
-            writer.withdraw(task)
     progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
     is_slurm = job.config.embed.executor == "slurm"
     mine = share_of_this_task(pending) if is_slurm else pending
@@ -210,11 +242,12 @@ def _fill(job: Job, progress: Progress, retry_errors: bool, began: float) -> Ite
         yield receipt
         progress(receipt.rows + receipt.errors)
         _require_few_errors(writers[0], tasks, job.config.embed.max_error_rate)
-    if len(mine) < len(pending) and any(writers[0].receipt(task) is None for task in pending):
-        raise CacheError(
-            f"{job.folders[0]}: this task's {len(mine)} shards are done, others are not yet; "
-            f"whichever task ends last completes the cache"
-        )
+
+
+def _finish(
+    job: Job, writers: Sequence[CacheWriter], tasks: Sequence[ShardTask], began: float
+) -> None:
+    """Write the manifests; raises Unfinished if shards are missing."""
     counts = job.dataset.card.counts
     provenance = Provenance(
         dataset=job.dataset.name,

@@ -18,10 +18,11 @@ from pal.cache.plan import ShardTask
 from pal.cache.records import Receipt, Seconds
 from pal.cache.spec import encoder_of, store_dtype
 from pal.cache.writer import CacheWriter, EncodedShard
-from pal.embed.encoder import Batch, Encoder, Failure, Failures, Inputs
+from pal.embed.encoder import Batch, Encoder, Inputs
+from pal.embed.odd import Failures
 from pal.embed.peak import matrix_rate
-from pal.embed.storage import finite_rows, moments, to_stored
-from pal.errors import EncoderError, PalError
+from pal.embed.storage import moments, to_stored, unstorable
+from pal.errors import EncoderError
 from pal.items import ID_BYTES, items_of
 
 if TYPE_CHECKING:
@@ -62,10 +63,8 @@ class _Done:
             if stored is None:
                 stored = self.stored[tap] = np.zeros((self.rows, values.shape[1]), np.uint8)
             stored[rows] = values
-            for row in rows[~finite_rows(values, dtype)].tolist():
-                self.failures[row] = Failure(
-                    "nonfinite", "NonFinite", "the feature holds NaN or infinity"
-                )
+            odd = unstorable(feature, values, dtype)
+            self.failures.update({int(rows[place]): why for place, why in odd.items()})
         self.is_stored[rows] = True
 
 
@@ -139,8 +138,7 @@ class ShardRunner:
         for batch, wait in self._loaded(read.inputs):
             waited += wait
             padded += batch.padded
-            done.failures.update(batch.failures)
-            for rows, features in self._encode_batch(read.inputs, batch, done.failures):
+            for rows, features in self.encoder.encode_each(read.inputs, batch, done.failures):
                 if running is not None:
                     done.store(*running, self.dtype)
                 running = rows, features
@@ -178,10 +176,8 @@ class ShardRunner:
 
         def submit() -> None:
             for rows in numbers:
-                chosen = rows[[row not in inputs.failures for row in rows.tolist()]]
-                if len(chosen):
-                    ahead.append(self._loading.submit(self.encoder.load_batch, inputs, chosen))
-                    return
+                ahead.append(self._loading.submit(self.encoder.load_batch, inputs, rows))
+                return
 
         for _ in range(self.loaders + BATCHES_AHEAD):
             submit()
@@ -190,33 +186,7 @@ class ShardRunner:
             batch = ahead.popleft().result()
             waited = time.perf_counter() - began
             submit()
-            if len(batch.rows):
-                yield batch, waited
-            elif batch.failures:
-                yield Batch(batch.rows, None, batch.failures), waited
-
-    def _encode_batch(
-        self, inputs: Inputs, batch: Batch, failures: Failures
-    ) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
-        """Encode a batch whole; without memory in halves, after other errors item by item."""
-        rows = batch.rows
-        if not len(rows):
-            return
-        try:
-            yield rows, self.encoder.encode(batch)
-            return
-        except PalError:
-            raise
-        except Exception as error:
-            if len(rows) == 1:
-                failures[int(rows[0])] = Failure("encode", type(error).__name__, str(error)[:500])
-                return
-            in_halves = isinstance(error, torch.OutOfMemoryError)
-        parts = (
-            np.array_split(rows, 2) if in_halves else [rows[i : i + 1] for i in range(len(rows))]
-        )
-        for part in parts:
-            yield from self._encode_batch(inputs, self.encoder.load_batch(inputs, part), failures)
+            yield batch, waited
 
     def _shards(
         self, read: _Read, done: _Done, padded: int, seconds: Seconds

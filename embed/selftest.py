@@ -14,6 +14,7 @@ from pal.dataset import PreparedDataset
 from pal.embed.devices import devices_of
 from pal.embed.encoder import Encoder, EncoderSource, load
 from pal.embed.run import locate_job
+from pal.embed.trust import loading, loading_options
 from pal.errors import CacheError, EncoderError
 from pal.items import Item, items_of
 from pal.records import Entry
@@ -100,11 +101,13 @@ def _compare_logits(
     """Return the largest difference between ``scores``, (n, labels), and the model's logits."""
     from transformers import AutoModelForSequenceClassification
 
-    whole = AutoModelForSequenceClassification.from_pretrained(
-        source.folder,
-        dtype=getattr(torch, source.config.compute_dtype),
-        local_files_only=True,
-    ).eval()
+    with loading(source):
+        whole = AutoModelForSequenceClassification.from_pretrained(
+            source.folder,
+            dtype=getattr(torch, source.config.compute_dtype),
+            use_safetensors=True,
+            **loading_options(source),
+        ).eval()
     inputs = encoder.prepare(items)
     logits = []
     for row in range(len(items)):

@@ -1,4 +1,4 @@
-"""From computed features to stored bytes: a cast that loses no value to infinity."""
+"""From computed features to stored bytes: a cast that loses no value to infinity unseen."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ import numpy as np
 import torch
 
 from pal.cache.records import Statistics
-from pal.errors import EncoderError
+from pal.embed.odd import Failure, Failures
 
 
 def to_stored(features: torch.Tensor, dtype: str) -> np.ndarray:
     """Cast (n, dim) features to the store dtype and return their bytes, (n, dim * itemsize) uint8.
 
-    A value that was finite and no longer is stops the run: it is a wrong dtype, not a bad item.
+    What of them is no feature is told by ``unstorable``.
     """
     stored = features.to(getattr(torch, dtype))
-    if bool((torch.isinf(stored) & torch.isfinite(features)).any()):
-        largest = float(features[torch.isfinite(features)].abs().max())
-        raise EncoderError(
-            f"a feature value of {largest:.4g} is too large for {dtype}; "
-            f"set embed.<encoder>.store_dtype to bfloat16 or float32"
-        )
     return stored.contiguous().cpu().view(torch.uint8).numpy()
+
+
+def unstorable(features: torch.Tensor, stored: np.ndarray, dtype: str) -> Failures:
+    """Return by row why stored features are none: NaN, infinity, or a value that the dtype lacks.
+
+    Where the dtype is the wrong one, most rows fail, and stage one stops at its error rate.
+    """
+    failures: Failures = {}
+    for row in np.flatnonzero(~finite_rows(stored, dtype)).tolist():
+        values = features[row].float()
+        if bool(torch.isfinite(values).all()):
+            message = (
+                f"a feature value of {float(values.abs().max()):.4g} is too large for {dtype}; "
+                f"set embed.<encoder>.store_dtype to bfloat16 or float32"
+            )
+            failures[row] = Failure("nonfinite", f"TooLargeFor{dtype.capitalize()}", message)
+        else:
+            failures[row] = Failure("nonfinite", "NonFinite", "the feature holds NaN or infinity")
+    return failures
 
 
 def from_stored(stored: np.ndarray, dtype: str) -> torch.Tensor:

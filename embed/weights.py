@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pal.config import EncoderConfig
+from pal.embed.digests import DigestMemory
 from pal.embed.encoder import EncoderSource
+from pal.embed.hub import fetch, local_copy
+from pal.embed.render import CHAT
+from pal.embed.trust import CODE, code_of, lacks_code, read_json, require_closed
 from pal.errors import EncoderError
-from pal.files import atomic_file, file_sha256
-from pal.records import Entry, JsonObject, Record
+from pal.records import JsonObject
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-# what besides the weights changes features: the architecture and the tokenizer
+# what besides the weights changes features: the architecture, the tokenizer and its templates
 MODEL_SETTINGS = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer.model",
+    "config.json", "config.*.json", "preprocessor_config.json", "processor_config.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "*.tiktoken",
+    "tekken.json", "vocab-src.json", "vocab-tgt.json", "target_vocab.json", "vocab.bpe",
+    "encoder.json", "bpe.codes", "dict.txt", "normalizer.json", "emoji.json", "byte_maps.json",
 )  # fmt: skip
+MODEL_FILES = [
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.tiktoken", "*.bpe",
+    "*.codes",
+]  # fmt: skip
 RANDOM = "random:"
-log = logging.getLogger(__name__)
 
 
-def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
+def hub_source(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSource:
     """Locate a transformers model and state everything its features depend on."""
     if not config.model:
         raise EncoderError(
@@ -63,16 +70,32 @@ def hub_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource
             f"the weights in {folder} have SHA-256 {', '.join(weights.values())}, not the expected "
             f"{config.weights_sha256}; remove the copy or correct embed.{name}.weights_sha256"
         )
+    require_closed(folder, name, list(weights))
+    code = code_of(name, config, folder, memory)
     files: JsonObject = {
-        file: memory.sha256(folder / file) for file in MODEL_SETTINGS if (folder / file).is_file()
+        path.relative_to(folder).as_posix(): memory.sha256(path) for path in settings_files(folder)
     }
     memory.save()
     # Equal weights are equal wherever they came from, so the revision is told but not hashed.
     model = "local" if Path(config.model).is_dir() else config.model
     identity = {"model": model, "weights": dict(weights), "files": files}
+    if code.digests:
+        identity["code"] = code.digests
     return EncoderSource(
-        name, config, folder, _spec(config, identity), revision=revision, untrained=False
+        name,
+        config,
+        folder,
+        _spec(config, identity),
+        revision=revision,
+        untrained=False,
+        code_commit=code.commit,
     )
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that change features, other than weights and code."""
+    found = {path for pattern in MODEL_SETTINGS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
@@ -83,30 +106,20 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
     assert config.model is not None
     if Path(config.model).is_dir():
         return Path(config.model), "local"
-    from huggingface_hub import snapshot_download
-
-    def from_hub(local_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                config.model,
-                revision=config.revision,
-                allow_patterns=MODEL_FILES,
-                local_files_only=local_only,
-            )
-        )
-
-    try:
-        folder = from_hub(local_only=True)
-        if weight_files(folder):
-            return folder, folder.name
-    except Exception as error:  # not downloaded yet, in any of the Hub client's ways of saying so
-        log.debug("no local copy of %s: %s", config.model, error)
+    patterns = [*MODEL_FILES, CODE] if config.trust_remote_code else MODEL_FILES
+    here = local_copy(config.model, config.revision, patterns)
+    if here is not None and not weight_files(here):
+        here = None
+    if here is not None and not _lacks(here, config):
+        return here, here.name
     packaged = _packaged_model(config.offline_package)
     if packaged is not None:
         return packaged, f"package {config.offline_package}"
     try:
-        folder = from_hub(local_only=False)
+        folder = fetch(config.model, config.revision, patterns)
     except Exception as error:
+        if here is not None:  # what is not in it is told when it is missed
+            return here, here.name
         remedy = f"check the name and the network, or set embed.{name}.model to a local folder"
         if config.offline_package:
             package = config.offline_package.replace("_", "-")
@@ -118,15 +131,26 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def _lacks(folder: Path, config: EncoderConfig) -> bool:
+    """Say whether a copy of a model was made when less of it was wanted."""
+    templates = [*folder.glob("*.jinja"), *folder.glob("*/*.jinja")]
+    tokenizer = read_json(folder / "tokenizer_config.json")
+    lacks_template = not templates and not tokenizer.get("chat_template")
+    return lacks_code(folder, config) or (config.template == CHAT and lacks_template)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, sorted by name."""
-    return sorted(path for path in folder.glob("*.safetensors"))
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def _packaged_model(package: str | None) -> Path | None:
-    if package is None:
+    if package is None or not package.isidentifier():  # looking for a.b would import a
         return None
-    found = importlib.util.find_spec(package)  # locates without importing
+    try:
+        found = importlib.util.find_spec(package)  # locates without importing
+    except ValueError:  # a module without a specification, such as __main__
+        return None
     for place in (found.submodule_search_locations or []) if found else []:
         folder = Path(place) / "model"
         if weight_files(folder):
@@ -153,6 +177,16 @@ def norm_of(config: EncoderConfig) -> str:
     return config.norm or ("post" if config.layer == -1 else "pre")
 
 
+def require_whole(info: Mapping[str, Any]) -> None:
+    """Raise ValueError if transformers had to make up weights that the files do not hold.
+
+    A pooler is excepted, which models trained without one lack, and which no feature reads.
+    """
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}")
+
+
 def score_head(source: EncoderSource) -> torch.Tensor | None:
     """Return a reward model's own linear score head, (labels, dim) float32, else None."""
     if source.folder is None or not source.folder.is_dir():
@@ -164,44 +198,3 @@ def score_head(source: EncoderSource) -> torch.Tensor | None:
             if "score.weight" in file.keys():  # noqa: SIM118, it is no dict
                 return file.get_tensor("score.weight").float()
     return None
-
-
-class FileDigest(Entry):
-    """The SHA-256 of a file, and what the file looked like then."""
-
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-class Digests(Record, kind="file-digests", error=EncoderError, remedy="remove it"):
-    """What ``DigestMemory`` remembers, by the path of the file."""
-
-    digests: dict[str, FileDigest]
-
-
-class DigestMemory:
-    """SHA-256 of large files, remembered by path, size and time stamp, so that a rerun is quick."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.changed = False
-        try:
-            self.known = dict(Digests.read_file(file).digests)
-        except EncoderError:  # a memory that is absent or damaged is empty
-            self.known = {}
-
-    def sha256(self, path: Path) -> str:
-        stat, key = path.stat(), str(path.resolve())
-        found = self.known.get(key)
-        if found is None or (found.bytes, found.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-            found = self.known[key] = FileDigest(
-                bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=file_sha256(path)
-            )
-            self.changed = True
-        return found.sha256
-
-    def save(self) -> None:
-        if self.changed and os.access(self.file.parent, os.W_OK):
-            with atomic_file(self.file) as temporary:
-                Digests(digests=self.known).write_to(temporary)

@@ -10,7 +10,7 @@ from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.few_shot import FewShot, few_shot
 from pal.evaluate.hull import OutsideUser, outside_users
-from pal.evaluate.predict import ZERO_SHOT, require_same_data
+from pal.evaluate.predict import ZERO_SHOT, evaluating, require_same_data
 from pal.evaluate.records import Cell, Metrics, Sparse
 from pal.train.run_record import TrainedHead
 
@@ -47,10 +47,11 @@ def adapt_run(
     """
     require_same_data(trained, dataset, store)
     found = few_shot(settings, evaluate, trained, dataset, store)
-    metrics = Metrics.find(folder)
-    is_of_this_head = metrics is not None and metrics.head_seal == trained.metadata.seal
-    if metrics is not None and is_of_this_head and settings.protocol == "strict":
-        _with_cells(metrics, found).write(folder)
+    if settings.protocol == "strict":
+        with evaluating(trained, folder):
+            metrics = Metrics.find(folder)
+            if metrics is not None and metrics.head_seal == trained.metadata.seal:
+                _with_cells(metrics, found).write(folder)
     return Adaptation(
         run=trained.metadata.run,
         test_unseen=found.cells,

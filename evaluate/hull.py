@@ -12,6 +12,7 @@ from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.few_shot import new_users, prepare_answers
 from pal.evaluate.predict import pairs_of, require_same_data
+from pal.files import locked
 from pal.names import require_name
 from pal.records import Entry, JsonObject
 from pal.train.adapt.grow import grow, outside, surprise
@@ -109,5 +110,6 @@ def grow_run(
             "users": users,
         }
     )
-    record.require_same_run(runs / name, "remove that folder first")
-    return TrainedHead(head, record).save(runs / name, config, [{"epoch": 0}])
+    with locked(runs / name):
+        record.require_same_run(runs / name, "remove that folder first")
+        return TrainedHead(head, record).save(runs / name, config, [{"epoch": 0}])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from pal.evaluate.metrics import sigmoid, summarize
 from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
 from pal.evaluate.ties import TieRule
 from pal.evaluate.votes import by_division, with_votes
-from pal.files import atomic_file
+from pal.files import atomic_file, locked
 from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
 from pal.train.data import TrainingData
@@ -78,13 +80,27 @@ def evaluate_run(
     run = trained.metadata
     predictions = predict_cells(trained, dataset, store)
     metrics = metrics_of(settings, run, predictions, dataset.pairs("test"), store)
-    before = _earlier_metrics(folder, run.seal)
-    if before is not None:
-        kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
-        kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
-        metrics = metrics.model_copy(update=kept)
-    write_evaluation(folder, metrics, predictions)
+    with evaluating(trained, folder):
+        before = _earlier_metrics(folder, run.seal)
+        if before is not None:
+            kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
+            kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
+            metrics = metrics.model_copy(update=kept)
+        write_evaluation(folder, metrics, predictions)
     return metrics
+
+
+@contextmanager
+def evaluating(trained: TrainedHead, folder: Path) -> Iterator[None]:
+    """Keep others from writing a run while its evaluation is; raises EvaluationError where the
+    folder has another head by now."""
+    with locked(folder):
+        if RunRecord.of(folder).seal != trained.metadata.seal:
+            raise EvaluationError(
+                f"{folder} was trained anew while its earlier head was evaluated; "
+                f"run: pal evaluate {folder.name}"
+            )
+        yield
 
 
 def predict_cells(

@@ -27,6 +27,7 @@ EXTRAS = {
 }
 FIXES = {
     "malformed": "fix or remove the lines",
+    "unexpected": "the message says what is odd; correct the row, and tell us of it",
     "missing-column": "name the columns under data.pairs.columns in pipeline.yaml",
     "no-user": "fill in the user, or remove the column of users if all rows are one user's",
     "bad-label": "labels are P(first preferred) from 0 to 1, or first, second, tie",

@@ -10,18 +10,33 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from pal.errors import PalWarning, system_number
+
 INFLIGHT, PARKED = ".inflight-", ".parked-"
-KEEP, EXCHANGE = 1, 2
-"""flags of Linux's renameat2: never replace; let two names change places"""
+EXCHANGE = 2
+"""flag of Linux's renameat2: let two names change places"""
 NOT_HERE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 """what a system or file system says that cannot do it"""
+NO_LOCKS = {*NOT_HERE, errno.ENOLCK}
+TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
+"""what a system says of a name that a directory has already"""
+MOST_TRIES = 100
+"""times that other processes may take a directory's name just before us"""
+PATIENT_SECONDS = 3
+"""time that a lock may be waited for without a word"""
+FORGOTTEN_SECONDS = 7 * 86_400
+"""age at which a leftover is removed wherever its process was"""
 
 
 def canonical_json(value: Any) -> str:
@@ -60,16 +75,27 @@ def inflight(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` and remove whatever is left there afterwards.
 
     The caller writes to it and renames it; same folder, hence same file system, hence atomic. Its
-    name tells machine and process, so that the next command removes what a killed one left.
+    name tells machine and process, so that the next command removes what a killed one left. An
+    error of the system that names no file is given the name of ``target``.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target.parent, os.getpid())
-    name = f"{INFLIGHT}{_machine()}-{os.getpid()}-{uuid.uuid4().hex}{target.suffix}"
-    temporary = target.parent / name
+    temporary = target
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent, os.getpid())
+        temporary = target.parent / _inflight_name(target.suffix)
         yield temporary
+    except Exception as error:
+        number = system_number(error)
+        if number is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(target)) from error
     finally:
-        _remove(temporary)
+        if temporary != target:
+            _remove(temporary)
+
+
+def _inflight_name(suffix: str) -> str:
+    return f"{INFLIGHT}{_machine()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
 
 
 @contextmanager
@@ -102,15 +128,38 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 sync_file(path)
-        recover(target)
-        if not target.exists():
-            os.replace(temporary, target)
-        elif not _rename(temporary, target, EXCHANGE):
-            parked = _parked(target)
-            os.replace(target, parked)
-            os.replace(temporary, target)
-            _remove(parked)
+        _take_place(temporary, target)
         sync_directory(target.parent)
+
+
+def _take_place(new: Path, target: Path) -> None:
+    """Give a directory the name of another, which is gone then or has the new one's name.
+
+    Other processes may do the same, or recover, at any moment: whoever comes last wins.
+    """
+    for _ in range(MOST_TRIES):
+        recover(target)
+        if _is_renamed(new, target):
+            return
+        with suppress(FileNotFoundError):  # moved by another process meanwhile
+            if _exchange(new, target):
+                return
+            parked = _parked(target)
+            if _is_renamed(target, parked) and _is_renamed(new, target):
+                _discard(parked)
+                return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+
+
+def _is_renamed(old: Path, new: Path) -> bool:
+    """Rename a directory, unless another that is not empty has the name."""
+    try:
+        os.rename(old, new)
+    except OSError as error:
+        if error.errno in TAKEN:
+            return False
+        raise
+    return True
 
 
 def recover(target: Path) -> None:
@@ -118,51 +167,67 @@ def recover(target: Path) -> None:
     parked = _parked(target)
     if parked.exists():
         if target.exists():
-            _remove(parked)
+            _discard(parked)
         else:
-            os.replace(parked, target)
+            with suppress(FileNotFoundError):  # another process was quicker
+                _is_renamed(parked, target)
 
 
-def publish(temporary: Path, target: Path) -> bool:
-    """Give a finished file its name unless there is one already; says whether it did.
+def _discard(path: Path) -> None:
+    """Remove a directory, which nobody sees in half; unless another process is quicker."""
+    gone = path.parent / _inflight_name(path.suffix)
+    with suppress(FileNotFoundError):
+        os.rename(path, gone)
+        _remove(gone)
 
-    Of several processes exactly one succeeds, on file systems without hard links too.
+
+@contextmanager
+def locked(target: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keep out everybody else who asks for the same file or folder, by a lock beside it.
+
+    Raises filelock's Timeout if it is taken and nobody is to wait. A killed process holds no lock,
+    and the lock's file is removed at the end, while it is still held.
     """
+    path = target.parent / f".{target.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock: BaseFileLock = FileLock(path)
     try:
-        os.link(temporary, target)
-    except FileExistsError:
-        return False
+        _acquire(lock, target, wait)
     except OSError as error:
-        if error.errno not in NOT_HERE and error.errno != errno.EMLINK:
+        if error.errno not in NO_LOCKS:
             raise
-        with suppress(FileExistsError):
-            if _rename(temporary, target, KEEP):
-                sync_directory(target.parent)
-                return True
-            handle = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY)  # claims the name
-            os.close(handle)
-            os.replace(temporary, target)
-            sync_directory(target.parent)
-            return True
-        return False
-    sync_directory(target.parent)
-    return True
+        lock = SoftFileLock(f"{path}.held")
+        _acquire(lock, target, wait)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not on Windows
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _rename(one: Path, other: Path, flag: int) -> bool:
-    """Rename with a flag of renameat2; False where the system has no such thing."""
+def _acquire(lock: BaseFileLock, target: Path, wait: bool) -> None:
+    try:
+        lock.acquire(timeout=PATIENT_SECONDS if wait else 0)
+    except Timeout:
+        if not wait:
+            raise
+        warnings.warn(f"waiting for another pal that writes {target}", PalWarning, stacklevel=4)
+        lock.acquire()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places; False where the system has no such thing."""
     rename = _renameat2()
     if rename is None:
         return False
     here = -100  # AT_FDCWD
-    if rename(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
+    if rename(here, os.fsencode(one), here, os.fsencode(other), EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
     if code in NOT_HERE:
         return False
-    if code == errno.EEXIST:
-        raise FileExistsError(code, os.strerror(code), str(other))
-    raise OSError(code, os.strerror(code), str(one))
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 @cache
@@ -179,16 +244,26 @@ def _parked(target: Path) -> Path:
 
 @cache
 def _machine() -> str:
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    """Return what tells machines and containers apart: equal process numbers mean nothing else."""
+    try:
+        processes = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        processes = 0
+    told = f"{socket.gethostname()} {processes}"
+    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
 
 
 @cache
 def _remove_leftovers(folder: Path, process: int) -> None:
-    """Remove what killed processes of this machine left in a folder; once per process."""
+    """Remove what killed processes of this machine left in a folder; once per process.
+
+    What those of other machines left goes when nobody has touched it for a week.
+    """
     for path in folder.glob(f"{INFLIGHT}*"):
         found = re.match(rf"{re.escape(INFLIGHT)}([0-9a-f]+)-([0-9]+)-", path.name)
-        if found and found.group(1) == _machine() and not is_alive(int(found.group(2))):
-            with suppress(OSError):
+        is_dead = found and found.group(1) == _machine() and not is_alive(int(found.group(2)))
+        with suppress(OSError):
+            if is_dead or time.time() - path.lstat().st_mtime > FORGOTTEN_SECONDS:
                 _remove(path)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pal.errors import PalError
+from pal.errors import PalError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,13 +153,19 @@ def conversation(messages: Prompt, role: str = "user") -> Conversation:
     if isinstance(messages, str):
         return (Turn(role, messages),)
     if not isinstance(messages, Iterable) or isinstance(messages, bytes | Mapping):
-        raise ItemError(f"a text is a string or a list of chat messages, not {_shown(messages)}")
-    return tuple(_turn(message, role) for message in messages)
+        raise ItemError(f"a text is a string or a list of chat messages, not {shown(messages)}")
+    try:
+        listed = list(messages)
+    except TypeError:  # an array without an axis says that it can be iterated over
+        raise ItemError(
+            f"a text is a string or a list of chat messages, not {shown(messages)}"
+        ) from None
+    return tuple(_turn(message, role) for message in listed)
 
 
 def _turn(message: Any, role: str) -> Turn:
     if not isinstance(message, Mapping) or "content" not in message:
-        raise ItemError(f"chat messages are objects with role and content, not {_shown(message)}")
+        raise ItemError(f"chat messages are objects with role and content, not {shown(message)}")
     given = message.get("role")
     return Turn(given if isinstance(given, str) and given else role, _content(message["content"]))
 
@@ -171,14 +177,10 @@ def _content(content: Any) -> str:
         return content
     if not isinstance(content, list | tuple):
         raise ItemError(
-            f"the content of a message is a string or a list of parts, not {_shown(content)}"
+            f"the content of a message is a string or a list of parts, not {shown(content)}"
         )
     texts = [part.get("text") for part in content if isinstance(part, Mapping)]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def _shown(value: Any) -> str:
-    return repr(str(value)[:80])
 
 
 def question(text: str | None) -> Conversation:
@@ -292,3 +294,9 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def storable(text: str) -> str:
+    """Return a text for a message or a name; halves of surrogate pairs, which no table can store,
+    are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

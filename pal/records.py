@@ -283,11 +283,12 @@ def read_table(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as sealed safetensors to a path the caller makes visible; returns the seal."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # one key alone: safetensors writes several in no fixed order, and equal heads are equal bytes
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, path, metadata={SEAL.decode(): EMPTY.decode()})
+    # not its own writing: its errors do not say what the disk refused
+    path.write_bytes(save(plain, metadata={SEAL.decode(): EMPTY.decode()}))
     return seal(path)
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pal.errors import PalError
+from pal.errors import PalError, shown
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})(\.0*)?")
 """how a whole number is written; 007 is not, so it stays a text"""
@@ -50,12 +50,15 @@ def user_name(value: Any) -> str | None:
             raise UserError("a user's id is a number of more than 100 digits; give it as a text")
         return str(int(value))
     if isinstance(value, numbers.Real):
-        number = float(value)
+        try:
+            number = float(value)
+        except (OverflowError, ValueError):
+            number = math.inf
         if math.isnan(number):
             return None
         if number.is_integer() and abs(number) < 1e100:
             return str(int(number))
-    raise UserError(f"a user's id is {str(value)[:80]!r}; ids are texts or whole numbers")
+    raise UserError(f"a user's id is {shown(value)}; ids are texts or whole numbers")
 
 
 def user_names(column: Sequence[str | None]) -> list[str | None]:

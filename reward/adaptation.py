@@ -29,36 +29,75 @@ class Answer:
     label: float = 1.0
 
 
-@torch.no_grad()
+class Questionnaire:
+    """A new user's answers on the way to a vector: encoded some at a time, then solved for.
+
+    A server encodes a few between two batches of others; ``vector_from_answers`` all at once.
+    """
+
+    def __init__(self, model: RewardModel, answers: Sequence[Answer]) -> None:
+        """Render the answers; raises RewardError for heads and exports that have no users to add,
+        and for the first answer that cannot be read."""
+        self.model, self.prior = model, _require_prior(model)
+        if not answers:
+            raise RewardError("adapting a user needs at least one answer")
+        self.labels = [answer.label for answer in answers]
+        self.rows = [row for number, one in enumerate(answers) for row in _rows(model, number, one)]
+        """two for each answer"""
+        self.encoded = 0
+        """rows"""
+        self._items: list[Tensor] = []
+        self._prompts: list[Tensor] = []
+
+    @torch.no_grad()
+    def encode(self, rows: int) -> None:
+        """Encode that many further rows; raises RewardError for one that cannot be encoded."""
+        some = self.rows[self.encoded : self.encoded + rows]
+        items, prompts, failures = self.model.features(some)
+        if failures:
+            row = min(failures)
+            answer = (self.encoded + row) // 2
+            raise RewardError(f"answer {answer} cannot be read: {failures[row]}")
+        self._items.append(items)
+        if prompts is not None:
+            self._prompts.append(prompts)
+        self.encoded += len(some)
+
+    @torch.no_grad()
+    def solve(self) -> Tensor:
+        """Return the user's vector, (R,), the maximum a posteriori of the answers, all encoded."""
+        head, device = self.model.head, self.model.encoder.device
+        values = torch.cat(self._items).to(device)
+        prompt = torch.cat(self._prompts)[::2].to(device) if self._prompts else None
+        prepared = head.prepare(prompt, values[::2], values[1::2])
+        label = torch.tensor(self.labels, dtype=torch.float32, device=device)
+        user = torch.zeros(len(label), dtype=torch.long, device=device)
+        vector = self._infer(Answers(prepared, label, user, 1))
+        if not bool(torch.isfinite(vector).all()):
+            raise RewardError("the answers give a vector with NaN or infinity; send others")
+        return vector
+
+    def _infer(self, answers: Answers) -> Tensor:
+        head, device = self.model.head, self.model.encoder.device
+        if head.is_amortised:
+            return head.infer(answers.prepared, answers.label, answers.user, 1)[0]
+        here = replace(
+            self.prior,
+            mean=self.prior.mean.to(device),
+            precision=self.prior.precision.to(device),
+            centres=self.prior.centres.to(device),
+        )
+        return adapt_map(head, answers, here).vectors[0]
+
+
 def vector_from_answers(model: RewardModel, answers: Sequence[Answer]) -> Tensor:
     """Return the vector of a new user, (R,), the maximum a posteriori of some answers.
 
     Raises RewardError for heads and exports that have no users to add.
     """
-    head, prior = model.head, _require_prior(model)
-    if not answers:
-        raise RewardError("adapting a user needs at least one answer")
-    rows = [row for number, answer in enumerate(answers) for row in _rows(model, number, answer)]
-    items, prompts, failures = model.features(rows)
-    if failures:
-        row = min(failures)
-        raise RewardError(f"answer {row // 2} cannot be read: {failures[row]}")
-    device = model.encoder.device
-    values = items.to(device)
-    prompt = None if prompts is None else prompts[::2].to(device)
-    prepared = head.prepare(prompt, values[::2], values[1::2])
-    labels = [answer.label for answer in answers]
-    label = torch.tensor(labels, dtype=torch.float32, device=device)
-    user = torch.zeros(len(answers), dtype=torch.long, device=device)
-    if head.is_amortised:
-        return head.infer(prepared, label, user, 1)[0]
-    here = replace(
-        prior,
-        mean=prior.mean.to(device),
-        precision=prior.precision.to(device),
-        centres=prior.centres.to(device),
-    )
-    return adapt_map(head, Answers(prepared, label, user, 1), here).vectors[0]
+    asked = Questionnaire(model, answers)
+    asked.encode(len(asked.rows))
+    return asked.solve()
 
 
 def _require_prior(model: RewardModel) -> Prior:
@@ -75,10 +114,10 @@ def _require_prior(model: RewardModel) -> Prior:
     return model.contents.prior
 
 
-def _rows(model: RewardModel, number: int, answer: Answer) -> list[Row]:
+def _rows(model: RewardModel, number: int, answer: Answer) -> tuple[Row, Row]:
     if not 0.0 <= answer.label <= 1.0:
         raise RewardError(f"answer {number} has label {answer.label}; give one from 0 to 1")
     try:
-        return [model.row(answer.prompt, item) for item in (answer.first, answer.second)]
+        return model.row(answer.prompt, answer.first), model.row(answer.prompt, answer.second)
     except PalError as error:
         raise RewardError(f"answer {number} cannot be read: {error}") from error

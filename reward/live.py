@@ -16,12 +16,15 @@ from pydantic import JsonValue
 from pal.config import EncoderConfig
 from pal.embed.devices import token_budget
 from pal.embed.encoder import EncoderSource, load, locate
-from pal.embed.storage import finite_rows, from_stored, to_stored
-from pal.errors import RewardError
+from pal.embed.odd import Failures
+from pal.embed.storage import from_stored, to_stored, unstorable
+from pal.errors import RewardError, shown
 from pal.files import canonical_json
-from pal.items import Image, Item
+from pal.items import Image, Item, Text
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
+PROBE = Text("Is the encoder well?")
+"""what every encoder of texts or images can read, unless something else is wrong"""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class LiveEncoder:
         cls,
         name: str,
         config: EncoderConfig,
-        digests: Path,
+        digests: Path | None,
         spec: Mapping[str, JsonValue],
         device: str,
     ) -> LiveEncoder:
@@ -76,26 +79,39 @@ class LiveEncoder:
 
     def _encode(self, items: list[Item]) -> Features:
         inputs = self.encoder.prepare(items)
-        failures = {row: message for row, (_, _, message) in inputs.failures.items()}
+        failures = dict(inputs.failures)
         dtype = self.source.config.store_dtype
         done: list[tuple[np.ndarray, torch.Tensor]] = []
         for rows in self.encoder.batches(inputs):
-            wanted = rows[[row not in failures for row in rows.tolist()]]
-            if not len(wanted):
-                continue
-            batch = self.encoder.load_batch(inputs, wanted)
-            failures.update({row: message for row, (_, _, message) in batch.failures.items()})
-            if not len(batch.rows):
-                continue
-            stored = to_stored(self.encoder.encode(batch)[0], dtype)
-            for row in batch.rows[~finite_rows(stored, dtype)].tolist():
-                failures[row] = "its feature holds NaN or infinity"
-            done.append((batch.rows, from_stored(stored, dtype)))
+            batch = self.encoder.load_batch(inputs, rows)
+            for encoded, taps in self.encoder.encode_each(inputs, batch, failures):
+                stored = to_stored(taps[0], dtype)
+                odd = unstorable(taps[0], stored, dtype)
+                failures.update({int(encoded[place]): why for place, why in odd.items()})
+                done.append((encoded, from_stored(stored, dtype)))
+        if not done:
+            self._require_sound(failures)
         width = done[0][1].shape[1] if done else 1
         values = torch.zeros(len(items), width, dtype=getattr(torch, dtype))
         for rows, feature in done:
             values[torch.from_numpy(rows)] = feature
-        return Features(values, failures)
+        return Features(values, {row: failure.message for row, failure in failures.items()})
+
+    def _require_sound(self, failures: Failures) -> None:
+        """Raise RewardError where nothing can be encoded and no item is to blame."""
+        found = [failure for failure in failures.values() if failure.stage == "encode"]
+        if not found:
+            return
+        inputs = self.encoder.prepare([PROBE])
+        for rows in self.encoder.batches(inputs):
+            own: Failures = {}
+            batch = self.encoder.load_batch(inputs, rows)
+            if any(True for _ in self.encoder.encode_each(inputs, batch, own)):
+                return
+        raise RewardError(
+            f"encoder {self.source.name} fails at every item ({found[0].message}); look after the "
+            "device, then run the command again"
+        )
 
 
 def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -113,14 +129,19 @@ def image_of(image: Any) -> Image:
         return Image.of_bytes(bytes(image))
     if isinstance(image, str | Path):
         try:
+            if not Path(image).is_file():  # a pipe would wait, a device has no end
+                raise RewardError(f"image {shown(image, 200)} is no file; give an existing one")
             return Image.of_bytes(Path(image).read_bytes())
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RewardError(
-                f"cannot read image {image}: {reason}; give an existing file"
+                f"cannot read image {shown(image, 200)}: {reason}; give an existing file"
             ) from error
     if not hasattr(image, "save"):
         raise RewardError(f"an image is a path, bytes or a PIL image, not {type(image).__name__}")
     out = io.BytesIO()
-    image.save(out, "PNG" if image.mode in PNG_MODES else "TIFF")
+    try:
+        image.save(out, "PNG" if image.mode in PNG_MODES else "TIFF")
+    except Exception as error:  # PIL reads late, and has many ways of refusing
+        raise RewardError(f"the image cannot be read ({type(error).__name__}: {error})") from error
     return Image.of_bytes(out.getvalue())

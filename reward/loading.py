@@ -2,6 +2,7 @@
 
 An export cannot give itself a permission. Code from an encoder's repository runs only if the caller
 says so, whatever the export's settings say, and its paths are only places to look for weights.
+Nothing is written into it, and hashes that came with it are not believed.
 """
 
 from __future__ import annotations
@@ -14,15 +15,9 @@ import pal
 from pal.config import EmbedConfig, EncoderConfig
 from pal.dataset import DatasetCard
 from pal.embed.encoder import locate
-from pal.errors import EncoderError, EvaluationError, RewardError
+from pal.errors import EvaluationError, RewardError, shown
 from pal.records import JsonObject
-from pal.reward.export_record import (
-    DIGESTS,
-    Contents,
-    EncoderReference,
-    ExportRecord,
-    Modality,
-)
+from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
 from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
 from pal.train.run_record import RunRecord, TrainedHead
@@ -66,25 +61,25 @@ def load_encoder(
     Raises RewardError if it is not that of the training.
     """
     settings, spec = encoder_settings(folder, record, encoder, trust_remote_code)
-    try:
-        return LiveEncoder.locate(
-            record.encoder.name, settings, folder / DIGESTS, spec, choose_device(device)
+    if "code" in spec and not settings.trust_remote_code:
+        raise RewardError(
+            f"encoder {record.encoder.name} needs code from {shown(settings.model)}, which runs "
+            "only if you allow it: read it, then pass --trust-remote-code, or "
+            "trust_remote_code=True"
         )
-    except EncoderError as error:
-        if record.encoder.settings.trust_remote_code and not trust_remote_code:
-            raise RewardError(
-                f"{error}; the encoder was trained with code of its own, which runs only if you "
-                "pass trust_remote_code=True"
-            ) from error
-        raise
+    return LiveEncoder.locate(record.encoder.name, settings, None, spec, choose_device(device))
 
 
 def encoder_settings(
     folder: Path, record: ExportRecord, encoder: str | Path | None, trust_remote_code: bool
 ) -> tuple[EncoderConfig, JsonObject]:
-    """Return with which settings an export's encoder is loaded, and which one it must be."""
+    """Return with which settings an export's encoder is loaded, and which one it must be.
+
+    A merged encoder is one of transformers' own classes, so no code of its own is needed.
+    """
     reference = record.encoder
-    settings = granted(reference.settings, trust_remote_code)
+    trusted = reference.settings.trust_remote_code and trust_remote_code and not record.merged
+    settings = reference.settings.model_copy(update={"trust_remote_code": trusted})
     spec = reference.spec
     if record.merged:
         own = {"model": str(folder), "offline_package": None, "weights_sha256": None}
@@ -92,15 +87,6 @@ def encoder_settings(
     if encoder is not None:
         settings = settings.model_copy(update={"model": str(encoder)})
     return settings, spec
-
-
-def granted(settings: EncoderConfig, trust_remote_code: bool) -> EncoderConfig:
-    """Return an export's settings of its encoder without what only a caller can grant."""
-    package = settings.offline_package
-    if package is not None and not package.isidentifier():
-        package = None  # looking for a.b would import a
-    trusted = settings.trust_remote_code and trust_remote_code
-    return settings.model_copy(update={"trust_remote_code": trusted, "offline_package": package})
 
 
 def open_run(
@@ -134,7 +120,12 @@ def open_run(
             name=metadata.encoder,
             revision=source.revision,
             spec=metadata.encoder_spec,
-            settings=settings.model_copy(update={"revision": revision}),
+            settings=settings.model_copy(
+                update={
+                    "revision": revision,
+                    "code_revision": source.code_commit or settings.code_revision,
+                }
+            ),
         ),
         untrained=metadata.untrained,
         dim=metadata.dim,

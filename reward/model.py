@@ -33,6 +33,19 @@ class Row:
     prompt: Text | None
 
 
+@dataclass(frozen=True)
+class Readable:
+    """What of many rows can be scored, and why the rest cannot."""
+
+    rows: list[Row]
+    vectors: Tensor
+    """(m, R) of the rows' users"""
+    places: list[int]
+    """of each row among those that were given"""
+    failures: dict[int, str]
+    """the reason by place"""
+
+
 class RewardModel:
     """A head with the frozen encoder it was trained on.
 
@@ -115,7 +128,7 @@ class RewardModel:
         scored.
         """
         items = images if responses is None else responses
-        if items is None or isinstance(items, str | bytes):
+        if items is None or isinstance(items, str | bytes) or not hasattr(items, "__len__"):
             raise RewardError("score takes a sequence of responses or images, one per row")
         if images is not None and not self.is_image:
             raise RewardError(
@@ -124,26 +137,59 @@ class RewardModel:
         count = len(items)
         each_prompt = _one_for_each(prompts, count, "prompts", _is_one_prompt(prompts))
         each_user = _one_for_each(users, count, "users", _is_one_user(users))
-        rows = []
-        for number, (prompt, item) in enumerate(zip(each_prompt, items, strict=True)):
-            try:
-                rows.append(self.row(prompt, item))
-            except PalError as error:
-                raise RewardError(f"row {number} cannot be scored: {error}") from error
-        rewards, failures = self.score_rows(rows, self.users.vectors(each_user))
+        rewards, failures = self.score_each(each_prompt, items, each_user)
         if failures:
             first = min(failures)
             raise RewardError(f"row {first} cannot be scored: {failures[first]}")
-        return [float(value) for value in rewards]
+        return [reward for reward in rewards if reward is not None]
+
+    def score_each(
+        self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]
+    ) -> tuple[list[float | None], dict[int, str]]:
+        """Return a reward per row, None where one cannot be scored, and the reason by row.
+
+        There are as many prompts and users as items, so that no odd one can be taken for all.
+        """
+        read = self.read(prompts, items, users)
+        found, failures = self.score_rows(read.rows, read.vectors)
+        rewards: list[float | None] = [None] * len(items)
+        for number, (place, reward) in enumerate(zip(read.places, found.tolist(), strict=True)):
+            if number not in failures:
+                rewards[place] = reward
+        later = {read.places[number]: reason for number, reason in failures.items()}
+        return rewards, {**read.failures, **later}
+
+    def read(self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]) -> Readable:
+        """Render rows as stage one would; what cannot be read costs only its own row."""
+        rows, vectors, places = [], [], []
+        failures: dict[int, str] = {}
+        for place, (prompt, item, user) in enumerate(zip(prompts, items, users, strict=True)):
+            try:
+                vector, row = self.users.vector_of(user), self.row(prompt, item)
+            except PalError as error:
+                failures[place] = str(error)
+                continue
+            rows.append(row)
+            vectors.append(vector)
+            places.append(place)
+        stacked = torch.stack(vectors) if vectors else self.users.default[None][:0]
+        return Readable(rows, stacked, places, failures)
 
     def best_of_n(
         self, prompt: Prompt, candidates: Sequence[Any], user: User = None
-    ) -> tuple[int, list[float]]:
-        """Return the place of the candidate that a user likes best, and the rewards of all."""
+    ) -> tuple[int, list[float | None]]:
+        """Return the place of the candidate that a user likes best, and the rewards of all.
+
+        A candidate that cannot be scored has None. Raises RewardError where that are all.
+        """
         if not len(candidates):
             raise RewardError("best_of_n needs at least one candidate")
-        scores = self.score([prompt] * len(candidates), candidates, [user] * len(candidates))
-        return max(range(len(scores)), key=scores.__getitem__), scores
+        count = len(candidates)
+        rewards, failures = self.score_each([prompt] * count, candidates, [user] * count)
+        scored = [(reward, -place) for place, reward in enumerate(rewards) if reward is not None]
+        if not scored:
+            raise RewardError(f"no candidate can be scored; the first: {failures[0]}")
+        return -max(scored)[1], rewards
 
     def row(self, prompt: Prompt, item: Any) -> Row:
         """Render one prompt and item as stage one would; raises PalError for what cannot be one."""
@@ -204,9 +250,9 @@ class RewardModel:
 
 
 def _is_one_prompt(prompts: Any) -> bool:
-    if prompts is None or isinstance(prompts, str):
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):
         return True
-    return len(prompts) > 0 and isinstance(next(iter(prompts)), Mapping)  # one conversation
+    return len(prompts) > 0 and all(isinstance(turn, Mapping) for turn in prompts)
 
 
 def _is_one_user(users: Any) -> bool:

@@ -1,18 +1,21 @@
-"""What is made of rows and their rewards: the same rows, the best of each group, or pairs."""
+"""What is made of rows and their outcomes: the same rows, the best of each group, or pairs.
+
+Every row of the input is a row of the output, with ``reward`` and ``reward_error``; one of them is
+null. A row that cannot be copied keeps its place with its number in ``row``.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pal.reward.rows import (
-    Row,
+    common_schema,
+    fits_parquet,
     is_parquet,
     read_batches,
     read_rows,
@@ -21,54 +24,59 @@ from pal.reward.rows import (
     write_jsonl,
     write_parquet,
 )
+from pal.rows import BadRow, Row
 from pal.users import user_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-REWARD = "reward"
+REWARD, ERROR, NUMBER = "reward", "reward_error", "row"
+Outcome = float | str
+"""a reward, or why a row has none"""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What becomes of a file whose rows have rewards, (n,)."""
+    """What becomes of a file whose rows have outcomes."""
 
     source: Path
-    rewards: np.ndarray
+    schema: pa.Schema | None
+    """of the input, where Parquet is written; None: JSONL is written"""
     best_of: int | None = None
     """keep the best of the first so many of each group; None: keep all rows"""
     pairs_of: str | None = None
     """column of which pairs are made instead"""
 
-    def write(self, path: Path, as_parquet: bool) -> int:
-        """Write the output and return its number of rows."""
-        if not as_parquet:
-            return write_jsonl(path, self.rows())
-        if not is_parquet(self.source):
-            return write_parquet(path, self.rows, None if len(self.rewards) else _only_reward())
-        schema = read_schema(self.source)
+    def write(self, path: Path, outcomes: Callable[[], Iterator[Outcome]]) -> int:
+        """Write the output and return its number of rows; ``outcomes`` begins anew each time."""
+        if self.schema is None:
+            return write_jsonl(path, self.rows(outcomes))
         if self.pairs_of is not None:
-            return write_parquet(path, self.rows, _schema_of_pairs(schema, self.pairs_of))
-        schema = _with_reward(schema.empty_table(), np.empty(0)).schema
-        return write_batches(path, self.batches(), schema)
+            schema = _schema_of_pairs(self.schema, self.pairs_of)
+            return write_parquet(path, self.rows(outcomes), schema)
+        schema = _with_outcomes(self.schema.empty_table(), []).schema
+        if is_parquet(self.source):
+            return write_batches(path, self.batches(outcomes), schema)
+        return write_parquet(path, self.rows(outcomes), schema)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, outcomes: Callable[[], Iterator[Outcome]]) -> Iterator[Row]:
         """Yield the rows of the output as objects."""
         if self.pairs_of is not None:
-            yield from self.pairs(self.pairs_of)
+            yield from self.pairs(outcomes(), self.pairs_of)
             return
-        kept = self.kept()
+        kept = self.kept(outcomes)
         wanted = next(kept, None)
-        for number, row in enumerate(read_rows(self.source)):
+        read = copied_rows(self.source, self.schema is not None)
+        for number, (row, outcome) in enumerate(zip(read, outcomes(), strict=True)):
             if number == wanted:
-                yield {**row, REWARD: float(self.rewards[number])}
+                yield _with_outcome(row, outcome)
                 wanted = next(kept, None)
 
-    def batches(self) -> Iterator[pa.Table]:
-        """Yield the rows of a Parquet file that are kept, as they are, with their rewards."""
+    def batches(self, outcomes: Callable[[], Iterator[Outcome]]) -> Iterator[pa.Table]:
+        """Yield the rows of a Parquet file that are kept, as they are, with their outcomes."""
         import pyarrow as pa
 
-        kept = self.kept()
+        kept, own = self.kept(outcomes), outcomes()
         wanted = next(kept, None)
         start = 0
         for batch in read_batches(self.source):
@@ -77,21 +85,22 @@ class Output:
             while wanted is not None and wanted < stop:
                 places.append(wanted - start)
                 wanted = next(kept, None)
-            table = _with_reward(pa.Table.from_batches([batch]), self.rewards[start:stop])
+            found = list(islice(own, batch.num_rows))
+            table = _with_outcomes(pa.Table.from_batches([batch]), found)
             yield table if len(places) == len(table) else table.take(pa.array(places, pa.int64()))
             start = stop
 
-    def kept(self) -> Iterator[int]:
+    def kept(self, outcomes: Callable[[], Iterator[Outcome]]) -> Iterator[int]:
         """Yield the numbers of the rows that are kept, in order."""
         if self.best_of is None:
-            yield from range(len(self.rewards))
+            yield from (number for number, _ in enumerate(outcomes()))
             return
-        for group in self.groups(()):
+        for group in self.groups(outcomes(), ()):
             yield max(islice(group, self.best_of), key=lambda row: row[1])[0]
 
-    def pairs(self, column: str) -> Iterator[Row]:
+    def pairs(self, outcomes: Iterator[Outcome], column: str) -> Iterator[Row]:
         """Yield the best and the worst of each group, unless all are liked equally."""
-        for group in self.groups((column,)):
+        for group in self.groups(outcomes, (column,)):
             rows = list(group)
             _, most, best = max(rows, key=lambda row: row[1])
             _, least, worst = min(rows, key=lambda row: row[1])
@@ -106,12 +115,47 @@ class Output:
                 "rejected_reward": least,
             }
 
-    def groups(self, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[int, float, Row]]]:
-        """Yield rows that share prompt and user: number, reward and some columns of each."""
+    def groups(
+        self, outcomes: Iterator[Outcome], columns: tuple[str, ...]
+    ) -> Iterator[Iterator[tuple[int, float, Row]]]:
+        """Yield rows that share prompt and user: number, reward and some columns of each.
+
+        Rows without a reward belong to no group and divide none.
+        """
         rows = read_rows(self.source, ("prompt", "user_id", *columns))
-        numbered = ((n, float(self.rewards[n]), row) for n, row in enumerate(rows))
-        for _, group in groupby(numbered, key=lambda row: _group_of(row[2])):
+        numbered = enumerate(zip(rows, outcomes, strict=True))
+        scored = (
+            (number, outcome, row)
+            for number, (row, outcome) in numbered
+            if isinstance(outcome, float) and isinstance(row, dict)
+        )
+        for _, group in groupby(scored, key=lambda row: _group_of(row[2])):
             yield group
+
+
+def schema_to_write(source: Path) -> pa.Schema:
+    """Return the columns of the input as Parquet holds them; raises RewardError where it cannot."""
+    if is_parquet(source):
+        return read_schema(source)
+    rows = copied_rows(source, to_parquet=True)
+    return common_schema({NUMBER: r.number} if isinstance(r, BadRow) else r for r in rows)
+
+
+def copied_rows(source: Path, to_parquet: bool) -> Iterator[Row | BadRow]:
+    """Yield the rows of the input as they are copied to the output."""
+    for number, row in enumerate(read_rows(source), start=1):
+        if to_parquet and isinstance(row, dict) and not fits_parquet(row):
+            yield BadRow(number, "a number or a text that Parquet cannot hold; write .jsonl")
+        else:
+            yield row
+
+
+def _with_outcome(row: Row | BadRow, outcome: Outcome) -> Row:
+    """Return a row of the output; one that is scored, but cannot be copied, says so."""
+    reward, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+    if isinstance(row, BadRow):
+        return {NUMBER: row.number, REWARD: reward, ERROR: error or row.reason}
+    return {**row, REWARD: reward, ERROR: error}
 
 
 def _group_of(row: Row) -> tuple[str, str]:
@@ -120,20 +164,21 @@ def _group_of(row: Row) -> tuple[str, str]:
     return json.dumps(row.get("prompt"), default=str), json.dumps(name, default=str)
 
 
-def _with_reward(table: pa.Table, rewards: np.ndarray) -> pa.Table:
-    """Return a table with a column of rewards, in the place of one that is already there."""
+def _with_outcomes(table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
+    """Return a table with rewards and errors, in the place of columns that are already there."""
     import pyarrow as pa
 
-    column = pa.array(np.asarray(rewards), pa.float64())
-    if REWARD in table.column_names:
-        return table.set_column(table.column_names.index(REWARD), REWARD, column)
-    return table.append_column(REWARD, column)
-
-
-def _only_reward() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([(REWARD, pa.float64())])
+    rewards = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+    errors = [outcome if isinstance(outcome, str) else None for outcome in outcomes]
+    for name, column in (
+        (REWARD, pa.array(rewards, pa.float64())),
+        (ERROR, pa.array(errors, pa.string())),
+    ):
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
 
 
 def _schema_of_pairs(source: pa.Schema, column: str) -> pa.Schema:

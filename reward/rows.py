@@ -1,60 +1,85 @@
-"""Rows of JSONL and Parquet files, read and written block by block: memory does not grow.
+"""Files of rows that are scored: read block by block, so that memory does not grow, and written.
 
 A Parquet file is read and written by pyarrow from end to end, so its types, nested columns and
-metadata stay as they are. JSONL is JSON line by line.
+metadata stay as they are. JSONL is JSON line by line. What cannot be read of a row costs that row
+alone (pal.rows).
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pal.errors import RewardError
+from pal.items import is_unicode
+from pal.rows import BadRow, Row, other_kind, rows_of_batch, rows_of_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 512
 ROW_GROUP_BYTES = 16 << 20
-Row = dict[str, Any]
+LARGEST_WHOLE = 1 << 63
+T = TypeVar("T")
 
 
 def is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
 
 
-def blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def blocks(rows: Iterable[T]) -> Iterator[list[T]]:
     """Yield rows in lists of ``BLOCK``; the last one may be shorter."""
     iterator = iter(rows)
     while block := list(islice(iterator, BLOCK)):
         yield block
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
     """Yield the rows of a JSONL or Parquet file; of Parquet only ``columns`` are read, if given.
 
-    Raises RewardError naming the line that is none.
+    Empty lines are no rows.
     """
     require_file(path)
     return _read_parquet(path, columns) if is_parquet(path) else _read_jsonl(path)
 
 
 def require_file(path: Path) -> None:
-    """Raise RewardError where there is no file."""
-    if not path.is_file():
-        raise RewardError(f"{path} does not exist; give --input a JSONL or Parquet file")
+    """Raise RewardError unless there is a file that may hold rows, and can be read."""
+    try:
+        if not path.exists():
+            raise RewardError(f"{path} does not exist; give --input a JSONL or Parquet file")
+        if not path.is_file():
+            raise RewardError(
+                f"--input {path} is no regular file, and rows are read several times; give a JSONL "
+                "or Parquet file"
+            )
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        raise RewardError(f"cannot read {path} ({error.strerror}); give another --input") from error
+    kind = None if is_parquet(path) else other_kind(start)
+    if kind is not None:
+        raise RewardError(
+            f"{path} is {kind}, not JSON lines; unpack it, or give it the ending .parquet if it is "
+            "Parquet"
+        )
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:
+    with open(path, "rb") as lines:
+        yield from rows_of_lines(lines)
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    before = 0
     for batch in read_batches(path, columns):
-        if batch.num_columns:
-            yield from batch.to_pylist()
-        else:
-            yield from ({} for _ in range(batch.num_rows))
+        yield from rows_of_batch(batch, before)
+        before += batch.num_rows
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -86,35 +111,11 @@ def read_schema(path: Path) -> pa.Schema:
         ) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with open(path, "rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            row = _row_of_line(raw, f"{path} line {number}")
-            if row is not None:
-                yield row
-
-
-def _row_of_line(raw: bytes, where: str) -> Row | None:
-    """Return a line's object, None for an empty line; raises RewardError for anything else."""
-    try:
-        line = raw.decode()
-        if not line.strip():
-            return None
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise RewardError(f"{where} is not UTF-8; give JSONL in UTF-8, or Parquet") from error
-    except RecursionError as error:
-        raise RewardError(f"{where} is nested too deeply; correct it") from error
-    except ValueError as error:
-        reason = getattr(error, "msg", error)
-        raise RewardError(f"{where} is not JSON ({reason}); correct it") from error
-    if not isinstance(row, dict):
-        raise RewardError(f"{where} is not an object with prompt and response; correct it")
-    return row
-
-
 def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
-    """Write rows as lines of JSON and return how many; bytes become ``{"base64": ...}``."""
+    """Write rows as lines of JSON and return how many.
+
+    Bytes become ``{"base64": ...}``; NaN and infinity, which JSON does not have, become null.
+    """
     count = 0
     with open(path, "w", encoding="utf-8") as out:
         for count, row in enumerate(rows, start=1):  # noqa: B007, counted for after the loop
@@ -123,12 +124,22 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _line(row: Row) -> str:
-    text = json.dumps(row, ensure_ascii=False, default=_plain)
     try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
-        text = json.dumps(row, default=_plain)
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        row = _finite(row)
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not is_unicode(text):  # half of a surrogate pair, which only an escape can write
+        text = json.dumps(row, allow_nan=False, default=_plain)
     return text + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -163,28 +174,35 @@ def _row_groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def write_parquet(
-    path: Path, rows: Callable[[], Iterator[Row]], schema: pa.Schema | None = None
-) -> int:
-    """Write rows as Parquet and return how many.
-
-    Without a schema theirs is the one that all have together, which a first pass over ``rows()``
-    finds. Raises RewardError where one column holds different kinds of values.
-    """
-    if schema is None:
-        schema = _common_schema(rows())
-    return write_batches(path, (_table(block, schema) for block in blocks(rows())), schema)
+def write_parquet(path: Path, rows: Iterable[Row], schema: pa.Schema) -> int:
+    """Write rows of a schema as Parquet and return how many."""
+    return write_batches(path, (_table(block, schema) for block in blocks(rows)), schema)
 
 
-def _common_schema(rows: Iterator[Row]) -> pa.Schema:
+def fits_parquet(value: Any) -> bool:
+    """Say whether a value of JSON can stand in Parquet, whatever else its column holds."""
+    if isinstance(value, str):
+        return is_unicode(value)
+    if isinstance(value, dict):
+        return all(is_unicode(key) and fits_parquet(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return all(map(fits_parquet, value))
+    return not isinstance(value, int) or -LARGEST_WHOLE <= value < LARGEST_WHOLE
+
+
+def common_schema(rows: Iterable[Row]) -> pa.Schema:
+    """Return the columns that rows have together; raises RewardError where one column holds
+    different kinds of values."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     schema = pa.schema([])
-    for block in blocks(rows):
-        try:
+    try:
+        for block in blocks(rows):
             schema = pa.unify_schemas([schema, _table(block).schema], promote_options="permissive")
-        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-            raise _different_kinds(error) from error
+        pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
+    except pa.ArrowException as error:
+        raise _different_kinds(error) from error
     return schema
 
 

@@ -1,11 +1,13 @@
 """A file of prompts and responses in, the same rows with rewards out.
 
-Candidates of ``--best-of`` and ``--pairs`` stand together: rows that follow one another with the
-same prompt and user are one group.
+A row that cannot be scored has a null reward and the reason in ``reward_error``. Candidates of
+``--best-of`` and ``--pairs`` stand together: rows that follow one another with the same prompt and
+user are one group.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +19,22 @@ from pal.errors import RewardError
 from pal.files import atomic_file
 from pal.records import Entry
 from pal.reward.model import RewardModel
-from pal.reward.output import Output
-from pal.reward.rows import is_parquet, require_file
+from pal.reward.output import Output, schema_to_write
+from pal.reward.rows import is_parquet, read_batches, read_schema, require_file
 from pal.reward.scoring import Progress, Scoring
+
+NOT_WRITTEN = {".gz", ".zst", ".xz", ".bz2", ".zip", ".csv", ".tsv"}
+"""endings that promise what we do not write"""
 
 
 class ScoreSummary(Entry):
     """What ``pal score --json`` prints."""
 
     rows: int
+    rows_failed: int
+    """rows without a reward"""
+    first_failure: str | None
+    """which row is the first of them, and why"""
     rows_written: int
     users_known: int
     users_unknown: int
@@ -42,26 +51,33 @@ def score_file(
     pairs: bool = False,
     progress: Progress = lambda rows: None,
 ) -> ScoreSummary:
-    """Write ``source`` with a column ``reward`` to ``target``, or what ``best_of`` or ``pairs``
-    make of it.
+    """Write ``source`` with columns ``reward`` and ``reward_error`` to ``target``, or what
+    ``best_of`` or ``pairs`` make of it.
 
     ``pairs``: prompt, chosen, rejected (and rewards), the best and the worst of each group that has
-    two distinct rewards. Raises RewardError naming the first row that cannot be scored.
+    two distinct rewards. Rows without a reward are in no group. Raises RewardError for files that
+    cannot be read or written as a whole, before any row is scored.
     """
+    began = time.perf_counter()
+    require_files(source, target)
     if best_of is not None and pairs:
         raise RewardError("--best-of and --pairs exclude each other; score the file twice")
-    began = time.perf_counter()
-    require_file(source)
-    with _only_one_at(target, source):
+    target = Path(os.path.realpath(target))  # what a link points at is written, the link stays
+    with _only_one_at(target):
         scoring = Scoring(model, source, target, progress)
+        _require_column(source, scoring.item_column)
+        schema = schema_to_write(source) if is_parquet(target) else None
+        output = Output(source, schema, best_of, scoring.item_column if pairs else None)
         scoring.run()
         scoring.require_unchanged()
-        output = Output(source, scoring.rewards(), best_of, scoring.item_column if pairs else None)
+        failed, first = scoring.failures()
         with atomic_file(target) as temporary:
-            written = output.write(temporary, is_parquet(target))
+            written = output.write(temporary, scoring.outcomes)
         scoring.remove()
     return ScoreSummary(
         rows=scoring.state.rows,
+        rows_failed=failed,
+        first_failure=first,
         rows_written=written,
         users_known=len(scoring.known),
         users_unknown=len(scoring.unknown),
@@ -69,18 +85,50 @@ def score_file(
     )
 
 
-@contextmanager
-def _only_one_at(target: Path, source: Path) -> Iterator[None]:
-    """Keep everybody else from writing the same output; raises RewardError where it cannot be."""
-    if source.resolve() == target.resolve():
+def require_files(source: Path, target: Path) -> None:
+    """Raise RewardError unless ``source`` can be read and ``target`` is the name of a file."""
+    require_file(source)
+    try:
+        if source.resolve() == target.resolve():
+            raise RewardError(
+                f"--output {target} is the input itself, which would be lost; give another file"
+            )
+        if target.is_dir():
+            raise RewardError(f"--output {target} is a folder; give the name of a file")
+        if target.exists() and not target.is_file():
+            raise RewardError(
+                f"--output {target} is no regular file, and the output replaces it as a whole; "
+                "give the name of a file"
+            )
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise RewardError(f"cannot write --output {target} ({reason}); give another") from error
+    if target.suffix in NOT_WRITTEN:
         raise RewardError(
-            f"--output {target} is the input itself, which would be lost; give another file"
+            f"--output {target} would be JSON lines under the name of something else; let it end "
+            "in .jsonl or .parquet"
         )
-    if target.is_dir():
-        raise RewardError(f"--output {target} is a folder; give the name of a file")
+
+
+def _require_column(source: Path, column: str) -> None:
+    """Raise RewardError where no row of a Parquet file can have an item."""
+    if is_parquet(source):
+        names = read_schema(source).names
+        if column not in names and any(batch.num_rows for batch in read_batches(source, ())):
+            raise RewardError(
+                f"{source} has no column {column!r}, only {', '.join(names)}; rename the one that "
+                "holds what is scored"
+            )
+
+
+@contextmanager
+def _only_one_at(target: Path) -> Iterator[None]:
+    """Keep everybody else from writing the same output; raises RewardError where it cannot be
+    written."""
     path = target.parent / f".{target.name}.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # the lock takes some of its own errors for somebody who holds it
         lock = FileLock(path)
         lock.acquire(blocking=False)
     except Timeout:

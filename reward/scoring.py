@@ -1,27 +1,32 @@
-"""Rewards of a file's rows, block by block: a killed run goes on where it was.
+"""Outcomes of a file's rows, block by block: a killed run goes on where it was.
 
-Finished rewards are numbers in ``.<output>.part``, and ``.<output>.json`` says for which input and
-model. Nothing of the input is copied: the output is made of the input and the rewards.
+Finished outcomes are lines of JSON in ``.<output>.part``, a reward or the reason why there is none,
+and ``.<output>.json`` says for which input and model. Nothing of the input is copied: the output is
+made of the input and the outcomes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pal.errors import PalError, RewardError
 from pal.files import atomic_file, digest, file_sha256
+from pal.items import storable
 from pal.records import Record
 from pal.reward.model import RewardModel
-from pal.reward.rows import Row, blocks, read_rows
+from pal.reward.output import Outcome
+from pal.reward.rows import blocks, read_rows
+from pal.rows import BadRow, Row
 from pal.users import user_name
 
 Progress = Callable[[int], None]
+LONGEST_REASON = 500
 
 
 class ScoringState(
@@ -34,12 +39,13 @@ class ScoringState(
     model: str
     """digest of the export's record"""
     rows: int = 0
-    rewards_sha256: str = hashlib.sha256().hexdigest()
-    """of the rewards of those rows"""
+    size: int = 0
+    """bytes of the outcomes of those rows"""
+    outcomes_sha256: str = hashlib.sha256().hexdigest()
 
 
 class Scoring:
-    """The rewards of a file's rows, in a file of their own that grows block by block."""
+    """The outcomes of a file's rows, in a file of their own that grows block by block."""
 
     def __init__(self, model: RewardModel, source: Path, target: Path, progress: Progress) -> None:
         self.model, self.source, self.progress = model, source, progress
@@ -55,21 +61,22 @@ class Scoring:
         )
 
     def run(self) -> None:
-        """Score every row that has no reward yet."""
+        """Score every row that has no outcome yet."""
         hashed = self._resume()
         columns = ("prompt", self.item_column, "user_id")
         rows = 0
         try:
             with open(self.part, "ab") as out:
                 for block in blocks(read_rows(self.source, columns)):
-                    names = self._names(block, rows)
+                    self._count_users(block)
                     if rows >= self.state.rows:  # blocks always begin at the same rows
-                        raw = self._score(block, names, rows).astype("<f8").tobytes()
+                        lines = (_line(found) for found in self._score(block))
+                        raw = "".join(lines).encode()
                         out.write(raw)
                         out.flush()
                         os.fsync(out.fileno())
                         hashed.update(raw)
-                        self._save(rows + len(block), hashed.hexdigest())
+                        self._save(rows + len(block), len(raw), hashed.hexdigest())
                     rows += len(block)
                     self.progress(len(block))
         finally:
@@ -80,11 +87,20 @@ class Scoring:
     def item_column(self) -> str:
         return "image" if self.model.is_image else "response"
 
-    def rewards(self) -> np.ndarray:
-        """Return the rewards of all rows, (n,) float64, which stay on disk."""
-        if not self.state.rows:
-            return np.empty(0)
-        return np.memmap(self.part, dtype="<f8", mode="r", shape=(self.state.rows,))
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield the outcomes of all rows, from the disk."""
+        if self.state.rows:
+            with open(self.part, encoding="utf-8") as lines:
+                yield from map(json.loads, islice(lines, self.state.rows))
+
+    def failures(self) -> tuple[int, str | None]:
+        """Return how many rows have no reward, and which is the first of them and why."""
+        count, first = 0, None
+        for number, outcome in enumerate(self.outcomes(), start=1):
+            if isinstance(outcome, str):
+                count += 1
+                first = first or f"row {number}: {outcome}"
+        return count, first
 
     def require_unchanged(self) -> None:
         """Raise RewardError if the input is no longer the one that was scored."""
@@ -99,72 +115,69 @@ class Scoring:
     def _resume(self) -> Any:
         """Take over what an earlier call has done for the same input and model.
 
-        Returns the hash of the rewards that are kept.
+        Returns the hash of the outcomes that are kept.
         """
         new = self.state
         try:
             found = ScoringState.read_file(self.state_file)
-            hashed = _sha256_of_start(self.part, 8 * found.rows)
+            hashed = _sha256_of_start(self.part, found.size)
         except (PalError, OSError):
             found, hashed = new, hashlib.sha256()
-        same = {"rows": new.rows, "rewards_sha256": new.rewards_sha256}
-        is_whole = hashed.hexdigest() == found.rewards_sha256
+        same = {"rows": new.rows, "size": new.size, "outcomes_sha256": new.outcomes_sha256}
+        is_whole = hashed.hexdigest() == found.outcomes_sha256
         if found.rows and is_whole and found.model_copy(update=same) == new:
-            os.truncate(self.part, 8 * found.rows)  # what was half written
+            os.truncate(self.part, found.size)  # what was half written
             self.state = found
             return hashed
         self.part.unlink(missing_ok=True)
         return hashlib.sha256()
 
-    def _save(self, rows: int, rewards_sha256: str) -> None:
-        state = self.state.model_copy(update={"rows": rows, "rewards_sha256": rewards_sha256})
+    def _save(self, rows: int, more: int, outcomes_sha256: str) -> None:
+        done = {"rows": rows, "size": self.state.size + more, "outcomes_sha256": outcomes_sha256}
+        state = self.state.model_copy(update=done)
         with atomic_file(self.state_file) as temporary:
             state.write_to(temporary)
         self.state = state
 
-    def _names(self, block: list[Row], start: int) -> list[Any]:
-        """Return whose reward each row wants: a user's name, a mixture or nobody."""
-        users: list[Any] = []
-        for number, row in enumerate(block, start=start + 1):
-            user = row.get("user_id")
-            if not isinstance(user, dict):
-                try:
-                    user = user_name(user)
-                except PalError as error:
-                    raise RewardError(f"{self.source} row {number}: {error}") from error
-                if user is not None:
-                    (self.known if user in self.model.users else self.unknown).add(user)
-            users.append(user)
-        return users
-
-    def _score(self, block: list[Row], users: list[Any], start: int) -> np.ndarray:
-        """Return the rewards of a block of rows that begins after ``start`` others."""
-        rendered = []
-        for number, row in enumerate(block, start=start + 1):
-            if row.get(self.item_column) is None:
-                raise RewardError(
-                    f"{self.source} row {number} has no {self.item_column!r}; give one to every row"
-                )
-            item = row[self.item_column]
-            if self.model.is_image and isinstance(item, dict):  # as Hugging Face datasets keep it
-                item = item.get("bytes") or item.get("path")
+    def _count_users(self, block: Sequence[Row | BadRow]) -> None:
+        for row in block:
+            user = row.get("user_id") if isinstance(row, dict) else None
+            if isinstance(user, dict):  # a mixture
+                continue
             try:
-                rendered.append(self.model.row(row.get("prompt"), item))
-            except PalError as error:
-                raise RewardError(f"{self.source} row {number}: {error}") from error
-        try:
-            vectors = self.model.users.vectors(users)
-        except RewardError as error:
-            last = start + len(block)
-            raise RewardError(f"{self.source}, in rows {start + 1} to {last}: {error}") from error
-        rewards, failures = self.model.score_rows(rendered, vectors)
-        if failures:
-            bad = min(failures)
-            raise RewardError(
-                f"{self.source} row {start + bad + 1} cannot be scored: {failures[bad]}"
-            )
-        found: np.ndarray = rewards.double().numpy()
-        return found
+                name = user_name(user)
+            except PalError:
+                continue
+            if name is not None:
+                (self.known if name in self.model.users else self.unknown).add(name)
+
+    def _score(self, block: Sequence[Row | BadRow]) -> list[Outcome]:
+        """Return the outcomes of a block of rows."""
+        outcomes: list[Outcome] = ["" for _ in block]
+        rows: list[tuple[int, Any, Any, Any]] = []
+        for place, row in enumerate(block):
+            item = self._item(row) if isinstance(row, dict) else None
+            if isinstance(row, BadRow):
+                outcomes[place] = row.reason
+            elif item is None:
+                outcomes[place] = f"no {self.item_column!r} is given"
+            else:
+                rows.append((place, row.get("prompt"), item, row.get("user_id")))
+        places, prompts, items, users = zip(*rows, strict=True) if rows else ((), (), (), ())
+        rewards, failures = self.model.score_each(prompts, items, users)
+        for number, (place, reward) in enumerate(zip(places, rewards, strict=True)):
+            outcomes[place] = failures[number] if reward is None else reward
+        return [storable(o)[:LONGEST_REASON] if isinstance(o, str) else o for o in outcomes]
+
+    def _item(self, row: Row) -> Any:
+        item = row.get(self.item_column)
+        if self.model.is_image and isinstance(item, dict):  # as Hugging Face datasets keep it
+            return item.get("bytes") or item.get("path")
+        return item
+
+
+def _line(outcome: Outcome) -> str:
+    return json.dumps(outcome, allow_nan=False) + "\n"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

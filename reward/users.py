@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pal.errors import PalError, PalWarning, RewardError
+from pal.errors import PalWarning, RewardError, shown
 from pal.reward.export_record import Contents
 from pal.train.heads.head import Head
 from pal.train.heads.users import UserVectors, UserWeights
@@ -21,9 +22,9 @@ from pal.users import user_name
 
 User = str | int | Mapping[str, float] | Mapping[int, float] | None
 """a user's id (pal.users); a mixture, prototype number -> weight; None: whoever the model is for"""
-NAMES_KEPT, LONGEST_SHOWN = 1000, 100
-"""strangers named in warnings; a service asked about endless ones must not keep them all, nor whole
-ones of any length"""
+NAMES_KEPT, LONGEST_SHOWN = 1000, 8
+"""strangers named in warnings, and the letters shown of each: an id may be an address, endless, or
+made to look like lines of a log"""
 
 
 def vector_of_weights(head: Head, weights: Sequence[float]) -> Tensor:
@@ -75,6 +76,8 @@ class Users:
         self.default = contents.user_vector.to(device)
         is_fixed = self.metadata.fixed
         self.population = self.default if is_fixed else self.head.users.population().detach()
+        self.warns_of_strangers = True
+        """a server counts them instead"""
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
@@ -98,8 +101,8 @@ class Users:
             raise RewardError("a user who is added needs an id")
         if vector.shape != self.default.shape:
             raise RewardError(
-                f"a vector of shape {tuple(vector.shape)} was given for user {name!r}, but the "
-                f"head's users have {len(self.default)} numbers each"
+                f"a vector of shape {tuple(vector.shape)} was given for user {_shown(name)}, but "
+                f"the head's users have {len(self.default)} numbers each"
             )
         with self._lock:
             self.added[name] = vector.to(self.device)
@@ -111,22 +114,17 @@ class Users:
             if name is not None:
                 self.added.pop(name, None)
 
-    def vectors(self, users: Sequence[Any]) -> Tensor:
-        """Return one vector per row, (n, R); strangers have the population's, and a warning."""
-        found: dict[str | None, Tensor] = {}
-        rows = []
-        for number, user in enumerate(users):
-            try:
-                if isinstance(user, Mapping):
-                    rows.append(self.mixture(user))
-                    continue
-                name = user_name(user)
-                if name not in found:
-                    found[name] = self.vector(name)
-            except PalError as error:
-                raise RewardError(f"row {number}: {error}") from error
-            rows.append(found[name])
-        return torch.stack(rows) if rows else self.default.new_zeros(0, len(self.default))
+    def vector_of(self, user: Any) -> Tensor:
+        """Return the vector of an id, a mixture or nobody, (R,).
+
+        A stranger has the population's, and a warning. Raises PalError for what is none of these.
+        """
+        return self.mixture(user) if isinstance(user, Mapping) else self.vector(user_name(user))
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The vectors of the head's own users, (users, R)."""
+        return self.head.users(torch.arange(len(self.number), device=self.device)).detach()
 
     def vector(self, name: str | None) -> Tensor:
         """Return the vector of one user by name, (R,)."""
@@ -136,16 +134,15 @@ class Users:
         if added is not None:
             return added
         if name in self.number:
-            row = torch.tensor([self.number[name]], device=self.device)
-            return self.head.users(row)[0].detach()
+            return self.table[self.number[name]]
         if self.metadata.fixed:
             known = self.metadata.user
             if name == known:
                 return self.default
-            whom = f"user {known!r}" if known is not None else "one fixed reward"
+            whom = f"user {_shown(known)}" if known is not None else "one fixed reward"
             raise RewardError(
-                f"user {_shown(name)!r} was asked for, but this export holds {whom} only; leave "
-                "the user out, or export the population with pal export --population"
+                f"user {_shown(name)} was asked for, but this export holds {whom} only; leave the "
+                "user out, or export the population with pal export --population"
             )
         self._warn_of_stranger(name)
         return self.population
@@ -159,22 +156,25 @@ class Users:
                 numbers[place if place >= 0 else len(numbers)] = float(weight)
             except (ValueError, TypeError, IndexError, OverflowError) as error:
                 raise RewardError(
-                    f"{prototype!r}: {weight!r} is no prototype with a weight; number them 0 to "
-                    f"{len(numbers) - 1}"
+                    f"{shown(prototype, 20)}: {shown(weight, 20)} is no prototype with a weight; "
+                    f"number them 0 to {len(numbers) - 1}"
                 ) from error
         return vector_of_weights(self.head, numbers).to(self.device)
 
     def _warn_of_stranger(self, name: str) -> None:
-        shown = _shown(name)
+        if not self.warns_of_strangers:
+            return
+        told = _shown(name)
         with self._lock:
-            is_new = shown not in self._warned and len(self._warned) < NAMES_KEPT
+            is_new = told not in self._warned and len(self._warned) < NAMES_KEPT
             if is_new:
-                self._warned.add(shown)
+                self._warned.add(told)
         if is_new:
             warnings.warn(
-                f"user {shown!r} is not known; scored as the population", PalWarning, stacklevel=4
+                f"user {told} is not known; scored as the population", PalWarning, stacklevel=4
             )
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    beginning = shown(name, LONGEST_SHOWN)
+    return beginning if len(name) <= LONGEST_SHOWN else f"{beginning}..."

@@ -13,6 +13,7 @@ from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
 from pal.evaluate.report import Table, with_interval
+from pal.files import locked
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
 from pal.sweep.record import SweepRow, axes_of, read_results, table_of
@@ -43,7 +44,8 @@ def save_best(folder: Path, result: Result) -> None:
     assert result.trained is not None
     config = result.candidate.config.model_dump(mode="json")
     log = [{"epoch": result.trained.metadata.best_epoch}]
-    result.trained.save(folder / BEST, config, log)
+    with locked(folder / BEST):
+        result.trained.save(folder / BEST, config, log)
 
 
 def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> None:
@@ -54,7 +56,8 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
         trained = TrainedHead.load(folder / BEST)
     inputs = inputs_of_run(config.paths, trained.metadata)
     evaluate_run(config.evaluate, trained, *inputs, folder / BEST)
-    with RunRecord.replace(config.paths.runs / best_run(folder.name)) as temporary:
+    run = config.paths.runs / best_run(folder.name)
+    with locked(run), locked(folder / BEST), RunRecord.replace(run) as temporary:
         shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True)
 
 

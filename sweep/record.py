@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from filelock import FileLock
 from pydantic import Field, JsonValue
 
 from pal.errors import TrainError
 from pal.evaluate.records import Cell
-from pal.files import atomic_file
+from pal.files import atomic_file, locked
 from pal.records import Damaged, Entry, Record, read_table, write_table
 from pal.sweep.plan import Candidate
 
-RESULTS, LOCK, KIND = "results.parquet", "results.lock", "sweep-rows"
+RESULTS, KIND = "results.parquet", "sweep-rows"
 OWN_COLUMNS = ("head", "k", "seed", "lr", "encoder")
 """axes and settings that every row tells, swept or not"""
 SPLITS = ("val", "test")
@@ -125,7 +124,7 @@ def best_of(rows: Mapping[str, SweepRow]) -> SweepRow | None:
 def open_results(folder: Path) -> Iterator[dict[str, SweepRow]]:
     """Yield the rows of a sweep by id, nobody else changing them, and write what is there then."""
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
+    with locked(folder / RESULTS):
         rows = read_results(folder)
         yield rows
         ordered = [rows[head] for head in sorted(rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +13,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pal.config import Config, load
 
+if TYPE_CHECKING:
+    from pal.reward import RewardModel
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PERSONA = REPOSITORY.parent / "shared" / "persona"
+
+DIGESTS = Path(".digests.json")
+"""what is known of the files of encoders"""
 
 SMALL: dict[str, Any] = {
     "encoder": "tiny-text",
@@ -45,6 +51,48 @@ def configure() -> Callable[..., Config]:
             for key, value in SMALL_GROUPS.items()
         }
         return load(None, (), {**SMALL, **sizes, **(options or {})}).config
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def opened() -> Callable[..., RewardModel]:
+    """Return a function that gives the run of a random head on a small random encoder, as if it had
+    been trained: ``opened(["user 1", "user 2"], "pal-b")``."""
+    import torch
+
+    from pal.config import EncoderConfig, TrainConfig
+    from pal.embed.encoder import locate
+    from pal.reward import RewardModel
+    from pal.train.build import build_head, resolve
+    from pal.train.run_record import RunRecord, TrainedHead
+
+    def build(
+        users: list[str],
+        head: str = "pal-a",
+        seed: int = 0,
+        view: str = "prompt+response",
+        item_text: str = "{response}",
+        dim: int = 64,
+        modality: str = "text",
+        **encoder: Any,
+    ) -> RewardModel:
+        given = {"model": "random:bert", "store_dtype": "float32", "max_length": 64, **encoder}
+        config = EncoderConfig(**given)
+        source = locate("tiny", config, DIGESTS)
+        train = resolve(TrainConfig(head=head, k=2))
+        torch.manual_seed(seed)
+        made = build_head(train, dim, len(users)).eval()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        record = RunRecord(
+            run=f"run{seed}", dataset="made", view=view, item_text=item_text, encoder="tiny",
+            untrained=True, seed=seed, dim=dim, params=0, params_per_user=0, seconds=0.0,
+            best_epoch=0, split_digest="s", pairs_digest="p", cache_fingerprint="c",
+            encoder_spec=source.spec, train=train, users=users, files={},
+        )  # fmt: skip
+        return RewardModel.of(TrainedHead(made, record), config, DIGESTS, modality)
 
     return build
 

@@ -12,7 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPEN_TO_ALL = {
-    "chance", "config", "dataset", "errors", "files", "items", "names", "records", "users",
+    "chance", "config", "dataset", "errors", "files", "items", "names", "records", "rows",
+    "users",
 }  # fmt: skip
 
 

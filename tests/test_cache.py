@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +224,11 @@ def test_a_shard_without_receipt_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     names, features = ids(50), values(50)
     tasks = writer.plan(names, 20)
 
-    def die(*arguments: Any) -> bool:
+    def die(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "_publish", die)
+        patch.setattr(writer_module, "write_failures", die)  # the step after the rename
         with pytest.raises(KeyboardInterrupt):
             writer.commit(tasks[0], encoded(names[:20], features[:20] + 1), {})
     assert len(list(Path("cache/shards").glob("*.parquet"))) == 1
@@ -246,6 +247,75 @@ def fill_rest(
         writer.commit(task, encoded(names[part], features[part]), {})
     writer.finalize(tasks, MADE)
     return FeatureStore.open(writer.folder).features()
+
+
+def test_nobody_takes_back_what_another_has_committed() -> None:
+    """One that has just looked for what is pending, and all that it may do then."""
+    names, features = ids(50), values(50)
+    slow, quick = (CacheWriter(Path("cache"), spec()) for _ in range(2))
+    tasks = slow.plan(names, 20)
+    assert slow.pending(tasks) == tasks
+    assert torch.equal(fill_rest(quick, tasks, names, features), features)
+    before = {path: path.read_bytes() for path in Path("cache").rglob("*") if path.is_file()}
+    CacheWriter(Path("cache"), spec()).plan(names, 10)
+    for task in tasks:
+        part = slice(task.start, task.stop)
+        slow.commit(task, encoded(names[part], features[part] + 1), {})
+    assert before == {path: path.read_bytes() for path in before}
+    assert slow.pending(tasks) == []
+    slow.finalize(tasks, MADE)
+    assert torch.equal(FeatureStore.open(Path("cache")).features(), features)
+    assert not list(Path("cache").rglob(".*"))  # no lock is left, nothing in flight
+
+
+def test_many_may_fill_one_cache_at_once() -> None:
+    """They come to other plans, and to other bytes of each shard; one of each is kept."""
+    names, features = ids(60), values(60)
+
+    def work(number: int) -> None:
+        writer = CacheWriter(Path("cache"), spec())
+        tasks = writer.plan(names, 5 + number)
+        for task in tasks[number:] + tasks[:number]:
+            part = slice(task.start, task.stop)
+            writer.commit(task, encoded(names[part], features[part] + number), {})
+        writer.finalize(tasks, MADE)
+        FeatureStore.open(Path("cache"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    store = FeatureStore.open(Path("cache"))
+    assert store.rows == 60
+    named = {Path(entry.path).name for entry in store.manifest.shards}
+    assert {path.name for path in Path("cache/shards").glob("*.parquet")} == named
+    by_name = store.gather(store.index(names))
+    offset = by_name - features
+    assert torch.allclose(offset, offset.round(), atol=1e-5)  # each row is whole, whoever's it is
+    assert set(offset[:, 0].round().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+
+
+def test_a_cache_stays_complete_while_its_failed_items_are_tried_again() -> None:
+    names, features = ids(20), values(20)
+    failed = FailedItem(bytes(names[9]).ljust(16, b"\0"), "encode", "RuntimeError", "no", 1)
+    writer = CacheWriter(Path("cache"), spec())
+    tasks = writer.plan(names, 10)
+    writer.commit(tasks[0], encoded(names[:9], features[:9], errors=(failed,)), {})
+    writer.commit(tasks[1], encoded(names[10:], features[10:]), {})
+    writer.finalize(tasks, MADE)
+    stale = Manifest.read(Path("cache"))
+    again = CacheWriter(Path("cache"), spec(), retry_errors=True)
+    assert writer.pending(tasks) == []
+    assert again.pending(tasks) == tasks[:1]
+    worse = encoded(names[:8], features[:8], errors=(failed, failed))
+    assert again.commit(tasks[0], worse, {}).errors == 1  # more failed this time: not taken
+    again.commit(tasks[0], encoded(names[:10], features[:10]), {})
+    assert FeatureStore.open(Path("cache")).rows == 19
+    again.finalize(tasks, MADE)
+    assert FeatureStore.open(Path("cache")).rows == 20
+    assert writer.failures(tasks).total() == 0
+    # one that had read the manifest before, and opens the shards now
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Manifest, "of", lambda folder: stale)
+        assert FeatureStore.open(Path("cache")).rows == 20
 
 
 def test_the_loser_of_a_race_yields_to_the_winner() -> None:

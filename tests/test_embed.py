@@ -18,12 +18,12 @@ from pal.config import Config, EncoderConfig
 from pal.embed import encoder as encoder_module
 from pal.embed import run as run_module
 from pal.embed.batching import token_budget_batches
+from pal.embed.digests import DigestMemory
 from pal.embed.encoder import Batch, locate
 from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer, random_model
 from pal.embed.encoders.text import TextEncoder, pool
 from pal.embed.peak import flops_per_token, matrix_rate
-from pal.embed.storage import finite_rows, from_stored, to_stored
-from pal.embed.weights import DigestMemory
+from pal.embed.storage import from_stored, to_stored, unstorable
 from pal.errors import ConfigError, EncoderError
 from pal.items import Text
 
@@ -110,14 +110,17 @@ def test_batches_hold_the_budget_and_every_row_once() -> None:
     assert [rows.tolist() for rows in alone] == [[0], [1]]
 
 
-def test_overflow_is_refused_with_the_remedy() -> None:
-    with pytest.raises(
-        EncoderError, match=r"7e\+04 is too large for float16; set .*store_dtype to bfloat16"
-    ):
-        to_stored(torch.tensor([[70_000.0]]), "float16")
-    stored = to_stored(torch.tensor([[float("nan")], [1.0]]), "float16")
-    assert finite_rows(stored, "float16").tolist() == [False, True]
-    assert from_stored(stored, "float16")[1].item() == 1.0
+def test_what_a_dtype_cannot_hold_has_the_remedy_in_its_reason() -> None:
+    features = torch.tensor([[70_000.0], [float("nan")], [1.0]])
+    stored = to_stored(features, "float16")
+    odd = unstorable(features, stored, "float16")
+    assert {row: failure.error_class for row, failure in odd.items()} == {
+        0: "TooLargeForFloat16",
+        1: "NonFinite",
+    }
+    assert "7e+04 is too large for float16; set embed.<encoder>.store_dtype to bf" in odd[0].message
+    assert from_stored(stored, "float16")[2].item() == 1.0
+    assert not unstorable(features[:1], to_stored(features[:1], "bfloat16"), "bfloat16")
 
 
 def test_cached_features_equal_live_ones(configure: Configure) -> None:

@@ -6,17 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pal import pipeline
+from pal.cache.inspect import verify
+from pal.cache.plan import ShardTask
 from pal.config import Config
 from pal.embed.run import EmbedResult
-from pal.errors import CacheError, ConfigError, EncoderError
+from pal.errors import ConfigError, EncoderError, PalWarning
 
 Configure = Callable[..., Config]
 MANY = {"embed.rows_per_shard": 50}  # twelve shards
@@ -77,13 +82,19 @@ def test_processes_make_the_same_bytes_as_this_process(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_error_in_an_actor_is_the_same_sentence(configure: Configure) -> None:
-    settings = {
-        "paths.cache": str(Path("c").absolute()),
-        "embed.executor": "ray",
-        "embed.tiny-text.layer": -7,
-    }
-    with pytest.raises(EncoderError, match="has 3 blocks, so layer -7 does not exist"):
+@pytest.mark.parametrize("error", [EncoderError("not today"), OSError(28, "no space", "shards")])
+def test_an_error_in_an_actor_is_the_same_sentence(
+    error: Exception, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, job: object, device: str) -> None: ...
+
+        def run(self, task: object) -> None:
+            raise error
+
+    monkeypatch.setattr("pal.embed.engines.ray.Actor", Broken)  # a real one takes long to import
+    settings = {"paths.cache": str(Path("c").absolute()), "embed.executor": "ray"}
+    with pytest.raises(type(error), match=str(error.args[-1])):
         pipeline.embed(configure(settings))
 
 
@@ -106,7 +117,7 @@ def test_processes_end_with_the_one_that_started_them(how: signal.Signals) -> No
         assert running.poll() is None
         assert time.monotonic() < until
         time.sleep(0.1)
-    family = workers_of(running.pid)
+    family = descendants_of(running.pid)
     assert len(family) >= 2
     running.send_signal(how)
     running.wait(30)
@@ -116,11 +127,12 @@ def test_processes_end_with_the_one_that_started_them(how: signal.Signals) -> No
         time.sleep(0.1)
 
 
-def workers_of(parent: int) -> list[int]:
+def descendants_of(parent: int) -> list[int]:
     path = Path(f"/proc/{parent}/task/{parent}/children")
     if not path.is_file():
         pytest.skip("this system does not list the children of a process")
-    return [int(child) for child in path.read_text().split()]
+    children = [int(child) for child in path.read_text().split()]
+    return children + [process for child in children for process in descendants_of(child)]
 
 
 def is_alive(process: int) -> bool:
@@ -135,36 +147,67 @@ def slurm(task: int, **settings: Any) -> dict[str, str]:
             {"ID": task, "MIN": 4, "MAX": 8, "STEP": 2, **settings}.items()}  # fmt: skip
 
 
+def embed_as(task: int, config: Config) -> EmbedResult:
+    """Embed as one task of an array; returns what it did, and checks that it says what is left."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", PalWarning)
+        for name, value in slurm(task).items():
+            patch.setenv(name, value)
+        result = pipeline.embed(config)
+    assert len(told) == (not result.complete)
+    assert all("whichever task of the job array ends last" in str(one.message) for one in told)
+    return result
+
+
 def test_a_slurm_array_shares_the_shards_and_its_last_task_completes_the_cache(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
+    configure: Configure,
 ) -> None:
     config = configure({**MANY, "embed.executor": "slurm"})
     with pytest.raises(
         ConfigError, match="SLURM_ARRAY_TASK_ID is not set; submit it with sbatch --array"
     ):
         pipeline.embed(config)
-    for task in (4, 6, 8):
-        for name, value in slurm(task).items():
-            monkeypatch.setenv(name, value)
-        if task < 8:
-            with pytest.raises(
-                CacheError, match="this task's 4 shards are done, others are not yet"
-            ):
-                pipeline.embed(config)
-        else:
-            result = pipeline.embed(config)
-    assert (result.encoded, result.reused) == (200, 400)
+    found = [embed_as(task, config) for task in (4, 6, 4, 8, 6)]
+    assert [one.complete for one in found] == [False, False, False, True, True]
+    assert [one.encoded for one in found] == [200, 200, 0, 200, 0]
+    assert [one.reused for one in found] == [0, 200, 400, 400, 600]
+    assert {(one.fingerprint, one.dim) for one in found} == {(found[-1].fingerprint, 64)}
     whole = pipeline.embed(configure({**MANY, "paths.cache": "whole"}))
-    assert files(result.dir) == files(whole.dir)
+    assert files(found[-1].dir) == files(whole.dir)
 
 
-def test_what_one_executor_began_another_finishes(
+def test_tasks_of_a_slurm_array_that_run_at_once_leave_each_other_alone(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in slurm(6).items():
+    """All look for what is pending before any has committed, and all end at once."""
+    config = configure({**MANY, "embed.executor": "slurm"})
+    pipeline.prepare(config)
+    for name, value in slurm(4).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(CacheError, match="others are not yet"):
-        pipeline.embed(configure({**MANY, "embed.executor": "slurm"}))
+    own, together = threading.local(), threading.Barrier(3, timeout=60)
+    shares = {4: 0, 6: 1, 8: 2}
+
+    def share(tasks: list[ShardTask]) -> list[ShardTask]:
+        together.wait()
+        return [task for task in tasks if task.number % 3 == shares[own.task]]
+
+    monkeypatch.setattr("pal.embed.engines.slurm.share_of_this_task", share)
+
+    def work(task: int) -> EmbedResult:
+        own.task = task
+        return pipeline.embed(config)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(3) as pool:
+        warnings.simplefilter("ignore", PalWarning)
+        found = list(pool.map(work, shares))
+    assert [one.encoded for one in found] == [200, 200, 200]
+    assert any(one.complete for one in found)
+    assert verify(Path(found[0].dir)).rows == 600
+
+
+def test_what_one_executor_began_another_finishes(configure: Configure) -> None:
+    began = embed_as(6, configure({**MANY, "embed.executor": "slurm"}))
+    assert (began.complete, began.encoded) == (False, 200)
     result = pipeline.embed(configure(MANY))
     assert (result.encoded, result.reused) == (400, 200)
 

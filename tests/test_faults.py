@@ -1,16 +1,17 @@
-"""Stage one when things go wrong: kills, rivals, full disks, damage, lack of memory."""
+"""When things go wrong: kills, rivals, disks that refuse, damage, lack of memory."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-import random
-import signal
+import shutil
 import subprocess
 import sys
-import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,61 +20,14 @@ import torch
 from pal import pipeline
 from pal.cache.inspect import verify
 from pal.cache.reader import FeatureStore
-from pal.cache.records import Manifest
+from pal.cli import main
 from pal.config import Config
 from pal.embed.encoders.text import TextEncoder
-from pal.embed.run import EmbedResult
-from pal.errors import CacheError
+from pal.errors import CacheError, PalWarning
+from pal.reward.export import Choice
 
 Configure = Callable[..., Config]
-KILLS = 25
-SHARDS = 30
-DATA = [
-    "--set", "data.demo.groups=1", "--set", "data.demo.limit=200",
-    "--set", "data.demo.validation_pairs_per_user=5", "--set", "data.demo.test_pairs_per_user=5",
-]  # fmt: skip
-SETTINGS = [*DATA, "--encoder", "tiny-text", "--set", "embed.rows_per_shard=20"]
-
-# A process that has everything imported and forks: each child embeds and may be killed while it
-# does.
-NURSERY = """
-import os, signal, sys
-from pal import pipeline
-from pal.config import load
-from pal.embed import runner
-from pal.embed.encoders import text
-from pal.embed.engines import engine, local
-import pal.cache.writer as writer
-import transformers, torch
-torch.set_num_threads(1)
-overrides = [v for o, v in zip(sys.argv[1::2], sys.argv[2::2]) if o == "--set"]
-config = load(None, overrides, {"encoder": "tiny-text"}).config
-for line in sys.stdin:
-    publishes = int(line)  # die by one's own hand after so many published files; 0: live on
-    child = os.fork()
-    if child == 0:
-        original, done = writer._publish, []
-        def publish(path, record):
-            if publishes and len(done) == publishes:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done.append(path)
-            return original(path, record)
-        writer._publish = publish
-        pipeline.embed(config)
-        os._exit(0)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
-"""
-
-
-def pal(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pal", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
-def embedded(*arguments: str, **options: Any) -> EmbedResult:
-    return EmbedResult.model_validate_json(pal("embed", *arguments, "--json", **options).stdout)
+CAMPAIGN = Path(__file__).resolve().parents[1] / "benchmarks" / "crashes.py"
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
@@ -84,72 +38,115 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_the_cache_ends_as_if_nothing_had_happened(
-    configure: Configure,
+def test_killed_rivalled_and_refused_by_disks_every_command_ends_as_if_nothing_had_happened(
+    tmp_path: Path,
 ) -> None:
-    Path("whole").mkdir()
-    Path("killed").mkdir()
-    whole = embedded(*SETTINGS, cwd="whole")
-    nursery = subprocess.Popen(
-        [sys.executable, "-c", NURSERY, *SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd="killed",
-    )  # fmt: skip
-    assert nursery.stdin is not None
-    assert nursery.stdout is not None
-    chance, killed, between = random.Random(0), 0, 0
-    while killed < KILLS:
-        at_a_receipt = killed % 3 == 0  # between the renaming of a shard and its receipt
-        print(1 + (killed == 0) if at_a_receipt else 0, file=nursery.stdin, flush=True)
-        child = int(nursery.stdout.readline())
-        if not at_a_receipt:
-            time.sleep(chance.uniform(0.0, 0.15))
-            os.kill(child, signal.SIGKILL)
-        status = int(nursery.stdout.readline())
-        killed += status == -signal.SIGKILL
-        between += at_a_receipt
-        folder = next(Path("killed/cache/demo").glob("tiny-text-*"), None)
-        if status == 0 or (
-            folder is not None and len(list((folder / "shards").glob("part-*.json"))) > SHARDS - 3
-        ):
-            for receipt in sorted((folder / "shards").glob("part-*.json"))[::2]:  # type: ignore[operator]
-                receipt.unlink()  # it came too far: take some of it back
-            (folder / "manifest.json").unlink(missing_ok=True)  # type: ignore[operator]
-    print(0, file=nursery.stdin, flush=True)
-    nursery.stdout.readline()
-    assert int(nursery.stdout.readline()) == 0
-    nursery.stdin.close()
-    nursery.wait()
-    print(f"{killed} kills, {between} of them between rename and receipt")
-    folder = Path("killed") / whole.dir
-    assert shards_of(folder) == shards_of(Path("whole") / whole.dir)
-    named = {Path(shard.path).name for shard in Manifest.read(folder).shards}
-    assert {path.name for path in (folder / "shards").glob("part-*.parquet")} == named
-    assert len(named) == SHARDS
-
-
-def test_a_kill_between_rename_and_receipt_costs_one_shard() -> None:
-    nursery = subprocess.run(
-        [sys.executable, "-c", NURSERY, *SETTINGS],
-        input="5\n0\n",
-        capture_output=True,
-        text=True,
-        check=True,
+    counts = ["--points", "2", "--times", "1", "--real", "2", "--pairs", "1", "--disks", "1"]
+    done = subprocess.run(
+        [sys.executable, CAMPAIGN, *counts], capture_output=True, text=True, check=False
     )
-    assert nursery.stdout.split()[1::2] == [str(-signal.SIGKILL), "0"]
-    (folder,) = Path("cache/demo").glob("tiny-text-*")
-    assert verify(folder).shards == SHARDS
-    assert len(list((folder / "shards").glob("part-*.parquet"))) == SHARDS
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_processes_fill_the_same_cache() -> None:
-    command = [sys.executable, "-m", "pal", "embed", *SETTINGS, "--json"]
-    pal("prepare", *DATA)
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [EmbedResult.model_validate_json(process.communicate()[0]) for process in both]
-    assert results[0].fingerprint == results[1].fingerprint
-    folder = Path(results[0].dir)
-    assert verify(folder).rows == 600
-    assert len(list((folder / "shards").glob("part-*.parquet"))) == SHARDS
+class Ended(NamedTuple):
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """What it was refused with: one line, and nothing else."""
+        assert self.code == 1, self.err
+        assert self.out == ""
+        told = [x for x in self.err.splitlines() if not x.startswith("pal: warning: ")]
+        assert len(told) == 1, self.err
+        return told[0]
+
+
+@pytest.fixture
+def pal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Return a function that runs a command line in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pal", *arguments])
+        capfd.readouterr()
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            warnings.simplefilter("default", PalWarning)
+            try:
+                main()
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+Pal = Callable[..., Ended]
+ASKED = {"prompt": "Tea?", "response": "Yes.", "user_id": "nobody"}
+STAGES = {
+    "prepare": ["prepare", "--set", "data.demo.salt=other"],
+    "embed": ["embed", "--set", "paths.cache=other"],
+    "cache export": ["cache", "export", "cache/demo/tiny-text", "-o", "copy"],
+    "train": ["train", "--run", "two", "--seed", "1"],
+    "evaluate": ["evaluate", "one"],
+    "adapt": ["adapt", "--run", "one", "--shots", "0,5"],
+    "sweep": ["sweep", "--name", "s"],
+    "export": ["export", "--run", "one", "--name", "two"],
+    "score": ["score", "--model", "exports/one", "--input", "in.jsonl", "--output", "out.jsonl"],
+}
+
+
+@pytest.fixture(scope="module")
+def project(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has been run."""
+    folder = tmp_path_factory.mktemp("project")
+    config = configure({"sweep.head": ["pal-a"], "sweep.k": [1], "sweep.seed": [0]})
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PalWarning)
+        patch.chdir(folder)
+        pipeline.embed(config)
+        pipeline.train(config, "one")
+        pipeline.export(config, "one", Choice(), "one")
+    Path(folder, "in.jsonl").write_text(json.dumps(ASKED))
+    settings = config.model_dump(mode="json", include={"encoder", "train", "sweep"})
+    settings["data"] = {"demo": config.data.datasets["demo"].model_dump(mode="json")}
+    Path(folder, "pipeline.yaml").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def project_here(project: Path) -> Path:
+    shutil.copytree(project, ".", dirs_exist_ok=True, symlinks=True)
+    return Path()
+
+
+def tree_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("project_here")
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_tells_what_the_disk_refuses_and_leaves_no_trace(
+    stage: str, pal: Pal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree_of(Path())
+    for number, words in (
+        (errno.ENOSPC, "no space is left for"),
+        (errno.EROFS, "is on a disk that can only be read"),
+    ):
+
+        def refuse(handle: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refuse)
+            assert words in pal(*STAGES[stage], "--json").sentence
+        assert tree_of(Path()) == before
+    assert pal(*STAGES[stage], "--json").code == 0
 
 
 @pytest.fixture
@@ -164,20 +161,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path) -> None:
-    pal("prepare", *DATA)
-    done = pal("embed", *SETTINGS, "--set", f"paths.cache={small_disk}")
-    assert done.returncode == 1, done.stderr
-    assert "no space is left for" in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("project_here")
+def test_a_full_disk_loses_no_finished_shard(small_disk: Path, pal: Pal) -> None:
+    settings = ["--set", "embed.rows_per_shard=20", "--set", f"paths.cache={small_disk}"]
+    assert "no space is left for" in pal("embed", *settings).sentence
     (folder,) = small_disk.glob("demo/tiny-text-*")
     assert not (folder / "manifest.json").exists()
     finished = len(list((folder / "shards").glob("part-*.json")))
-    assert 0 < finished < SHARDS
-    assert not list((folder / "shards").glob(".inflight-*"))
+    assert 0 < finished < 30
+    assert not list(folder.rglob(".*"))
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    again = embedded(*SETTINGS, "--set", f"paths.cache={small_disk}")
-    assert again.reused == 20 * finished
+    assert json.loads(pal("embed", *settings, "--json").out)["reused"] == 20 * finished
     assert verify(folder).rows == 600
 
 

@@ -9,8 +9,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +23,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pal import doctor, pipeline
+from pal.cli import main
 from pal.cli.app import app
 from pal.config import Config
 from pal.data.sources.pairs import OwnPairs, PairsConfig
 from pal.dataset import PreparedDataset
 from pal.embed.images import ImageReader
-from pal.errors import DataError
+from pal.errors import DataError, PalWarning
 from pal.evaluate.inputs import open_inputs
 from pal.items import Image as ImageItem
 from pal.items import Place, Text, Turn, image_content_id, items_of
+from pal.train.build import resolve
+from pal.train.data import TrainingData
+from pal.train.fit import fit_head
 
 Configure = Callable[..., Config]
 Row = dict[str, Any]
@@ -815,6 +817,34 @@ def test_pal_a_and_pal_b_train_on_their_views(configure: Configure, tmp_path: Pa
         assert open_inputs(chosen)[0].view == view
 
 
+def test_a_pair_without_a_prompt_is_used_where_it_can_be(
+    configure: Configure, tmp_path: Path
+) -> None:
+    rows = [
+        {**plain(n), "chosen": f"good {n % 16}", "rejected": f"bad {n % 16}"} for n in range(200)
+    ]
+    for row in rows[::5]:
+        del row["prompt"]
+    config = settings(configure, write(tmp_path / "raw", rows), grouping="prompt")
+    dataset = PreparedDataset.open(Path(pipeline.prepare(config).folder))
+    pairs = dataset.pairs(population="seen")
+    for split in ("train", "val", "test"):
+        assert 0 < pairs.filter(split=split)["prompt_id"].null_count() < 40
+    pipeline.embed(config)
+    chosen = config.model_copy(update={"train": config.train.model_copy(update={"head": "pal-a"})})
+    metrics = pipeline.train(chosen, run="pal-a")
+    assert metrics.test_seen.n_pairs == dataset.card.counts.cells["test_seen"]
+    train = resolve(config.train.model_copy(update={"head": "pal-b"}))
+    _, store = open_inputs(config)
+    with pytest.warns(PalWarning, match=r"have no prompt and are left out.*; pal-a uses them"):
+        data = TrainingData.load(train, dataset.viewed("response"), store, "cpu")
+    assert data.train.prompt is not None
+    with_prompt = pairs.filter(pl.col("prompt_id").is_not_null())
+    assert len(data.train) == len(with_prompt.filter(split="train"))
+    assert len(data.val) == len(with_prompt.filter(split="val"))
+    assert fit_head(data, train, 0).head.uses_prompt
+
+
 # The doctor
 
 
@@ -953,23 +983,18 @@ def test_the_doctor_downloads_nothing(
     assert (asked, files()) == ([], before)
 
 
-def test_the_doctor_prints_exactly_one_object(tmp_path: Path) -> None:
+def test_the_doctor_prints_exactly_one_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     source = write(tmp_path / "raw", [*plain_rows(), *awkward_rows()])
-    command = [
-        sys.executable,
-        "-m",
-        "pal",
-        "doctor",
-        "--dataset",
-        "pairs",
-        "--source",
-        str(source),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert len(done.stdout.splitlines()) == 1
-    report = json.loads(done.stdout)
+    command = ["doctor", "--dataset", "pairs", "--source", str(source), "--json"]
+    monkeypatch.setattr("sys.argv", ["pal", *command])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capfd.readouterr()
+    assert (end.value.code, err) == (1, "")
+    assert len(out.splitlines()) == 1
+    report = json.loads(out)
     assert report["problems"] > 0
     assert {finding["state"] for finding in report["findings"]} <= {"ok", "note", "problem"}
     assert files() == {Path("raw"), Path("raw/rows.jsonl")}

@@ -8,7 +8,6 @@ import io
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,17 @@ from hypothesis import strategies as st
 from PIL import Image as Pil
 
 from pal.cache.reader import FeatureStore
-from pal.config import Config, DatasetConfig, EncoderConfig, ServeConfig, TrainConfig
+from pal.config import Config, DatasetConfig, EncoderConfig, ServeConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.build import prepare
 from pal.data.comparisons import Chunk, Comparison, Recorder
 from pal.dataset import CONCATENATED, SPLITS
-from pal.embed.encoder import locate
-from pal.embed.encoders.random_models import byte_tokenizer, random_model
+from pal.embed.encoders.random_models import byte_tokenizer
 from pal.embed.render import Renderer
 from pal.embed.run import embed
 from pal.errors import PalError, PalWarning, RewardError
 from pal.items import (
     Image,
-    ItemText,
     Place,
     Text,
     View,
@@ -48,68 +45,22 @@ from pal.items import (
 )
 from pal.reward import RewardModel
 from pal.reward.export import Choice, export, export_folder
-from pal.reward.export_record import ExportRecord, Golden, Modality, write_golden
-from pal.reward.loading import encoder_settings
+from pal.reward.export_record import ExportRecord, Golden, write_golden
 from pal.reward.score_file import score_file
 from pal.reward.server.app import build_app
 from pal.reward.server.schemas import ScoreRequest
 from pal.reward.server.service import Service
 from pal.reward.server.users import UserStore
 from pal.reward.tools.trl import PalReward
-from pal.train.build import build_head, resolve
-from pal.train.run_record import RunRecord, TrainedHead
 
 NUMBERS = ["7", "0", "-3", "9007199254740993", "123456789012345678901"]
 TEXTS = ["007", "7.5", "José", "a/b", "true"]
 DIGESTS = Path(".digests.json")
-
-
-def opened(
-    users: list[str],
-    head: str = "pal-a",
-    seed: int = 0,
-    view: View = "prompt+response",
-    item_text: ItemText = "{response}",
-    dim: int = 64,
-    modality: Modality = "text",
-    **encoder: Any,
-) -> RewardModel:
-    """Return a run of a random head on a small random encoder, as if it had been trained."""
-    given = {"model": "random:bert", "store_dtype": "float32", "max_length": 64, **encoder}
-    config = EncoderConfig(**given)
-    source = locate("tiny", config, DIGESTS)
-    train = resolve(TrainConfig(head=head, k=2))
-    torch.manual_seed(seed)
-    made = build_head(train, dim, len(users)).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    record = RunRecord(
-        run=f"run{seed}",
-        dataset="made",
-        view=view,
-        item_text=item_text,
-        encoder="tiny",
-        untrained=True,
-        seed=seed,
-        dim=dim,
-        params=0,
-        params_per_user=0,
-        seconds=0.0,
-        best_epoch=0,
-        split_digest="s",
-        pairs_digest="p",
-        cache_fingerprint="c",
-        encoder_spec=source.spec,
-        train=train,
-        users=users,
-        files={},
-    )
-    return RewardModel.of(TrainedHead(made, record), config, DIGESTS, modality)
+Opened = Callable[..., RewardModel]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export that knows users by number and by text."""
     place = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
@@ -145,12 +96,16 @@ def by_score(model: RewardModel, user: Any) -> float:
     return model.score("p", ["r"], [user])[0]
 
 
-def by_trl(model: RewardModel, user: Any) -> float:
+def by_trl(model: RewardModel, user: Any) -> float | None:
     return PalReward(model)(["p"], ["r"], user_id=[user])[0]
 
 
-def by_jsonl(model: RewardModel, user: Any) -> float:
+def write_row(user: Any) -> None:
     Path("in.jsonl").write_text(json.dumps({"prompt": "p", "response": "r", "user_id": user}))
+
+
+def by_jsonl(model: RewardModel, user: Any) -> float:
+    write_row(user)
     assert score_file(model, Path("in.jsonl"), Path("out.jsonl")).users_known == 1
     return float(json.loads(Path("out.jsonl").read_text())["reward"])
 
@@ -213,14 +168,18 @@ def test_nobody_is_whoever_the_model_is_for(
 def test_what_is_no_id_is_refused_by_every_road(
     model: RewardModel, http: TestClient, user: Any
 ) -> None:
-    with pytest.raises(RewardError, match="row 0: a user's id is"):
+    with pytest.raises(RewardError, match="row 0 cannot be scored: a user's id is"):
         by_score(model, user)
-    with pytest.raises(RewardError, match="row 0: a user's id is"):
-        by_trl(model, user)
+    with pytest.warns(PalWarning, match="no reward, which TRL leaves out: a user's id is"):
+        assert by_trl(model, user) is None
     if isinstance(user, bytes):
         return
-    with pytest.raises(RewardError, match=r"in.jsonl row 1: a user's id is"):
-        by_jsonl(model, user)
+    write_row(user)
+    summary = score_file(model, Path("in.jsonl"), Path("out.jsonl"))
+    assert (summary.rows, summary.rows_failed, summary.users_known) == (1, 1, 0)
+    row = json.loads(Path("out.jsonl").read_text())
+    assert row["reward"] is None
+    assert row["reward_error"].startswith("a user's id is")
     body = {"prompts": ["p"], "responses": ["r"], "users": [user]}
     assert http.post("/v1/score", json=body).status_code == 422
     assert http.post("/get_reward", json={"query": ["q"], "labels": [user]}).status_code == 422
@@ -270,7 +229,9 @@ def renderers() -> list[Renderer]:
 
 
 @pytest.fixture(scope="module")
-def roads(tmp_path_factory: pytest.TempPathFactory) -> dict[View, tuple[RewardModel, RewardModel]]:
+def roads(
+    opened: Opened, tmp_path_factory: pytest.TempPathFactory
+) -> dict[View, tuple[RewardModel, RewardModel]]:
     """Return a run and its export by view; the one of the view ``response`` reads prompts too."""
     place = tmp_path_factory.mktemp("roads")
     found: dict[View, tuple[RewardModel, RewardModel]] = {}
@@ -316,7 +277,9 @@ def test_an_item_renders_the_same_from_a_dataset_a_call_an_export_and_a_request(
 
 
 @pytest.mark.parametrize("prompt", ["p", [{"role": "system", "content": "p"}]])
-def test_an_item_text_of_prompt_and_response_is_that_of_the_dataset(prompt: Any) -> None:
+def test_an_item_text_of_prompt_and_response_is_that_of_the_dataset(
+    opened: Opened, prompt: Any
+) -> None:
     live = opened(["1"], "pal-b", view="response", item_text=CONCATENATED)
     assert live.row(prompt, " r").item == Text("p r")
 
@@ -365,7 +328,7 @@ class Pictures(Adapter):
 
 @pytest.mark.parametrize("head", ["pal-a", "pal-b"])
 def test_an_image_has_the_reward_of_its_feature_in_the_cache(
-    configure: Callable[..., Config], head: str
+    opened: Opened, configure: Callable[..., Config], head: str
 ) -> None:
     dataset = prepare("pictures", DatasetConfig(), Path("data/pictures"), Pictures)
     config = configure({"encoder": "tiny-clip", "embed.tiny-clip.store_dtype": "float32"})
@@ -396,7 +359,9 @@ def test_an_image_has_the_reward_of_its_feature_in_the_cache(
     pictures = [Pil.open(io.BytesIO(content)) for content in raw]
     for images in (raw, pictures):
         assert model.score(prompts, images=images) == pytest.approx(first, rel=1e-5)
-    with pytest.raises(RewardError, match=r"row 0 cannot be scored: cannot read image nowhere.png"):
+    with pytest.raises(
+        RewardError, match=r"row 0 cannot be scored: image .nowhere.png. is no file"
+    ):
         model.score("p", ["nowhere.png"])
     with pytest.raises(RewardError, match="row 0 cannot be scored"):
         model.score("p", [b"no image"])
@@ -471,7 +436,7 @@ def test_changed_files_of_an_export_are_refused(
         RewardModel.from_pretrained(place)
 
 
-def test_files_of_another_export_are_refused(folder: Path) -> None:
+def test_files_of_another_export_are_refused(opened: Opened, folder: Path) -> None:
     other = Path("other")
     export(opened(NUMBERS + TEXTS, seed=1), Choice(), other)
     for file in ("head.safetensors", "golden.json"):
@@ -493,7 +458,7 @@ def test_golden_scores_that_are_not_reproduced_are_refused(folder: Path) -> None
     assert RewardModel.from_pretrained(place, check=False).score("p", ["r"])
 
 
-def test_only_our_own_exports_are_replaced() -> None:
+def test_only_our_own_exports_are_replaced(opened: Opened) -> None:
     made = opened(["1", "2"])
     theirs = Path("exports/theirs")
     theirs.mkdir(parents=True)
@@ -528,127 +493,6 @@ def test_what_an_export_is_called() -> None:
 
 # --- trust -----------------------------------------------------------------------------------
 
-CODE = """
-from pathlib import Path
-Path({marker!r}).touch()
-from transformers import {base}, BertConfig, PreTrainedTokenizerFast
-class {name}({base}):
-    pass
-"""
-
-
-def plant(folder: Path, marker: Path, model_type: str | None = None) -> None:
-    """Put code into a model's folder that transformers would run for whoever trusts it."""
-    auto_map = {}
-    for auto, base in (
-        ("AutoConfig", "BertConfig"),
-        ("AutoModel", "BertModel"),
-        ("AutoModelForSequenceClassification", "BertForSequenceClassification"),
-    ):
-        file = f"planted_{auto.lower()}"
-        code = CODE.format(marker=str(marker), base=base, name=f"Planted{auto}")
-        (folder / f"{file}.py").write_text(code)
-        auto_map[auto] = f"{file}.Planted{auto}"
-    change = {"auto_map": auto_map} | ({"model_type": model_type} if model_type else {})
-    edit(folder / "config.json", lambda config: {**config, **change})
-    code = CODE.format(marker=str(marker), base="PreTrainedTokenizerFast", name="PlantedTokenizer")
-    (folder / "planted_tokenizer.py").write_text(code)
-    own = {"auto_map": {"AutoTokenizer": [None, "planted_tokenizer.PlantedTokenizer"]}}
-    edit(folder / "tokenizer_config.json", lambda config: {**config, **own})
-
-
-def encoder_folder(name: str) -> Path:
-    random_model("bert").save_pretrained(name)
-    byte_tokenizer().save_pretrained(name)
-    return Path(name)
-
-
-def demand_trust(place: Path, **changed: Any) -> None:
-    """Let an export say, correctly sealed, that its encoder's code is to be trusted."""
-    record = ExportRecord.read(place)
-    settings = record.encoder.settings.model_copy(update={"trust_remote_code": True})
-    encoder = record.encoder.model_copy(update={"settings": settings})
-    record.model_copy(update={"encoder": encoder, **changed}).write(place)
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what transformers copies of planted code within the test."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-
-
-@pytest.mark.usefixtures("modules")
-def test_an_export_cannot_make_its_encoders_code_run(tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    from pal.reward.tools.hf import PalForSequenceClassification
-
-    marker = tmp_path / "executed"
-    encoder = encoder_folder("encoder")
-    plant(encoder, marker)
-    made = opened(["1"], model="encoder")
-    wanted = made.score("p", ["r"])
-    export(made, Choice(), Path("evil"))
-    demand_trust(Path("evil"))
-    edit(
-        Path("evil/config.json"),
-        lambda config: {
-            **config,
-            "auto_map": json.loads((encoder / "config.json").read_text())["auto_map"],
-        },
-    )
-    for file in encoder.glob("planted_*.py"):
-        (Path("evil") / file.name).write_bytes(file.read_bytes())
-    assert RewardModel.from_pretrained("evil").score("p", ["r"]) == pytest.approx(wanted, rel=1e-5)
-    assert PalForSequenceClassification.from_pretrained("evil").num_labels == 1
-    assert AutoModelForSequenceClassification.from_pretrained("evil").num_labels == 1
-    assert RewardModel.from_pretrained("evil", encoder="./encoder").score("p", ["r"])
-    assert not marker.exists()
-    with suppress(Exception):  # whoever trusts it runs it: the trap is set as it should be
-        RewardModel.from_pretrained("evil", trust_remote_code=True)
-    assert marker.exists()
-
-
-@pytest.mark.usefixtures("modules")
-def test_an_encoder_that_needs_code_says_how_to_trust_it(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    encoder = encoder_folder("encoder")
-    made = opened(["1"], model="encoder")
-    export(made, Choice(), Path("evil"))
-    plant(encoder, marker, model_type="unheard-of")
-    spec = locate("tiny", made.encoder.source.config, Path("d.json")).spec
-    reference = ExportRecord.read(Path("evil")).encoder.model_copy(update={"spec": spec})
-    demand_trust(Path("evil"))
-    settings = reference.settings.model_copy(update={"trust_remote_code": True})
-    ExportRecord.read(Path("evil")).model_copy(
-        update={"encoder": reference.model_copy(update={"settings": settings})}
-    ).write(Path("evil"))
-    with pytest.raises(RewardError, match="runs only if you pass trust_remote_code=True"):
-        RewardModel.from_pretrained("evil")
-    assert not marker.exists()
-
-
-@pytest.mark.usefixtures("modules")
-def test_a_merged_export_cannot_make_code_run(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    made = opened(["1", "2"], "lore", model="random:llama", pooling="last")
-    place = Path("merged")
-    summary = export(made, Choice("user", user="2"), place, merge=True)
-    assert summary.merged
-    plant(place, marker)
-    with pytest.raises(RewardError, match="differs in files"):
-        RewardModel.from_pretrained(place)
-    record = ExportRecord.read(place)
-    wanted, _ = encoder_settings(place, record, None, trust_remote_code=False)
-    demand_trust(place, merged_spec=locate("tiny", wanted, Path("d.json")).spec)
-    assert RewardModel.from_pretrained(place).score("p", ["r"]) == pytest.approx(
-        made.score("p", ["r"], "2"), rel=1e-4
-    )
-    assert not marker.exists()
-
 
 def test_a_path_in_an_export_is_only_a_place_to_look(folder: Path) -> None:
     place = copy(folder)
@@ -661,147 +505,6 @@ def test_a_path_in_an_export_is_only_a_place_to_look(folder: Path) -> None:
         record.model_copy(update={"encoder": encoder}).write(place)
         with pytest.raises(PalError):
             RewardModel.from_pretrained(place)
-
-
-# --- files that are scored -------------------------------------------------------------------
-
-
-class Killed(Exception): ...
-
-
-def kill(count: int) -> None:
-    raise Killed
-
-
-def write_rows(path: str, count: int) -> Path:
-    rows = [{"prompt": f"p{n // 3}", "response": f"r{n}", "user_id": "7"} for n in range(count)]
-    Path(path).write_text("\n".join(map(json.dumps, rows)))
-    return Path(path)
-
-
-def scored_rows(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the rows that a model scores from now on."""
-    counts: list[int] = []
-    original = model.score_rows
-
-    def counted(rows: Any, vectors: Any) -> Any:
-        counts.append(len(rows))
-        return original(rows, vectors)
-
-    monkeypatch.setattr(model, "score_rows", counted)
-    return counts
-
-
-@pytest.mark.parametrize(
-    ("damage", "left"),
-    [
-        (lambda: None, 600 - 512),
-        (lambda: edit(Path(".out.jsonl.json"), lambda v: {**v, "rows": 600}), 600),
-        (lambda: Path(".out.jsonl.json").write_text("{"), 600),
-        (lambda: Path(".out.jsonl.json").unlink(), 600),
-        (lambda: Path(".out.jsonl.part").unlink(), 600),
-        (lambda: Path(".out.jsonl.part").write_bytes(b"\0" * 8 * 512), 600),
-        (lambda: write_rows("in.jsonl", 601), 601),
-    ],
-)
-def test_scoring_goes_on_only_from_a_sound_state(
-    model: RewardModel, monkeypatch: pytest.MonkeyPatch, damage: Callable[[], Any], left: int
-) -> None:
-    source = write_rows("in.jsonl", 600)
-    with pytest.raises(Killed):
-        score_file(model, source, Path("out.jsonl"), progress=kill)
-    damage()
-    counts = scored_rows(model, monkeypatch)
-    summary = score_file(model, source, Path("out.jsonl"))
-    assert sum(counts) == left
-    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert len(rows) == summary.rows_written == summary.rows
-    wanted = model.score([r["prompt"] for r in rows], [r["response"] for r in rows], "7")
-    assert [row["reward"] for row in rows] == pytest.approx(wanted, rel=1e-5)
-    assert not list(Path().glob(".out*"))
-
-
-def test_another_model_does_not_go_on_from_it(model: RewardModel) -> None:
-    source = write_rows("in.jsonl", 600)
-    with pytest.raises(Killed):
-        score_file(model, source, Path("out.jsonl"), progress=kill)
-    other = opened(["7"], seed=3)
-    score_file(other, source, Path("out.jsonl"))
-    first = json.loads(Path("out.jsonl").read_text().splitlines()[0])
-    assert first["reward"] == pytest.approx(other.score("p0", ["r0"], 7)[0], rel=1e-5)
-
-
-def test_a_second_scoring_of_one_output_is_refused(model: RewardModel) -> None:
-    source = write_rows("in.jsonl", 3)
-
-    def again(count: int) -> None:
-        with pytest.raises(RewardError, match=r"out.jsonl is being written by another pal score"):
-            score_file(model, source, Path("out.jsonl"))
-        score_file(model, source, Path("other.jsonl"))
-
-    score_file(model, source, Path("out.jsonl"), progress=again)
-    score_file(model, source, Path("out.jsonl"))
-    assert not list(Path().glob(".out*"))
-
-
-def test_parquet_stays_as_it_was(model: RewardModel) -> None:
-    count = 1100
-    nested = pa.array([{"a": [n], "b": None} for n in range(count)])
-    table = pa.table(
-        {
-            "response": [f"r{n}" for n in range(count)],
-            "prompt": [[{"role": "user", "content": f"p{n // 4}"}] for n in range(count)],
-            "user_id": pa.array([7 if n % 8 < 4 else None for n in range(count)], pa.int32()),
-            "when": pa.array([1_600_000_000 + n for n in range(count)], pa.timestamp("ms", "UTC")),
-            "raw": pa.array([b"\xff%d" % n for n in range(count)], pa.large_binary()),
-            "nested": nested,
-            "kind": pa.array(["x", "y"] * (count // 2)).dictionary_encode(),
-        }
-    ).replace_schema_metadata({"mine": "kept"})
-    pq.write_table(table, "in.parquet")
-    source = Path("in.parquet")
-    score_file(model, source, Path("out.parquet"))
-    written = pq.read_table("out.parquet")
-    assert written.schema.names == [*table.schema.names, "reward"]
-    assert written.schema.remove_metadata().field("when") == table.schema.field("when")
-    assert written.schema.metadata[b"mine"] == b"kept"
-    assert written.drop_columns("reward").equals(pq.read_table(source))
-    score_file(model, Path("out.parquet"), Path("again.parquet"))
-    assert pq.read_table("again.parquet").equals(written)
-
-    score_file(model, source, Path("best.parquet"), best_of=3)
-    best = pq.read_table("best.parquet")
-    assert best.schema == written.schema
-    rewards = written["reward"].to_pylist()
-    kept = [max(range(n, n + 3), key=rewards.__getitem__) for n in range(0, count, 4)]
-    assert best.equals(written.take(kept))
-    score_file(model, source, Path("best.jsonl"), best_of=3)
-    lines = [json.loads(line) for line in Path("best.jsonl").read_text().splitlines()]
-    assert [line["reward"] for line in lines] == pytest.approx(best["reward"].to_pylist())
-    assert lines[0]["raw"]["base64"]
-
-    score_file(model, source, Path("pairs.parquet"), pairs=True)
-    pairs = pq.read_table("pairs.parquet")
-    assert pairs.schema.field("user_id").type == pa.int32()
-    assert pairs.schema.field("prompt").type == table.schema.field("prompt").type
-    groups = [rewards[n : n + 4] for n in range(0, count, 4)]
-    assert pairs["chosen_reward"].to_pylist() == [max(group) for group in groups]
-    assert pairs["rejected_reward"].to_pylist() == [min(group) for group in groups]
-
-
-def test_odd_parquet_files_are_one_sentence(model: RewardModel) -> None:
-    Path("broken.parquet").write_bytes(b"PAR1 no more")
-    pq.write_table(pa.table({"n": [1, 2]}), "none.parquet")
-    pq.write_table(pa.table({"response": pa.array([], pa.string())}), "empty.parquet")
-    for file, words in (("broken", "is no Parquet file"), ("none", "row 1 has no 'response'")):
-        with pytest.raises(RewardError, match=words):
-            score_file(model, Path(f"{file}.parquet"), Path("out.parquet"))
-    assert score_file(model, Path("empty.parquet"), Path("out.parquet")).rows == 0
-    assert pq.read_table("out.parquet").schema.names == ["response", "reward"]
-    Path("empty.jsonl").write_text("\n")
-    assert score_file(model, Path("empty.jsonl"), Path("out.parquet")).rows == 0
-    assert pq.read_table("out.parquet").schema.names == ["reward"]
-    assert not list(Path().glob(".out*"))
 
 
 # --- users adapted at runtime ----------------------------------------------------------------

@@ -86,7 +86,7 @@ def swap_features(folder: Path, store: FeatureStore) -> None:
     statistics = Statistics(count=rows.size, sum=0.0, sum_of_squares=1.0, absmax=1.0)
     tasks = writer.plan(store.item_ids, 8192)
     for task in tasks:
-        writer.withdraw(task)
+        (writer.shards / f"{task.stem}.json").unlink()
         piece = slice(task.start, task.stop)
         count = np.zeros(len(task), np.int32)
         shard = EncodedShard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,13 +16,15 @@ from pal.cache.reader import FeatureStore
 from pal.cache.spec import encoder_of
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
-from pal.errors import TrainError
-from pal.train.build import build_head
+from pal.errors import PalWarning, TrainError
+from pal.train.build import build_head, heads
 from pal.train.heads.head import Head
 from pal.train.heads.standardise import Standardiser
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import Log, RunRecord, TrainedHead
 from pal.train.solve import Problem
+
+NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
 
 
 class Fitted(NamedTuple):
@@ -52,10 +55,15 @@ class TrainingData:
     ) -> TrainingData:
         """Join the seen users' training and validation pairs to the features.
 
-        Test pairs are not read. Raises TrainError where a split is empty.
+        Test pairs are not read. A pair without a prompt is left out, with a warning, where the head
+        reads prompts; other heads compare its items all the same. Raises TrainError where a split
+        is empty.
         """
+        reads_prompts = heads()[settings.head].uses_prompt
         train = drop_without_feature(dataset.pairs("train", "seen"), store)
         val = drop_without_feature(dataset.pairs("val", "seen"), store)
+        if reads_prompts:
+            train, val = _with_prompts(dataset.name, train, val)
         train = subset(train, settings.users, settings.pairs_per_user)
         users = train["user_id"].unique().sort().to_list()
         val = val.filter(pl.col("user_id").is_in(users))
@@ -65,7 +73,7 @@ class TrainingData:
                     f"dataset {dataset.name} has no {split} pairs of seen users; prepare it with "
                     "more source rows"
                 )
-        with_prompt = train["prompt_id"].null_count() == 0
+        with_prompt = all(frame["prompt_id"].null_count() == 0 for frame in (train, val))
         joined = [Pairs.join(frame, store, users, with_prompt, device) for frame in (train, val)]
         return cls(dataset, store, users, store.features(device), *joined)
 
@@ -79,7 +87,7 @@ class TrainingData:
         lightning.seed_everything(seed, verbose=False)
         head = build_head(settings, self.store.dim, len(self.users))
         if head.uses_prompt and self.train.prompt is None:
-            raise TrainError("this head reads prompts, but the dataset has none; use --head pal-a")
+            raise TrainError(NO_PROMPTS)
         for name, fitted in (("item_scale", self.item_scale), ("prompt_scale", self.prompt_scale)):
             scaler = getattr(head, name, None)
             if scaler is not None and fitted is not None:
@@ -111,6 +119,22 @@ class TrainingData:
             "head_id": head_id,
         }
         return TrainedHead(head, record.model_copy(update=after))
+
+
+def _with_prompts(dataset: str, *frames: pl.DataFrame) -> list[pl.DataFrame]:
+    """Return the pairs that have prompts; raises TrainError where none has."""
+    missing = [frame["prompt_id"].null_count() for frame in frames]
+    every = sum(map(len, frames))
+    if sum(missing) and sum(missing) == every:
+        raise TrainError(NO_PROMPTS)
+    if any(missing):
+        warnings.warn(
+            f"{sum(missing):,} of {every:,} training and validation pairs of dataset {dataset} "
+            "have no prompt and are left out, as this head reads prompts; pal-a uses them",
+            PalWarning,
+            stacklevel=3,
+        )
+    return [frame.filter(pl.col("prompt_id").is_not_null()) for frame in frames]
 
 
 def record_before_training(

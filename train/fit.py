@@ -17,6 +17,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import TrainError
+from pal.files import locked
 from pal.names import require_name
 from pal.records import JsonObject
 from pal.train.build import resolve
@@ -54,7 +55,8 @@ def train(
     RunRecord.require_replaceable(folder)
     settings = resolve(settings)
     record = record_before_training(settings, seed, dataset, store, run)
-    record.require_same_run(folder, "choose another name with --run, or remove that folder")
+    remedy = "choose another name with --run, or remove that folder"
+    record.require_same_run(folder, remedy)
     data = TrainingData.load(settings, dataset, store, choose_device(settings.device))
     warn_about_labels(data.train, data.users)
     began = time.perf_counter()
@@ -63,7 +65,9 @@ def train(
     if settings.loss == "logistic":
         losses = [row["val/loss"] for row in fitted.log if "val/loss" in row]
         warn_about_loss(min(losses, default=0.0))
-    return data.trained(fitted, record, seconds).save(folder, config, fitted.log)
+    with locked(folder):
+        record.require_same_run(folder, remedy)  # another one may have been quicker
+        return data.trained(fitted, record, seconds).save(folder, config, fitted.log)
 
 
 def fit_head(

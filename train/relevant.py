@@ -14,6 +14,7 @@ from pal.config import TrainConfig
 from pal.records import JsonObject
 from pal.train.build import build_head, defaults_of, heads, resolve
 from pal.train.heads.linear import LinearHead
+from pal.train.heads.meta import MetaLearned
 from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational
 
@@ -22,16 +23,17 @@ STEPS = {"loss", "epochs", "batch_size"}
 RATES = {
     "maps": {"lr", "weight_decay"},
     "prototypes": {"prototype_lr"},
-    "users": {"user_lr"},
+    "users": {"user_lr", "absent_users"},
     "scale": {"scale_lr"},
 }
 """what the optimiser reads, by the role of a parameter"""
 SOLVERS: dict[type, set[str]] = {
     LinearHead: {"ridge"},
     Variational: {"lr", "weight_decay", *STEPS},
+    MetaLearned: {"lr", "weight_decay", "epochs", "batch_size"},
 }
-"""what is read to solve a head; of a head that is not named here, all that any head is trained by
-counts"""
+"""what is read to solve a head of this or a derived class, the nearest counts; of a head that is
+not named here, all that any head is trained by counts"""
 
 
 @lru_cache(maxsize=4096)
@@ -41,9 +43,9 @@ def relevant_names(settings: TrainConfig) -> frozenset[str]:
     kind = heads()[settings.head]
     names = DATA | set(defaults_of(kind))
     if not kind.is_solved:
-        return frozenset(names | STEPS | {"starts", "bound"} | _rates_of(settings))
-    own = [read for base, read in SOLVERS.items() if issubclass(kind, base)]
-    return frozenset(names.union(*own or [{"ridge"}, STEPS, *RATES.values()]))
+        return frozenset(names | STEPS | {"starts", "bound", "loss_over"} | _rates_of(settings))
+    own = next((SOLVERS[base] for base in kind.__mro__ if base in SOLVERS), None)
+    return frozenset(names | own if own else names.union({"ridge"}, STEPS, *RATES.values()))
 
 
 def relevant_settings(settings: TrainConfig) -> JsonObject:

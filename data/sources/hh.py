@@ -16,9 +16,10 @@ from pydantic import PositiveInt
 from pal.chance import bucket
 from pal.config import ComparisonsConfig
 from pal.data.comparisons import Comparison, Reject, preferred, prompt_key
-from pal.data.rows import Row, RowAdapter
+from pal.data.rows import RowAdapter
 from pal.errors import DataError
 from pal.items import Conversation, Text, Turn
+from pal.rows import Row
 
 SUBSETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
 ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -19,20 +19,24 @@ import polars as pl
 
 from pal.config import Component, ImageSourceConfig
 from pal.data.comparisons import Comparison, Reject, preferred
-from pal.data.fetch import fetched_image, storable
-from pal.data.rows import Row, RowAdapter
+from pal.data.fetch import fetched_image
+from pal.data.rows import RowAdapter, number_of
 from pal.data.splits import SplitPairs
 from pal.dataset import Split
+from pal.errors import shown
 from pal.items import (
     Conversation,
     Image,
     Item,
+    ItemError,
     Place,
     Text,
     conversation,
     image_content_id,
     question,
+    storable,
 )
+from pal.rows import Row
 from pal.users import user_name
 
 EVERYONE = "everyone"
@@ -123,10 +127,7 @@ class OwnPairs(RowAdapter):
     ) -> tuple[Conversation, Item, Item]:
         """Return prompt and both items; conversations that begin alike are cut where they part."""
         given = row.get(prompt_column)
-        if isinstance(given, list):
-            prompt = conversation(given)
-        else:
-            prompt = question(None if given is None else str(given))
+        prompt = conversation(given) if isinstance(given, list) else question(_text(given))
         values = [row[side] for side in sides]
         if all(isinstance(value, list) for value in values):
             first, second = (conversation(value, "assistant") for value in values)
@@ -169,6 +170,8 @@ class OwnPairs(RowAdapter):
             return found
         path = self.folder / value
         try:
+            if not path.is_file():  # a pipe would wait, a device has no end
+                raise FileNotFoundError(path)
             raw = path.read_bytes()
         except (OSError, ValueError):  # also of a text so long, or so odd, that it can be no path
             message = (
@@ -217,6 +220,15 @@ def _row_in_group(file: Path, number: int) -> tuple[int, int]:
     return group, number - (ends[group - 1] if group else 0)
 
 
+def _text(prompt: Any) -> str | None:
+    """Return a prompt's text; a number, as columns of Parquet may hold them, is one too."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, bool) or number_of(prompt) is None:
+        raise ItemError(f"a prompt is a text or a list of chat messages, not {shown(prompt)}")
+    return str(prompt)
+
+
 def _label(value: Any) -> float:
     """Return P(first preferred) of a number or a word; raises Unusable."""
     if isinstance(value, str) and value.strip().lower() in LABELS:
@@ -224,7 +236,7 @@ def _label(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        message = f"the label is {repr(value)[:200]}, neither a number nor first, second or tie"
+        message = f"the label is {shown(value, 200)}, neither a number nor first, second or tie"
         raise Unusable("bad-label", message) from None
 
 
@@ -232,5 +244,5 @@ def _split(value: Any) -> Split | None:
     if value is None:
         return None
     if not isinstance(value, str) or value not in SPLITS:
-        raise Unusable("bad-split", f"the split is {repr(value)[:200]}; use train, val or test")
+        raise Unusable("bad-split", f"the split is {shown(value, 200)}; use train, val or test")
     return SPLITS[value]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 
@@ -12,10 +11,13 @@ from pal.config import GroupedStatementsConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Reject, rejects_frame
 from pal.data.locate import resolve_source
+from pal.data.rows import read_rows
 from pal.data.sources.statements import ANSWERS, Statement, ask, planted
 from pal.dataset import CONCATENATED
-from pal.errors import DataError
+from pal.errors import DataError, shown
 from pal.files import file_sha256
+from pal.items import is_unicode
+from pal.rows import BadRow, Row
 
 HUB = "hf:Anthropic/model-written-evals"
 
@@ -82,8 +84,8 @@ class Persona(Adapter):
         statements: dict[str, Statement] = {}
         rejects: list[Reject] = []
         for interest, file in enumerate(self.files):
-            for place, line in self._lines(file):
-                statement = self._parse(line, interest)
+            for place, row in self._rows(file):
+                statement = self._statement(row, interest)
                 if isinstance(statement, str):
                     rejects.append(Reject(place, "malformed", statement))
                 elif statement.question in statements:
@@ -94,24 +96,21 @@ class Persona(Adapter):
         chunk.rejects = rejects_frame(rejects)
         return chunk
 
-    def _lines(self, file: str) -> Iterator[tuple[str, str]]:
-        path: Path = self.folder / file
-        for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
-            if self.config.limit is not None and number > self.config.limit:
-                return
-            if raw.strip():
-                yield f"{file}:{number:06d}", raw.decode("utf-8", errors="replace")
+    def _rows(self, file: str) -> Iterator[tuple[str, Row | BadRow]]:
+        rows = islice(read_rows(self.folder / file), self.config.limit)
+        for number, row in enumerate(rows, start=1):
+            yield f"{file}:{number:06d}", row
 
     @staticmethod
-    def _parse(line: str, interest: int) -> Statement | str:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            return f"not JSON: {error.msg}"
-        question = row.get("question") if isinstance(row, dict) else None
+    def _statement(row: Row | BadRow, interest: int) -> Statement | str:
+        if isinstance(row, BadRow):
+            return row.reason
+        question = row.get("question")
         if not isinstance(question, str) or not question.strip():
             return "no question"
+        if not is_unicode(question):
+            return "the question holds half of a surrogate pair"
         answer = row.get("answer_matching_behavior")
         if answer not in ANSWERS:
-            return f"answer_matching_behavior is {answer!r}, not ' Yes' or ' No'"
+            return f"answer_matching_behavior is {shown(answer)}, not ' Yes' or ' No'"
         return Statement(question, interest, answer == " Yes")

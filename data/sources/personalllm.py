@@ -18,9 +18,10 @@ from pydantic import PositiveFloat, PositiveInt
 from pal.chance import draw, normals, uniforms
 from pal.config import ComparisonsConfig
 from pal.data.comparisons import Comparison, Reject, preferred
-from pal.data.rows import Row
+from pal.data.rows import number_of
 from pal.data.sources.rated import Rated, RatedAdapter
 from pal.items import Text, question
+from pal.rows import Row
 
 MODELS = (
     "gemma_2b",
@@ -71,17 +72,14 @@ class PersonalLlm(RatedAdapter):
             return Reject(place, "no-prompt", "the row has no prompt")
         if not all(isinstance(response, str) and response.strip() for response in responses):
             return Reject(place, "no-response", "the row lacks one of its eight responses")
-        try:
-            rewards = tuple(
-                tuple(float(row[f"response_{n}_{model}"]) for model in MODELS) for n in RESPONSES
-            )
-        except (KeyError, TypeError, ValueError):
-            rewards = ()
-        if not rewards or not all(math.isfinite(reward) for one in rewards for reward in one):
+        rewards = [
+            [number_of(row.get(f"response_{n}_{model}")) for model in MODELS] for n in RESPONSES
+        ]
+        if any(reward is None for one in rewards for reward in one):
             return Reject(place, "no-rewards", "a reward is missing or no number")
         part = self.name_of(file).rpartition("/")[2]
         split = "test" if part.startswith("test") else "train" if part.startswith("train") else None
-        return Rated(place, question(prompt), responses, rewards, split)  # type: ignore[arg-type]
+        return Rated(place, question(prompt), responses, tuple(map(tuple, rewards)), split)  # type: ignore[arg-type]
 
     def users(self) -> list[str]:
         return [f"mixture-{number:05d}" for number in range(self.config.users)]

@@ -14,6 +14,7 @@ from pal.data.comparisons import Comparison, Reject
 from pal.data.filters import filter_name
 from pal.data.sources.pickapic import PickAPic, PickapicConfig
 from pal.dataset import Split
+from pal.rows import Row
 
 GROUPS = {True: "cool", False: "warm"}
 """the tone that a user likes, by whether a hash falls into the lower half"""
@@ -42,7 +43,7 @@ class PickAFilter(PickAPic):
     config: PickafilterConfig
 
     def comparison(
-        self, row: dict[str, Any], place: tuple[int, int], file: Path, split: Split | None
+        self, row: Row, place: tuple[int, int], file: Path, split: Split | None
     ) -> Comparison | Reject:
         found = super().comparison(row, place, file, split)
         if isinstance(found, Reject) or found.user_id is None:

@@ -8,11 +8,10 @@ row group and row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import polars as pl
 
 from pal.config import Fraction, ImageSourceConfig
@@ -20,20 +19,22 @@ from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
 from pal.data.fetch import fetched_image
 from pal.data.locate import resolve_source
-from pal.data.rows import files_of
+from pal.data.rows import files_of, number_of
 from pal.data.sources.pickapic_files import (
     SPLITS,
     footer_digest,
     opened,
+    read_batches,
     read_ranking_ids,
     runs,
     split_of_file,
 )
 from pal.data.splits import SplitPairs, assign_splits
 from pal.dataset import Split
-from pal.errors import DataError
-from pal.items import Image, Place, image_content_id, question
-from pal.users import UserError, user_name
+from pal.errors import DataError, shown
+from pal.items import Image, Place, image_content_id, question, storable
+from pal.rows import BadRow, Row, rows_of_batch
+from pal.users import user_name
 
 NEEDED = ("caption", "label_0", "label_1", "user_id")
 COLUMNS = (
@@ -119,7 +120,8 @@ class PickAPic(Adapter):
         The files themselves are hundreds of gigabytes, and are read in one stream.
         """
         return {
-            file.relative_to(self.folder).as_posix(): footer_digest(file) for file in self.files
+            storable(file.relative_to(self.folder).as_posix()): footer_digest(file)
+            for file in self.files
         }
 
     def parts(self) -> Sequence[Part]:
@@ -143,29 +145,42 @@ class PickAPic(Adapter):
         """Read the first rows of some row groups, a few rows of images in memory at a time."""
         recorder = Recorder(self.config.views)
         for place, row in itertools.islice(self._rows(file, groups), rows):
-            recorder.add(self.comparison(row, place, file, split))
+            recorder.add(self._found(row, place, file, split))
         return recorder.chunk()
 
     def _rows(
         self, file: Path, groups: list[int]
-    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    ) -> Iterator[tuple[tuple[int, int], Row | BadRow]]:
         """Yield rows with their place: row group, and row within it."""
         with opened(file) as parquet:
             columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
             for group in groups:
                 number = 0
-                for batch in parquet.iter_batches(
-                    ROWS_IN_MEMORY, row_groups=[group], columns=columns
-                ):
-                    for row in batch.to_pylist():
+                for batch in read_batches(parquet, file, group, columns, ROWS_IN_MEMORY):
+                    for row in rows_of_batch(batch, number):
                         yield (group, number), row
                         number += 1
 
+    def _found(
+        self, row: Row | BadRow, place: tuple[int, int], file: Path, split: Split | None
+    ) -> Comparison | Reject:
+        source_row = self._name_of(place, file)
+        if isinstance(row, BadRow):
+            return Reject(source_row, "malformed", row.reason)
+        try:
+            return self.comparison(row, place, file, split)
+        except Exception as problem:  # an odd row costs only itself, whatever was forgotten
+            return Reject.of(source_row, problem)
+
+    def _name_of(self, place: tuple[int, int], file: Path) -> str:
+        name = storable(file.relative_to(self.folder).as_posix())
+        return f"{name}:{place[0]:05d}:{place[1]:06d}"
+
     def comparison(
-        self, row: dict[str, Any], place: tuple[int, int], file: Path, split: Split | None
+        self, row: Row, place: tuple[int, int], file: Path, split: Split | None
     ) -> Comparison | Reject:
         """Return the comparison of a row, or why it is none."""
-        source_row = f"{file.relative_to(self.folder).as_posix()}:{place[0]:05d}:{place[1]:06d}"
+        source_row = self._name_of(place, file)
         problem = self._problem(row, split)
         if problem is not None:
             return Reject(source_row, *problem)
@@ -175,15 +190,13 @@ class PickAPic(Adapter):
             if isinstance(image, str):
                 return Reject(source_row, "no-image", f"image {side}: {image}")
             images.append(image)
-        try:
-            user = user_name(row["user_id"])
-        except UserError as unusable:
-            return Reject.of(source_row, unusable)
-        ranking = row.get("ranking_id")
+        caption, ranking = row["caption"], row.get("ranking_id")
+        if caption is not None and not isinstance(caption, str):
+            return Reject(source_row, "malformed", f"the caption is {shown(caption)}, not a text")
         return Comparison(
             source_row,
-            user,
-            question(row["caption"]),
+            user_name(row["user_id"]),
+            question(caption),
             images[0],
             images[1],
             float(row["label_0"]),
@@ -191,13 +204,12 @@ class PickAPic(Adapter):
             {} if ranking is None else {"ranking_id": ranking},
         )
 
-    def _problem(self, row: dict[str, Any], split: Split | None) -> tuple[str, str] | None:
+    def _problem(self, row: Row, split: Split | None) -> tuple[str, str] | None:
         """Return reason and message for a row whose answer cannot be used."""
-        labels = row["label_0"], row["label_1"]
-        if row.get("has_label") is False or any(
-            label is None or np.isnan(label) for label in labels
-        ):
-            return "no-label", f"label_0 is {labels[0]}, label_1 is {labels[1]}"
+        given = row["label_0"], row["label_1"]
+        labels = [label for label in map(number_of, given) if label is not None]
+        if row.get("has_label") is False or len(labels) < 2:
+            return "no-label", f"label_0 is {shown(given[0])}, label_1 is {shown(given[1])}"
         if abs(sum(labels) - 1.0) > 1e-6:
             return "bad-label", f"label_0 + label_1 = {sum(labels):g}, not 1"
         if row.get("are_different") is False:
@@ -209,21 +221,22 @@ class PickAPic(Adapter):
                     "bad-label",
                     f"image {side} is the best one, but its label is {labels[side]:g}",
                 )
-        if split == "test" and row.get("ranking_id") in self.leaking:
+        ranking = row.get("ranking_id")
+        if split == "test" and isinstance(ranking, Hashable) and ranking in self.leaking:
             return "leaking", f"ranking {row['ranking_id']} is in {self.config.leaking_rankings}"
         if self.config.ties == "drop" and labels[0] == 0.5:
             return "tie", f"data.{self.dataset}.ties is drop"
         return None
 
-    def _image(
-        self, row: dict[str, Any], side: int, place: tuple[int, int], file: Path
-    ) -> Image | str:
+    def _image(self, row: Row, side: int, place: tuple[int, int], file: Path) -> Image | str:
         """Return the image of a side, or why there is none."""
         raw = row.get(f"jpg_{side}")
-        if raw:
+        if isinstance(raw, bytes) and raw:
             return Image(Place(str(file), f"jpg_{side}", *place), image_content_id(raw))
         url = row.get(f"image_{side}_url")
-        return fetched_image(url, self.config) if url else "neither bytes nor URL"
+        if isinstance(url, str) and url:
+            return fetched_image(url, self.config)
+        return "neither bytes nor URL"
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         """Keep the source's splits and the users that train has; then leave out ties where they do

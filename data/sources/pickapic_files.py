@@ -30,8 +30,20 @@ of"""
 def opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, pre_buffer=False)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} is no whole Parquet file ({error}); fetch it again") from error
+
+
+def read_batches(
+    parquet: pq.ParquetFile, file: Path, group: int, columns: list[str], size: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a row group; raises DataError where it is damaged."""
+    try:
+        yield from parquet.iter_batches(size, row_groups=[group], columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot read row group {group} of {file} ({error}); fetch it again"
+        ) from error
 
 
 def split_of_file(file: Path) -> str | None:

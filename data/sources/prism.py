@@ -16,9 +16,10 @@ from typing import Any, Literal
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, preferred
-from pal.data.rows import Row, RowAdapter
-from pal.errors import DataError
+from pal.data.rows import RowAdapter, number_of
+from pal.errors import DataError, shown
 from pal.items import Conversation, Text, Turn
+from pal.rows import Row
 from pal.users import UserError, user_name
 
 Answer = dict[str, Any]
@@ -72,6 +73,10 @@ class Prism(RowAdapter):
         if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
             yield Reject(place, "malformed", "conversation_history is not a list of objects")
             return
+        said = [one.get("content") for one in history if one.get("role") == "user"]
+        if not all(content is None or isinstance(content, str) for content in said):
+            yield Reject(place, "malformed", "what the person said is not all text")
+            return
         yield from self._conversation(user_name(row.get("user_id")), _turns(history), place)
 
     def _read_utterances(self) -> Chunk:
@@ -83,9 +88,7 @@ class Prism(RowAdapter):
                 break
             if isinstance(row, Reject):
                 recorder.add(row)
-            elif not isinstance(row.get("user_prompt"), str) or not isinstance(
-                row.get("turn"), int
-            ):
+            elif not isinstance(row.get("user_prompt"), str) or not _is_turn(row.get("turn")):
                 recorder.add(Reject(place, "malformed", "user_prompt or turn is missing"))
             else:
                 try:
@@ -93,7 +96,7 @@ class Prism(RowAdapter):
                 except UserError as problem:
                     recorder.add(Reject.of(place, problem))
                     continue
-                conversations[str(row.get("conversation_id")), user].append((place, row))
+                conversations[shown(row.get("conversation_id"), 200), user].append((place, row))
         for (_, user), utterances in conversations.items():
             turns: dict[int, tuple[str, list[Answer]]] = {}
             for _, row in utterances:
@@ -160,11 +163,11 @@ class Prism(RowAdapter):
         self, user: str | None, prompt: Conversation, answers: list[Answer], place: str
     ) -> Iterator[Comparison | Reject]:
         for one, other in combinations(answers, 2):
-            scores = [answer.get("score") for answer in (one, other)]
-            if not all(isinstance(score, int | float) for score in scores):
+            scores = [number_of(answer.get("score")) for answer in (one, other)]
+            if scores[0] is None or scores[1] is None:
                 yield Reject(place, "no-score", "an answer has no score")
                 continue
-            if scores[0] < scores[1]:  # type: ignore[operator]
+            if scores[0] < scores[1]:
                 one, other = other, one
             if scores[0] == scores[1]:
                 first, second = sorted(
@@ -182,12 +185,16 @@ class Prism(RowAdapter):
                 )
 
 
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _turns(history: list[Answer]) -> list[tuple[str, list[Answer]]]:
     """Return message and answers of each turn, in order; a turn without message has an empty
     one."""
     turns: dict[int, tuple[list[str], list[Answer]]] = {}
     for one in history:
-        if isinstance(one.get("turn"), int):
+        if _is_turn(one.get("turn")):
             messages, answers = turns.setdefault(one["turn"], ([], []))
             if one.get("role") == "user":
                 messages.append(str(one.get("content") or ""))

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pal.data.adapter import Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
-from pal.data.rows import Row, RowAdapter
+from pal.data.rows import RowAdapter
 from pal.dataset import Split
-from pal.items import Conversation
+from pal.items import Conversation, is_unicode
+from pal.rows import Row
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Rated:
     responses: tuple[str, ...]
     ratings: tuple[tuple[float, ...], ...]
     split: Split | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.responses, *(turn.content for turn in self.prompt)]
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -46,6 +51,17 @@ class RatedAdapter(RowAdapter):
     def ask(self, rows: Sequence[Rated]) -> Iterable[Comparison | Reject]:
         """Return the comparisons of all users, given all rows in the order of their content."""
 
+    def _rated(self, row: Row | Reject, place: str, file: Path) -> Rated | Reject:
+        if isinstance(row, Reject):
+            return row
+        try:
+            found = self.rated(row, place, file)
+        except Exception as problem:  # an odd row costs only itself, whatever an adapter forgot
+            return Reject.of(place, problem)
+        if isinstance(found, Rated) and not all(map(is_unicode, found.texts)):
+            return Reject(place, "invalid-unicode", "a text holds half of a surrogate pair")
+        return found
+
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
         raise NotImplementedError("rows are read together")
 
@@ -57,7 +73,7 @@ class RatedAdapter(RowAdapter):
         rows: list[Rated] = []
         source = ((place, row, file) for file in self.files for place, row in self.rows(file))
         for place, row, file in itertools.islice(source, self.config.limit):
-            found = row if isinstance(row, Reject) else self.rated(row, place, file)
+            found = self._rated(row, place, file)
             if isinstance(found, Reject):
                 recorder.add(found)
             else:

@@ -17,11 +17,12 @@ from pydantic import PositiveInt
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Part
 from pal.data.comparisons import Chunk, Comparison, Reject, preferred, prompt_key
-from pal.data.rows import Row, RowAdapter
+from pal.data.rows import RowAdapter
 from pal.data.sources.tldr_protocol import REASONS, Protocol, Published, Tally
 from pal.data.splits import SplitPairs
-from pal.errors import DataError
+from pal.errors import DataError, shown
 from pal.items import Conversation, Text, is_unicode, question
+from pal.rows import Row
 from pal.users import user_name
 
 
@@ -96,12 +97,12 @@ class Tldr(RowAdapter):
             and all(isinstance(s, dict) for s in summaries)
         ):
             return Reject(place, "malformed", "summaries are not two objects")
-        policies = [str(summary.get("policy")) for summary in summaries]
+        policies = [shown(summary.get("policy")) for summary in summaries]
         if not all("sup" in policy and "ppo" not in policy for policy in policies):
             return Reject(
                 place,
                 "other-policy",
-                f"policies {policies[0]!r} and {policies[1]!r}: not both supervised",
+                f"policies {policies[0]} and {policies[1]}: not both supervised",
             )
         worker = user_name(row.get("worker"))
         if worker is None or not is_unicode(worker):
@@ -140,9 +141,10 @@ class Tldr(RowAdapter):
                 return Reject(place, "equal-length", REASONS["equal-length"])
             choice = int(lengths[1] > lengths[0])
         else:
-            choice = row.get("choice")  # type: ignore[assignment]
-            if choice not in (0, 1) or isinstance(choice, bool):
-                return Reject(place, "bad-choice", f"choice is {choice!r}, neither 0 nor 1")
+            given = row.get("choice")
+            if given not in (0, 1) or isinstance(given, bool):
+                return Reject(place, "bad-choice", f"choice is {shown(given)}, neither 0 nor 1")
+            choice = int(given)
         own = "train" if split == "train" else "test"
         return preferred(
             place, worker, prompt, items[choice], items[1 - choice], self.config.salt, split=own

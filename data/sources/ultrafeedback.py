@@ -12,9 +12,10 @@ from pydantic import Field, PositiveInt
 from pal.chance import draw
 from pal.config import ComparisonsConfig
 from pal.data.comparisons import Comparison, Reject, preferred
-from pal.data.rows import Row
+from pal.data.rows import number_of
 from pal.data.sources.rated import Rated, RatedAdapter
 from pal.items import Text, question
+from pal.rows import Row
 
 Candidate = tuple[Rated, int, int]
 
@@ -116,8 +117,10 @@ def _is_answer(completion: Any) -> bool:
 
 def _ratings(completion: dict[str, Any], attributes: Sequence[str]) -> tuple[float, ...] | None:
     """Return a completion's ratings, published as texts, or None where one is missing or N/A."""
-    annotations = completion.get("annotations") or {}
-    try:
-        return tuple(float(annotations[name]["Rating"]) for name in attributes)
-    except (KeyError, TypeError, ValueError):
+    annotations = completion.get("annotations")
+    if not isinstance(annotations, dict):
         return None
+    given = [annotations.get(name) for name in attributes]
+    found = [number_of(one.get("Rating")) if isinstance(one, dict) else None for one in given]
+    ratings = tuple(rating for rating in found if rating is not None)
+    return ratings if len(ratings) == len(attributes) else None

@@ -9,7 +9,8 @@ import numpy as np
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.towers import Towers
 from pal.embed.peak import flops_per_token
-from pal.embed.weights import RANDOM
+from pal.embed.trust import loading, loading_options
+from pal.embed.weights import RANDOM, require_whole
 from pal.errors import EncoderError
 
 PENULTIMATE = -2
@@ -24,17 +25,21 @@ def build(source: EncoderSource) -> tuple[Any, Any, Any]:
         from pal.embed.encoders.random_models import random_clip
 
         return random_clip(source.config.model.removeprefix(RANDOM))
-    options = {"trust_remote_code": source.config.trust_remote_code, "local_files_only": True}
-    try:
+    options = loading_options(source)
+    with loading(source):
+        model, info = AutoModel.from_pretrained(
+            source.folder,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        require_whole(info)
         return (
-            AutoModel.from_pretrained(source.folder, **options).eval(),
+            model.eval(),
             AutoImageProcessor.from_pretrained(source.folder, **options),
             AutoTokenizer.from_pretrained(source.folder, **options),
         )
-    except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"cannot load encoder {source.name} from {source.folder}: {error}"
-        ) from error
 
 
 def hf_clip_towers(source: EncoderSource, device: str) -> Towers:

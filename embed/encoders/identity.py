@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pal.embed.encoder import Batch, Inputs, require_modality
+from pal.embed.encoder import Batch, Encoder, Inputs, require_modality
+from pal.embed.odd import Failure, Failures
 from pal.errors import EncoderError
 from pal.items import Feature, Item
 
@@ -15,24 +17,41 @@ if TYPE_CHECKING:
     import torch
 
 
-class IdentityEncoder:
+class IdentityEncoder(Encoder):
     """Features are float32 vectors of one length that the items hold themselves."""
 
-    def prepare(self, items: Sequence[Item]) -> Inputs:
+    def __init__(self) -> None:
+        self.length: int | None = None
+        """bytes of a feature: what most features have"""
+
+    def read(self, items: Sequence[Item]) -> Inputs:
         require_modality("identity", items, Feature)
-        raw = [item.raw for item in items if isinstance(item, Feature)]
-        lengths = sorted({len(value) for value in raw})
-        if len(lengths) > 1 or (lengths and lengths[0] % 4):
-            raise EncoderError(
-                f"features must be float32 vectors of one length, found lengths of {lengths} bytes"
+        raw = [item.raw if isinstance(item, Feature) else b"" for item in items]
+        if self.length is None:
+            whole = Counter(len(value) for value in raw if value and len(value) % 4 == 0)
+            if raw and not whole:
+                raise EncoderError("none of the features is a float32 vector; correct the dataset")
+            self.length = whole.most_common(1)[0][0] if whole else None
+        length = self.length or 0
+        failures: Failures = {
+            row: Failure(
+                "decode",
+                "WrongLength",
+                f"the feature has {len(value)} bytes, but features are vectors of {length // 4} "
+                f"float32 numbers, {length} bytes",
             )
-        values = np.frombuffer(b"".join(raw), np.float32).reshape(len(raw), -1)
-        return Inputs(np.ones(len(raw), np.int32), np.zeros(len(raw), bool), values)
+            for row, value in enumerate(raw)
+            if len(value) != length
+        }
+        values = b"".join(bytes(length) if row in failures else v for row, v in enumerate(raw))
+        features = np.frombuffer(values, np.float32).reshape(len(raw), length // 4)
+        return Inputs(np.ones(len(raw), np.int32), np.zeros(len(raw), bool), features, failures)
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
-        yield np.arange(len(inputs.n_tokens))
+        if len(inputs.kept):
+            yield inputs.kept
 
-    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+    def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         import torch
 
         return Batch(rows, torch.from_numpy(inputs.payload[rows]), padded=len(rows))

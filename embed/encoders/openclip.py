@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 
 from pal.config import EncoderConfig
+from pal.embed.digests import DigestMemory
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.towers import Towers
 from pal.embed.peak import flops_per_token
-from pal.embed.weights import RANDOM, DigestMemory, find_model
-from pal.errors import EncoderError
+from pal.embed.trust import loading, read_json
+from pal.embed.weights import RANDOM, find_model
+from pal.errors import EncoderError, shown
 from pal.records import JsonObject
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 PROJECTED, PENULTIMATE = -1, -2
+CONFIG = "open_clip_config.json"
+READ = {".safetensors", ".bin", ".pth", ".json", ".txt", ".model"}
+"""kinds of files that OpenCLIP may read from a model's folder"""
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 # the shape behind random:open-clip; towers of unequal width, as in ViT-H-14
 TINY_SIDE = 32
 TINY: JsonObject = {
@@ -32,7 +38,7 @@ TINY: JsonObject = {
 }
 
 
-def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> EncoderSource:
+def open_clip_source(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSource:
     """Locate the file or folder of the weights and state everything the features depend on."""
     if not config.model:
         raise EncoderError(
@@ -46,7 +52,8 @@ def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> Encoder
     if config.model.startswith((HUB, LOCAL)):
         place = config.model.removeprefix(HUB).removeprefix(LOCAL)
         folder, revision = find_model(name, config.model_copy(update={"model": place}))
-        files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".txt"})
+        require_plain(folder, name)
+        files = sorted(p for p in folder.iterdir() if p.suffix in READ and p.is_file())
         identity: JsonObject = {"files": {path.name: memory.sha256(path) for path in files}}
         memory.save()
         return EncoderSource(
@@ -66,6 +73,31 @@ def open_clip_source(name: str, config: EncoderConfig, digests: Path) -> Encoder
     memory.save()
     revision = f"{config.model}/{config.pretrained}"
     return EncoderSource(name, config, weights, _spec(config, identity), revision, untrained=False)
+
+
+def require_plain(folder: Path, name: str) -> None:
+    """Raise EncoderError if a folder's settings would have OpenCLIP read, or run, anything else."""
+    model = read_json(folder / CONFIG).get("model_cfg")
+    text, vision = (
+        part if isinstance(part, dict) else {}
+        for part in ((model or {}).get(key) for key in ("text_cfg", "vision_cfg"))
+    )
+    options = text.get("tokenizer_kwargs") or {}
+    odd = [key for key in options if key not in TOKENIZER_OPTIONS]
+    if odd:
+        raise EncoderError(
+            f"{folder / CONFIG} gives its tokenizer {shown(odd[0])}, which a model may not choose; "
+            f"remove it from tokenizer_kwargs (allowed: {', '.join(sorted(TOKENIZER_OPTIONS))})"
+        )
+    elsewhere = text.get("hf_model_name")
+    if elsewhere is None and set("/:\\") & set(str(vision.get("timm_model_name", ""))):
+        elsewhere = vision["timm_model_name"]
+    if elsewhere is not None:
+        raise EncoderError(
+            f"{folder / CONFIG} builds a tower from {shown(elsewhere)}, which is not in the "
+            f"folder; set embed.{name}.model to OpenCLIP's own name of the model, and pretrained "
+            "to the file of its weights"
+        )
 
 
 def architecture(name: str, config: EncoderConfig) -> JsonObject:
@@ -92,11 +124,11 @@ def find_weights(name: str, config: EncoderConfig) -> tuple[Path, JsonObject]:
     """Return the weights file of a tag or path, fetched if need be, and its image settings."""
     import open_clip
 
-    if config.pretrained and Path(config.pretrained).is_file():
-        return Path(config.pretrained), {}
     tags = open_clip.list_pretrained_tags_by_model(config.model)
     known = open_clip.get_pretrained_cfg(config.model, config.pretrained or "")
     if not known:
+        if config.pretrained and Path(config.pretrained).is_file():
+            return Path(config.pretrained), {}
         raise EncoderError(
             f"embed.{name}.pretrained = {config.pretrained!r}; {config.model} has "
             f"{', '.join(tags) or 'no tags'}; or give a local file"
@@ -142,15 +174,26 @@ def build(source: EncoderSource) -> tuple[Any, Any, Any]:
     else:
         assert source.folder is not None
         name = f"{LOCAL}{source.folder}" if source.folder.is_dir() else config.model
-        try:
-            tag = None if source.folder.is_dir() else config.pretrained
-            model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise EncoderError(
-                f"cannot load encoder {source.name} from {source.folder}: {error}"
-            ) from error
-    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return model.eval(), transform, open_clip.get_tokenizer(name)
+        with loading(source):
+            model = open_clip.create_model(
+                name,
+                pretrained=None if source.folder.is_dir() else config.pretrained,
+                pretrained_text=False,
+                require_pretrained=True,
+                weights_only=True,
+            )
+    with loading(source):
+        transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        return model.eval(), transform, open_clip.get_tokenizer(name, **_tokenizer_options(source))
+
+
+def _tokenizer_options(source: EncoderSource) -> dict[str, Any]:
+    """Return what a tokenizer from a model's own folder is told; OpenCLIP's others take nothing."""
+    folder = source.folder
+    if folder is None or not folder.is_dir():
+        return {}
+    text = read_json(folder / CONFIG)["model_cfg"].get("text_cfg", {})
+    return {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
 
 
 def open_clip_towers(source: EncoderSource, device: str) -> Towers:

@@ -10,17 +10,12 @@ import numpy as np
 import torch
 
 from pal.embed.batching import token_budget_batches
-from pal.embed.encoder import (
-    Batch,
-    EncoderSource,
-    Failure,
-    Failures,
-    Inputs,
-    require_modality,
-)
+from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
+from pal.embed.odd import Failure, Failures, failure_of
 from pal.embed.peak import flops_per_token
 from pal.embed.render import RefusedByTemplate, Rendered, Renderer, Tokens
-from pal.embed.weights import RANDOM
+from pal.embed.trust import loading, loading_options
+from pal.embed.weights import RANDOM, require_whole
 from pal.errors import EncoderError
 from pal.items import Item, Text, is_unicode
 
@@ -29,7 +24,7 @@ class _LastLayerReached(Exception):
     """Ends a forward pass at the highest wanted layer; the layers above never run."""
 
 
-class TextEncoder:
+class TextEncoder(Encoder):
     """A frozen base model (no language-model head) with its tokenizer and pooling."""
 
     def __init__(
@@ -82,22 +77,21 @@ class TextEncoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        options = {"trust_remote_code": source.config.trust_remote_code, "local_files_only": True}
-        try:
+        options = loading_options(source)
+        with loading(source):
             tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
-            model = AutoModel.from_pretrained(
+            model, info = AutoModel.from_pretrained(
                 source.folder,
                 dtype=getattr(torch, source.config.compute_dtype),
                 attn_implementation="sdpa",
+                use_safetensors=True,
+                output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError) as error:
-            raise EncoderError(
-                f"cannot load encoder {source.name} from {source.folder}: {error}"
-            ) from error
+            require_whole(info)
         return cls(model, tokenizer, source, device, token_budget, layers, compiled)
 
-    def prepare(self, items: Sequence[Item]) -> Inputs:
+    def read(self, items: Sequence[Item]) -> Inputs:
         """Render and tokenise texts behind their context."""
         require_modality(self.name, items, Text)
         failures: Failures = {}
@@ -119,12 +113,14 @@ class TextEncoder:
         try:
             return self.renderer.render(text)
         except RefusedByTemplate as error:
-            return Failure("tokenize", "RefusedByTemplate", str(error)[:500])
+            return failure_of("tokenize", error)
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
-        return token_budget_batches(inputs.n_tokens, self.token_budget)
+        kept = inputs.kept
+        for rows in token_budget_batches(inputs.n_tokens[kept], self.token_budget):
+            yield kept[rows]
 
-    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+    def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         """Lay token ids out, both (len(rows), longest): ids and mask."""
         tokens: Tokens = inputs.payload
         lengths = inputs.n_tokens[rows]

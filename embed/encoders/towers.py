@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pal.embed.encoder import (
-    Batch,
-    EncoderSource,
-    Failure,
-    Failures,
-    Inputs,
-    require_modality,
-)
+from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders.text import to_device, unreadable
 from pal.embed.images import ImageReader, decode_filtered
+from pal.embed.odd import Failure, Failures, failure_of, is_about_items
 from pal.embed.render import plain_text
 from pal.items import Image, Item, Place, Text
 
@@ -57,7 +51,7 @@ class Contents:
         return np.array([place is not None for place in self.places], bool)
 
 
-class TowersEncoder:
+class TowersEncoder(Encoder):
     """Images through one tower, texts through the other; the narrower is filled with zeros."""
 
     def __init__(
@@ -75,7 +69,7 @@ class TowersEncoder:
             self.images, self.texts = torch.compile(self.images), torch.compile(self.texts)
         self.dim: int | None = None
 
-    def prepare(self, items: Sequence[Item]) -> Inputs:
+    def read(self, items: Sequence[Item]) -> Inputs:
         """Tokenise the texts; images wait for their batch, since a shard of pixels is large."""
         require_modality(self.name, items, Image, Text)
         failures: Failures = {}
@@ -98,16 +92,16 @@ class TowersEncoder:
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         """Cut rows in their order, which is that of the source, images and texts apart."""
-        is_image = inputs.payload.is_image
+        kept, is_image = inputs.kept, inputs.payload.is_image
         for wanted, cost in (
             (is_image, self.towers.image_tokens),
             (~is_image, self.towers.text_tokens),
         ):
-            rows, size = np.flatnonzero(wanted), max(1, self.token_budget // cost)
+            rows, size = kept[wanted[kept]], max(1, self.token_budget // cost)
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 
-    def load_batch(self, inputs: Inputs, rows: np.ndarray) -> Batch:
+    def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         """Read, decode and transform images, or pick the ids of texts."""
         contents: Contents = inputs.payload
         if contents.places[int(rows[0])] is None:
@@ -135,9 +129,10 @@ class TowersEncoder:
             raw = self.reader.bytes_of(place)
             stage = "decode"
             return self.towers.transform(decode_filtered(raw, place))
-        except Exception as error:  # whatever a damaged file makes a decoder say
-            where = f"{place.file}: " if place.file else ""
-            return Failure(stage, type(error).__name__, f"{where}{error}"[:500])
+        except BaseException as error:  # whatever a damaged file makes a decoder say
+            if not is_about_items(error):
+                raise
+            return failure_of(stage, error, f"{place.file}: " if place.file else "")
 
     def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
         is_image = inputs.payload.is_image[rows]

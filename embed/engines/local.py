@@ -12,6 +12,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING
 
 from pal.cache.plan import ShardTask
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pal.embed.runner import ShardRunner
 
 POLL_SECONDS = 0.2
+PRELOADED = ["transformers.modeling_utils", "pal.embed.runner", "pal.embed.encoders.text"]
+"""modules that take seconds to import"""
 
 
 def load_runner(job: Job, writers: list[CacheWriter], device: str) -> ShardRunner:
@@ -57,29 +61,48 @@ def _producer(device: str) -> dict[str, str]:
 def in_processes(
     job: Job, writers: list[CacheWriter], tasks: list[ShardTask], devices: list[str]
 ) -> Iterator[Receipt]:
-    """Use one process per device, every n-th task each; yields receipts as the cache shows them.
+    """Use one process per device, every n-th task each; yields receipts as they come.
 
     The processes end at once when this one is interrupted, fails or is killed.
     """
-    context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
+    context = _context()
     alive, ours = context.Pipe(duplex=False)
+    done: SimpleQueue[Receipt] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // len(devices)) if devices[0] == "cpu" else None
     shares = [tasks[number :: len(devices)] for number in range(min(len(devices), len(tasks)))]
-    with ProcessPoolExecutor(len(shares), context, _start_worker, (alive, threads)) as pool:
+    with ProcessPoolExecutor(len(shares), context, _start_worker, (alive, done, threads)) as pool:
         try:
             working = [
                 pool.submit(_work, job, device, share)
                 for device, share in zip(devices, shares, strict=False)
             ]
-            yield from _as_they_appear(writers, tasks, working)
+            yield from _as_they_come(done, len(tasks), working)
         except BaseException:
             ours.close()
             raise
 
 
-def _start_worker(alive: Connection, threads: int | None) -> None:
+def _context() -> BaseContext:
+    """Return how processes are started: none is forked from this one, which may have used a GPU.
+
+    Where the system can, one process imports all libraries for all workers, and is used again.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+_done: SimpleQueue[Receipt] | None = None
+"""where this worker process puts its receipts"""
+
+
+def _start_worker(alive: Connection, done: SimpleQueue[Receipt], threads: int | None) -> None:
+    global _done
     import torch
 
+    _done = done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends us
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     if threads:
@@ -95,38 +118,28 @@ def _end_with_parent(alive: Connection) -> None:
 
 def _work(job: Job, device: str, tasks: Sequence[ShardTask]) -> None:
     """Do some tasks in a process of their own."""
+    assert _done is not None, "_start_worker made it"
     writers, _ = job.open()
-    for _ in load_runner(job, writers, device).run(tasks):
-        pass
+    for receipt in load_runner(job, writers, device).run(tasks):
+        _done.put(receipt)
 
 
-def _as_they_appear(
-    writers: list[CacheWriter], tasks: list[ShardTask], working: Sequence[Future[None]]
+def _as_they_come(
+    done: SimpleQueue[Receipt], count: int, working: Sequence[Future[None]]
 ) -> Iterator[Receipt]:
-    """Yield receipts until all tasks have theirs.
-
-    Raises what a worker raised, or EncoderError if the workers end before.
-    """
-    missing = list(tasks)
-    while missing:
+    """Yield so many receipts; raises what a worker raised, or EncoderError if one was killed."""
+    while count:
         ended, running = wait(working, POLL_SECONDS, FIRST_EXCEPTION)
         try:
             for future in ended:
                 future.result()
         except BrokenProcessPool:
             raise EncoderError(
-                f"a worker was killed with {len(missing)} shards undone, perhaps for lack of "
-                f"memory; run pal embed again: finished shards are kept"
+                f"a worker was killed with {count} shards undone, perhaps for lack of memory; run "
+                f"pal embed again: finished shards are kept"
             ) from None
-        still = []
-        for task in missing:
-            receipts = [receipt for w in writers if (receipt := w.receipt(task)) is not None]
-            if len(receipts) == len(writers):
-                yield receipts[0]
-            else:
-                still.append(task)
-        if still and not running:
-            raise EncoderError(
-                f"the workers ended with {len(still)} shards undone; run pal embed again"
-            )
-        missing = still
+        while not done.empty():
+            yield done.get()
+            count -= 1
+        if count and not running:
+            raise EncoderError(f"the workers ended with {count} shards undone; run pal embed again")

@@ -53,7 +53,7 @@ def on_ray(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iter
             idle.append(running.pop(done[0]))
             yield ray.get(done[0])
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PalError):
+        if isinstance(error.cause, PalError | OSError):
             raise error.cause from None
         raise
     finally:
@@ -72,8 +72,8 @@ class Actor:
     def run(self, task: ShardTask) -> Receipt:
         """Do one task and return its receipt; one that is done already is only looked up."""
         self.writers = self.writers or self.job.open()[0]
-        receipts = [receipt for w in self.writers if (receipt := w.receipt(task)) is not None]
-        if len(receipts) == len(self.writers):
-            return receipts[0]
+        found = self.writers[0].receipt_on_disk(task)
+        if found is not None and not any(writer.pending([task]) for writer in self.writers):
+            return found
         self.runner = self.runner or load_runner(self.job, self.writers, self.device)
         return next(iter(list(self.runner.run([task]))))

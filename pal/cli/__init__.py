@@ -13,7 +13,7 @@ import typer
 from pal import __version__
 from pal.cli import data, features, heads, project, reward  # noqa: F401, importing a file adds its commands
 from pal.cli.app import app, say
-from pal.errors import PalError, PalWarning
+from pal.errors import PalError, PalWarning, disk_error
 
 
 @app.callback(invoke_without_command=True)
@@ -32,15 +32,18 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 
 def main() -> None:
-    """Run the command line; a PalError becomes one sentence and exit code 1."""
+    """Run the command line; an error that the user can fix becomes one sentence and exit code 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = _show_warning
     try:
         app()
-    except PalError as error:
-        say(f"pal: {error}")
-        sys.exit(1)
     except KeyboardInterrupt:
         say("pal: interrupted")
         sys.exit(130)
+    except Exception as error:
+        told = error if isinstance(error, PalError) else disk_error(error)
+        if told is None:
+            raise
+        say(f"pal: {told}")
+        sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,7 +101,10 @@ def score(
         Path, typer.Option("--input", help="JSONL or Parquet: prompt, response or image, user_id.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", help="JSONL or Parquet, the same rows with a reward.")
+        Path,
+        typer.Option(
+            "--output", help="JSONL or Parquet, the same rows with reward or reward_error."
+        ),
     ],
     best_of: Annotated[
         int | None,
@@ -115,9 +119,12 @@ def score(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Score a file, streaming; a killed run goes on where it was."""
-    from pal.reward.score_file import score_file
+    """Score a file, streaming; a killed run goes on where it was. A row that cannot be scored has a
+    null reward and a reason; exits with 1 only if that are all."""
+    from pal.errors import PalWarning, RewardError
+    from pal.reward.score_file import require_files, score_file
 
+    require_files(input, output)  # before the model is loaded, which may take minutes
     loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "rows") as progress:
         result = score_file(loaded, input, output, best_of=best_of, pairs=pairs, progress=progress)
@@ -127,8 +134,15 @@ def score(
         lambda: (
             f"{output}: {result.rows:,} rows in {result.seconds:.1f} s, "
             f"{result.users_known} users known and {result.users_unknown} not"
+            + (f"; {result.rows_failed:,} have no reward" if result.rows_failed else "")
         ),
     )
+    if result.rows_failed:
+        told = f"{result.rows_failed:,} of {result.rows:,} rows of {input} have no reward"
+        told += f"; the first is {result.first_failure}"
+        if result.rows_failed == result.rows:
+            raise RewardError(f"{told}; correct them, or give another --model")
+        warnings.warn(told, PalWarning, stacklevel=1)
 
 
 @app.command()
@@ -184,7 +198,8 @@ def rewardbench(
     from pal.reward.tools.rewardbench import as_text
     from pal.reward.tools.rewardbench import evaluate as evaluate_rewardbench
 
+    rows = list(read_rows(input))  # before the model is loaded, which may take minutes
     loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "prompts") as progress:
-        result = evaluate_rewardbench(loaded, list(read_rows(input)), user, progress)
+        result = evaluate_rewardbench(loaded, rows, user, progress)
     show(result, as_json, lambda: as_text(result))

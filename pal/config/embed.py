@@ -49,7 +49,9 @@ class EncoderConfig(Component):
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Dtype in the cache."""
     trust_remote_code: bool = False
-    """Whether code from the model's repository may run."""
+    """Whether code from the model's repository may run; it is hashed with the other files."""
+    code_revision: str | None = None
+    """Branch, tag or commit of another repository that such code comes from; null: main."""
     weights_sha256: str | None = None
     """Expected SHA-256 of the weights file; anything else is refused."""
     offline_package: str | None = None

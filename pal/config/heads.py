@@ -36,8 +36,11 @@ class TrainConfig(Component):
     off."""
     ridge: PositiveFloat | None = None
     """Ridge of the linear heads; null: chosen by the validation pairs."""
-    loss: Literal["logistic", "hinge"] = "logistic"
-    """Loss on the margin."""
+    loss: Literal["logistic", "hinge", "smooth-hinge-1", "smooth-hinge-5"] = "logistic"
+    """Loss on the margin; smooth hinges have a parabola of this width in place of the corner."""
+    loss_over: Literal["pairs", "users"] = "pairs"
+    """What counts the same in the loss: each pair, or each user (a pair of a user with n training
+    pairs weighs 1/n)."""
     epochs: PositiveInt = 20
     """Passes over the training pairs; the best epoch by validation loss is kept."""
     starts: PositiveInt = 1
@@ -49,6 +52,9 @@ class TrainConfig(Component):
     """Learning rate of f and g_k."""
     user_lr: PositiveFloat = 5e-2
     """Learning rate of the user logits."""
+    absent_users: Literal["move", "stay"] = "move"
+    """Users without a pair in a batch: moved on by momentum, or left where they are, each with
+    steps of their own, as in the released code."""
     prototype_lr: PositiveFloat = 5e-3
     """Learning rate of the prototypes P (PAL-A)."""
     scale_lr: PositiveFloat = 1e-2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pal.config.base import Component, Count, unknown
 from pal.config.data import DataConfig, DatasetConfig
@@ -21,14 +21,37 @@ class ServeConfig(Component):
     """Address to listen on; any but loopback asks every caller for a bearer token."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """Port; 0 takes a free one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server may be asked, for a proxy in front of it; without a token,
+    loopback and `host` are always allowed and others never, with one all are if this is empty."""
     max_batch: PositiveInt = 64
-    """Rows that the model scores at once, of one request or of several."""
+    """Most rows that the model scores at once, of one request or of several."""
+    max_batch_bytes: PositiveInt = 16_384
+    """Most bytes of text that the model reads at once, but for a single row that has more; long
+    texts then keep others waiting for a short time only."""
     max_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
     """How long an incomplete batch waits for further requests."""
     queue: PositiveInt = 1024
     """Rows that may wait; requests beyond are answered with 429."""
+    adapt_queue: PositiveInt = 16_384
+    """Items of answers that may wait, two for each answer; users beyond are answered with 429."""
     max_body_bytes: PositiveInt = 8 << 20
     """Largest request; larger ones are answered with 413."""
+    max_row_bytes: PositiveInt = 256 << 10
+    """Longest prompt and response together; a longer one has no reward, but a reason."""
+    max_image_bytes: PositiveInt = 4 << 20
+    """Largest file of an image; a larger one has no reward, but a reason."""
+    head_seconds: PositiveFloat = 10.0
+    """How long the head of a request may take to arrive once it has begun."""
+    body_seconds: PositiveFloat = 60.0
+    """How long the body of a request may take to arrive, and a reply to be fetched."""
+    idle_seconds: PositiveFloat = 75.0
+    """How long a connection may stay open without a request; longer than clients keep theirs."""
+    drain_seconds: PositiveFloat = 30.0
+    """How long accepted requests are worked on after SIGTERM; then they are answered with 503."""
+    reward_of_failed: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Reward in /get_reward of rows that cannot be scored; null, the default, is honest, but
+    OpenRLHF cannot read it."""
     store: Path | None = None
     """SQLite file of users adapted at runtime; null: users.sqlite in the working directory."""
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import torch
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from pal.reward.server.guard import Guard
+from pal.reward.server.body import BodyRoute, refusal_of
+from pal.reward.server.guard import Guard, Rules
 from pal.reward.server.schemas import (
     AdaptReply,
     AdaptRequest,
@@ -43,61 +43,54 @@ def build_app(service: Service) -> FastAPI:
         lifespan=life,
     )
 
-    async def allowed(request: Request) -> None:  # not a thread of the pool for each request
-        if service.token is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_right = hmac.compare_digest(given.encode(), service.token.encode())
-        if scheme.lower() != "bearer" or not is_right:
-            raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+    app.include_router(reward_routes(service))
+    app.include_router(user_routes(service))
+    app.include_router(metrics_route(service))
 
-    app.include_router(reward_routes(service), dependencies=[Depends(allowed)])
-    app.include_router(user_routes(service), dependencies=[Depends(allowed)])
-    app.include_router(metrics_route(service), dependencies=[Depends(allowed)])
-
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"])
     async def health() -> dict[str, Any]:
         """Whether rewards can be had; needs no token and tells nothing of users."""
         status = "ok" if service.is_running else "starting"
-        return {"status": status, "waiting": service.worker.waiting}
+        return {"status": status, "waiting": service.worker.turns.waiting}
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        # without what was sent, which may be large, or NaN, which is no JSON
-        found = [
-            {key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()
-        ]
-        return JSONResponse({"detail": found}, 422)
+        return refusal_of(error)
 
-    limit = service.settings.max_body_bytes
-    app.add_middleware(Guard, metrics=service.metrics, max_body_bytes=limit)
+    rules = Rules.of(service.settings, service.token)
+    app.add_middleware(Guard, rules=rules, metrics=service.metrics)
     return app
 
 
 def reward_routes(service: Service) -> APIRouter:
     """Return the routes that give rewards."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
 
     @router.post("/get_reward", tags=["OpenRLHF"])
     async def get_reward(body: OpenRlhfRequest) -> OpenRlhfReply:
         """OpenRLHF's remote reward. Empty lists are answered with empty lists."""
-        if service.model.is_image:
+        count = len(body.query)
+        if service.model.is_image and count:
             raise HTTPException(
                 422, "this model rewards images, which OpenRLHF does not send; use /v1/score"
             )
-        count = len(body.query)
         for name, values in (("prompts", body.prompts), ("labels", body.labels)):
             if values:
                 _require_count(name, len(values), count, "queries", "send as many or none")
-        prompts = body.prompts or [""] * count
+        given = body.prompts or [""] * count
+        items = [response_of(*pair) for pair in zip(body.query, given, strict=True)]
+        prompts = [None if prompt == "" else prompt for prompt in given]
         users = [user_of_label(label) for label in body.labels] or [None] * count
-        items = [
-            response_of(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)
-        ]
-        rewards, _ = await service.score([prompt or None for prompt in prompts], items, users)
-        known = [float(not service.model.users.is_stranger(user)) for user in users]
-        scores = torch.tensor(rewards).sigmoid().tolist()
-        return OpenRlhfReply(rewards=rewards, scores=scores, extra_logs={"pal_user_known": known})
+        found = await service.score(prompts, items, users)
+        instead = service.settings.reward_of_failed
+        rewards = [instead if reward is None else reward for reward in found.rewards]
+        return OpenRlhfReply(
+            rewards=rewards,
+            scores=[None if reward is None else _logistic(reward) for reward in rewards],
+            extra_logs={"pal_user_known": [float(known) for known in found.is_known]},
+            errors=found.errors,
+        )
 
     @router.post("/v1/score", tags=["rewards"])
     async def score(body: ScoreRequest) -> ScoreReply:
@@ -106,15 +99,15 @@ def reward_routes(service: Service) -> APIRouter:
         users = body.users if isinstance(body.users, list) else [body.users] * count
         for name, values in (("prompts", body.prompts), ("users", users)):
             _require_count(name, len(values), count, "responses", "send as many")
-        rewards, strangers = await service.score(body.prompts, body.responses, users)
-        return ScoreReply(rewards=rewards, unknown_users=strangers)
+        found = await service.score(body.prompts, body.responses, users)
+        return ScoreReply(rewards=found.rewards, errors=found.errors, unknown_users=found.strangers)
 
     return router
 
 
 def user_routes(service: Service) -> APIRouter:
     """Return the routes that learn and forget users."""
-    router = APIRouter(tags=["users"])
+    router = APIRouter(tags=["users"], route_class=BodyRoute)
 
     @router.post("/v1/users/{user:path}/adapt")
     async def adapt(user: str, body: Annotated[AdaptRequest, Body()]) -> AdaptReply:
@@ -144,3 +137,7 @@ def metrics_route(service: Service) -> APIRouter:
 def _require_count(name: str, found: int, wanted: int, what: str, remedy: str) -> None:
     if found != wanted:
         raise HTTPException(422, f"{found} {name} for {wanted} {what}; {remedy}")
+
+
+def _logistic(reward: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * reward))  # no exponential that could overflow

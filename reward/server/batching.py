@@ -1,141 +1,162 @@
-"""The one thread that touches the model: requests wait in a bounded queue and become batches."""
+"""What waits for the model, and which of it makes the next batch: all requests take turns."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from pal.config import ServeConfig
-from pal.errors import RewardError
-from pal.reward.model import RewardModel, Row
-from pal.reward.server.metrics import Metrics
+from pal.items import Image, Item, Text
+from pal.reward.adaptation import Questionnaire
+from pal.reward.model import Row
+
+ROWS_A_TURN = 8
+"""of one request, before the next one has its turn"""
+ROW_COST, IMAGE_COST = 32, 1024
+"""what a row costs beside its text, and an image, in bytes of text that the model reads"""
+TOKENISED = 64
+"""bytes beyond the longest text that the model reads cost so many times less: they are only
+tokenised"""
 
 
-class Full(Exception):
-    """The queue is full."""
+@dataclass(frozen=True)
+class Scored:
+    """Rewards (n,), and why some rows have none."""
+
+    rewards: Tensor
+    failures: dict[int, str]
 
 
-@dataclass
+@dataclass(eq=False)
 class RowsJob:
-    """Rows that one request waits for: its rewards, a list of float."""
+    """Rows that one request waits for."""
 
     rows: Sequence[Row]
     vectors: Tensor
     """(n, R) of the rows' users"""
-    future: Future[list[float]] = field(default_factory=Future)
+    costs: list[int]
+    future: Future[Scored] = field(default_factory=Future)
+    taken: int = 0
+    """rows that have been given to the model"""
+    scored: list[Scored] = field(default_factory=list)
 
     @property
-    def size(self) -> int:
-        return len(self.rows)
+    def left(self) -> int:
+        return len(self.rows) - self.taken
+
+    def result(self) -> Scored:
+        """Return the rewards of all rows, once all are scored."""
+        rewards = torch.cat([part.rewards for part in self.scored])
+        starts = accumulate((len(part.rewards) for part in self.scored), initial=0)
+        return Scored(
+            rewards,
+            {
+                start + row: reason
+                for start, part in zip(starts, self.scored, strict=False)
+                for row, reason in part.failures.items()
+            },
+        )
 
 
-@dataclass
-class CallJob:
-    """A call that only the model's thread may make."""
+@dataclass(eq=False)
+class AnswersJob:
+    """Answers of a new user, on the way to a vector (R,)."""
 
-    call: Callable[[], Any]
-    future: Future[Any] = field(default_factory=Future)
-    size = 1
+    asked: Questionnaire
+    costs: list[int]
+    """of each item, two for each answer"""
+    future: Future[Tensor] = field(default_factory=Future)
+
+    @property
+    def left(self) -> int:
+        """Items that are not encoded yet."""
+        return len(self.costs) - self.asked.encoded
+
+    def fitting(self, cost: float) -> int:
+        """Return how many of the next items cost at most so much, one at least."""
+        sums = accumulate(self.costs[self.asked.encoded :])
+        return max(1, sum(1 for total in sums if total <= cost))
 
 
-Job = RowsJob | CallJob
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a job, in a batch with others'."""
+
+    job: RowsJob
+    rows: slice
 
 
-class Worker:
-    """Scores jobs in batches of at most ``max_batch`` rows; each job gets its own rows' rewards."""
+class Turns:
+    """Requests in turn: a long one does not keep the others waiting, and itself comes to an end."""
 
-    def __init__(self, model: RewardModel, settings: ServeConfig, metrics: Metrics) -> None:
-        self.model, self.settings, self.metrics = model, settings, metrics
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    def __init__(self, max_rows: int, max_cost: int) -> None:
+        self.max_rows, self.max_cost = max_rows, max_cost
+        self.jobs: deque[RowsJob] = deque()
         self.waiting = 0
-        """rows accepted and not yet answered"""
-        self._lock = threading.Lock()
-        self.thread = threading.Thread(target=self._run, name="reward-model", daemon=True)
+        """rows that are not answered yet"""
 
-    def submit(self, job: Job) -> Future[Any]:
-        """Queue a job and return its future; raises Full.
+    def put(self, job: RowsJob) -> None:
+        self.jobs.append(job)
+        self.waiting += len(job.rows)
 
-        A request larger than the whole queue is taken only by an idle one.
+    def next_batch(self) -> list[Part]:
+        """Take rows of at most so many and such a cost; a single row may cost more.
+
+        A request whose rows no longer fit stays the first, so that it is not passed over for ever.
         """
-        with self._lock:
-            if self.waiting and self.waiting + job.size > self.settings.queue:
-                raise Full
-            self.waiting += job.size
-        self.jobs.put(job)
-        return job.future
-
-    def stop(self) -> None:
-        """Do what was accepted, then end."""
-        self.jobs.put(None)
-        self.thread.join()
-
-    def _run(self) -> None:
-        running = True
-        while running:
-            batch, running = self._next_batch()
-            self._do(batch)
-            with self._lock:
-                self.waiting -= sum(job.size for job in batch)
-
-    def _next_batch(self) -> tuple[list[Job], bool]:
-        """Wait for jobs; return some of them, and whether more may come."""
-        first = self.jobs.get()
-        if first is None:
-            return [], False
-        batch, size = [first], first.size
-        until = time.monotonic() + self.settings.max_wait_ms / 1000
-        while size < self.settings.max_batch:
-            try:
-                job = self.jobs.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
+        parts: list[Part] = []
+        rows, cost = self.max_rows, self.max_cost
+        while self.jobs and rows:
+            job = self.jobs.popleft()
+            if job.future.done():  # given up by who asked, or failed in an earlier batch
+                self.waiting -= job.left
+                continue
+            start = job.taken
+            for own in job.costs[start : start + min(ROWS_A_TURN, rows)]:
+                if own > cost and (parts or job.taken > start):
+                    break
+                job.taken, cost = job.taken + 1, cost - own
+            if job.taken == start:
+                self.jobs.appendleft(job)
                 break
-            if job is None:
-                return batch, False
-            batch.append(job)
-            size += job.size
-        return batch, True
+            parts.append(Part(job, slice(start, job.taken)))
+            rows -= job.taken - start
+            if job.left:
+                self.jobs.append(job)
+            if cost <= 0:
+                break
+        return parts
 
-    def _do(self, batch: list[Job]) -> None:
-        """Answer jobs; one whose request has gone away is left out."""
-        wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
-        for job in wanted:
-            if isinstance(job, CallJob):
-                try:
-                    job.future.set_result(job.call())
-                except BaseException as error:
-                    job.future.set_exception(error)
-        self._score([job for job in wanted if isinstance(job, RowsJob)])
 
-    def _score(self, jobs: list[RowsJob]) -> None:
-        rows = [row for job in jobs for row in job.rows]
-        if not rows:
-            return
-        try:
-            vectors = torch.cat([job.vectors for job in jobs])
-            rewards, failures = self.model.score_rows(rows, vectors)
-        except BaseException as error:
-            for job in jobs:
-                job.future.set_exception(error)
-            return
-        self.metrics.batches.inc()
-        self.metrics.rows.inc(len(rows))
-        start = 0
-        for job in jobs:
-            stop = start + job.size
-            bad = [row for row in failures if start <= row < stop]
-            if bad:
-                first = min(bad)
-                job.future.set_exception(
-                    RewardError(f"row {first - start} cannot be scored: {failures[first]}")
-                )
-            else:
-                job.future.set_result(rewards[start:stop].tolist())
-            start = stop
+def bytes_of(row: Row) -> int:
+    """Return how many bytes of text or of an image's file a row brings."""
+    prompt = 0 if row.prompt is None else _bytes_of(row.prompt)
+    return prompt + _bytes_of(row.item)
+
+
+def cost_of(row: Row, longest: int) -> int:
+    """Return what scoring a row costs, in bytes of text, of an encoder that reads so many."""
+    items = [row.item] if row.prompt is None else [row.item, row.prompt]
+    return ROW_COST + sum(_cost_of(item, longest) for item in items)
+
+
+def _cost_of(item: Item, longest: int) -> int:
+    size = _bytes_of(item)
+    if isinstance(item, Image):
+        return IMAGE_COST + size // TOKENISED
+    return min(size, longest) + size // TOKENISED
+
+
+def _bytes_of(item: Item) -> int:
+    if isinstance(item, Text):
+        return sum(_length(turn.content) for turn in item.turns)
+    return len((item.place.raw if isinstance(item, Image) else item.raw) or b"")
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

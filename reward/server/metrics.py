@@ -18,6 +18,7 @@ class Metrics:
 
         self.requests = counter("requests", "Requests answered.", ("path", "code"))
         self.rows = counter("rows", "Rows scored.")
+        self.rows_failed = counter("rows_failed", "Rows that could not be scored.")
         self.batches = counter("batches", "Batches that the model scored.")
         self.unknown_users = counter("unknown_users", "Rows of users who are not known.")
         self.seconds = counter("request_seconds", "Seconds spent on requests.")

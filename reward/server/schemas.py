@@ -1,7 +1,9 @@
 """What requests and replies are.
 
-OpenRLHF's remote reward (``--reward.remote_url http://HOST:PORT/get_reward``) carries the users in
-``labels``, which is the column of ``--data.label_key``: an id, or JSON with ``user_id``.
+Rows are checked one by one where they are scored, so that an odd one costs only itself; here only
+what concerns a request as a whole is. OpenRLHF's remote reward (``--reward.remote_url
+http://HOST:PORT/get_reward``) carries the users in ``labels``, which is the column of
+``--data.label_key``: an id, or JSON with ``user_id``.
 """
 
 from __future__ import annotations
@@ -9,29 +11,44 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StrictFloat, StrictInt
+from pydantic import BaseModel, FailFast, Field, WithJsonSchema
 
-MOST_ANSWERS = 512
-Chat = str | list[dict[str, Any]]
-"""a text or chat messages"""
-UserId = str | StrictInt | StrictFloat | dict[str, float] | None
-"""an id as text or number, a mixture such as {"0": 0.3, "1": 0.7}, or nobody"""
+MOST_ANSWERS, LONGEST_LABEL = 512, 1 << 16
+CHAT = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
+    "description": "a text or chat messages",
+}
+USER = {
+    "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "object"}, {"type": "null"}],
+    "description": 'an id, a mixture such as {"0": 0.3, "1": 0.7}, or nobody',
+}
+Chat = Annotated[Any, WithJsonSchema(CHAT)]
+Chats = Annotated[list[Any], WithJsonSchema({"type": "array", "items": CHAT})]
+Texts = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
+Labels = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {}})]
+UserOrUsers = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "array", "items": USER}, *USER["anyOf"]]})
+]
 
 
 class OpenRlhfRequest(BaseModel):
     """OpenRLHF sends ``query``: the decoded prompt and response; ``prompts``: the prompts alone;
     ``labels``: users."""
 
-    query: list[str]
-    prompts: list[str] = []
-    labels: list[Any] = []
+    query: Texts
+    prompts: Texts = []
+    labels: Labels = []
 
 
 class OpenRlhfReply(BaseModel):
-    rewards: list[float]
-    scores: list[float]
+    """A row that cannot be scored has null, or ``serve.reward_of_failed``, and a reason."""
+
+    rewards: list[float | None]
+    scores: list[float | None]
     """rewards as numbers between 0 and 1, by the logistic function"""
     extra_logs: dict[str, list[float]]
+    errors: dict[int, str]
+    """the reason by row"""
 
 
 class ScoreRequest(BaseModel):
@@ -40,13 +57,17 @@ class ScoreRequest(BaseModel):
     A model of images takes their files' bytes in base64 for ``responses``.
     """
 
-    prompts: list[Chat | None]
-    responses: list[Chat]
-    users: list[UserId] | UserId = None
+    prompts: Chats
+    responses: Chats
+    users: UserOrUsers = None
 
 
 class ScoreReply(BaseModel):
-    rewards: list[float]
+    """A row that cannot be scored has null and a reason."""
+
+    rewards: list[float | None]
+    errors: dict[int, str]
+    """the reason by row"""
     unknown_users: int
     """rows whose user is not known, scored as the population"""
 
@@ -54,7 +75,7 @@ class ScoreReply(BaseModel):
 class AnswerBody(BaseModel):
     """One comparison by the user; images in base64."""
 
-    prompt: Chat | None = None
+    prompt: Chat = None
     chosen: Chat
     rejected: Chat
     label: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
@@ -64,7 +85,7 @@ class AnswerBody(BaseModel):
 class AdaptRequest(BaseModel):
     """All answers of a user; they replace what was known of the user."""
 
-    answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MOST_ANSWERS)]
+    answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MOST_ANSWERS), FailFast()]
 
 
 class AdaptReply(BaseModel):
@@ -76,7 +97,8 @@ class AdaptReply(BaseModel):
 def user_of_label(label: Any) -> Any:
     """Return the user that an OpenRLHF label carries: an id, an object with ``user_id`` or its
     JSON, or nobody."""
-    if isinstance(label, str) and label.lstrip().startswith("{"):
+    is_short = isinstance(label, str) and len(label) <= LONGEST_LABEL
+    if is_short and label.lstrip().startswith("{"):
         try:
             label = json.loads(label)
         except (ValueError, RecursionError):
@@ -84,6 +106,8 @@ def user_of_label(label: Any) -> Any:
     return label.get("user_id") if isinstance(label, dict) else label
 
 
-def response_of(query: str, prompt: str) -> str:
+def response_of(query: Any, prompt: Any) -> Any:
     """Return what follows the prompt in a query; all of it where the prompt does not lead it."""
-    return query.removeprefix(prompt) if prompt else query
+    if isinstance(query, str) and isinstance(prompt, str):
+        return query.removeprefix(prompt)
+    return query

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
@@ -13,10 +14,10 @@ from pal.config import ServeConfig
 from pal.errors import RewardError
 from pal.reward.model import RewardModel
 from pal.reward.server.app import build_app
+from pal.reward.server.connection import bounded_by
+from pal.reward.server.guard import is_loopback
 from pal.reward.server.service import Service
 
-# a busy loop may come to a request late: it must not take its connection as idle
-DRAIN_SECONDS, IDLE_SECONDS = 30, 75
 BACKLOG = 2048
 
 
@@ -26,26 +27,50 @@ def run_server(
     token: str | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is answered first.
+    """Serve until SIGTERM or SIGINT; what was accepted is answered first, with 503 what takes too
+    long. A second signal ends the process at once.
 
-    Raises RewardError without an address.
+    Raises RewardError without an address, or without a file to keep users in.
     """
     token = token or None  # of an empty variable: as if none were given
     if token is None and not is_loopback(settings.host):
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")
     listener = listen(settings.host, settings.port)
-    app = build_app(Service(model, settings, token, say))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
+    try:
+        server = Server.of(Service(model, settings, token, say))
+    except BaseException:
+        listener.close()
+        raise
     port = listener.getsockname()[1]
     say(f"serving {model.metadata.run} on http://{settings.host}:{port}, see /docs")
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which a second signal of any kind ends."""
+
+    @classmethod
+    def of(cls, service: Service) -> Server:
+        """Return the server of a service, with its bounds on time."""
+        settings = service.settings
+        config = uvicorn.Config(
+            build_app(service),
+            log_level="warning",
+            access_log=False,
+            http=bounded_by(settings),
+            ws="none",
+            proxy_headers=False,
+            timeout_keep_alive=settings.idle_seconds,
+            timeout_graceful_shutdown=settings.drain_seconds,
+        )
+        return cls(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -61,11 +86,3 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
         ) from error
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

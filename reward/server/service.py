@@ -5,20 +5,43 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import HTTPException
-from torch import Tensor
 
 from pal.config import ServeConfig
-from pal.errors import PalError
-from pal.reward.model import Answer, RewardModel
-from pal.reward.server.batching import CallJob, Full, Job, RowsJob, Worker
+from pal.errors import PalError, RewardError
+from pal.reward.adaptation import Questionnaire
+from pal.reward.model import Answer, Readable, RewardModel, Row
+from pal.reward.server.batching import AnswersJob, RowsJob, bytes_of, cost_of
+from pal.reward.server.body import aside
 from pal.reward.server.metrics import Metrics
 from pal.reward.server.schemas import AdaptReply, AnswerBody
 from pal.reward.server.users import UserStore
+from pal.reward.server.worker import Ending, Full, Worker
 from pal.users import user_name
+
+QUICK_ROWS = 8
+"""rendered by the event loop itself"""
+LONGEST_ID, LONGEST_REASON = 1024, 300
+BYTES_OF_TOKEN = 4
+AGAIN = {"Retry-After": "1"}
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What is said of each row."""
+
+    rewards: list[float | None]
+    errors: dict[int, str]
+    is_known: list[bool]
+    """whether the row's user is a known one"""
+    strangers: int
+    """rows whose user is not known"""
 
 
 class Service:
@@ -31,22 +54,28 @@ class Service:
         token: str | None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """Raises RewardError where users cannot be kept."""
         self.model, self.settings, self.token, self.say = model, settings, token, say
+        model.users.warns_of_strangers = False  # their ids belong in no log
+        self.longest = BYTES_OF_TOKEN * model.encoder.source.config.max_length
         self.metrics = Metrics()
         self.worker = Worker(model, settings, self.metrics)
         self.store = UserStore(settings.store or Path("users.sqlite"), model.metadata.head_id)
         for user, vector in self.store.load(len(model.users.default)).items():
             model.users.add(user, vector)
+        self._changes = ThreadPoolExecutor(1, "users")
         gauge = self.metrics.gauge
-        gauge("rows_waiting", "Rows that wait.", lambda: self.worker.waiting)
+        gauge("rows_waiting", "Rows that wait.", lambda: self.worker.turns.waiting)
+        gauge("items_waiting", "Items of answers that wait.", lambda: self.worker.items_waiting)
         gauge("users_adapted", "Users adapted here.", lambda: len(model.users.added))
 
     def start(self) -> None:
         self.worker.thread.start()
 
     async def stop(self) -> None:
-        """Answer what was accepted, then close."""
+        """End after the batch at hand, then close."""
         await asyncio.to_thread(self.worker.stop)
+        await asyncio.to_thread(self._changes.shutdown)
         self.store.close()
         metrics = self.metrics
         self.say(f"{metrics.accepted} requests accepted, {metrics.answered} answered")
@@ -57,33 +86,66 @@ class Service:
 
     async def score(
         self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]
-    ) -> tuple[list[float], int]:
-        """Return rewards in order, and how many rows are of strangers."""
-        if not items:
-            return [], 0
-        if len(items) > self.settings.queue:
+    ) -> Rewards:
+        """Return the reward of each row, or why it has none."""
+        count = len(items)
+        if count > self.settings.queue:
             raise HTTPException(
                 413,
-                f"{len(items)} rows are more than the {self.settings.queue} that may wait; send "
-                "fewer",
+                f"{count} rows are more than the {self.settings.queue} that may wait; send fewer",
             )
-        try:
-            rows = [
-                self.model.row(prompt, self.item(item))
-                for prompt, item in zip(prompts, items, strict=True)
-            ]
-            vectors = self.model.users.vectors(users)
-        except PalError as error:
-            raise HTTPException(422, str(error)) from error
-        strangers = sum(map(self.model.users.is_stranger, users))
-        self.metrics.unknown_users.inc(strangers)
-        size = self.settings.max_batch
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-        jobs = [RowsJob(rows[part], vectors[part]) for part in parts]
-        found = await asyncio.gather(*map(self.ask, jobs))
-        return [reward for part in found for reward in part], strangers
+        if count <= QUICK_ROWS:
+            read = self._read(prompts, items, users)
+        else:
+            read = await aside(self._read, prompts, items, users)
+        rewards: list[float | None] = [None] * count
+        errors = dict(read.failures)
+        if read.rows:
+            costs = [cost_of(row, self.longest) for row in read.rows]
+            job = RowsJob(read.rows, read.vectors, costs)
+            scored = await self._ask(lambda: self.worker.submit_rows(job))
+            for number, (place, reward) in enumerate(
+                zip(read.places, scored.rewards.tolist(), strict=True)
+            ):
+                if number in scored.failures:
+                    errors[place] = scored.failures[number]
+                else:
+                    rewards[place] = reward
+        is_stranger = [
+            place not in read.failures and self.model.users.is_stranger(user)
+            for place, user in enumerate(users)
+        ]
+        self.metrics.unknown_users.inc(sum(is_stranger))
+        self.metrics.rows_failed.inc(len(errors))
+        return Rewards(
+            rewards,
+            {place: errors[place][:LONGEST_REASON] for place in sorted(errors)},
+            [place not in errors and not is_stranger[place] for place in range(count)],
+            sum(is_stranger),
+        )
 
-    def item(self, sent: Any) -> Any:
+    def _read(self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]) -> Readable:
+        """Render rows; those that are too large are none."""
+        sent, failures = [], {}
+        for place, item in enumerate(items):
+            try:
+                sent.append(self._item(item))
+            except RewardError as error:
+                sent.append(None)
+                failures[place] = str(error)
+        read = self.model.read(prompts, sent, users)
+        failures = {**read.failures, **failures}
+        kept = []
+        for number, (place, row) in enumerate(zip(read.places, read.rows, strict=True)):
+            reason = self._excess(row)
+            if reason is None:
+                kept.append(number)
+            else:
+                failures[place] = reason
+        rows, places = [read.rows[n] for n in kept], [read.places[n] for n in kept]
+        return Readable(rows, read.vectors[kept], places, failures)
+
+    def _item(self, sent: Any) -> Any:
         """Return a response as the model takes it: an image is bytes, never a path, which would be
         read here."""
         if not self.model.is_image:
@@ -91,54 +153,91 @@ class Service:
         try:
             return base64.b64decode(sent, validate=True)
         except (TypeError, ValueError) as error:
-            raise HTTPException(
-                422, "this model rewards images: send their files' bytes in base64"
+            raise RewardError(
+                "this model rewards images: send their files' bytes in base64"
             ) from error
+
+    def _excess(self, row: Row) -> str | None:
+        """Return why a row is too large, None where it is not."""
+        size = bytes_of(row)
+        most, name = self.settings.max_row_bytes, "serve.max_row_bytes"
+        if self.model.is_image:
+            most, name = self.settings.max_image_bytes, "serve.max_image_bytes"
+        return f"it has {size:,} bytes, more than the {most:,} of {name}" if size > most else None
 
     async def adapt(self, user: str, bodies: Sequence[AnswerBody]) -> AdaptReply:
         """Learn a user from answers and keep the vector."""
-        name = self.name(user)
-        answers = [
-            Answer(body.prompt, self.item(body.chosen), self.item(body.rejected), body.label)
-            for body in bodies
-        ]
-        vector: Tensor = await self.ask(CallJob(lambda: self.model.adapt(answers)))
-        await self.keep(self.store.put, name, len(answers), vector)
-        self.model.users.add(name, vector)
+        name = self._name(user)
+        try:
+            asked = await aside(self._questionnaire, bodies)
+        except PalError as error:
+            raise HTTPException(422, str(error)[:LONGEST_REASON]) from error
+        job = AnswersJob(asked, [cost_of(row, self.longest) for row in asked.rows])
+        vector = await self._ask(lambda: self.worker.submit_answers(job))
+
+        def keep() -> None:
+            self.store.put(name, len(bodies), vector)
+            self.model.users.add(name, vector)
+
+        await self._change(keep)
         weights = [round(float(weight), 6) for weight in vector]
-        return AdaptReply(user=name, answers=len(answers), weights=weights)
+        return AdaptReply(user=name, answers=len(bodies), weights=weights)
+
+    def _questionnaire(self, bodies: Sequence[AnswerBody]) -> Questionnaire:
+        answers = []
+        for number, body in enumerate(bodies):
+            try:
+                chosen, rejected = self._item(body.chosen), self._item(body.rejected)
+            except RewardError as error:
+                raise RewardError(f"answer {number} cannot be read: {error}") from error
+            answers.append(Answer(body.prompt, chosen, rejected, body.label))
+        asked = Questionnaire(self.model, answers)
+        for number, row in enumerate(asked.rows):
+            reason = self._excess(row)
+            if reason is not None:
+                raise RewardError(f"answer {number // 2} cannot be read: {reason}")
+        return asked
 
     async def forget(self, user: str) -> str:
         """Forget a user who was adapted here, and return the name."""
-        name = self.name(user)
-        self.model.users.forget(name)
-        if not await self.keep(self.store.remove, name):
+        name = self._name(user)
+
+        def remove() -> bool:
+            is_gone = self.store.remove(name)
+            if is_gone:
+                self.model.users.forget(name)
+            return is_gone
+
+        if not await self._change(remove):
             raise HTTPException(404, "this user was not adapted here")
         return name
 
-    def name(self, user: str) -> str:
+    def _name(self, user: str) -> str:
         """Return the name of the user in a path."""
         name = user_name(user)
         if name is None:
             raise HTTPException(422, "the path names no user")
+        if len(name) > LONGEST_ID:
+            raise HTTPException(
+                422, f"a user's id has {len(name):,} letters; give one of at most {LONGEST_ID:,}"
+            )
         return name
 
-    async def keep(self, change: Callable[..., Any], *values: Any) -> Any:
-        """Change the store in a thread; its errors are the server's."""
+    async def _change(self, change: Callable[[], Result]) -> Result:
+        """Change what is known of users, in the file first: one change after the other, and each to
+        its end, so that file and memory agree."""
         try:
-            return await asyncio.to_thread(change, *values)
+            return await asyncio.get_running_loop().run_in_executor(self._changes, change)
         except PalError as error:
-            raise HTTPException(503, str(error)) from error
+            raise HTTPException(503, str(error), AGAIN) from error
 
-    async def ask(self, job: Job) -> Any:
+    async def _ask(self, submit: Callable[[], Future[Result]]) -> Result:
         """Let the model's thread do something and wait for it."""
         try:
-            future = self.worker.submit(job)
+            return await asyncio.wrap_future(submit())
         except Full as error:
-            raise HTTPException(
-                429, "too many rows are waiting; try again", {"Retry-After": "1"}
-            ) from error
-        try:
-            return await asyncio.wrap_future(future)
+            raise HTTPException(429, "too much is waiting; try again", AGAIN) from error
+        except Ending as error:
+            raise HTTPException(503, "the server is ending; ask again", AGAIN) from error
         except PalError as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, str(error)[:LONGEST_REASON]) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 import warnings
@@ -10,18 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pal.errors import PalWarning, RewardError
 
+COLUMNS = ["head", "user", "answers", "vector"]
 TABLE = (
     "CREATE TABLE IF NOT EXISTS user_vectors "
     "(head TEXT, user TEXT, answers INTEGER, vector BLOB, PRIMARY KEY (head, user))"
 )
+SEAL_BYTES = 16
+"""of the hash behind each vector"""
 
 
 class UserStore:
-    """The vectors of one head's users; those of other heads in the same file are left alone."""
+    """The vectors of one head's users; those of other heads in the same file are left alone.
+
+    One server at a time keeps the users of a head in a file: another one would not know what this
+    one forgets.
+    """
 
     def __init__(self, path: Path, head: str) -> None:
         """Open or make a file; raises RewardError where there can be none."""
@@ -29,16 +38,23 @@ class UserStore:
         self._lock = threading.Lock()
         with self._told():
             self.connection = sqlite3.connect(path, check_same_thread=False)
-        with self._transaction() as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(TABLE)
+        self.connection.text_factory = bytes  # what is no text must not stop the others
+        self._own = FileLock(f"{path}.{head[:12]}.lock", thread_local=False)
+        try:
+            with self._told():
+                self._own.acquire(timeout=0)
+            self._require_sound()
+        except BaseException:
+            self.close()
+            raise
 
     def put(self, user: str, answers: int, vector: Tensor) -> None:
         """Keep the vector of a user, (R,)."""
         raw = vector.float().cpu().numpy().tobytes()
+        sealed = raw + self._seal(user, raw)
         with self._transaction() as connection:
             connection.execute(
-                "REPLACE INTO user_vectors VALUES (?, ?, ?, ?)", (self.head, user, answers, raw)
+                "REPLACE INTO user_vectors VALUES (?, ?, ?, ?)", (self.head, user, answers, sealed)
             )
 
     def remove(self, user: str) -> bool:
@@ -55,8 +71,8 @@ class UserStore:
             rows = connection.execute(
                 "SELECT user, vector FROM user_vectors WHERE head = ?", (self.head,)
             ).fetchall()
-        found = {user: _vector(raw, size) for user, raw in rows if isinstance(user, str)}
-        sound = {user: vector for user, vector in found.items() if vector is not None}
+        found = (self._read(user, sealed, size) for user, sealed in rows)
+        sound = dict(pair for pair in found if pair is not None)
         if len(sound) < len(rows):
             warnings.warn(
                 f"{len(rows) - len(sound)} of {len(rows)} users in {self.path} have no vector of "
@@ -68,6 +84,38 @@ class UserStore:
 
     def close(self) -> None:
         self.connection.close()
+        self._own.release()
+
+    def _read(self, user: object, sealed: object, size: int) -> tuple[str, Tensor] | None:
+        """Return a row as it was put, None if it is damaged."""
+        if not isinstance(user, bytes) or not isinstance(sealed, bytes):
+            return None
+        name, raw = user.decode("utf-8", "replace"), sealed[:-SEAL_BYTES]
+        if len(raw) != 4 * size or sealed[len(raw) :] != self._seal(name, raw):
+            return None
+        vector = torch.frombuffer(bytearray(raw), dtype=torch.float32) if size else torch.empty(0)
+        return (name, vector) if bool(torch.isfinite(vector).all()) else None
+
+    def _seal(self, user: str, raw: bytes) -> bytes:
+        whole = b"\0".join([self.head.encode(), user.encode(), raw])
+        return hashlib.sha256(whole).digest()[:SEAL_BYTES]
+
+    def _require_sound(self) -> None:
+        """Raise RewardError for a file that is damaged, of another kind or cannot be written."""
+        with self._told():
+            self.connection.execute("PRAGMA journal_mode=WAL")
+        with self._transaction() as connection:
+            connection.execute(TABLE)
+            columns = [
+                row[1].decode() for row in connection.execute("PRAGMA table_info(user_vectors)")
+            ]
+            damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if columns != COLUMNS or damage != b"ok":
+            raise RewardError(
+                f"{self.path} is damaged, or no file of users; give another file as serve.store"
+            )
+        with self._transaction() as connection:
+            connection.execute("BEGIN IMMEDIATE")  # is refused where nothing can be written
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -78,14 +126,12 @@ class UserStore:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except Timeout as error:
+            raise RewardError(
+                f"another server keeps the users of this model in {self.path}; stop it, or give "
+                "another file as serve.store"
+            ) from error
+        except (sqlite3.Error, OSError) as error:
             raise RewardError(
                 f"cannot keep users in {self.path} ({error}); give another file as serve.store"
             ) from error
-
-
-def _vector(raw: object, size: int) -> Tensor | None:
-    if not isinstance(raw, bytes) or len(raw) != 4 * size:
-        return None
-    vector = torch.frombuffer(bytearray(raw), dtype=torch.float32) if size else torch.empty(0)
-    return vector if bool(torch.isfinite(vector).all()) else None

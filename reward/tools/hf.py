@@ -275,7 +275,7 @@ def _compare(
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
     block = {"format": ExportRecord.version, "export": ExportRecord.file}
-    text = json.dumps({**settings, "pal": block}, indent=1, ensure_ascii=False)
+    text = json.dumps({**settings, "pal": block}, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

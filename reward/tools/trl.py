@@ -11,11 +11,12 @@ merged export, for one fixed user.
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pal.errors import RewardError
+from pal.errors import PalWarning, RewardError
 from pal.reward.model import RewardModel
 
 
@@ -40,10 +41,11 @@ class PalReward:
         completions: Sequence[Any],
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
-    ) -> list[float]:
-        """Return one reward per completion.
+    ) -> list[float | None]:
+        """Return one reward per completion; None, which trainers leave out, where there is none.
 
-        Raises RewardError where the users' column did not arrive.
+        Logged are the shares ``NAME/unknown_users`` and ``NAME/not_rewarded``. Raises RewardError
+        where the users' column did not arrive.
         """
         users: Sequence[Any] = [None] * len(completions)
         if self.user_column is not None:
@@ -54,15 +56,25 @@ class PalReward:
                     "one reward for all"
                 )
             users = columns[self.user_column]
-        rewards = self.model.score(list(prompts), list(completions), list(users))
+        rewards, failures = self.model.score_each(list(prompts), list(completions), list(users))
+        if failures:
+            warnings.warn(
+                f"a completion has no reward, which TRL leaves out: {failures[min(failures)]}",
+                PalWarning,
+                stacklevel=2,
+            )
         if log_metric is not None:
-            unknown = sum(map(self.model.users.is_stranger, users))
-            log_metric(f"{self.__name__}/unknown_users", unknown / max(1, len(completions)))
+            rewarded = [user for row, user in enumerate(users) if row not in failures]
+            unknown = sum(map(self.model.users.is_stranger, rewarded))
+            for metric, count in (("unknown_users", unknown), ("not_rewarded", len(failures))):
+                log_metric(f"{self.__name__}/{metric}", count / max(1, len(completions)))
         return rewards
 
 
 class AsyncPalReward(PalReward):
     """The same for trainers that wait for several rewards at once: scoring runs in a thread."""
 
-    async def __call__(self, *args: Any, **columns: Any) -> list[float]:  # type: ignore[override]
+    async def __call__(  # type: ignore[override]
+        self, *args: Any, **columns: Any
+    ) -> list[float | None]:
         return await asyncio.to_thread(PalReward.__call__, self, *args, **columns)

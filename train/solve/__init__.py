@@ -12,6 +12,7 @@ from typing import Any
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
+from pal.train.heads.meta import MetaLearned
 from pal.train.heads.variational import Variational
 from pal.train.solve.linear import (
     solve_bradley_terry,
@@ -19,6 +20,7 @@ from pal.train.solve.linear import (
     solve_low_rank,
     solve_per_user,
 )
+from pal.train.solve.meta import solve_meta
 from pal.train.solve.problem import Problem
 from pal.train.solve.variational import solve_variational
 
@@ -30,6 +32,7 @@ SOLVERS: dict[type[Head], Callable[[Any, Problem, TrainConfig], None]] = {
     PerUser: solve_per_user,
     Directions: solve_directions,
     Variational: solve_variational,
+    MetaLearned: solve_meta,
 }
 
 
@@ -41,7 +44,7 @@ def is_solved(head: Head | type[Head]) -> bool:
 def solve(head: Head, problem: Problem, settings: TrainConfig) -> None:
     """Find the parameters of a head that ``is_solved``, in place.
 
-    Of the settings are read ``ridge``, by heads on linear features, and ``lr``, ``weight_decay``,
-    ``epochs``, ``batch_size`` and ``loss`` by vpl.
+    Of the settings are read ``ridge``, by heads on linear features; ``lr``, ``weight_decay``,
+    ``epochs`` and ``batch_size`` by vpl and mrm, and ``loss`` by vpl.
     """
     SOLVERS[type(head)](head, problem, settings)

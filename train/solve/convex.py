@@ -6,25 +6,33 @@ N users.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from pal.errors import TrainError
 from pal.train.heads.standardise import Standardiser
 from pal.train.loss import logistic
 
 if TYPE_CHECKING:
     from pal.train.pairs import Pairs
 
-RIDGES = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4)
-SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+RIDGES = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+CLEARLY_WORSE, PATIENCE = 0.01, 2
+"""nats of validation loss above the best, and how many in a row, that end a path: while users who
+oppose each other cancel, a path runs along ln 2 before it falls"""
+SMALL_START = 0.01
+"""times N(0, 1): all users nearly alike, from where the strongest directions are found first"""
 NEWTON_STEPS, TOLERANCE = 50, 1e-10
 DOUBLE_BELOW = 1e8
 """numbers in a design matrix above which float32 is used: it would not fit twice"""
 ROWS_AT_ONCE = 65_536
+Fitted = TypeVar("Fitted")
 
 
 @dataclass
@@ -47,18 +55,43 @@ def differences(scale: Standardiser, features: Tensor, pairs: Pairs) -> Rows:
     return Rows(torch.cat(x), pairs.label.to(kind), pairs.user)
 
 
-def best_ridge(train: Rows, val: Rows, ridge: float | None) -> tuple[Tensor, float]:
-    """Return the direction (D,) and the ridge with the best validation likelihood; a given ridge is
+def best_of_path(
+    strengths: Sequence[float], fit: Callable[[float], tuple[float, Fitted]]
+) -> Fitted:
+    """Return the fit with the lowest validation loss, going from strong to weak regularisation.
+
+    ``fit`` gives the validation loss and what was fitted. Raises TrainError where no loss is
+    finite.
+    """
+    best: tuple[float, Fitted] | None = None
+    worse = 0
+    for strength in strengths:
+        loss, fitted = fit(strength)
+        if math.isfinite(loss) and (best is None or loss < best[0]):
+            best = (loss, fitted)
+        clearly = best is not None and not loss < best[0] + CLEARLY_WORSE
+        worse = worse + 1 if clearly else 0
+        if worse == PATIENCE:
+            break
+    if best is None:
+        raise TrainError(
+            "the validation loss was never finite; look for NaN among the features with: pal cache "
+            "verify"
+        )
+    return best[1]
+
+
+def best_ridge(train: Rows, val: Rows, ridge: float | None) -> Tensor:
+    """Return the direction (D,) whose ridge has the best validation likelihood; a given ridge is
     taken as it is."""
     theta = train.x.new_zeros(train.x.shape[1])
-    best: tuple[float, Tensor, float] | None = None
-    for strength in RIDGES if ridge is None else (ridge,):
-        theta = newton(train, strength, theta)
-        loss = float(logistic(val.x @ theta, val.y).mean())
-        if best is None or loss < best[0]:
-            best = (loss, theta, strength)
-    assert best is not None
-    return best[1].float(), best[2]
+
+    def fit(strength: float) -> tuple[float, Tensor]:
+        nonlocal theta
+        theta = newton(train, strength, theta)  # convex: the start matters to the time alone
+        return float(logistic(val.x @ theta, val.y).mean()), theta
+
+    return best_of_path(RIDGES if ridge is None else (ridge,), fit).float()
 
 
 def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
@@ -75,7 +108,8 @@ def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
         gradient = rows.x.T @ (p - rows.y) / count + ridge * theta
         hessian = (rows.x * (p * (1.0 - p) / count).unsqueeze(1)).T @ rows.x
         hessian.diagonal().add_(ridge)
-        step = torch.linalg.solve(hessian, gradient)
+        # in float32 a weak ridge is lost in the rounding of the Hessian
+        step = torch.linalg.solve(hessian.double(), gradient.double()).to(gradient)
         size = 1.0
         while size > 1e-6 and objective(theta - size * step) > current:
             size /= 2.0
@@ -90,7 +124,7 @@ def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
 def lbfgs(parameters: list[Tensor], objective: Callable[[], Tensor], iterations: int) -> None:
     """Minimise a function of some leaf tensors in place."""
     optimiser = torch.optim.LBFGS(
-        parameters, max_iter=iterations, tolerance_grad=1e-8, tolerance_change=1e-12,
+        parameters, max_iter=iterations, tolerance_grad=1e-8, tolerance_change=1e-9,
         history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -103,38 +137,61 @@ def lbfgs(parameters: list[Tensor], objective: Callable[[], Tensor], iterations:
     optimiser.step(closure)
 
 
+def best_low_rank(
+    basis_DK: Tensor, logits_NK: Tensor, train: Rows, val: Rows, ridge: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return LoRe's basis (D, K) and user logits (N, K) under the ridge with the best validation
+    likelihood; a given ridge is taken as it is.
+
+    Each ridge is fitted from the given start: the fit under a strong one is near zero, a saddle
+    that no descent leaves.
+    """
+    single = replace(train, x=train.x.float(), y=train.y.float())  # twice as fast, and as good here
+
+    def fit(strength: float) -> tuple[float, tuple[Tensor, Tensor]]:
+        basis, logits = fit_low_rank(basis_DK, logits_NK, single, strength)
+        margin = low_rank_margins(basis, logits, replace(val, x=val.x.float()))
+        return float(logistic(margin, val.y).mean()), (basis, logits)
+
+    return best_of_path(RIDGES if ridge is None else (ridge,), fit)
+
+
+def low_rank_margins(basis_DK: Tensor, logits_NK: Tensor, rows: Rows) -> Tensor:
+    """Return <x, V softmax(a_u)>, (n,)."""
+    return ((rows.x @ basis_DK) * logits_NK.softmax(dim=1)[rows.user]).sum(dim=1)
+
+
 def fit_low_rank(
     basis_DK: Tensor, logits_NK: Tensor, rows: Rows, ridge: float, iterations: int = 300
-) -> None:
-    """Minimise LoRe's loss over basis and user logits together; both are changed in place."""
-    basis = basis_DK.detach().to(rows.x).requires_grad_()
-    logits = logits_NK.detach().to(rows.x).requires_grad_()
+) -> tuple[Tensor, Tensor]:
+    """Minimise LoRe's loss over basis and user logits together, from the given ones."""
+    basis, logits = (
+        start.detach().to(rows.x).clone().requires_grad_() for start in (basis_DK, logits_NK)
+    )
 
     def objective() -> Tensor:
-        margin = ((rows.x @ basis) * logits.softmax(dim=1)[rows.user]).sum(dim=1)
-        fit = logistic(margin, rows.y).mean() + 0.5 * ridge * basis.square().sum()
-        return fit + 1e-6 * logits.square().sum()
+        fit = logistic(low_rank_margins(basis, logits, rows), rows.y).mean()
+        return fit + 0.5 * ridge * basis.square().sum() + 1e-6 * logits.square().sum()
 
     lbfgs([basis, logits], objective, iterations)
-    basis_DK.data.copy_(basis.detach())
-    logits_NK.data.copy_(logits.detach())
+    return basis.detach().float(), logits.detach().float()
 
 
 def fit_shrunk_users(theta_D: Tensor, train: Rows, val: Rows, users: int) -> Tensor:
     """Return offsets (N, D) that minimise sum cross-entropy + (lambda/2)|o_u|^2; lambda by
     validation."""
-    theta = theta_D.to(train.x)
-    offsets = train.x.new_zeros(users, len(theta)).requires_grad_()
-    common, best = train.x @ theta, (float("inf"), offsets.detach().clone())
-    for strength in SHRINKAGES:
+    theta, x, y = theta_D.float(), train.x.float(), train.y.float()
+    offsets = torch.zeros(users, len(theta), device=x.device, requires_grad=True)
+    common = x @ theta
 
-        def objective(strength: float = strength) -> Tensor:
-            margin = common + (train.x * offsets[train.user]).sum(dim=1)
-            return logistic(margin, train.y).sum() + 0.5 * strength * offsets.square().sum()
+    def fit(strength: float) -> tuple[float, Tensor]:
+        def objective() -> Tensor:
+            margin = common + (x * offsets.index_select(0, train.user)).sum(dim=1)
+            return logistic(margin, y).sum() + 0.5 * strength * offsets.square().sum()
 
         lbfgs([offsets], objective, 60)
-        margin = (val.x * (theta + offsets.detach()[val.user])).sum(dim=1)
-        loss = float(logistic(margin, val.y).mean())
-        if loss < best[0]:
-            best = (loss, offsets.detach().clone())
-    return best[1].float()
+        found = offsets.detach().clone()
+        margin = (val.x.float() * (theta + found[val.user])).sum(dim=1)
+        return float(logistic(margin, val.y).mean()), found
+
+    return best_of_path(SHRINKAGES, fit)

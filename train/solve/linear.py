@@ -11,10 +11,11 @@ import torch
 from pal.config import TrainConfig
 from pal.train.heads.linear import BradleyTerry, Directions, LinearHead, LowRank, PerUser
 from pal.train.solve.convex import (
+    SMALL_START,
     Rows,
+    best_low_rank,
     best_ridge,
     differences,
-    fit_low_rank,
     fit_shrunk_users,
 )
 from pal.train.solve.problem import Problem
@@ -22,23 +23,20 @@ from pal.train.solve.problem import Problem
 
 def solve_bradley_terry(head: BradleyTerry, problem: Problem, settings: TrainConfig) -> None:
     train, val = rows_of(head, problem)
-    head.theta_D.data, _ = best_ridge(train, val, settings.ridge)
+    head.theta_D.data = best_ridge(train, val, settings.ridge)
 
 
 def solve_low_rank(head: LowRank, problem: Problem, settings: TrainConfig) -> None:
     train, val = rows_of(head, problem)
-    start, ridge = best_ridge(train, val, settings.ridge)
-    drawn_DK = head.basis_DK.detach()
-    # random directions apart from each other and from the common one, or all K would stay equal
-    noise_DK = drawn_DK * start.norm() / drawn_DK.norm(dim=0)
-    apart = 0.0 if drawn_DK.shape[1] == 1 else 1.0
-    head.basis_DK.data = start.unsqueeze(1) + apart * noise_DK
-    fit_low_rank(head.basis_DK, head.users.logits, train, ridge)
+    start = SMALL_START * head.basis_DK.detach()
+    head.basis_DK.data, head.users.logits.data = best_low_rank(
+        start, head.users.logits, train, val, settings.ridge
+    )
 
 
 def solve_per_user(head: PerUser, problem: Problem, settings: TrainConfig) -> None:
     train, val = rows_of(head, problem)
-    head.theta_D.data, _ = best_ridge(train, val, settings.ridge)
+    head.theta_D.data = best_ridge(train, val, settings.ridge)
     head.users.logits.data = fit_shrunk_users(head.theta_D.data, train, val, problem.users)
 
 
@@ -50,7 +48,7 @@ def solve_directions(head: Directions, problem: Problem, settings: TrainConfig) 
     basis = basis / (train.x @ basis).std(dim=0).clamp(min=1e-12)
     head.basis_DK.data = basis.float()
     train, val = train.project(basis), val.project(basis)
-    common, _ = best_ridge(train, val, settings.ridge)
+    common = best_ridge(train, val, settings.ridge)
     head.users.logits.data = common + fit_shrunk_users(common, train, val, problem.users)
 
 

@@ -1,0 +1,111 @@
+"""The bodies of requests: what is no JSON, too deep or made of too many values ends here, before
+anything is made of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+MOST_VALUES, DEEPEST, MOST_DIGITS = 1 << 18, 32, 400
+QUICK_BYTES = 1 << 16
+"""read by the event loop itself; a longer body would keep other connections waiting"""
+MOST_PROBLEMS, LONGEST_MESSAGE = 8, 200
+TOKEN = re.compile(rb'[\[\]{},]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""a bracket, a comma or a whole string; one without an end reaches to the body's, so that no letter
+is looked at twice"""
+
+_aside = ThreadPoolExecutor(2, "aside")
+Result = TypeVar("Result")
+
+
+class BodyRoute(APIRoute):
+    """A route that reads JSON by ``parse``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            return await answer(_JsonRequest(request.scope, request.receive))
+
+        return read
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        raw = await self.body()
+        return parse(raw) if len(raw) <= QUICK_BYTES else await aside(parse, raw)
+
+
+async def aside(call: Callable[..., Result], *values: Any) -> Result:
+    """Do what takes long beside the event loop. There are two such threads and no more, since they
+    share the interpreter with it."""
+    return await asyncio.get_running_loop().run_in_executor(_aside, lambda: call(*values))
+
+
+def parse(raw: bytes) -> Any:
+    """Return the value of a JSON text; raises HTTPException.
+
+    Numbers too large for a double are infinite, and of a name given twice the last one counts.
+    Halves of surrogate pairs are left to the row that has them.
+    """
+    _require_modest(raw)
+    try:
+        return json.loads(raw.decode("utf-8"), parse_int=_whole, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise HTTPException(422, f"the body is not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise HTTPException(
+            422, f"the body is no JSON: {error.msg} at character {error.pos}"
+        ) from error
+
+
+def _require_modest(raw: bytes) -> None:
+    """Raise HTTPException for more or deeper values than any request needs."""
+    depth = 0
+    for number, found in enumerate(TOKEN.finditer(raw)):
+        if number > MOST_VALUES:
+            raise HTTPException(413, f"the body has more than {MOST_VALUES:,} values; send fewer")
+        first = raw[found.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > DEEPEST:
+                raise HTTPException(422, f"the body is nested more than {DEEPEST} levels deep")
+        elif first in b"]}":
+            depth -= 1
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MOST_DIGITS else math.inf
+
+
+def _refuse(name: str) -> NoReturn:
+    raise HTTPException(422, f"the body is no JSON: {name} is no number there; send null")
+
+
+def refusal_of(error: RequestValidationError) -> JSONResponse:
+    """Return what is wrong with a body, without what was sent: the first problems, each shortly."""
+    found = [
+        {
+            "type": problem["type"],
+            "loc": [_short(part) for part in problem["loc"]],
+            "msg": _short(problem["msg"]),
+        }
+        for problem in error.errors()[:MOST_PROBLEMS]
+    ]
+    return JSONResponse({"detail": found}, 422)
+
+
+def _short(part: Any) -> Any:
+    if not isinstance(part, str):
+        return part
+    return part[:LONGEST_MESSAGE].encode("utf-8", "backslashreplace").decode()

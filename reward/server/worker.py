@@ -1,0 +1,189 @@
+"""The one thread that touches the model: rows in batches, and between them answers of new users."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from pal.config import ServeConfig
+from pal.reward.model import RewardModel
+from pal.reward.server.batching import AnswersJob, Part, RowsJob, Scored, Turns
+from pal.reward.server.metrics import Metrics
+
+ANSWERS_SHARE = 0.5
+"""seconds for answers after each second for rows, while rows keep coming"""
+QUIET_SECONDS, QUIET_SLICE = 1.0, 0.1
+"""after so long without rows answers are encoded for so long at once"""
+NEWEST = 0.2
+"""weight of the newest measurement in a mean"""
+
+
+class Full(Exception):
+    """Too much is waiting."""
+
+
+class Ending(Exception):
+    """The server is ending."""
+
+
+class Worker:
+    """Scores rows in batches; users are learned in slices that are short beside a batch."""
+
+    def __init__(self, model: RewardModel, settings: ServeConfig, metrics: Metrics) -> None:
+        self.model, self.settings, self.metrics = model, settings, metrics
+        self.turns = Turns(settings.max_batch, settings.max_batch_bytes)
+        self.answers: deque[AnswersJob] = deque()
+        self.items_waiting = 0
+        """items of answers that are not encoded yet"""
+        self.pace = Pace()
+        self.is_ending = False
+        self._changed = threading.Condition()
+        self.thread = threading.Thread(target=self._run, name="reward-model", daemon=True)
+
+    def submit_rows(self, job: RowsJob) -> Future[Scored]:
+        """Queue rows and return the future of their rewards; raises Full and Ending."""
+        with self._changed:
+            self._require_place(self.turns.waiting, len(job.rows), self.settings.queue)
+            self.turns.put(job)
+            self._changed.notify()
+        return job.future
+
+    def submit_answers(self, job: AnswersJob) -> Future[torch.Tensor]:
+        """Queue answers and return the future of their user's vector; raises Full and Ending."""
+        with self._changed:
+            self._require_place(self.items_waiting, job.left, self.settings.adapt_queue)
+            self.answers.append(job)
+            self.items_waiting += job.left
+            self._changed.notify()
+        return job.future
+
+    def _require_place(self, waiting: int, more: int, most: int) -> None:
+        if self.is_ending:
+            raise Ending
+        if waiting + more > most:
+            raise Full
+
+    def stop(self) -> None:
+        """End after the batch at hand; whoever still waits is told."""
+        with self._changed:
+            self.is_ending = True
+            self._changed.notify()
+        if self.thread.ident is not None:
+            self.thread.join()
+        for rows in self.turns.jobs:
+            _fail(rows.future, Ending())
+        for answers in self.answers:
+            _fail(answers.future, Ending())
+
+    def _run(self) -> None:
+        while self._wait():
+            with self._changed:
+                parts = self.turns.next_batch()
+            if parts:
+                self._score(parts)
+            self._learn()
+
+    def _wait(self) -> bool:
+        """Wait for work, and where it is less than a batch shortly for more; False at the end."""
+        with self._changed:
+            while not (self.turns.jobs or self.answers or self.is_ending):
+                self._changed.wait()
+            until = time.monotonic() + self.settings.max_wait_ms / 1000
+            while self.turns.jobs and not self.is_ending:
+                left = until - time.monotonic()
+                if self.turns.waiting >= self.settings.max_batch or left <= 0:
+                    break
+                self._changed.wait(left)
+            return not self.is_ending
+
+    def _score(self, parts: list[Part]) -> None:
+        rows = [row for part in parts for row in part.job.rows[part.rows]]
+        vectors = torch.cat([part.job.vectors[part.rows] for part in parts])
+        began = time.perf_counter()
+        try:
+            rewards, failures = self.model.score_rows(rows, vectors)
+        except BaseException as error:
+            for part in parts:
+                _fail(part.job.future, error)
+            rewards, failures = torch.zeros(len(rows)), {}
+        self.pace.batch_took(time.perf_counter() - began)
+        self.metrics.batches.inc()
+        self.metrics.rows.inc(len(rows))
+        start = 0
+        for part in parts:
+            job, stop = part.job, start + part.rows.stop - part.rows.start
+            own = {row - start: why for row, why in failures.items() if start <= row < stop}
+            job.scored.append(Scored(rewards[start:stop], own))
+            if not job.left:
+                _answer(job.future, job.result())
+            start = stop
+        with self._changed:
+            self.turns.waiting -= len(rows)
+
+    def _learn(self) -> None:
+        """Encode some answers of the next user; those of all users take turns."""
+        with self._changed:
+            job = self.answers.popleft() if self.answers else None
+        if job is None:
+            return
+        before = job.left
+        if not job.future.done():
+            self._encode(job)
+        with self._changed:
+            if job.future.done():
+                self.items_waiting -= before
+            else:
+                self.items_waiting -= before - job.left
+                self.answers.append(job)
+
+    def _encode(self, job: AnswersJob) -> None:
+        count = job.fitting(self.pace.cost_at_once())
+        cost = sum(job.costs[job.asked.encoded :][:count])
+        began = time.perf_counter()
+        try:
+            job.asked.encode(count)
+            self.pace.answers_took(time.perf_counter() - began, cost)
+            if not job.left:
+                _answer(job.future, job.asked.solve())
+        except BaseException as error:
+            _fail(job.future, error)
+
+
+class Pace:
+    """How much of the answers fits between two batches of rows, by what both took lately."""
+
+    def __init__(self) -> None:
+        self.batch_seconds, self.last_batch = 0.0, -QUIET_SECONDS
+        self.seconds_per_cost: float | None = None
+
+    def batch_took(self, seconds: float) -> None:
+        self.batch_seconds += NEWEST * (seconds - self.batch_seconds)
+        self.last_batch = time.monotonic()
+
+    def answers_took(self, seconds: float, cost: int) -> None:
+        one = seconds / cost
+        known = one if self.seconds_per_cost is None else self.seconds_per_cost
+        self.seconds_per_cost = known + NEWEST * (one - known)
+
+    def cost_at_once(self) -> float:
+        """Return the cost of answers to encode now, none before the first are measured."""
+        if self.seconds_per_cost is None:
+            return 0.0
+        is_quiet = time.monotonic() - self.last_batch > QUIET_SECONDS
+        seconds = QUIET_SLICE if is_quiet else ANSWERS_SHARE * self.batch_seconds
+        return seconds / self.seconds_per_cost
+
+
+def _answer(future: Future[Any], result: Any) -> None:
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_result(result)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)

@@ -1,0 +1,76 @@
+"""Training of ``mrm``: users' answers are split at random into those that adapt the user and those
+that judge the result."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pal.config import TrainConfig
+from pal.errors import TrainError
+from pal.train.heads.meta import MetaLearned
+from pal.train.loss import logistic
+from pal.train.solve.convex import Rows
+from pal.train.solve.linear import rows_of
+from pal.train.solve.problem import Problem
+from pal.train.solve.variational import episodes
+
+TAIL, SOFTNESS, LARGEST_NORM = 0.5, 0.5, 1.0
+
+
+def solve_meta(head: MetaLearned, problem: Problem, settings: TrainConfig) -> None:
+    """Train by AdamW for ``settings.epochs`` epochs; the best one by validation loss is kept."""
+    train, val = (
+        Rows(rows.x.float(), rows.y.float(), rows.user) for rows in rows_of(head, problem)
+    )
+    learned = head.roles()["maps"]
+    optimiser = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=settings.weight_decay)
+    best: dict[str, Tensor] = {}
+    best_loss = math.inf
+    for _ in range(settings.epochs):
+        for known, judged in episodes(train.user, problem.users, settings.batch_size):
+            losses_U = episode_losses(head, _some(train, known), _some(train, judged), problem.users)
+            optimiser.zero_grad()
+            of_worst_users(losses_U).backward()
+            torch.nn.utils.clip_grad_norm_(learned, LARGEST_NORM)
+            optimiser.step()
+        loss_now = _validate(head, train, val, problem.users)
+        if loss_now < best_loss:
+            best_loss = loss_now
+            best = {name: value.detach().clone() for name, value in head.state_dict().items()}
+    if not best:
+        raise TrainError("the validation loss was never finite; train with a lower --set train.lr")
+    head.load_state_dict(best)
+
+
+def episode_losses(head: MetaLearned, known: Rows, judged: Rows, users: int) -> Tensor:
+    """Return the mean loss of each user who is judged, after the steps on what is known of the
+    user."""
+    basis = head.basis()
+    logits = head.adapt(known.x @ basis, known.y, known.user, users)
+    margin = ((judged.x @ basis) * head.users.soft(logits)[judged.user]).sum(dim=1)
+    count = torch.bincount(judged.user, minlength=users)
+    total = margin.new_zeros(users).index_add(0, judged.user, logistic(margin, judged.y))
+    return total[count > 0] / count[count > 0]
+
+
+def of_worst_users(losses_U: Tensor) -> Tensor:
+    """Return the mean over users of sigma((L_u - q) / softness) L_u, q the loss that the tail
+    exceeds: users who do badly weigh more."""
+    least = torch.quantile(losses_U, 1.0 - TAIL)
+    return (torch.sigmoid((losses_U - least) / SOFTNESS) * losses_U).mean()
+
+
+@torch.no_grad()
+def _validate(head: MetaLearned, train: Rows, val: Rows, users: int) -> float:
+    """Fill the user table from all training answers and return the validation loss under it."""
+    basis = head.basis()
+    head.users.logits.copy_(head.adapt(train.x @ basis, train.y, train.user, users))
+    vector = head.users.soft(head.users.logits)[val.user]
+    return float(logistic(((val.x @ basis) * vector).sum(dim=1), val.y).mean())
+
+
+def _some(rows: Rows, chosen: Tensor) -> Rows:
+    return Rows(rows.x[chosen], rows.y[chosen], rows.user[chosen])
