@@ -175,8 +175,8 @@ def build(folder: Path, seed: int) -> None:
 
 def refuse_one_text() -> None:
     """Let the encoder fail at one item, so that there is a table of failed ones."""
-    from pal.embed.odd import Failure
     from pal.embed.encoders import text as encoder
+    from pal.embed.odd import Failure
 
     usual = encoder.unreadable
 

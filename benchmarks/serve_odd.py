@@ -192,12 +192,10 @@ class Beside:
         )
 
 
-async def learn(address: str, letters: int, label: int) -> Counter[int]:
-    """Learn users at once, each from as many answers as a request may have."""
-    body = answers(ANSWERS, letters)
-    raw = [json.dumps(body(label * USERS + number)).encode() for number in range(USERS)]
+async def learn(address: str, bodies: list[bytes]) -> Counter[int]:
+    """Learn users at once."""
     async with session(address) as http:
-        asked = [ask(http, f"/v1/users/u{n}/adapt", raw[n], n) for n in range(USERS)]
+        asked = [ask(http, f"/v1/users/u{n}/adapt", raw, n) for n, raw in enumerate(bodies)]
         return Counter(status for status, _ in await asyncio.gather(*asked))
 
 
@@ -208,10 +206,12 @@ async def users_beside(address: str, letters: int, seconds: float, to_the_end: b
         end = time.perf_counter() + seconds
         return lambda: time.perf_counter() < end
 
+    body = answers(ANSWERS, letters)  # as many as a request may have
+    bodies = [json.dumps(body(number)).encode() for number in range(2 * USERS)]
     await one_row_clients(address, until(2.0), letters + 1)
     without = await one_row_clients(address, until(seconds), letters + 2)
     began = time.perf_counter()
-    learning = asyncio.create_task(learn(address, letters, letters))
+    learning = asyncio.create_task(learn(address, bodies[:USERS]))
     go_on = (lambda: not learning.done()) if to_the_end else until(seconds)
     beside = await one_row_clients(address, go_on, letters + 3)
     if not to_the_end:
@@ -220,7 +220,7 @@ async def users_beside(address: str, letters: int, seconds: float, to_the_end: b
     taken = time.perf_counter() - began
     assert learning.result() == {200: USERS}
     began = time.perf_counter()
-    await learn(address, letters, letters + 1)
+    await learn(address, bodies[USERS:])
     return Beside(without, beside, f"{taken:.0f} s, alone {time.perf_counter() - began:.0f} s")
 
 

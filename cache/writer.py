@@ -327,3 +327,24 @@ class CacheWriter:
         for path in (self.folder / "errors").glob("part-*.parquet"):
             if path.stem not in stems:
                 path.unlink(missing_ok=True)
+
+
+def clear(folder: Path, manifest: Manifest) -> None:
+    """Remove from a complete cache what a process left that died after it wrote the manifest.
+
+    Those are shards that neither the manifest nor a receipt names.
+    """
+    strangers = _unnamed(folder, {Path(entry.path).name for entry in manifest.shards})
+    if not strangers or not os.access(folder, os.W_OK):
+        return
+    with locked(folder):
+        named = {Path(entry.path).name for entry in Manifest.read(folder).shards}
+        for path in (folder / "shards").glob("part-*.json"):
+            with suppress(CacheError):
+                named.add(Path(Receipt.read_file(path).path).name)
+        for path in _unnamed(folder, named):
+            path.unlink(missing_ok=True)
+
+
+def _unnamed(folder: Path, named: set[str]) -> list[Path]:
+    return [path for path in (folder / "shards").glob("part-*.parquet") if path.name not in named]

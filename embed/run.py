@@ -16,7 +16,7 @@ from pal.cache.reader import SCORE_HEAD, FeatureStore
 from pal.cache.records import Provenance, Receipt
 from pal.cache.spec import Spec, encoder_of, folder_of, make_spec
 from pal.cache.summary import total_seconds
-from pal.cache.writer import CacheWriter, Unfinished
+from pal.cache.writer import CacheWriter, Unfinished, clear
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource, locate
@@ -168,6 +168,9 @@ def embed(
             if config.embed.executor != "slurm":
                 raise
             return _result(job, _contents_so_far(job, writers[0], tasks), new, began)
+    else:
+        for complete in filter(None, stores):
+            clear(complete.folder, complete.manifest)
     store = FeatureStore.open(job.folders[0], job.specs[0])
     _point_to(job.folders[0], config.encoder)
     contents = _Contents(True, store.fingerprint, store.dim, store.rows, store.manifest.errors)

@@ -97,7 +97,7 @@ def evaluating(trained: TrainedHead, folder: Path) -> Iterator[None]:
     with locked(folder):
         if RunRecord.of(folder).seal != trained.metadata.seal:
             raise EvaluationError(
-                f"{folder} was trained anew while its earlier head was evaluated; "
+                f"{folder} was trained anew while an earlier head was evaluated; "
                 f"run: pal evaluate {folder.name}"
             )
         yield

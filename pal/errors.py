@@ -98,14 +98,14 @@ OF_DATABASES = {
 def system_number(error: BaseException) -> int | None:
     """Return the number that the system gave an error of a file system, None for any other error.
 
-    Libraries written in Rust tell it in the text of their own errors.
+    Libraries written in Rust tell it in the text of their own errors, shutil in that of many.
     """
     number = None
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         number = error.errno
     elif isinstance(error, sqlite3.Error):
         number = OF_DATABASES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-    elif found := re.search(r"\(os error (\d+)\)", str(error)):
+    elif found := re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(error)):
         number = int(found.group(1))
     return number if number in OF_DISKS else None
 
@@ -116,12 +116,13 @@ def disk_error(error: BaseException) -> DiskError | None:
     if number is None:
         within = error.__cause__ or error.__context__
         return None if within is None else disk_error(within)
-    place = getattr(error, "filename", None)
-    if not isinstance(place, str | bytes):
+    given = [getattr(error, name, None) for name in ("filename", "filename2")]
+    paths = [Path(os.fsdecode(place)) for place in given if isinstance(place, str | bytes)]
+    if not paths:
         return DiskError(OF_DISKS[number].format(path="a file", folder="a file"))
-    path = Path(os.fsdecode(place))
-    name = path.parent if path.name.startswith(".") else path
-    return DiskError(OF_DISKS[number].format(path=name, folder=path.parent))
+    # one that begins with a dot is ours, to be renamed
+    path = next((path for path in paths if not path.name.startswith(".")), paths[0].parent)
+    return DiskError(OF_DISKS[number].format(path=path, folder=paths[0].parent))
 
 
 class PalWarning(UserWarning):

@@ -81,7 +81,7 @@ def inflight(target: Path) -> Iterator[Path]:
     temporary = target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent, os.getpid())
+        _remove_leftovers(target.parent.absolute(), os.getpid())
         temporary = target.parent / _inflight_name(target.suffix)
         yield temporary
     except Exception as error:
@@ -163,7 +163,11 @@ def _is_renamed(old: Path, new: Path) -> bool:
 
 
 def recover(target: Path) -> None:
-    """Bring back a directory whose replacement was killed between its two renames."""
+    """Bring back a directory whose replacement was killed between its two renames.
+
+    Readers call it, so that what killed processes left does not wait for the next one that writes.
+    """
+    _remove_leftovers(target.parent.absolute(), os.getpid())
     parked = _parked(target)
     if parked.exists():
         if target.exists():

@@ -26,7 +26,7 @@ from pal.cache.reader import FeatureStore
 from pal.cache.records import Manifest, Provenance, Receipt, Seconds, SpecRecord, Statistics
 from pal.cache.shard import ITEM_BYTES, Shard, contiguous_vectors, write_shard
 from pal.cache.spec import differences, fingerprint, folder_of, make_spec
-from pal.cache.writer import CacheWriter, EncodedShard
+from pal.cache.writer import CacheWriter, EncodedShard, clear
 from pal.errors import CacheError, CacheMismatch
 
 DIM = 6
@@ -312,6 +312,11 @@ def test_a_cache_stays_complete_while_its_failed_items_are_tried_again() -> None
     again.finalize(tasks, MADE)
     assert FeatureStore.open(Path("cache")).rows == 20
     assert writer.failures(tasks).total() == 0
+    # one that was killed after the manifest
+    left = Path("cache/shards/part-00000-of-00002.00000000.parquet")
+    left.write_bytes(b"")
+    clear(Path("cache"), Manifest.read(Path("cache")))
+    assert not left.exists()
     # one that had read the manifest before, and opens the shards now
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Manifest, "of", lambda folder: stale)

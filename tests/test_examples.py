@@ -34,6 +34,9 @@ def test_rank_for_two_users_prints_two_rankings(run: Run) -> None:
         "encoder=tiny-text",
         "train.epochs=1",
         "data.demo.users=6",
+        "data.demo.limit=300",
+        "data.demo.validation_pairs_per_user=10",
+        "data.demo.test_pairs_per_user=10",
         "data.demo.pairs_per_user=10",
     ]
     lines = run("rank_for_two_users.py", *small)
@@ -47,13 +50,13 @@ def test_rank_for_two_users_prints_two_rankings(run: Run) -> None:
 def test_opposed_users_rank_statements_in_opposite_orders(run: Run, persona_source: Path) -> None:
     small = [
         "train.epochs=20",
-        "data.persona.limit=120",
+        "data.persona.limit=80",
         "data.persona.users=20",
         "data.persona.unseen_users=2",
         "data.persona.validation_users=2",
         "data.persona.pairs_per_user=80",
-        "data.persona.validation_pairs_per_user=10",
-        "data.persona.test_pairs_per_user=10",
+        "data.persona.validation_pairs_per_user=5",
+        "data.persona.test_pairs_per_user=5",
         "embed.minilm.max_length=64",
     ]
     told = run("rewards_for_opposed_users.py", str(persona_source), *small)

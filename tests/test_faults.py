@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +23,21 @@ from pal.cache.inspect import verify
 from pal.cache.reader import FeatureStore
 from pal.cli import main
 from pal.config import Config
+from pal.data import build
+from pal.data.tables import Tables
 from pal.embed.encoders.text import TextEncoder
-from pal.errors import CacheError, PalWarning
+from pal.errors import CacheError, EvaluationError, PalWarning, TrainError
+from pal.evaluate import inputs, predict
+from pal.evaluate.adaptation import adapt_run
+from pal.evaluate.records import Metrics
 from pal.reward.export import Choice
+from pal.train import fit
 
 Configure = Callable[..., Config]
 CAMPAIGN = Path(__file__).resolve().parents[1] / "benchmarks" / "crashes.py"
 
 
-def shards_of(folder: Path) -> dict[str, bytes]:
+def shards_of(folder: Path) -> dict[bytes, bytes]:
     """Return the feature bytes by item of a complete cache."""
     store = FeatureStore.open(folder)
     rows = store.features().view(torch.uint8).numpy()
@@ -41,7 +48,20 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 def test_killed_rivalled_and_refused_by_disks_every_command_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
-    counts = ["--points", "2", "--times", "1", "--real", "2", "--pairs", "1", "--disks", "1"]
+    counts = [
+        "--points",
+        "2",
+        "--row",
+        "1",
+        "--times",
+        "1",
+        "--real",
+        "2",
+        "--pairs",
+        "1",
+        "--disks",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, CAMPAIGN, *counts], capture_output=True, text=True, check=False
     )
@@ -153,7 +173,7 @@ def test_every_stage_tells_what_the_disk_refuses_and_leaves_no_trace(
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=220k", "none", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=220k", "none", str(folder)]
     mount = subprocess.run(command, capture_output=True, check=False)
     if mount.returncode:
         pytest.skip("this user may not mount a small disk")
@@ -173,6 +193,54 @@ def test_a_full_disk_loses_no_finished_shard(small_disk: Path, pal: Pal) -> None
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
     assert json.loads(pal("embed", *settings, "--json").out)["reused"] == 20 * finished
     assert verify(folder).rows == 600
+
+
+def test_of_two_that_prepare_at_once_one_waits_and_finds_it_done(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, usual = [], build.tables_of
+
+    def counted(*arguments: Any) -> Tables:
+        made.append(1)
+        return usual(*arguments)
+
+    monkeypatch.setattr(build, "tables_of", counted)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: pipeline.prepare(configure()), range(2))
+    assert one == other
+    assert len(made) == 1
+
+
+@pytest.mark.usefixtures("project_here")
+def test_a_run_of_other_settings_that_came_first_is_not_replaced(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked whether the name is free, then trained."""
+    usual = fit.fit_head
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(fit, "fit_head", usual)
+        pipeline.train(configure({"train.k": 3}), "new")
+        return usual(*arguments)
+
+    monkeypatch.setattr(fit, "fit_head", slow)
+    with pytest.raises(TrainError, match="runs/new holds a run with train.k = 3, not 2"):
+        pipeline.train(configure(), "new")
+    assert predict.load_run(Path("runs"), "new").metadata.train.k == 3
+
+
+@pytest.mark.usefixtures("project_here")
+def test_a_head_that_is_no_longer_there_leaves_no_evaluation(configure: Configure) -> None:
+    config = configure({"adapt.shots": [0, 5]})
+    old = predict.load_run(Path("runs"), "one")
+    data = inputs.inputs_of_run(config.paths, old.metadata)
+    shutil.rmtree("runs/one")
+    new = pipeline.train(configure({"seed": 1}), "one")
+    with pytest.raises(EvaluationError, match="runs/one was trained anew while an earlier head"):
+        predict.evaluate_run(config.evaluate, old, *data, Path("runs/one"))
+    with pytest.raises(EvaluationError, match="runs/one was trained anew"):
+        adapt_run(config.adapt, config.evaluate, old, *data, Path("runs/one"))
+    assert Metrics.read(Path("runs/one")) == new
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -77,7 +79,7 @@ def test_a_kill_between_two_renames_loses_nothing(monkeypatch: pytest.MonkeyPatc
     if child == 0:
 
         def rename_once(old: Path, new: Path) -> bool:
-            return usual(old, new) and (new.name != ".parked-x" or os._exit(9))  # type: ignore[func-returns-value]
+            return usual(old, new) and (new.name != ".parked-x" or os._exit(9))
 
         files._is_renamed = rename_once
         write_folder(Path("x"), "new")
@@ -92,7 +94,10 @@ def test_a_kill_between_two_renames_loses_nothing(monkeypatch: pytest.MonkeyPatc
     assert os.listdir() == ["x"]
 
 
-def test_what_killed_processes_left_is_removed_and_what_living_ones_use_is_not() -> None:
+@pytest.mark.parametrize("is_reader", [True, False])
+def test_what_killed_processes_left_is_removed_and_what_living_ones_use_is_not(
+    is_reader: bool,
+) -> None:
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     machine = files._machine()
@@ -107,10 +112,13 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_use_is_not()
         Path("x", name).touch()
     month = time.time() - 30 * 86_400
     os.utime(Path("x", list(left)[3]), (month, month))
-    with atomic_file(Path("x/new.txt")) as temporary:
-        temporary.write_text("x")
+    if is_reader:
+        recover(Path("x/folder"))
+    else:
+        with atomic_file(Path("x/new")) as temporary:
+            temporary.touch()
     kept = {name for name, is_removed in left.items() if not is_removed}
-    assert set(os.listdir("x")) == {*kept, "new.txt"}
+    assert set(os.listdir("x")) - {"new"} == kept
 
 
 def test_only_one_holds_a_lock_and_none_is_left() -> None:
@@ -160,6 +168,7 @@ def test_what_a_disk_refuses_is_one_sentence_with_the_folder(number: int) -> Non
     [
         RuntimeError("Error while serializing: I/O error: No space left (os error 28)"),
         OSError(errno.ENOSPC, "No space left on device"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     ],
 )
 def test_libraries_that_write_themselves_are_told_alike(error: Exception) -> None:
@@ -180,6 +189,22 @@ def test_a_database_that_is_full_is_a_full_disk() -> None:
         connection.execute("CREATE TABLE x (y)")
     connection.close()
     assert "no space is left" in str(disk_error(caught.value))
+
+
+def test_a_folder_that_cannot_be_exchanged_is_named_not_the_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EXDEV)  # as in a container, of a folder of its image
+        return -1
+
+    write_folder(Path("runs/one"), "old")
+    monkeypatch.setattr(files, "_renameat2", lambda: refuse)
+    with pytest.raises(OSError, match="cross-device") as caught:
+        write_folder(Path("runs/one"), "new")
+    assert str(disk_error(caught.value)).startswith("runs/one cannot be replaced, as it belongs")
+    assert content_of(Path("runs/one")) == {"old"}
+    assert os.listdir("runs") == ["one"]
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,7 @@ def test_a_row_that_cannot_be_stacked_or_encoded_is_its_own_failure(
         return original(*given)
 
     monkeypatch.setattr(texts, step, raising)
-    within = (
-        1e-5 if error is torch.OutOfMemoryError else 0.0
-    )  # other batches round otherwise
+    within = 1e-5 if error is torch.OutOfMemoryError else 0.0  # other batches round otherwise
     failure = only(texts, FINE, Text("an odd one"), within)
     stage = "decode" if step == "stack" else "encode"
     assert failure == (stage, error.__name__, "not this one")

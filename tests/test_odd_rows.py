@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pal.config import Config
@@ -205,7 +205,10 @@ def places_in(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]
 
 @pytest.mark.parametrize("source", HERE)
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.reuse, Phase.generate],  # the reject's message says enough; shrinking is slow
 )
 @given(data=st.data())
 def test_an_odd_value_costs_only_its_row(

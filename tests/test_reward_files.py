@@ -404,9 +404,12 @@ def test_a_device_that_is_gone_is_no_fault_of_the_rows(
     monkeypatch.setattr(encoder, "encode", gone)
     with pytest.raises(RewardError, match="encoder tiny fails at every item .the device is gone"):
         model.score_each(["p"], ["a"], [None])
-    odd = [True]
-    monkeypatch.setattr(encoder, "encode", lambda batch: (gone if odd.pop() else working)(batch))
-    odd[:0] = [False]
+    few = len("p\n\na") + 3  # bytes, and what the tokenizer adds
+
+    def gone_at_few(batch: Any) -> Any:
+        return (gone if batch.tensors[0].shape[1] <= few else working)(batch)
+
+    monkeypatch.setattr(encoder, "encode", gone_at_few)
     assert model.score_each(["p"], ["a"], [None])[1] == {0: "the device is gone"}
 
 

@@ -223,7 +223,7 @@ def test_the_commands_print_one_object(
 ) -> None:
     import pal.cli
 
-    settings = {"embed.tiny-text.store_dtype": "float32", "train.k": 2}
+    settings = {"embed.tiny-text.store_dtype": "float32", "train.head": "pal-a", "train.k": 2}
     config = configure(settings)
     pipeline.embed(config)
     pipeline.train(config, "run")

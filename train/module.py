@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.ideal_point import IdealPointHead
-from pal.train.loss import LOSSES
+from pal.train.loss import LOSSES, weights_of_users
 from pal.train.pairs import Batch
+from pal.train.row_adam import RowAdam
 
 
 def learning_rates(config: TrainConfig) -> dict[str, float]:
@@ -73,24 +74,57 @@ class HeadTraining(lightning.LightningModule):
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = -1
         self.best_loss = float("inf")
+        self.user_weights: Tensor | None = None
+        self.rows: RowAdam | None = None
+        self._present = torch.zeros(0, dtype=torch.bool)
         self._sums = {"train": torch.zeros(2), "val": torch.zeros(3)}
+
+    def on_fit_start(self) -> None:
+        if self.config.loss_over == "users":
+            owner: Tensor = self.trainer.datamodule.train_pairs.user
+            self.user_weights = weights_of_users(owner, len(self.head.users.logits))
 
     def margin(self, batch: Batch) -> Tensor:
         """Return the margins of a batch under its users' weights, (B,)."""
         margin: Tensor = self.head(batch.prompt, batch.first, batch.second, batch.user)
         return margin
 
+    def weights(self, batch: Batch) -> Tensor:
+        """Return what each pair counts, (B,)."""
+        if self.user_weights is None:
+            return torch.ones_like(batch.label)
+        return self.user_weights[batch.user]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(optimiser_groups(self.head, self.config), fused=True)
+        groups = optimiser_groups(self.head, self.config)
+        if self.config.absent_users == "stay":
+            table = self.head.users.logits
+            self.rows = RowAdam(table)
+            for group in groups:
+                group["params"] = [p for p in group["params"] if p is not table]
+        return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        table = self.head.users.logits
+        if self.rows is not None and table.grad is not None:
+            self.rows.step(table.grad, self._present, self.config.user_lr)
+            table.grad = None
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = self.loss(self.margin(batch), batch.label)
-        self._sums["train"] += torch.stack([loss.detach().sum(), loss.new_tensor(len(loss))])
+        self._present = torch.zeros(
+            len(self.head.users.logits), dtype=torch.bool, device=self.device
+        )
+        self._present[batch.user] = True
+        loss, weight = self.loss(self.margin(batch), batch.label), self.weights(batch)
+        total, count = (weight * loss).sum(), weight.sum()
+        self._sums["train"] += torch.stack([total.detach(), count])
+        mean = loss.mean() if self.user_weights is None else total / count
         beta = self.config.bound
-        return loss.mean() if beta is None else loss.mean() + self.bound_penalty(batch, beta)
+        return mean if beta is None else mean + self.bound_penalty(batch, beta)
 
     def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
         """Return what ideal points beyond ``beta`` add to the loss of a batch."""
@@ -104,12 +138,14 @@ class HeadTraining(lightning.LightningModule):
         self._sums["val"] = torch.zeros(3, device=self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        margin = self.margin(batch)
-        loss = self.loss(margin, batch.label).sum()
+        margin, weight = self.margin(batch), self.weights(batch)
+        loss = self.loss(margin, batch.label)
         right = torch.where(
             margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)
-        ).sum()
-        self._sums["val"] += torch.stack([loss, right, loss.new_tensor(len(margin))])
+        )
+        self._sums["val"] += torch.stack(
+            [(weight * loss).sum(), (weight * right).sum(), weight.sum()]
+        )
 
     def on_train_epoch_end(self) -> None:
         loss, right, count = self._sums["val"].tolist()

@@ -24,7 +24,7 @@ TOKEN = re.compile(rb'[\[\]{},]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTAL
 """a bracket, a comma or a whole string; one without an end reaches to the body's, so that no letter
 is looked at twice"""
 
-_aside = ThreadPoolExecutor(2, "aside")
+_aside = ThreadPoolExecutor(1, "aside")
 Result = TypeVar("Result")
 
 
@@ -47,8 +47,8 @@ class _JsonRequest(Request):
 
 
 async def aside(call: Callable[..., Result], *values: Any) -> Result:
-    """Do what takes long beside the event loop. There are two such threads and no more, since they
-    share the interpreter with it."""
+    """Do what takes long beside the event loop; one after the other, since the interpreter has to
+    be shared with it and with the model anyway."""
     return await asyncio.get_running_loop().run_in_executor(_aside, lambda: call(*values))
 
 

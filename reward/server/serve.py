@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -19,6 +21,9 @@ from pal.reward.server.guard import is_loopback
 from pal.reward.server.service import Service
 
 BACKLOG = 2048
+SWITCH_SECONDS = 0.0005
+"""a pass of the model asks for the interpreter a hundred times, and each time would wait for 5 ms
+while another thread reads a long body"""
 
 
 def run_server(
@@ -44,6 +49,9 @@ def run_server(
         raise
     port = listener.getsockname()[1]
     say(f"serving {model.metadata.run} on http://{settings.host}:{port}, see /docs")
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # else each full collection, of all that torch brings, stops everybody for 300 ms
     server.run(sockets=[listener])
 
 

@@ -38,8 +38,8 @@ class Consensus(BradleyTerryNetwork):
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Reduce pairs to the difference that everybody agrees on, (B,)."""
         nobody = first_BD[:, :0]
-        first, second = (super(Consensus, self).reward(None, x, nobody) for x in (first_BD, second_BD))
-        return (first - second,)
+        first = super().reward(None, first_BD, nobody)
+        return (first - super().reward(None, second_BD, nobody),)
 
     def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
         (common_B,) = prepared

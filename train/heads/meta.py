@@ -6,8 +6,8 @@ Meta Reward Modeling (arXiv 2601.18731) on frozen features, re-derived (evaluati
     a_u       = a_0, then S times a_u <- a_u - eta d/da mean_j CE(x_j^T V softmax(a_u), y_j)
     loss      = of other answers of the user after those steps, and more of it for the worst users
 
-V and a_0 are learned by differentiating through all S steps; training is in ``pal.train.solve.meta``.
-A new user goes the same steps from the same start. Shapes: B rows, D features, K directions, U users.
+V and a_0 are learned by differentiating through all S steps, in ``pal.train.solve.meta``. A new
+user goes the same steps from the same start. Shapes: B rows, D features, K directions, U users.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pal.train.heads.users import UserWeights
 
 STEPS, RATE = 5, 10.0
 """S and eta"""
+GAIN = 10.0
+"""V in terms of what is learned, so that the learning rate of other heads serves this one"""
 
 
 class MetaLearned(LinearHead):
@@ -34,12 +36,12 @@ class MetaLearned(LinearHead):
 
     def __init__(self, dim: int, users: int, *, k: int = 2) -> None:
         super().__init__(dim, UserWeights(users, k))
-        self.basis_DK = nn.Parameter(torch.randn(dim, k) / math.sqrt(dim))
+        self.basis_DK = nn.Parameter(torch.randn(dim, k) / (GAIN * math.sqrt(dim)))
         self.start_K = nn.Parameter(torch.zeros(k))
 
     def basis(self) -> Tensor:
         # standardised features have a norm of one; here each dimension shall have a spread of one
-        return math.sqrt(len(self.basis_DK)) * self.basis_DK
+        return GAIN * math.sqrt(len(self.basis_DK)) * self.basis_DK
 
     def adapt(self, projected_BK: Tensor, label: Tensor, user_B: Tensor, users: int) -> Tensor:
         """Return each user's logits after the steps on the own answers, (U, K); ``projected_BK`` is

@@ -3,9 +3,9 @@ reward.
 
 Poddar et al. 2024 on frozen features, re-derived (evaluation.md 3.7):
 
-    h_j       = MLP([chosen; rejected])               (B, H)
+    h_j       = MLP([chosen; rejected])               (B, H), three matrices, no activation last
     mu, s     = pooled self-attention over a user's h_j, each kept in [-1, 1]
-    z         = mu + eps exp(s / 2)                   in training; z = mu otherwise
+    z         = mu + eps exp(s / 2), brought to a norm of sqrt(H), in training; z = mu otherwise
     r(e)      = MLP([e; z])
     loss      = mean softplus(-margin) + beta KL(N(mu, e^s) || N(0, I))
 
@@ -40,10 +40,11 @@ class Variational(Head):
         hidden = latent_dim or dim
         self.item_scale = Standardiser(dim)
         self.users = UserVectors(users, hidden, spread=0.0)
-        layers: list[nn.Module] = []
-        for n_in in (2 * dim, hidden, hidden):
-            layers += [nn.Linear(n_in, hidden), nn.LeakyReLU(LEAK)]
-        self.read_answer = nn.Sequential(*layers)
+        self.read_answer = nn.Sequential(
+            nn.Linear(2 * dim, hidden), nn.LeakyReLU(LEAK),
+            nn.Linear(hidden, hidden), nn.LeakyReLU(LEAK),
+            nn.Linear(hidden, hidden),
+        )  # fmt: skip
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
         self.mean, self.log_variance = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
         self.net = nn.Sequential(
@@ -82,6 +83,11 @@ class Variational(Head):
         pooled_UH = total_UH / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
         mean, log_variance = self.mean(pooled_UH), self.log_variance(pooled_UH)
         return mean.clamp(-1.0, 1.0), log_variance.clamp(-1.0, 1.0)
+
+    def draw(self, mean_UH: Tensor, log_variance_UH: Tensor) -> Tensor:
+        """Return a vector for each user as training sees it, (U, H)."""
+        z_UH = mean_UH + torch.randn_like(mean_UH) * (log_variance_UH / 2.0).exp()
+        return nn.functional.normalize(z_UH, dim=1) * math.sqrt(z_UH.shape[1])
 
     @torch.no_grad()
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:

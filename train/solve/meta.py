@@ -31,9 +31,9 @@ def solve_meta(head: MetaLearned, problem: Problem, settings: TrainConfig) -> No
     best_loss = math.inf
     for _ in range(settings.epochs):
         for known, judged in episodes(train.user, problem.users, settings.batch_size):
-            losses_U = episode_losses(head, _some(train, known), _some(train, judged), problem.users)
+            after = episode_losses(head, _some(train, known), _some(train, judged), problem.users)
             optimiser.zero_grad()
-            of_worst_users(losses_U).backward()
+            of_worst_users(after).backward()
             torch.nn.utils.clip_grad_norm_(learned, LARGEST_NORM)
             optimiser.step()
         loss_now = _validate(head, train, val, problem.users)

@@ -19,7 +19,9 @@ from pal.train.solve.problem import Problem
 if TYPE_CHECKING:
     from pal.train.pairs import Pairs
 
-BETA, CYCLES = 3e-6, 4
+BETA, LEAST, CYCLES = 3e-6, 0.1, 4
+"""weight of the divergence at its largest, its share at the least, and rises from one to the
+other"""
 PASSES = 3
 """through the answers in an epoch, for many of them are context and not targets"""
 TARGETS, LARGEST_CONTEXT = 16, 32
@@ -33,7 +35,7 @@ def solve_variational(head: Variational, problem: Problem, settings: TrainConfig
     best_loss = math.inf
     for epoch in range(settings.epochs):
         phase = (epoch * CYCLES / settings.epochs) % 1.0
-        beta = BETA * 0.5 * (1.0 - math.cos(math.pi * phase))
+        beta = BETA * (LEAST + (1.0 - LEAST) * 0.5 * (1.0 - math.cos(math.pi * phase)))
         for context, target in episodes(problem.train.user, problem.users, settings.batch_size):
             loss = _episode_loss(head, problem, context, target, beta, settings.loss)
             optimiser.zero_grad()
@@ -55,7 +57,7 @@ def _episode_loss(
     user."""
     answers = _answers(problem.features, problem.train, context)
     mean, log_variance = head.posterior(*answers, problem.users)
-    z = mean + torch.randn_like(mean) * (log_variance / 2.0).exp()
+    z = head.draw(mean, log_variance)
     first, second, label, user = _answers(problem.features, problem.train, target)
     margin = head.margin(None, first, second, z[user])
     divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
