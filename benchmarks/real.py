@@ -103,7 +103,8 @@ def as_text(sections: list[str], seeds: int) -> str:
                 "# Heads on answers of real people",
                 f"Made by `python benchmarks/real.py --source FOLDER --seeds {seeds}` on "
                 f"{datetime.now(UTC):%Y-%m-%d}, MiniLM, {FOLDS} folds over prompts: every prompt "
-                "is tested once,\nby heads that never saw it. Accuracy is the mean over users; 95 %\n"
+                "is tested\nonce, by heads that never saw it. Accuracy is the mean over users; "
+                "95 %\n"
                 "intervals are over users and prompts (`p`: most of it comes from the prompts). "
                 "A coin has NLL 0.693. Settings are each head's defaults.",
                 *sections,

@@ -24,7 +24,7 @@ from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
 from pal.evaluate.crossed import PROMPT_GROUP, Array, Crossing, with_prompt_group
 from pal.evaluate.metrics import summarize
-from pal.evaluate.predict import pairs_of, predict
+from pal.evaluate.predict import pairs_of, predict, readable
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule
 from pal.train.adapt.active import ask_in_turn
@@ -98,7 +98,9 @@ def new_users(
     has no unseen user at all; raises EvaluationError where nobody has so many answers.
     """
     judged, pool = (
-        drop_without_feature(dataset.pairs(split, "unseen"), store).sort("user_id", "pair_id")
+        readable(drop_without_feature(dataset.pairs(split, "unseen"), store), trained.head).sort(
+            "user_id", "pair_id"
+        )
         for split in (role, "train")
     )
     everybody = judged["user_id"].unique().sort().to_list()
@@ -169,7 +171,7 @@ def adapt_one(
 
     None where the dataset has no such pairs.
     """
-    pairs = drop_without_feature(dataset.pairs("train", "unseen"), store)
+    pairs = readable(drop_without_feature(dataset.pairs("train", "unseen"), store), trained.head)
     pairs = pairs.filter(pl.col("user_id") == user).sort("pair_id")
     if pairs.is_empty():
         return None

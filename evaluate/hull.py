@@ -11,7 +11,7 @@ from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.few_shot import new_users, prepare_answers
-from pal.evaluate.predict import pairs_of, require_same_data
+from pal.evaluate.predict import pairs_of, readable, require_same_data
 from pal.files import locked
 from pal.names import require_name
 from pal.records import Entry, JsonObject
@@ -45,6 +45,7 @@ def outside_users(
     if not isinstance(trained.head.users, UserWeights):
         return []
     frame = pairs_of(dataset, store, trained.users, "val", "seen").sort("pair_id")
+    frame = readable(frame, trained.head)
     frame = frame.filter(pl.len().over("user_id") >= FEWEST)
     try:
         users = new_users(trained, dataset, store, "test", FEWEST)
@@ -91,6 +92,7 @@ def grow_run(
     if not names:
         return None
     frame = drop_without_feature(dataset.pairs("train", "unseen"), store).sort("pair_id")
+    frame = readable(frame, trained.head)
     frame = frame.filter(pl.col("user_id").is_in(names))
     pairs = Pairs.join(frame, store, names, trained.head.uses_prompt, "cpu")
     answers = pairs.batch(store.features(), torch.arange(len(pairs)))

@@ -27,6 +27,7 @@ from pal.files import atomic_file, locked
 from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
 from pal.train.data import TrainingData
+from pal.train.heads.head import Head
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature
 from pal.train.run_record import RunRecord, TrainedHead
 
@@ -208,6 +209,11 @@ def pairs_of(
     return frame.filter(pl.col("user_id").is_in(users)) if population == "seen" else frame
 
 
+def readable(frame: pl.DataFrame, head: Head) -> pl.DataFrame:
+    """Leave out pairs without a prompt for heads that read it, as training does."""
+    return frame.filter(pl.col("prompt_id").is_not_null()) if head.uses_prompt else frame
+
+
 def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
     """Return the predictions of test pairs of one population."""
     return predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
@@ -267,6 +273,7 @@ def predict(
 ) -> pl.DataFrame:
     """Return ``pair_id, user_id, prompt_group, split, population, margin, p, label`` for rows of
     ``pairs.parquet``."""
+    frame = readable(frame, trained.head)
     pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
     return predict_joined(trained, frame, pairs, features)
 
