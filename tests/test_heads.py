@@ -18,14 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 from torch.autograd import gradcheck
+from torch.nn.functional import softplus
 
 import pal.train.heads
+import pal.train.heads.meta
 from pal import pipeline
 from pal.config import Config, TrainConfig, load
 from pal.errors import ConfigError, TrainError
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.map import adapt_map
+from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads, resolve
 from pal.train.heads.head import Head
-from pal.train.heads.linear import BradleyTerry
+from pal.train.heads.linear import BradleyTerry, LinearHead
+from pal.train.heads.meta import MetaLearned
 from pal.train.heads.pal_a import PalA
 from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational
@@ -33,7 +39,15 @@ from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Batch, Pairs
 from pal.train.solve import SOLVERS, Problem, is_solved, solve
-from pal.train.solve.convex import Rows, best_ridge, fit_low_rank, fit_shrunk_users, newton
+from pal.train.solve.convex import (
+    Rows,
+    best_of_path,
+    best_ridge,
+    fit_low_rank,
+    fit_shrunk_users,
+    newton,
+)
+from pal.train.solve.meta import episode_losses, of_worst_users
 from pal.train.solve.variational import episodes
 
 Configure = Callable[..., Config]
@@ -472,15 +486,189 @@ def test_newton_finds_where_the_gradient_is_zero() -> None:
 
 def test_lore_with_one_direction_is_bradley_terry() -> None:
     rows = random_rows()
-    theta, _ = best_ridge(rows, rows, 0.05)
-    basis, logits = torch.zeros(DIM, 1), torch.zeros(USERS, 1)
-    fit_low_rank(basis, logits, rows, 0.05)
+    theta = best_ridge(rows, rows, 0.05)
+    basis, _ = fit_low_rank(torch.zeros(DIM, 1), torch.zeros(USERS, 1), rows, 0.05)
     torch.testing.assert_close(basis[:, 0], theta, rtol=1e-3, atol=1e-4)
+
+
+def test_a_path_of_ridges_goes_past_a_plateau_and_ends_where_it_clearly_gets_worse() -> None:
+    losses = {4.0: 0.6931, 3.0: 0.6932, 2.0: 0.6936, 1.0: 0.3, 0.5: 0.32, 0.4: 0.35, 0.1: 0.1}
+    asked: list[float] = []
+
+    def fit(strength: float) -> tuple[float, float]:
+        asked.append(strength)
+        return losses[strength], strength
+
+    assert best_of_path(list(losses), fit) == 1.0
+    assert asked == list(losses)[:6], "two in a row were clearly worse than the best"
+
+
+def test_a_path_without_a_finite_loss_is_one_sentence() -> None:
+    with pytest.raises(TrainError, match="never finite; look for NaN among the features"):
+        best_of_path((1.0, 0.1, 0.01), lambda strength: (math.nan, strength))
+
+
+def opposed_users(noise: float = 0.5) -> tuple[Problem, Problem]:
+    """Half of the users have a taste theta and half have -theta; the second problem has other pairs
+    of theirs."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(200, DIM, generator=generator)
+    taste = torch.randn(DIM, generator=generator)
+
+    def pairs() -> Pairs:
+        first, second = torch.randint(0, 200, (2, 60 * USERS), generator=generator)
+        user = torch.arange(60 * USERS) % USERS
+        sign = torch.where(user % 2 == 0, 1.0, -1.0)
+        drawn = noise * torch.randn(60 * USERS, generator=generator)
+        label = (sign * ((features[first] - features[second]) @ taste) + drawn > 0).float()
+        return Pairs(None, first, second, user, label)
+
+    parts = [pairs() for _ in range(3)]
+    return Problem(features, parts[0], parts[1], USERS), Problem(
+        features, parts[2], parts[2], USERS
+    )
+
+
+def solved_accuracy(name: str, **settings: Any) -> float:
+    known, new = opposed_users()
+    torch.manual_seed(0)
+    train = TrainConfig(head=name, **settings)
+    head = build_head(train, DIM, USERS)
+    solve(head, known, train)
+    batch = new.train.batch(new.features, slice(None))
+    margin = head.eval()(None, batch.first, batch.second, batch.user)
+    return float(((margin > 0) == (batch.label > 0.5)).float().mean())
+
+
+@pytest.mark.parametrize("name", ["lore", "per-user", "mrm"])
+def test_users_who_oppose_each_other_are_found_though_their_common_taste_is_none(
+    name: str,
+) -> None:
+    """One taste for all is best at the strongest ridge, under which no direction is learned."""
+    assert solved_accuracy("bt-linear") < 0.6
+    assert solved_accuracy(name) > 0.9
+
+
+@pytest.mark.parametrize("name", ["lore", "bt-linear"])
+def test_a_ridge_that_is_given_is_taken_as_it_is(name: str) -> None:
+    known, _ = opposed_users()
+    norms = []
+    for ridge in (1e-1, 1e-3):
+        torch.manual_seed(0)
+        head = build_head(TrainConfig(head=name), DIM, USERS)
+        solve(head, known, TrainConfig(head=name, ridge=ridge))
+        assert isinstance(head, LinearHead)
+        norms.append(float(head.theta(head.users(torch.arange(USERS))).norm()))
+    assert norms[1] > norms[0]
+
+
+def consensus_pairs() -> tuple[torch.Tensor, Pairs]:
+    """User 0 always answers by the common taste, 1 mostly, 2 at random, 3 by the opposite."""
+    generator = torch.Generator().manual_seed(6)
+    features = torch.randn(100, DIM, generator=generator)
+    first, second = torch.randint(0, 100, (2, 100 * USERS), generator=generator)
+    user = torch.arange(100 * USERS) % USERS
+    agrees = torch.rand(len(user), generator=generator) < torch.tensor([1.0, 0.8, 0.5, 0.0])[user]
+    label = ((features[first, 0] > features[second, 0]) == agrees).float()
+    return features, Pairs(None, first, second, user, label)
+
+
+def test_consensus_learns_who_is_reliable_and_lets_nobody_prefer_the_opposite() -> None:
+    features, pairs = consensus_pairs()
+    torch.manual_seed(0)
+    module = HeadTraining(build_head(TrainConfig(head="consensus"), DIM, USERS), TrainConfig())
+    first = module.head.users.logits.detach().clone()
+    torch.testing.assert_close(softplus(first), torch.ones(USERS, 1))
+    optimiser = module.configure_optimizers()
+    for number in range(150):
+        optimiser.zero_grad()
+        module.training_step(pairs.batch(features, slice(None)), number).backward()
+        module.optimizer_step(0, number, optimiser)
+    reliability = softplus(module.head.users.logits.detach())[:, 0]
+    assert bool((reliability >= 0).all())
+    assert reliability.tolist() == sorted(reliability.tolist(), reverse=True)
+    assert float(reliability[2:].max()) < 0.5 * float(reliability[0])
+    batch = pairs.batch(features, slice(None))
+    margins = [
+        module.head(None, batch.first, batch.second, torch.full_like(batch.user, user)) >= 0
+        for user in range(USERS)
+    ]
+    assert all(torch.equal(margins[0], other) for other in margins)
+
+
+@pytest.mark.parametrize("user", [0, 2])
+def test_a_new_user_of_consensus_gets_a_reliability_from_a_few_answers(user: int) -> None:
+    head = make("consensus")
+    _, first, second, _ = batch()
+    prepared = head.prepare(None, 30.0 * first, 30.0 * second)
+    margin = head.prepared_margin(prepared, torch.zeros(1, 1).double(), torch.zeros(ROWS).long())
+    label = (margin.detach() > 0).double()
+    if user == 2:
+        label[::2] = 1.0 - label[::2]
+    answers = Answers(prepared, label, torch.zeros(ROWS).long(), 1)
+    prior = make_prior(head, 0.3)
+    adapted = adapt_map(head, answers, prior)
+    assert (float(adapted.vectors) > float(prior.mean)) == (user == 0)
+
+
+def test_the_steps_of_mrm_are_differentiated_through() -> None:
+    """Autograd through hand-written gradients; the steps are those of the user's mean loss."""
+    head = make("mrm")
+    assert isinstance(head, MetaLearned)
+    _, first, second, user = batch()
+    x, label = first - second, torch.ones(ROWS, dtype=torch.float64)
+    known, judged = Rows(x[:8], label[:8], user[:8]), Rows(x[8:], label[8:], user[8:])
+
+    def loss(basis: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        head.basis_DK.data, head.start_K.data = basis, start
+        return torch.func.functional_call(
+            Episode(head), {"head.basis_DK": basis, "head.start_K": start}, (known, judged)
+        )
+
+    values = [p.detach().clone().requires_grad_() for p in (head.basis_DK, head.start_K)]
+    assert gradcheck(loss, values, eps=1e-6, atol=1e-5)
+    here = head.start_K.detach().expand(1, -1).clone().requires_grad_()
+    projected = (x @ head.basis()).detach()
+    one = torch.zeros(ROWS, dtype=torch.long)
+    mean = logistic((projected * here.softmax(dim=1)).sum(dim=1), label).mean()
+    (slope,) = torch.autograd.grad(mean, here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pal.train.heads.meta, "STEPS", 1)
+        stepped = head.adapt(projected, label, one, 1)
+    torch.testing.assert_close(stepped, here - pal.train.heads.meta.RATE * slope)
+
+
+class Episode(torch.nn.Module):
+    def __init__(self, head: MetaLearned) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, known: Rows, judged: Rows) -> torch.Tensor:
+        return of_worst_users(episode_losses(self.head, known, judged, USERS))
+
+
+def test_mrm_leaves_users_without_answers_at_its_start() -> None:
+    head = make("mrm")
+    assert isinstance(head, MetaLearned)
+    _, first, second, _ = batch()
+    prepared = head.prepare(None, first, second)
+    owner = torch.zeros(ROWS, dtype=torch.long)
+    found = head.infer(prepared, torch.ones(ROWS).double(), owner, 2)
+    torch.testing.assert_close(found[1], head.start_K.detach().softmax(dim=0))
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_the_worst_users_weigh_more_than_the_others() -> None:
+    losses = torch.tensor([0.1, 0.2, 0.9, 1.5], requires_grad=True)
+    of_worst_users(losses).backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == sorted(losses.grad.tolist())
+    assert float(losses.grad[-1]) > 2.0 * float(losses.grad[0])
 
 
 def test_per_user_shrinkage_is_bounded_by_the_population_and_the_own_fit() -> None:
     rows = random_rows()
-    theta, _ = best_ridge(rows, rows, 0.05)
+    theta = best_ridge(rows, rows, 0.05)
     offsets = fit_shrunk_users(theta, rows, rows, USERS)
     own = (rows.x * (theta + offsets.to(rows.x)[rows.user])).sum(dim=1)
     assert float(logistic(own, rows.y).mean()) < float(

@@ -748,6 +748,56 @@ def test_a_user_learned_in_slices_is_the_user_learned_at_once(model: RewardModel
     assert torch.allclose(asked.solve(), wanted, atol=1e-4)
 
 
+def test_nobody_waits_behind_work_for_nobody(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, began = model.score_rows, threading.Event()
+
+    def slowly(rows: Any, vectors: Any) -> Any:
+        began.set()
+        time.sleep(0.1)
+        return plain(rows, vectors)
+
+    monkeypatch.setattr(model, "score_rows", slowly)
+    rows = json.dumps({"prompts": ["p"] * 500, "responses": ["r"] * 500}).encode()
+    learned = json.dumps({"answers": [ANSWER] * 512}).encode()
+    with running(model, max_batch=1) as live:
+        worker = live.service.worker
+        with (
+            socket.create_connection(live.place) as one,
+            socket.create_connection(live.place) as two,
+        ):
+            one.sendall(head("/v1/score", len(rows)) + rows)
+            two.sendall(head("/v1/users/u/adapt", len(learned)) + learned)
+            began.wait(5)
+            wait_until(lambda: worker.items_waiting > 0)
+            assert worker.turns.waiting > 400
+        wait_until(lambda: worker.turns.waiting == worker.items_waiting == 0)
+        assert live.service.metrics.accepted == 2
+        assert live.service.metrics.answered == 0
+    assert "u" not in model.users
+
+
+def test_bodies_that_are_held_have_a_bound(model: RewardModel) -> None:
+    with running(model, max_body_bytes=1000) as live:
+        begun = head("/v1/score", 1000) + b"[" * 999
+        held = [socket.create_connection(live.place, timeout=5) for _ in range(16)]
+        try:
+            for connection in held:
+                connection.sendall(begun)
+            wait_until(lambda: live.service.metrics.accepted == 16)
+            time.sleep(0.1)
+            refused = live.raw(head("/v1/score", 1000, Connection="close") + b"[" * 999)
+            assert refused.startswith(b"HTTP/1.1 429")
+        finally:
+            for connection in held:
+                connection.close()
+        body = json.dumps({"prompts": ["p"], "responses": ["r"]}).encode()
+        wait_until(lambda: not live.server.server_state.connections)
+        asked = head("/v1/score", len(body), Connection="close") + body
+        assert live.raw(asked).startswith(b"HTTP/1.1 200")
+
+
 # --- users who were learned ------------------------------------------------------------------
 
 
