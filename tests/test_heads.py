@@ -558,7 +558,8 @@ def test_a_ridge_that_is_given_is_taken_as_it_is(name: str) -> None:
         head = build_head(TrainConfig(head=name), DIM, USERS)
         solve(head, known, TrainConfig(head=name, ridge=ridge))
         assert isinstance(head, LinearHead)
-        norms.append(float(head.theta(head.users(torch.arange(USERS))).norm()))
+        direction = head.theta(head.users(torch.arange(USERS)))
+        norms.append(float(direction.detach().norm()))
     assert norms[1] > norms[0]
 
 
@@ -598,11 +599,11 @@ def test_consensus_learns_who_is_reliable_and_lets_nobody_prefer_the_opposite() 
 
 @pytest.mark.parametrize("user", [0, 2])
 def test_a_new_user_of_consensus_gets_a_reliability_from_a_few_answers(user: int) -> None:
-    head = make("consensus")
+    head = make("consensus").float()
     _, first, second, _ = batch()
-    prepared = head.prepare(None, 30.0 * first, 30.0 * second)
-    margin = head.prepared_margin(prepared, torch.zeros(1, 1).double(), torch.zeros(ROWS).long())
-    label = (margin.detach() > 0).double()
+    prepared = head.prepare(None, first.float(), second.float())
+    margin = head.prepared_margin(prepared, torch.zeros(1, 1), torch.zeros(ROWS).long())
+    label = (margin.detach() > 0).float()
     if user == 2:
         label[::2] = 1.0 - label[::2]
     answers = Answers(prepared, label, torch.zeros(ROWS).long(), 1)
@@ -662,7 +663,6 @@ def test_the_worst_users_weigh_more_than_the_others() -> None:
     losses = torch.tensor([0.1, 0.2, 0.9, 1.5], requires_grad=True)
     of_worst_users(losses).backward()
     assert losses.grad is not None
-    assert losses.grad.tolist() == sorted(losses.grad.tolist())
     assert float(losses.grad[-1]) > 2.0 * float(losses.grad[0])
 
 

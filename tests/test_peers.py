@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from pal.train.adapt.descent import BATCH, steps_of_epoch
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((REPOSITORY / "tests" / "peers.json").read_text(encoding="utf-8"))
 CHECKOUTS = os.environ.get("PAL_PEERS", "")
@@ -61,10 +63,27 @@ def test_the_released_code_still_gives_the_golden_numbers(benchmarks: None) -> N
 @pytest.mark.skipif(not CHECKOUTS, reason="PAL_PEERS names no folder with the peers' checkouts")
 @pytest.mark.filterwarnings("ignore")
 def test_lore_and_ours_find_opposed_users(benchmarks: None) -> None:
+    import peer_methods
     import peers
 
     world = peers.opposed(dim=8, users=12, train=30)
-    theirs = peers.lore_theirs(Path(CHECKOUTS) / "lore", world, k=2, seed=0)
-    ours = peers.ours("lore", world, k=2, seed=0)
+    theirs = peer_methods.lore_theirs(Path(CHECKOUTS) / "lore", world, k=2, seed=0)
+    ours = peer_methods.ours("lore", world, k=2, seed=0)
     assert theirs.accuracy > 0.75
     assert ours.accuracy > theirs.accuracy - 0.02
+
+
+def test_new_users_take_a_step_for_each_batch_that_has_some_of_their_answers() -> None:
+    """Batches mix users: with many of them, m answers are m steps an epoch, not m / 4."""
+    users, answers = 40, 7
+    user = torch.arange(users).repeat_interleave(answers)
+    turns = list(steps_of_epoch(user, torch.Generator().manual_seed(0)))
+    rows = torch.cat([rows for rows, _ in turns])
+    assert rows.sort().values.tolist() == list(range(len(user))), "every answer once an epoch"
+    for turn, _ in turns:
+        assert user[turn].tolist() == sorted(user[turn].tolist())
+    steps = torch.zeros(users)
+    for turn, _ in turns:
+        steps[user[turn].unique()] += 1
+    assert 0.9 * answers < float(steps.mean()) <= answers
+    assert float(sum(share.sum() for _, share in turns)) == pytest.approx(len(user) / BATCH)

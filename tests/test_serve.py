@@ -667,6 +667,16 @@ def test_a_short_request_does_not_wait_for_a_long_one(cost: int) -> None:
     assert turns.waiting == 1001  # those that were given out, none of those given up
 
 
+def test_many_long_requests_share_a_batch() -> None:
+    turns = Turns(64, 16_384)
+    for _ in range(20):
+        turns.put(rows_job([40] * 1000))
+    short = rows_job([40])
+    turns.put(short)
+    batches = [[part.job for part in turns.next_batch()] for _ in range(3)]
+    assert short in batches[2]  # not in the 21st
+
+
 class Log:
     """A model that keeps a list of what it was asked to do."""
 
@@ -867,14 +877,21 @@ def test_a_store_that_is_none_is_refused(model: RewardModel) -> None:
     for start in range(4096, len(raw), 4096):
         raw[start : start + 100] = b"\xff" * 100
     Path("damaged").write_bytes(raw)
-    with store("readonly") as made:
-        made.execute("PRAGMA journal_mode=DELETE")
-    raw = bytearray(Path("readonly").read_bytes())
-    raw[18] = 9  # a version that this SQLite may read, but not write
-    Path("readonly").write_bytes(raw)
-    for name in ("text", "folder", "nowhere/users.sqlite", "columns", "damaged", "readonly"):
+    for name in ("text", "folder", "nowhere/users.sqlite", "columns", "damaged"):
         with pytest.raises(RewardError, match=f"{name} .*give another file as serve.store"):
             Service(model, ServeConfig(store=Path(name)), None)
+
+
+def test_a_store_that_cannot_be_written_is_refused(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    UserStore(Path("users.sqlite"), model.metadata.head_id).close()
+    plain = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **given: plain(f"file:{path}?mode=ro", uri=True, **given)
+    )
+    with pytest.raises(RewardError, match="cannot keep users in users.sqlite .*readonly"):
+        Service(model, ServeConfig(), None)
 
 
 def test_a_damaged_user_is_left_out(model: RewardModel) -> None:

@@ -31,6 +31,7 @@ from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Pairs, PairsDataModule
 from pal.train.relevant import relevant_names
+from pal.train.row_adam import RowAdam
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.stack import StackTraining, widen
 
@@ -537,6 +538,73 @@ OTHERS: dict[str, Any] = {
     "ridge": 3.0, "loss": "hinge", "epochs": 1, "batch_size": 17, "starts": 2, "k": 4,
     "latent_dim": 5, "weights": "partition",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("absent", ["move", "stay"])
+def test_users_without_a_pair_in_a_batch_stay_if_the_settings_say_so(absent: str) -> None:
+    """The presets say so: in the released code each user's weights are a parameter of their own."""
+    train = TrainConfig(head="pal-a", absent_users=absent, user_lr=0.1)
+    world = made_data()
+    head = world.new_head(train, 0)
+    module = HeadTraining(head, train)
+    optimiser = module.configure_optimizers()
+    moved = []
+    for number, users in enumerate([{0, 1}, {1, 2}, {0, 2}]):
+        rows = torch.tensor([row for row, u in enumerate(world.train.user.tolist()) if u in users])
+        before = head.users.logits.detach().clone()
+        optimiser.zero_grad()
+        module.training_step(world.train.batch(world.features, rows), number).backward()
+        module.optimizer_step(0, number, optimiser)
+        away = (head.users.logits.detach() - before).abs().amax(dim=1)
+        moved.append({u for u in range(3) if float(away[u]) > 0.0})
+    assert moved == [{0, 1}, {1, 2} if absent == "stay" else {0, 1, 2}, moved[2]]
+    assert (moved[2] == {0, 2}) == (absent == "stay")
+
+
+def test_rows_of_a_table_step_as_parameters_of_their_own_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    rows = [torch.nn.Parameter(row.clone()) for row in table]
+    adam, reference = RowAdam(table), torch.optim.Adam(rows, lr=0.1)
+    for present in ([True, False, True], [True, True, False], [False, True, True], [True] * 3):
+        gradient = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+        for row, own, here in zip(rows, gradient, present, strict=True):
+            row.grad = own if here else None
+        reference.step()
+        adam.step(gradient, torch.tensor(present), 0.1)
+        torch.testing.assert_close(table, torch.stack([row.detach() for row in rows]))
+
+
+def test_a_head_that_is_nothing_but_user_weights_trains_with_absent_users_staying() -> None:
+    options = {"mlp": "identity", "learner": "Pw", "absent_users": "stay", "epochs": 2}
+    fitted = fit_head(made_data(), TrainConfig(head="pal-a", k=2, **options), 0)  # type: ignore[arg-type]
+    start = made_data().new_head(TrainConfig(head="pal-a", k=2, **options), 0)  # type: ignore[arg-type]
+    assert not torch.equal(fitted.head.users.logits, start.users.logits)
+
+
+def test_every_user_counts_the_same_in_a_loss_over_users() -> None:
+    """A user's answers given thrice change nothing."""
+    world = made_data()
+    thrice = torch.cat(
+        [torch.arange(len(world.train)), *[(world.train.user == 0).nonzero()[:, 0]] * 2]
+    )
+
+    def slope(pairs: Pairs, over: str) -> torch.Tensor:
+        train = TrainConfig(head="pal-a", loss_over=over)
+        module = HeadTraining(world.new_head(train, 0), train)
+        module.trainer = SimpleNamespace(datamodule=SimpleNamespace(train_pairs=pairs))  # type: ignore[assignment]
+        module.on_fit_start()
+        module.training_step(pairs.batch(world.features, slice(None)), 0).backward()
+        grad = module.head.users.logits.grad
+        assert grad is not None
+        return grad
+
+    whole = world.train
+    more = Pairs(
+        None, whole.first[thrice], whole.second[thrice], whole.user[thrice], whole.label[thrice]
+    )
+    torch.testing.assert_close(slope(whole, "users"), slope(more, "users"))
+    assert not torch.allclose(slope(whole, "pairs"), slope(more, "pairs"))
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -102,6 +102,8 @@ class HeadTraining(lightning.LightningModule):
             self.rows = RowAdam(table)
             for group in groups:
                 group["params"] = [p for p in group["params"] if p is not table]
+            # a rate of zero: AdamW wants some parameter, and there may be no other
+            groups.append({"params": [table], "lr": 0.0, "weight_decay": 0.0, "name": "rows"})
         return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -109,7 +111,6 @@ class HeadTraining(lightning.LightningModule):
         table = self.head.users.logits
         if self.rows is not None and table.grad is not None:
             self.rows.step(table.grad, self._present, self.config.user_lr)
-            table.grad = None
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)

@@ -115,7 +115,7 @@ class UserStore:
                 f"{self.path} is damaged, or no file of users; give another file as serve.store"
             )
         with self._transaction() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # is refused where nothing can be written
+            connection.execute("PRAGMA user_version=1")  # fails where nothing can be written
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

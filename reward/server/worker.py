@@ -155,28 +155,33 @@ class Worker:
 
 
 class Pace:
-    """How much of the answers fits between two batches of rows, by what both took lately."""
+    """How much of the answers fits between two batches of rows, by what both took lately.
+
+    A slice of few items takes hardly less than one of some more, so that what an item takes cannot
+    be told from one slice: slices grow until they take the time that they may, and shrink after.
+    """
 
     def __init__(self) -> None:
         self.batch_seconds, self.last_batch = 0.0, -QUIET_SECONDS
-        self.seconds_per_cost: float | None = None
+        self.cost_per_second = 1.0
 
     def batch_took(self, seconds: float) -> None:
         self.batch_seconds += NEWEST * (seconds - self.batch_seconds)
         self.last_batch = time.monotonic()
 
     def answers_took(self, seconds: float, cost: int) -> None:
-        one = seconds / cost
-        known = one if self.seconds_per_cost is None else self.seconds_per_cost
-        self.seconds_per_cost = known + NEWEST * (one - known)
+        wanted = self.slice_seconds()
+        is_whole = 2 * cost >= self.cost_per_second * wanted  # and not the end of a user's answers
+        if is_whole or seconds > wanted:
+            self.cost_per_second *= min(2.0, max(0.5, wanted / seconds))
+
+    def slice_seconds(self) -> float:
+        is_quiet = time.monotonic() - self.last_batch > QUIET_SECONDS
+        return QUIET_SLICE if is_quiet else ANSWERS_SHARE * self.batch_seconds
 
     def cost_at_once(self) -> float:
-        """Return the cost of answers to encode now, none before the first are measured."""
-        if self.seconds_per_cost is None:
-            return 0.0
-        is_quiet = time.monotonic() - self.last_batch > QUIET_SECONDS
-        seconds = QUIET_SLICE if is_quiet else ANSWERS_SHARE * self.batch_seconds
-        return seconds / self.seconds_per_cost
+        """Return the cost of answers to encode now."""
+        return self.cost_per_second * self.slice_seconds()
 
 
 def _answer(future: Future[Any], result: Any) -> None:
