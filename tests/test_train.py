@@ -686,6 +686,8 @@ def test_a_stack_of_any_settings_trains_each_head_as_it_would_be_alone(data: st.
         "score": data.draw(st.sampled_from(["squared", "distance", "normalised", "angle"])),
         "weights": data.draw(st.sampled_from(["mixture", "partition"])),
         "loss": data.draw(st.sampled_from(["logistic", "hinge"])),
+        "loss_over": data.draw(st.sampled_from(["pairs", "users"])),
+        "absent_users": data.draw(st.sampled_from(["move", "stay"])),
         "bound": data.draw(st.sampled_from([None, 0.05])),
         "k": 2,
     }
@@ -712,3 +714,35 @@ def test_a_stack_of_any_settings_trains_each_head_as_it_would_be_alone(data: st.
         fit(alone, PairsDataModule(world.features, world.train, world.val, 32, seed), "cpu", print)
         assert module.best_loss[place] == pytest.approx(alone.best_loss, rel=1e-4), train
         assert module.best_epoch[place] == alone.best_epoch
+
+
+@pytest.mark.parametrize("options", [{"absent_users": "stay"}, {"loss_over": "users"}])
+def test_a_stack_minds_absent_users_and_counts_users_as_a_head_alone_does(
+    options: dict[str, Any],
+) -> None:
+    """With batches of two pairs most users are absent from a step, and one user has few pairs."""
+    world = made_data()
+    owner = world.train.user
+    kept = ((owner != 0) | (torch.arange(len(owner)) % 4 == 0)).nonzero()[:, 0]
+    pairs = world.train
+    world.train = Pairs(
+        None, pairs.first[kept], pairs.second[kept], pairs.user[kept], pairs.label[kept]
+    )
+    world.features = world.features.double()
+    trains = [
+        TrainConfig(
+            head="pal-a", k=k, mlp="identity", epochs=2, batch_size=2, user_lr=0.1, **options
+        )
+        for k in (2, 3)
+    ]
+    seeds = [3, 4]
+    built = [world.new_head(train, seed).double() for seed in seeds for train in trains]
+    module = StackTraining([widen(head, 3) for head in built], trains * 2, len(seeds))
+    fit(module, PairsDataModule(world.features, world.train, world.val, 2, seeds), "cpu", print)
+    for place, head in enumerate(built):
+        alone = HeadTraining(head, (trains * 2)[place])
+        batches = PairsDataModule(world.features, world.train, world.val, 2, seeds[place // 2])
+        fit(alone, batches, "cpu", print)
+        assert module.best_loss[place] == pytest.approx(alone.best_loss, rel=1e-5)
+        together = module.best_state[place]["users.logits"][:, : head.k]
+        torch.testing.assert_close(together, alone.best_state["users.logits"], rtol=1e-4, atol=1e-6)

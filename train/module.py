@@ -116,10 +116,11 @@ class HeadTraining(lightning.LightningModule):
         self._sums["train"] = torch.zeros(2, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        self._present = torch.zeros(
-            len(self.head.users.logits), dtype=torch.bool, device=self.device
-        )
-        self._present[batch.user] = True
+        if self.rows is not None:
+            self._present = torch.zeros(
+                len(self.head.users.logits), dtype=torch.bool, device=self.device
+            )
+            self._present[batch.user] = True
         loss, weight = self.loss(self.margin(batch), batch.label), self.weights(batch)
         total, count = (weight * loss).sum(), weight.sum()
         self._sums["train"] += torch.stack([total.detach(), count])

@@ -19,11 +19,13 @@ from torch.func import functional_call, vmap
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
-from pal.train.loss import LOSSES
+from pal.train.loss import LOSSES, weights_of_users
 from pal.train.module import BoundPenalty, learning_rates
 from pal.train.pairs import Batch
+from pal.train.row_adam import BETAS, EPSILON, RowAdam
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+USER_TABLE = "users.logits"
+"""name of the parameter that holds what is known of each user"""
 
 
 class StackedAdamW:
@@ -182,8 +184,15 @@ class StackTraining(lightning.LightningModule):
         self.best_loss = [float("inf")] * len(heads)
         self.best_epoch = [0] * len(heads)
         self.best_state: list[dict[str, Tensor]] = [{} for _ in heads]
-        self._val_sum = torch.zeros(0)
-        self._val_count = 0
+        self.user_weights: Tensor | None = None
+        self.rows: RowAdam | None = None
+        self._val_sum, self._val_count = torch.zeros(0), torch.zeros(())
+
+    def on_fit_start(self) -> None:
+        if self.settings[0].loss_over == "users":
+            owner: Tensor = self.trainer.datamodule.train_pairs.user
+            users = len(self.stack.template[0].users.logits)
+            self.user_weights = weights_of_users(owner, users)
 
     def configure_optimizers(self) -> None:
         rates = [learning_rates(settings) for settings in self.settings]
@@ -198,24 +207,45 @@ class StackTraining(lightning.LightningModule):
             )
             for n, role in self.role_of.items()
         }
-        self.adamw = StackedAdamW(self.stack.parameters_by_name(), by_name, decays)
+        parameters = self.stack.parameters_by_name()
+        if self.settings[0].absent_users == "stay":
+            table = parameters.pop(USER_TABLE)
+            self.rows, self.row_rates = RowAdam(table), _over(by_name[USER_TABLE], table)
+        self.adamw = StackedAdamW(parameters, by_name, decays)
 
     def training_step(self, batches: list[Batch], _: int) -> None:
-        margin_MB = self.stack.margins(batches)
-        labels = batches[0].label if len(batches) == 1 else self._labels(batches)
-        loss_M = self.loss(margin_MB, labels).mean(dim=1)
+        loss_M = self._losses(batches)
         if self.bound is not None:
             loss_M = loss_M + self.stack.bound_penalties(batches, self.bound)
         loss = loss_M.sum()  # over heads: no head sees another's gradient
         parameters = self.stack.parameters_by_name()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
-        self.adamw.step(dict(zip(parameters, gradients, strict=True)))
+        by_name = dict(zip(parameters, gradients, strict=True))
+        self.adamw.step(by_name)
+        if self.rows is not None:
+            self.rows.step(by_name[USER_TABLE], self._present(batches), self.row_rates)
         self._constrain(parameters)
 
-    def _labels(self, batches: list[Batch]) -> Tensor:
-        return torch.stack([batch.label for batch in batches]).repeat_interleave(
-            len(self.stack) // len(batches), dim=0
-        )
+    def _losses(self, batches: Sequence[Batch]) -> Tensor:
+        """Return each head's mean loss on its batch, (M,)."""
+        margin_MB = self.stack.margins(batches)
+        loss_MB = self.loss(margin_MB, self._of_each([batch.label for batch in batches]))
+        if self.user_weights is None:
+            return loss_MB.mean(dim=1)
+        weight_MB = self._of_each([self.user_weights[batch.user] for batch in batches])
+        return (weight_MB * loss_MB).sum(dim=1) / weight_MB.sum(dim=1)
+
+    def _present(self, batches: Sequence[Batch]) -> Tensor:
+        """Return which users each head's batch has, (M, N)."""
+        users = self.stack.parameters_by_name()[USER_TABLE].shape[1]
+        present = [torch.zeros(users, dtype=torch.bool, device=self.device) for _ in batches]
+        for one, batch in zip(present, batches, strict=True):
+            one[batch.user] = True
+        return self._of_each(present)
+
+    def _of_each(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the value of the own batch for each head, (M, ...)."""
+        return torch.stack(list(values)).repeat_interleave(len(self.stack) // len(values), dim=0)
 
     @torch.no_grad()
     def _constrain(self, parameters: dict[str, Tensor]) -> None:
@@ -225,11 +255,18 @@ class StackTraining(lightning.LightningModule):
             parameters[name].clamp_(max=limit)
 
     def on_validation_epoch_start(self) -> None:
-        self._val_sum, self._val_count = torch.zeros(len(self.stack), device=self.device), 0
+        self._val_sum = torch.zeros(len(self.stack), device=self.device)
+        self._val_count = torch.zeros((), device=self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._val_sum += self.loss(self.stack.margins([batch]), batch.label).sum(dim=1)
-        self._val_count += len(batch.label)
+        loss_MB = self.loss(self.stack.margins([batch]), batch.label)
+        if self.user_weights is None:
+            self._val_sum += loss_MB.sum(dim=1)
+            self._val_count += len(batch.label)
+        else:
+            weight_B = self.user_weights[batch.user]
+            self._val_sum += (weight_B * loss_MB).sum(dim=1)
+            self._val_count += weight_B.sum()
 
     def on_train_epoch_end(self) -> None:
         for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
@@ -257,6 +294,11 @@ class StackTraining(lightning.LightningModule):
         chosen = torch.tensor(rows, device=self.device)
         for number, parameter in enumerate(self.stack.stacked):
             self.stack.stacked[number] = nn.Parameter(parameter.detach()[chosen])
-        self.adamw.parameters = self.stack.parameters_by_name()
+        parameters = self.stack.parameters_by_name()
+        if self.rows is not None:
+            self.rows.table = parameters.pop(USER_TABLE)
+            self.rows.keep(chosen)
+            self.row_rates = self.row_rates[chosen]
+        self.adamw.parameters = parameters
         self.adamw.keep(chosen)
         self.alive = [self.alive[row] for row in rows]
