@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pal.dataset import WITH_PROMPT, Counts, DatasetCard, PairsPerUser
+from pal.dataset import WITH_PROMPT, Counts, DatasetCard, PairsPerUser, oriented
 from pal.files import canonical_json
 from pal.records import JsonObject
 
@@ -49,16 +49,10 @@ def counts_of(items: pl.DataFrame, pairs: pl.DataFrame) -> Counts:
 def _repeats(pairs: pl.DataFrame) -> tuple[int, int]:
     """Count comparisons that a user was given before, on whichever side, and users' contradictions
     among those."""
-    swapped = pl.col("first_id") > pl.col("second_id")
-    same = pairs.select(
-        "user_id",
-        "prompt_id",
-        low=pl.when(swapped).then("second_id").otherwise("first_id"),
-        high=pl.when(swapped).then("first_id").otherwise("second_id"),
-        label=pl.when(swapped).then(1.0 - pl.col("label")).otherwise("label"),
-    )
-    groups = same.group_by("user_id", "prompt_id", "low", "high").agg(
-        pl.len(), pl.col("label").n_unique().alias("n")
+    groups = (
+        oriented(pairs)
+        .group_by("user_id", "prompt_id", "low", "high")
+        .agg(pl.len(), pl.col("p_low").n_unique().alias("n"))
     )
     return int((groups["len"] - 1).sum()), int((groups["n"] > 1).sum())
 

@@ -21,6 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from pal.dataset import oriented
+
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 Side = Literal["users", "prompts"]
@@ -126,7 +128,6 @@ class Crossing:
 
 def with_prompt_group(pairs: pl.DataFrame) -> pl.DataFrame:
     """Add ``prompt_group``: the prompt; where there is none, the two items that are compared."""
-    sides = [pl.col(name).bin.encode("hex") for name in ("first_id", "second_id")]
-    compared = pl.concat_str(pl.min_horizontal(*sides), pl.max_horizontal(*sides))
-    prompt = pl.col("prompt_id").bin.encode("hex")
-    return pairs.with_columns(pl.coalesce(prompt, compared).alias(PROMPT_GROUP))
+    prompt, *compared = (pl.col(n).bin.encode("hex") for n in ("prompt_id", "low", "high"))
+    group = pl.coalesce(prompt, pl.concat_str(compared)).alias(PROMPT_GROUP)
+    return oriented(pairs).select(*pairs.columns, group)

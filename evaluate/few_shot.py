@@ -116,10 +116,9 @@ def new_users(
         )
     pool, judged = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
     known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
-    salt = str(dataset.card.settings.get("salt", "v1"))
     left_out = len(everybody) - len(names)
     groups = with_prompt_group(judged)[PROMPT_GROUP].to_numpy()
-    return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), salt, left_out)
+    return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), dataset.salt, left_out)
 
 
 def prepare_answers(

@@ -109,11 +109,10 @@ class Fold(PreparedDataset):
         """Return the split of each prompt group; folds are of equal size, to one group."""
         import polars as pl
 
-        salt = str(self.card.settings.get("salt", "v1"))
         inner = f"inner {self.number}/{self.of}"
 
         def shuffled(groups: list[str], kind: str) -> list[str]:
-            return sorted(groups, key=lambda group: bucket(kind, salt, group))
+            return sorted(groups, key=lambda group: bucket(kind, self.salt, group))
 
         everything = shuffled(pairs[PROMPT_GROUP].unique().sort().to_list(), "fold")
         test = everything[self.number :: self.of]

@@ -9,7 +9,7 @@ import polars as pl
 
 from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig
-from pal.dataset import Population, PreparedDataset, ids_of
+from pal.dataset import Population, PreparedDataset, ids_of, oriented
 from pal.evaluate.crossed import Array, Crossing, with_prompt_group
 from pal.evaluate.metrics import negative_log_likelihoods, summarize
 from pal.evaluate.records import Cell, MaybeCell
@@ -79,13 +79,13 @@ def user_means(dataset: PreparedDataset, frame: pl.DataFrame) -> Array:
     is not known of a user, so new users have everybody's rate. Items that were never compared with
     one another have a margin of 0.
     """
-    train = _oriented(dataset.pairs("train", "seen"))
+    train = oriented(dataset.pairs("train", "seen"))
     same = ["low", "high"]
-    everybody = train.group_by(same).agg(rate=(pl.col("label").sum() + 1.0) / (pl.len() + 2.0))
-    own = train.group_by("user_id", *same).agg(chosen=pl.col("label").sum(), asked=pl.len())
+    everybody = train.group_by(same).agg(rate=(pl.col("p_low").sum() + 1.0) / (pl.len() + 2.0))
+    own = train.group_by("user_id", *same).agg(chosen=pl.col("p_low").sum(), asked=pl.len())
 
     def margins(rows: pl.DataFrame, strength: float) -> Array:
-        sides = _oriented(rows)
+        sides = oriented(rows)
         known = sides.join(everybody, on=same, how="left", maintain_order="left").join(
             own, on=["user_id", *same], how="left", maintain_order="left"
         )
@@ -104,18 +104,6 @@ def user_means(dataset: PreparedDataset, frame: pl.DataFrame) -> Array:
         return float(negative_log_likelihoods(margins(validation, strength), label).mean())
 
     return margins(frame, STRENGTHS[0] if validation.is_empty() else min(STRENGTHS, key=loss))
-
-
-def _oriented(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Return user, the two items in one order, whether that swapped them, and P(low preferred)."""
-    swapped = pl.col("first_id") > pl.col("second_id")
-    return pairs.select(
-        "user_id",
-        low=pl.when(swapped).then("second_id").otherwise("first_id"),
-        high=pl.when(swapped).then("first_id").otherwise("second_id"),
-        swapped=swapped,
-        label=pl.when(swapped).then(1.0 - pl.col("label")).otherwise("label"),
-    )
 
 
 def _texts(dataset: PreparedDataset) -> pl.DataFrame:

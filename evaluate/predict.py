@@ -28,7 +28,7 @@ from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
 from pal.train.data import TrainingData
 from pal.train.heads.head import Head
-from pal.train.pairs import NO_USER, Pairs, drop_without_feature
+from pal.train.pairs import NO_USER, Pairs, drop_without_feature, with_prompts
 from pal.train.run_record import RunRecord, TrainedHead
 
 ROWS_AT_ONCE = 1024
@@ -200,18 +200,19 @@ def pairs_of(
     split: Split,
     population: Population,
 ) -> pl.DataFrame:
-    """Return the pairs that a head is evaluated by in one cell, those without features left out.
+    """Return the pairs that a head is evaluated by in one cell, with ``prompt_group``; those
+    without features are left out.
 
     Seen users are the head's own ``users``: with ``train.users`` they are fewer than the dataset's,
     and the others, whom it knows no better than strangers, are in no cell.
     """
-    frame = drop_without_feature(dataset.pairs(split, population), store)
+    frame = with_prompt_group(drop_without_feature(dataset.pairs(split, population), store))
     return frame.filter(pl.col("user_id").is_in(users)) if population == "seen" else frame
 
 
 def readable(frame: pl.DataFrame, head: Head) -> pl.DataFrame:
     """Leave out pairs without a prompt for heads that read it, as training does."""
-    return frame.filter(pl.col("prompt_id").is_not_null()) if head.uses_prompt else frame
+    return with_prompts(frame) if head.uses_prompt else frame
 
 
 def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
@@ -271,8 +272,8 @@ def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) 
 def predict(
     trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Tensor
 ) -> pl.DataFrame:
-    """Return ``pair_id, user_id, prompt_group, split, population, margin, p, label`` for rows of
-    ``pairs.parquet``."""
+    """Return ``pair_id, user_id, prompt_group, split, population, margin, p, label`` for rows that
+    ``pairs_of`` gives."""
     frame = readable(frame, trained.head)
     pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
     return predict_joined(trained, frame, pairs, features)
@@ -299,7 +300,6 @@ def predict_joined(
             f"run {trained.metadata.run} gives NaN or infinite margins; train it with a lower "
             "--set train.lr"
         )
-    told = with_prompt_group(frame).select(*TOLD)
-    return told.with_columns(
+    return frame.select(*TOLD).with_columns(
         pl.Series("margin", margin), pl.Series("p", sigmoid(margin)), frame["label"]
     )

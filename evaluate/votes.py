@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from pal.dataset import oriented
 from pal.evaluate.metrics import credit
 from pal.records import Entry
 
@@ -31,24 +32,15 @@ def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
     ``pairs`` has prompt_id, first_id, second_id, user_id, label; sides are brought into one order
     first, and a user's own repeats are left out of the share.
     """
-    first, second, label = pl.col("first_id"), pl.col("second_id"), pl.col("label")
-    swapped = first > second
-    low = pl.when(swapped).then(second).otherwise(first)
-    high = pl.when(swapped).then(first).otherwise(second)
-    oriented = pairs.with_columns(
-        _low=low,
-        _high=high,
-        _label=pl.when(swapped).then(1.0 - label).otherwise(label),
-        _swapped=swapped,
-    )
-    same = ["prompt_id", "_low", "_high"]
+    same = ["prompt_id", "low", "high"]
     own = [*same, "user_id"]
-    counted = oriented.with_columns(
+    p_low = pl.col("p_low")
+    counted = oriented(pairs).with_columns(
         votes=pl.len().over(same) - pl.len().over(own),
-        _sum=pl.col("_label").sum().over(same) - pl.col("_label").sum().over(own),
+        of_others=p_low.sum().over(same) - p_low.sum().over(own),
     )
-    mean = pl.when(pl.col("votes") > 0).then(pl.col("_sum") / pl.col("votes"))
-    share = pl.when(pl.col("_swapped")).then(1.0 - mean).otherwise(mean)
+    mean = pl.when(pl.col("votes") > 0).then(pl.col("of_others") / pl.col("votes"))
+    share = pl.when("swapped").then(1.0 - mean).otherwise(mean)
     return counted.with_columns(vote_share=share).select(*pairs.columns, "votes", "vote_share")
 
 

@@ -163,6 +163,20 @@ def rejects_schema() -> pa.Schema:
     )
 
 
+def oriented(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add what a comparison is whichever side its items stand on: ``low`` and ``high``, the two
+    items in one order, ``p_low`` = P(low preferred), and whether that ``swapped`` the sides."""
+    import polars as pl
+
+    swapped = pl.col("first_id") > pl.col("second_id")
+    return pairs.with_columns(
+        low=pl.when(swapped).then("second_id").otherwise("first_id"),
+        high=pl.when(swapped).then("first_id").otherwise("second_id"),
+        p_low=pl.when(swapped).then(1.0 - pl.col("label")).otherwise("label"),
+        swapped=swapped,
+    )
+
+
 @dataclass(frozen=True)
 class PreparedDataset:
     """A folder made by ``pal prepare``, seen in one view."""
@@ -198,6 +212,11 @@ class PreparedDataset:
     @property
     def pairs_digest(self) -> str:
         return self.card.digests.pairs
+
+    @property
+    def salt(self) -> str:
+        """What every random choice of the construction depended on."""
+        return str(self.card.settings.get("salt", "v1"))
 
     def viewed(self, view: View) -> PreparedDataset:
         """Return the same dataset with the items of a view, or as it is without such a view."""

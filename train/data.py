@@ -20,11 +20,9 @@ from pal.errors import PalWarning, TrainError
 from pal.train.build import build_head, heads
 from pal.train.heads.head import Head
 from pal.train.heads.standardise import Standardiser
-from pal.train.pairs import Pairs, drop_without_feature
+from pal.train.pairs import NO_PROMPTS, Pairs, drop_without_feature, with_prompts
 from pal.train.run_record import Log, RunRecord, TrainedHead
 from pal.train.solve import Problem
-
-NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
 
 
 class Fitted(NamedTuple):
@@ -134,7 +132,7 @@ def _with_prompts(dataset: str, *frames: pl.DataFrame) -> list[pl.DataFrame]:
             PalWarning,
             stacklevel=3,
         )
-    return [frame.filter(pl.col("prompt_id").is_not_null()) for frame in frames]
+    return [with_prompts(frame) for frame in frames]
 
 
 def record_before_training(

@@ -17,6 +17,7 @@ from pal.dataset import ids_of
 from pal.errors import TrainError
 
 NO_USER = -1
+NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
 
 
 class Batch(NamedTuple):
@@ -61,9 +62,7 @@ class Pairs:
         prompt = None
         if with_prompt:
             if frame["prompt_id"].null_count():
-                raise TrainError(
-                    "this head reads prompts, but the dataset has none; use --head pal-a"
-                )
+                raise TrainError(NO_PROMPTS)
             prompt = rows("prompt_id")
         table = pl.DataFrame(
             {"user_id": users, "number": range(len(users))},
@@ -107,6 +106,11 @@ def drop_without_feature(frame: pl.DataFrame, store: FeatureStore) -> pl.DataFra
         present = frame[column].is_not_null().to_numpy()
         keep &= (store.index(ids_of(frame[column]), missing="mask") >= 0) | ~present
     return frame.filter(pl.Series(keep))
+
+
+def with_prompts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Leave out pairs without a prompt, which heads that read prompts cannot use."""
+    return frame.filter(pl.col("prompt_id").is_not_null())
 
 
 class PairBatches:
