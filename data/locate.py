@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pal.errors import DataError
+from pal.hub import fetch
 
 
 def resolve_source(dataset: str, source: str, allow: list[str]) -> tuple[Path, str]:
@@ -22,17 +23,9 @@ def resolve_source(dataset: str, source: str, allow: list[str]) -> tuple[Path, s
             )
         return folder, str(folder)
     repository, _, revision = source.removeprefix("hf:").partition("@")
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = Path(
-            snapshot_download(
-                repository, repo_type="dataset", revision=revision or None, allow_patterns=allow
-            )
-        )
-    except (
-        Exception
-    ) as error:  # the Hub client raises a dozen kinds; all of them mean "not fetched"
+        folder = fetch(repository, revision or None, allow, "dataset")
+    except Exception as error:
         raise DataError(
             f"cannot fetch {source} from the Hub ({type(error).__name__}); "
             f"give a local copy: pal prepare --dataset {dataset} --source PATH"

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pal.embed.hub import fetch, local_copy
 from pal.errors import EncoderError, PalError, shown
+from pal.hub import fetch, local_copy
 from pal.records import JsonObject
 
 if TYPE_CHECKING:

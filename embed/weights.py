@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pal.config import EncoderConfig
 from pal.embed.digests import DigestMemory
 from pal.embed.encoder import EncoderSource
-from pal.embed.hub import fetch, local_copy
 from pal.embed.render import CHAT
 from pal.embed.trust import CODE, code_of, lacks_code, read_json, require_closed
 from pal.errors import EncoderError
+from pal.hub import fetch, local_copy
 from pal.records import JsonObject
 
 if TYPE_CHECKING:

@@ -194,6 +194,7 @@ def locked(target: Path, *, wait: bool = True) -> Iterator[None]:
     """
     path = target.parent / f".{target.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # the lock takes some of its own errors for somebody who holds it
     lock: BaseFileLock = FileLock(path)
     try:
         _acquire(lock, target, wait)

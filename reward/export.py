@@ -14,7 +14,6 @@ from pal.records import Entry
 from pal.reward.card import card
 from pal.reward.export_record import (
     CARD,
-    DIGESTS,
     HEAD,
     ChoiceKind,
     Contents,
@@ -145,7 +144,6 @@ def export(
             trust_remote_code=model.encoder.source.config.trust_remote_code,
         )
         difference = golden_difference(again, golden)
-        (temporary / DIGESTS).unlink(missing_ok=True)
     return ExportSummary(
         dir=str(folder),
         run=record.run,
@@ -219,7 +217,7 @@ def push(place: Path, repo: str, private: bool = True) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=place, repo_id=repo, ignore_patterns=[DIGESTS])
+        api.upload_folder(folder_path=place, repo_id=repo)
     except Exception as error:
         raise RewardError(
             f"cannot upload {place} to {repo} ({type(error).__name__}); log in with hf auth login "

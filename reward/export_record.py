@@ -37,7 +37,7 @@ from pal.train.adapt.prior import Prior
 from pal.train.build import build_head
 from pal.train.heads.head import Head
 
-HEAD, CONFIG, CARD, DIGESTS = "head.safetensors", "config.json", "README.md", ".digests.json"
+HEAD, CONFIG, CARD = "head.safetensors", "config.json", "README.md"
 Modality = Literal["text", "image"]
 ChoiceKind = Literal["user", "weights", "population", "prototype"]
 

@@ -16,6 +16,7 @@ from pal.config import EmbedConfig, EncoderConfig
 from pal.dataset import DatasetCard
 from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError, shown
+from pal.hub import fetch
 from pal.records import JsonObject
 from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
@@ -31,10 +32,8 @@ def folder_of(path_or_repo: str | Path, revision: str | None) -> Path:
 
 def download(repo: str, revision: str | None) -> Path:
     """Fetch an export from the Hub; raises RewardError where there is none."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(repo, revision=revision))
+        return fetch(repo, revision)
     except Exception as error:
         raise RewardError(
             f"{repo} is neither a folder nor a Hub repository that can be fetched "

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from pal.errors import RewardError
-from pal.files import atomic_file
+from pal.files import atomic_file, locked
 from pal.records import Entry
 from pal.reward.model import RewardModel
 from pal.reward.output import Output, schema_to_write
@@ -125,23 +125,17 @@ def _require_column(source: Path, column: str) -> None:
 def _only_one_at(target: Path) -> Iterator[None]:
     """Keep everybody else from writing the same output; raises RewardError where it cannot be
     written."""
-    path = target.parent / f".{target.name}.lock"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # the lock takes some of its own errors for somebody who holds it
-        lock = FileLock(path)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RewardError(
-            f"{target} is being written by another pal score; wait for it, or give another --output"
-        ) from None
-    except OSError as error:
-        raise RewardError(
-            f"cannot make folder {target.parent} or write there ({error.strerror}); give another "
-            "--output"
-        ) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(target, wait=False))
+        except Timeout:
+            raise RewardError(
+                f"{target} is being written by another pal score; wait for it, or give another "
+                "--output"
+            ) from None
+        except OSError as error:
+            raise RewardError(
+                f"cannot make folder {target.parent} or write there ({error.strerror}); give "
+                "another --output"
+            ) from error
         yield
-    finally:
-        path.unlink(missing_ok=True)  # while we hold it: who opened it meanwhile finds no file
-        lock.release()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
@@ -16,13 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from pal.rows import MARK
+
 MOST_VALUES, DEEPEST, MOST_DIGITS = 1 << 18, 32, 400
 QUICK_BYTES = 1 << 16
 """read by the event loop itself; a longer body would keep other connections waiting"""
 MOST_PROBLEMS, LONGEST_MESSAGE = 8, 200
-TOKEN = re.compile(rb'[\[\]{},]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""a bracket, a comma or a whole string; one without an end reaches to the body's, so that no letter
-is looked at twice"""
 
 _aside = ThreadPoolExecutor(1, "aside")
 Result = TypeVar("Result")
@@ -72,7 +70,7 @@ def parse(raw: bytes) -> Any:
 def _require_modest(raw: bytes) -> None:
     """Raise HTTPException for more or deeper values than any request needs."""
     depth = 0
-    for number, found in enumerate(TOKEN.finditer(raw)):
+    for number, found in enumerate(MARK.finditer(raw)):
         if number > MOST_VALUES:
             raise HTTPException(413, f"the body has more than {MOST_VALUES:,} values; send fewer")
         first = raw[found.start()]

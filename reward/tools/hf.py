@@ -31,7 +31,6 @@ from pal.errors import RewardError
 from pal.records import JsonObject
 from pal.reward.export_record import (
     CONFIG,
-    DIGESTS,
     ExportRecord,
     Golden,
     Modality,
@@ -200,7 +199,7 @@ def merge_into(folder: Path, model: RewardModel, golden: Golden) -> Merged:
     encoder.renderer.tokenizer.save_pretrained(folder)
     _write_config(folder, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     settings, _ = encoder_settings(folder, model.metadata, None, trust_remote_code=False)
-    source = locate(model.metadata.encoder.name, settings, folder / DIGESTS)
+    source = locate(model.metadata.encoder.name, settings, None)
     return Merged(constant, difference, json.loads(json.dumps(source.spec)))
 
 
