@@ -30,19 +30,25 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from forked import Done, run
+from trees import CHANGING, answers_of, to_score, write_lines
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLE = REPOSITORY / "docs" / "results" / "damage.md"
 SIZES = {
     "encoder": "tiny-text",
-    "embed": {"rows_per_shard": 64, "max_error_rate": 0.5},
+    "embed": {
+        "rows_per_shard": 64,
+        "max_error_rate": 0.5,
+        "last": {"model": "random:llama", "pooling": "last", "max_length": 128},
+    },
     "train": {"epochs": 2},
     "adapt": {"shots": [0, 2], "repeats": 2},
     "sweep": {"head": ["pal-a"], "k": [1, 2], "seed": [0]},
 }
 OWN_DATA = {"source": "pairs.jsonl", "min_pairs": 4, "grouping": "prompt"}
-WORDS = ("tea", "rain", "sun", "sea", "hills", "books", "films", "bread", "rice", "cats", "dogs")
 DATA = ["--dataset", "pairs"]
+LAST = ["--encoder", "last"]
+"""read at the last token, so that a head can be folded into the model"""
 COMMANDS: dict[str, list[str]] = {
     "prepare": ["prepare", *DATA, "--json"],
     "embed": ["embed", *DATA, "--json"],
@@ -72,11 +78,7 @@ READERS = {
     "whole/.scored": ["score"],
 }
 """by the start of a path: the commands that may read what lies there"""
-CHANGING = (
-    {"seconds", "rows_per_s", "encoded", "reused", "trained", "created_utc"}
-    | {f"{name}_{what}" for name in ("tokens",) for what in ("real", "padded")}
-    | {"truncated", "answers_cut", "together", "mode"}
-)
+OF_THE_CALL = CHANGING | {"tokens_padded", "truncated", "answers_cut"}
 """what tells of the work of one call, not of its result"""
 
 
@@ -125,24 +127,9 @@ DAMAGES = [
 
 def write_source(folder: Path, seed: int) -> None:
     """Write answers of some people, and rows to score."""
-    chance = random.Random(seed)
-    rows = []
-    for user in range(14):
-        likes = chance.sample(WORDS, 6)
-        for number in range(40):
-            one, other = chance.sample(WORDS, 2)
-            first = one in likes if (one in likes) != (other in likes) else chance.random() < 0.5
-            chosen, rejected = (one, other) if first else (other, one)
-            prompt = f"What would you like, {chance.choice(WORDS)} or {number}?"
-            answer = {"chosen": f"I like {chosen}.", "rejected": f"I like {rejected}."}
-            rows.append({"user_id": f"u{user}", "prompt": prompt, **answer})
-    lines = [json.dumps(row) for row in rows]
-    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    asked = [
-        json.dumps({"prompt": row["prompt"], "response": row["chosen"], "user_id": row["user_id"]})
-        for row in rows[10:40]
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(asked) + "\n")
+    rows = answers_of(seed, 14, 40, 40)
+    write_lines(folder / "pairs.jsonl", rows)
+    write_lines(folder / "rows.jsonl", to_score(rows[10:40]))
     settings = {
         **SIZES,
         "dataset": "pairs",
@@ -164,7 +151,9 @@ def build(folder: Path, seed: int) -> None:
         COMMANDS["optuna"][:-1],
         ["evaluate", "--run", "one", "--run", "two"],
         ["export", "--run", "one", "--name", "one"],
-        ["export", "--run", "two", "--name", "merged"],
+        ["embed", *DATA, *LAST],
+        ["train", *DATA, *LAST, "--run", "three", "--head", "bt-linear"],
+        ["export", "--run", "three", "--name", "merged", "--merge"],
     ]  # fmt: skip
     for step in steps:
         done = run([*step, "--seed", str(seed)] if step[0] == "train" else step, folder)
@@ -201,7 +190,7 @@ def result_of(done: Done, folder: Path) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in CHANGING}
+            return {k: plain(v) for k, v in value.items() if k not in OF_THE_CALL}
         return [plain(v) for v in value] if isinstance(value, list) else value
 
     found = [plain(json.loads(line)) for line in done.out.splitlines()]

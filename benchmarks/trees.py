@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,28 +47,42 @@ LOCKS = ".lock"
 """the ending of empty files that killed commands leave; nobody holds them: they block nobody"""
 
 
-def write_source(folder: Path, seed: int) -> None:
-    """Write answers of some people in three files, settings, and rows to score."""
+def answers_of(seed: int, users: int, each: int, numbers: int) -> list[dict[str, str]]:
+    """Return comparisons of people who like six of eleven things, ``each`` so many; prompts have
+    one of so many ``numbers``."""
     chance = random.Random(seed)
     rows = []
-    for user in range(12):
+    for user in range(users):
         likes = chance.sample(WORDS, 6)
-        for number in range(24):
+        for number in range(each):
             one, other = chance.sample(WORDS, 2)
             first = one in likes if (one in likes) != (other in likes) else chance.random() < 0.5
             chosen, rejected = (one, other) if first else (other, one)
-            prompt = f"What would you like, {chance.choice(WORDS)} or {number % 9}?"
+            prompt = f"What would you like, {chance.choice(WORDS)} or {number % numbers}?"
             answer = {"chosen": f"I like {chosen}.", "rejected": f"I like {rejected}."}
             rows.append({"user_id": f"u{user}", "prompt": prompt, **answer})
+    return rows
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def to_score(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Return what was chosen, as rows for ``pal score``."""
+    return [
+        {"prompt": row["prompt"], "response": row["chosen"], "user_id": row["user_id"]}
+        for row in rows
+    ]
+
+
+def write_source(folder: Path, seed: int) -> None:
+    """Write answers of some people in three files, settings, and rows to score."""
+    rows = answers_of(seed, 12, 24, 9)
     (folder / "source").mkdir(parents=True, exist_ok=True)
     for number in range(3):
-        lines = [json.dumps(row) for row in rows[number::3]]
-        (folder / "source" / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
-    asked = [
-        json.dumps({"prompt": row["prompt"], "response": row["chosen"], "user_id": row["user_id"]})
-        for row in rows[10:70]
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(asked) + "\n")
+        write_lines(folder / "source" / f"{number}.jsonl", rows[number::3])
+    write_lines(folder / "rows.jsonl", to_score(rows[10:70]))
     own = {"source": "source", "min_pairs": 4, "grouping": "prompt"}
     settings = {**SIZES, "dataset": "pairs", "data": {"pairs": own}}
     (folder / "pipeline.yaml").write_text(json.dumps(settings))

@@ -14,7 +14,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import polars as pl
 
@@ -29,6 +29,8 @@ from pal.items import storable
 from pal.rows import BadRow, Row, other_kind, rows_of_array, rows_of_batch, rows_of_lines
 from pal.users import user_names
 
+One = TypeVar("One")
+"""what an adapter makes of a row before any comparison"""
 PARQUET_BATCH = 1024
 TEXT_FILES = (".csv",)
 """ends of files whose values have no types"""
@@ -94,11 +96,17 @@ class RowAdapter(Adapter):
     def read(self, files: Sequence[Path], limit: int | None = None) -> Chunk:
         """Read the first rows of some files, None for all."""
         recorder = Recorder(self.config.views)
-        rows = ((place, row, file) for file in files for place, row in self.rows(file))
-        for place, row, file in itertools.islice(rows, limit):
+        for place, row, file in self.rows_of(files, limit):
             for one in self._found(row, place, file):
                 recorder.add(one)
         return recorder.chunk()
+
+    def rows_of(
+        self, files: Sequence[Path], limit: int | None
+    ) -> Iterator[tuple[str, Row | Reject, Path]]:
+        """Yield the first rows of some files, None for all, with their places and files."""
+        rows = ((place, row, file) for file in files for place, row in self.rows(file))
+        return itertools.islice(rows, limit)
 
     def _found(self, row: Row | Reject, place: str, file: Path) -> list[Comparison | Reject]:
         if isinstance(row, Reject):
@@ -136,6 +144,54 @@ class RowAdapter(Adapter):
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         return assign_splits(pairs, self.config)
+
+
+class WholeAdapter(RowAdapter, Generic[One]):
+    """Reads all rows before any comparison is made; a subclass says what a row holds, and what is
+    compared."""
+
+    not_drawn: ClassVar[str]
+    """why a row that can be read is in no comparison"""
+
+    @abstractmethod
+    def one(self, row: Row, place: str, file: Path) -> One | Reject:
+        """Return what a row holds."""
+
+    @abstractmethod
+    def compared(
+        self, ones: dict[str, One]
+    ) -> Iterable[tuple[Comparison | Reject, tuple[str, ...]]]:
+        """Return the comparisons of all users, each with the places of the rows that it is made of,
+        given what each row holds by its place."""
+
+    def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
+        raise NotImplementedError("rows are read together")
+
+    def parts(self) -> Sequence[Part]:
+        return [self._read_all]
+
+    def _read_all(self) -> Chunk:
+        recorder = Recorder(self.config.views)
+        ones: dict[str, One] = {}
+        for place, row, file in self.rows_of(self.files, self.config.limit):
+            found = row if isinstance(row, Reject) else self._one(row, place, file)
+            if isinstance(found, Reject):
+                recorder.add(found)
+            else:
+                ones[place] = found
+        drawn: set[str] = set()
+        for comparison, places in self.compared(ones):
+            recorder.add(comparison)
+            drawn.update(places)
+        for place in ones.keys() - drawn:
+            recorder.add(Reject(place, "not-drawn", self.not_drawn))
+        return recorder.chunk()
+
+    def _one(self, row: Row, place: str, file: Path) -> One | Reject:
+        try:
+            return self.one(row, place, file)
+        except Exception as problem:  # an odd row costs only itself, whatever an adapter forgot
+            return Reject.of(place, problem)
 
 
 def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
@@ -268,4 +324,6 @@ READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
     ".parquet": _parquet,
 }
 
-__all__ = ["READERS", "Row", "RowAdapter", "files_of", "number_of", "read_rows"]
+__all__ = [
+    "READERS", "Row", "RowAdapter", "WholeAdapter", "files_of", "number_of", "read_rows",
+]  # fmt: skip

@@ -55,8 +55,11 @@ def split_of(salt: str, group: str) -> Split:
 
 def assign_splits(pairs: pl.DataFrame, config: ComparisonsConfig) -> SplitPairs:
     """Give every comparison its split and population; ``pairs`` are those of a ``Recorder``."""
+    users = pairs["user_id"].n_unique()
+    pairs, few = without_few(pairs, config.min_answers)
     if pairs.is_empty():
-        return without_pairs(pairs)
+        split = without_pairs(pairs)
+        return SplitPairs(split.pairs, few)
     pairs = pairs.with_columns(prompt_group=pl.Series(prompt_groups(pairs, config.grouping)))
     pairs = _with_roles(pairs, config)
     sizes = pairs["prompt_group"].value_counts()["count"]
@@ -78,14 +81,25 @@ def assign_splits(pairs: pl.DataFrame, config: ComparisonsConfig) -> SplitPairs:
         population=pl.when(is_seen).then(pl.lit("seen")).otherwise(pl.lit("unseen")),
     )
     pairs = reject_small_users(pairs, is_seen, ~is_seen, config.min_pairs)
-    users = pairs["user_id"].n_unique()
     split = separate_rejects(pairs, REASONS)
+    split.rejects = pl.concat([split.rejects, few])
     split.details = SplitDetails(
         prompt_groups=len(sizes),
         largest_prompt_group=int(sizes.max() or 0),  # type: ignore[arg-type]
         users_left_out=users - split.pairs["user_id"].n_unique(),
     )
     return split
+
+
+def without_few(pairs: pl.DataFrame, least: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Separate the comparisons of people who gave fewer than ``least``: those kept, and rejects."""
+    few = pl.len().over("user_id") < least
+    left_out = pairs.filter(few).select(
+        "source_row",
+        reason=pl.lit("too-few-answers"),
+        message=pl.lit(f"its user gave fewer than min_answers = {least} answers"),
+    )
+    return pairs.filter(~few), left_out
 
 
 def without_pairs(pairs: pl.DataFrame) -> SplitPairs:

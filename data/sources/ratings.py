@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from pal.chance import bucket
 from pal.config import ComparisonsConfig, Component
-from pal.data.adapter import Part
-from pal.data.comparisons import Chunk, Comparison, Recorder, Reject, preferred, prompt_key
-from pal.data.rows import Row, RowAdapter
+from pal.data.comparisons import Comparison, Reject, preferred, prompt_key
+from pal.data.rows import Row, WholeAdapter
+from pal.data.sources.columns import values_of
 from pal.items import Conversation, ItemError, Text, conversation
 from pal.users import UserError, user_name
 
@@ -70,57 +70,23 @@ class Rating:
     value: float
 
 
-class OwnRatings(RowAdapter):
+class OwnRatings(WholeAdapter[Rating]):
     """One rating per row."""
 
     name = "ratings"
     Settings = RatingsConfig
     licence = "the user's own"
+    not_drawn = "no other rating of its user under its prompt differs enough, or was drawn"
     config: RatingsConfig
 
     def __init__(self, config: RatingsConfig, dataset: str = "") -> None:
         super().__init__(config, dataset)
         self.user_column = config.columns.user_id or NAMES["user_id"][0]
 
-    def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
-        raise NotImplementedError("rows are read together")
-
-    def parts(self) -> Sequence[Part]:
-        return [self._read_all]
-
-    def _read_all(self) -> Chunk:
-        recorder = Recorder(self.config.views)
-        ratings: list[Rating] = []
-        source = ((place, row) for file in self.files for place, row in self.rows(file))
-        for place, row in itertools.islice(source, self.config.limit):
-            found = row if isinstance(row, Reject) else self._rating(row, place)
-            if isinstance(found, Reject):
-                recorder.add(found)
-            else:
-                ratings.append(found)
-        values = [one.value for one in ratings]
-        widest = max(values, default=0.0) - min(values, default=0.0)
-        used: set[str] = set()
-        for one, other in self._drawn(ratings):
-            used |= {one.place, other.place}
-            recorder.add(self._comparison(one, other, widest))
-        for one in ratings:
-            if one.place not in used:
-                why = "no other rating of its user under its prompt differs enough, or was drawn"
-                recorder.add(Reject(one.place, "not-drawn", why))
-        return recorder.chunk()
-
-    def _rating(self, row: Row, place: str) -> Rating | Reject:
-        values: dict[str, Any] = {}
-        for name, usual in NAMES.items():
-            given = getattr(self.config.columns, name)
-            names = usual if given is None else (given,)
-            column = next((column for column in names if column in row), None)
-            values[name] = None if column is None else row[column]
-            if column is None and name in ("item", "rating"):
-                listed = ", ".join(map(str, row))[:200]
-                message = f"has no {' or '.join(names)} among its columns {listed}"
-                return Reject(place, "missing-column", message)
+    def one(self, row: Row, place: str, file: Path) -> Rating | Reject:
+        values = values_of(row, place, self.config.columns, NAMES, ("item", "rating"))
+        if isinstance(values, Reject):
+            return values
         try:
             user = user_name(values["user_id"])
             prompt = conversation(values["prompt"])
@@ -142,6 +108,12 @@ class OwnRatings(RowAdapter):
         return Rating(
             place, user, (*prompt, *turns[:-1]), Text(last.content, role=last.role), value
         )
+
+    def compared(self, ones: dict[str, Rating]) -> Iterator[tuple[Comparison, tuple[str, ...]]]:
+        values = [one.value for one in ones.values()]
+        widest = max(values, default=0.0) - min(values, default=0.0)
+        for one, other in self._drawn(list(ones.values())):
+            yield self._comparison(one, other, widest), (one.place, other.place)
 
     def _drawn(self, ratings: Sequence[Rating]) -> Iterator[tuple[Rating, Rating]]:
         """Yield the comparisons of each user: one of each prompt in turn, in an order by hash."""

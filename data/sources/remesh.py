@@ -7,27 +7,18 @@ People are numbered within a topic, so a user is ``<topic>/<participant>``.
 
 from __future__ import annotations
 
-import csv
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import polars as pl
-from pydantic import PositiveInt
-
 from pal.config import ComparisonsConfig
-from pal.data.adapter import Adapter, Part
-from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
-from pal.data.locate import resolve_source
-from pal.data.sources.votes import without_few
-from pal.data.splits import SplitPairs, assign_splits
-from pal.errors import DataError
-from pal.files import file_sha256
+from pal.data.comparisons import Comparison, Reject
+from pal.data.sources.exports import PlatformExport
 from pal.items import Text, question
 
 PREFERENCES, TEXTS = "_preference.csv", "_verbatim_map.csv"
 QUESTION, PERSON, THOUGHT = "Question ID", "Participant ID", "Thought ID"
 SIDES = ("Thought A ID", "Thought B ID")
+TEXT_COLUMNS = (QUESTION, "Question Text", THOUGHT, "Thought Text")
 VOTES: dict[str, float | str] = {
     "Thought A": 1.0,
     "Thought B": 0.0,
@@ -46,14 +37,13 @@ class RemeshConfig(ComparisonsConfig):
     """``I disagree with both``: left out and counted, or a tie."""
     not_sure: Literal["drop", "half"] = "drop"
     """``I'm not sure``: left out and counted, or a tie."""
-    min_answers: PositiveInt = 1
-    """People with fewer comparisons in all are left out and counted."""
 
 
-class Remesh(Adapter):
+class Remesh(PlatformExport):
     """One comparison per vote."""
 
     name = "remesh"
+    platform = "Remesh"
     Settings = RemeshConfig
     config: RemeshConfig
     licence = (
@@ -61,46 +51,27 @@ class Remesh(Adapter):
         "authors"
     )
 
-    def __init__(self, config: RemeshConfig, dataset: str = "") -> None:
-        super().__init__(config, dataset)
-        if config.source is None:
-            raise DataError(
-                f"dataset {self.dataset} needs to know its source; give --source FOLDER of Remesh "
-                "exports"
-            )
-        self.folder, self.origin = resolve_source(self.dataset, config.source, ["*.csv"])
+    def files(self) -> Sequence[str]:
         found = sorted(path.name for path in self.folder.glob(f"*{PREFERENCES}"))
         self.topics = [name.removesuffix(PREFERENCES) for name in found]
-        absent = [f"{t}{TEXTS}" for t in self.topics if not (self.folder / f"{t}{TEXTS}").is_file()]
-        if not self.topics or absent:
-            raise DataError(
-                f"{self.folder} is no Remesh export: it has no "
-                f"{', '.join(absent) or f'*{PREFERENCES}'}; give --source FOLDER"
-            )
+        texts = [f"{topic}{TEXTS}" for topic in self.topics]
+        absent = [name for name in texts if not self.is_file(name)]
+        if absent or not found:
+            raise self.no_export(f"it has no {', '.join(absent) or f'*{PREFERENCES}'}")
+        return [*found, *texts]
 
-    def inputs(self) -> dict[str, str]:
-        names = [f"{topic}{end}" for topic in self.topics for end in (PREFERENCES, TEXTS)]
-        return {name: file_sha256(self.folder / name) for name in names}
-
-    def parts(self) -> Sequence[Part]:
-        return [self.read]
-
-    def read(self) -> Chunk:
-        """Read the votes of all topics."""
-        recorder = Recorder(self.config.views)
-        rows = (row for topic in self.topics for row in self._topic(topic))
-        for row in itertools.islice(rows, self.config.limit):
-            recorder.add(row)
-        return recorder.chunk()
+    def votes(self) -> Iterator[Comparison | Reject]:
+        for topic in self.topics:
+            yield from self._topic(topic)
 
     def _topic(self, topic: str) -> Iterator[Comparison | Reject]:
         questions: dict[str, str] = {}
         thoughts: dict[str, str] = {}
-        for row in self._rows(f"{topic}{TEXTS}", (QUESTION, "Question Text", THOUGHT)):
+        for row in self.rows(f"{topic}{TEXTS}", TEXT_COLUMNS):
             questions[row[QUESTION]] = row["Question Text"]
             thoughts[row[THOUGHT]] = row["Thought Text"]
         file = f"{topic}{PREFERENCES}"
-        for number, row in enumerate(self._rows(file, (QUESTION, PERSON, *SIDES, "Vote"))):
+        for number, row in enumerate(self.rows(file, (QUESTION, PERSON, *SIDES, "Vote"))):
             yield self._comparison(f"{file}:{number:07d}", topic, row, questions, thoughts)
 
     def _comparison(
@@ -126,27 +97,3 @@ class Remesh(Adapter):
         first, second = (Text(thoughts[row[side]]) for side in SIDES)
         user = f"{topic}/{row[PERSON]}" if row[PERSON].strip() else None
         return Comparison(place, user, question(questions[row[QUESTION]]), first, second, label)
-
-    def _rows(self, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-        """Yield the rows below a file's header; raises DataError where there is none."""
-        path = self.folder / name
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as stream:
-                lines = csv.reader(stream)
-                header = next((line for line in lines if line[:1] == [QUESTION]), [])
-                missing = [column for column in columns if column not in header]
-                if missing:
-                    raise DataError(
-                        f"{path} has no column {', '.join(missing)}, as a Remesh export has; check "
-                        "--source"
-                    )
-                for line in lines:
-                    yield dict(itertools.zip_longest(header, line[: len(header)], fillvalue=""))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"cannot read {path} ({error}); export it again") from error
-
-    def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
-        """As other sources, without people who gave too few answers."""
-        kept, left_out = without_few(pairs, self.config.min_answers)
-        split = assign_splits(kept, self.config)
-        return SplitPairs(split.pairs, pl.concat([split.rejects, left_out]), split.details)

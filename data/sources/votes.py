@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import polars as pl
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from pal.chance import bucket
 from pal.config import ComparisonsConfig, Component
 from pal.data.comparisons import Comparison, Reject
 from pal.data.rows import Row, RowAdapter
-from pal.data.splits import SplitPairs
+from pal.data.sources.columns import values_of
 from pal.items import Conversation, Text, conversation
 from pal.users import user_name
 
@@ -59,8 +58,6 @@ class VoteRules(ComparisonsConfig):
     votes share, join nothing."""
     passes: Literal["drop", "half"] = "drop"
     """Passes: left out and counted, or a tie between Agree and Disagree."""
-    min_answers: PositiveInt = 1
-    """People with fewer votes in all are left out and counted."""
 
 
 class VotesConfig(VoteRules):
@@ -89,17 +86,6 @@ def vote_on(
     return Comparison(place, user, item, disagree, agree, 1.0 - agrees)
 
 
-def without_few(pairs: pl.DataFrame, least: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Separate the votes of people who gave fewer than ``least``: what is kept, and rejects."""
-    few = pl.len().over("user_id") < least
-    left_out = pairs.filter(few).select(
-        "source_row",
-        reason=pl.lit("too-few-answers"),
-        message=pl.lit(f"its user gave fewer than min_answers = {least} answers"),
-    )
-    return pairs.filter(~few), left_out
-
-
 class OwnVotes(RowAdapter):
     """One vote per row."""
 
@@ -114,12 +100,12 @@ class OwnVotes(RowAdapter):
         self.user_column = config.columns.user_id or NAMES["user_id"][0]
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
-        found = {name: self._value(row, name) for name in NAMES}
+        found = values_of(row, place, self.config.columns, NAMES, ("item", "vote"))
+        if isinstance(found, Reject):
+            return [found]
         if found["item"] is None:
-            return [Reject(place, "missing-column", self._absent(row, "item"))]
+            return [Reject(place, "no-item", "the row holds nothing that was voted on")]
         if found["vote"] is None:
-            if self._column(row, "vote") is None:
-                return [Reject(place, "missing-column", self._absent(row, "vote"))]
             return [Reject(place, "no-vote", "the row holds no vote")]
         word = str(found["vote"]).strip().lower().removesuffix(".0")
         if word not in self.words:
@@ -134,27 +120,6 @@ class OwnVotes(RowAdapter):
         user = user_name(found["user_id"])
         p = 0.5 if agrees is None else agrees
         return [vote_on(asked, place, user, p, self.config.salt)]
-
-    def _column(self, row: Row, name: str) -> str | None:
-        """Return the column of a row that holds something, None where none does."""
-        given = getattr(self.config.columns, name)
-        names = NAMES[name] if given is None else (given,)
-        return next((column for column in names if column in row), None)
-
-    def _value(self, row: Row, name: str) -> Any:
-        column = self._column(row, name)
-        return None if column is None else row[column]
-
-    def _absent(self, row: Row, name: str) -> str:
-        given = getattr(self.config.columns, name)
-        names = given or " or ".join(NAMES[name])
-        return f"has no {names} among its columns {', '.join(map(str, row))[:200]}"
-
-    def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
-        """As other sources, without people who gave too few votes."""
-        kept, left_out = without_few(pairs, self.config.min_answers)
-        split = super().assign_splits(kept)
-        return SplitPairs(split.pairs, pl.concat([split.rejects, left_out]), split.details)
 
 
 def _lowered(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -49,6 +49,8 @@ class ComparisonsConfig(DatasetConfig):
     """Share of the users kept apart for tuning few-shot settings."""
     test_user_share: Fraction = 0.2
     """Share of the users that no head is trained on, for the few-shot test."""
+    min_answers: PositiveInt = 1
+    """People with fewer comparisons in all are left out and counted."""
     min_pairs: PositiveInt = 10
     """Pairs that a new user must have to be evaluated on; those with fewer are left out and
     counted."""
