@@ -21,6 +21,7 @@ from pal import pipeline
 from pal.config import load
 from pal.evaluate.records import Cell
 from pal.evaluate.report import Table, as_markdown, with_interval
+from pal.train.build import defaults_of, heads
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real.md"
 SETS: dict[str, dict[str, Any]] = {
@@ -84,7 +85,8 @@ def measure(name: str, source: Path, seeds: int) -> Table:
     for one in found.free_baselines[name]:
         rows.append([one.baseline, "", "", *cells(one.test_seen), *cells(one.test_unseen)])
     for run in found.runs:
-        told = [run.head, str(run.k), str(run.seed)]
+        has_k = "k" in defaults_of(heads()[run.head])
+        told = [run.head, str(run.k) if has_k else "", str(run.seed)]
         rows.append([*told, *cells(run.test_seen), *cells(run.test_unseen.get("0"))])
     return rows
 

@@ -758,17 +758,25 @@ def test_a_user_learned_in_slices_is_the_user_learned_at_once(model: RewardModel
     assert torch.allclose(asked.solve(), wanted, atol=1e-4)
 
 
-def test_nobody_waits_behind_work_for_nobody(
-    model: RewardModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def slow_down(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> threading.Event:
+    """Let each batch take so long; returns what is set when the first one begins."""
     plain, began = model.score_rows, threading.Event()
 
     def slowly(rows: Any, vectors: Any) -> Any:
         began.set()
-        time.sleep(0.1)
+        time.sleep(seconds)
         return plain(rows, vectors)
 
     monkeypatch.setattr(model, "score_rows", slowly)
+    return began
+
+
+def test_nobody_waits_behind_work_for_nobody(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = slow_down(model, monkeypatch, 0.1)
     rows = json.dumps({"prompts": ["p"] * 500, "responses": ["r"] * 500}).encode()
     learned = json.dumps({"answers": [ANSWER] * 512}).encode()
     with running(model, max_batch=1) as live:
@@ -1049,14 +1057,7 @@ def test_a_server_ends_and_begins_again(exported: Path, model: RewardModel) -> N
 def test_what_takes_longer_than_the_end_may_take_is_503(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, began = model.score_rows, threading.Event()
-
-    def slowly(rows: Any, vectors: Any) -> Any:
-        began.set()
-        time.sleep(0.25)
-        return plain(rows, vectors)
-
-    monkeypatch.setattr(model, "score_rows", slowly)
+    began = slow_down(model, monkeypatch, 0.25)
     body = {"prompts": ["p"], "responses": ["r"]}
     with running(model, max_batch=1, drain_seconds=0.6) as live:
         with ThreadPoolExecutor(20) as pool, client(live.address, None) as http:
