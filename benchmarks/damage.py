@@ -63,7 +63,7 @@ COMMANDS: dict[str, list[str]] = {
     "export": ["export", "--run", "one", "--name", "new", "--json"],
     "score": ["score", "--model", "exports/one", "--input", "rows.jsonl", "--output",
               "scored.jsonl", "--json"],
-    "score merged": ["score", "--model", "exports/merged", "--input", "rows.jsonl", "--output",
+    "score merged": ["score", "--model", "exports/merged", "--input", "of-nobody.jsonl", "--output",
                      "again.jsonl", "--json"],
 }  # fmt: skip
 READERS = {
@@ -129,7 +129,9 @@ def write_source(folder: Path, seed: int) -> None:
     """Write answers of some people, and rows to score."""
     rows = answers_of(seed, 14, 40, 40)
     write_lines(folder / "pairs.jsonl", rows)
-    write_lines(folder / "rows.jsonl", to_score(rows[10:40]))
+    asked = to_score(rows[10:40])
+    write_lines(folder / "rows.jsonl", asked)
+    write_lines(folder / "of-nobody.jsonl", [{**row, "user_id": ""} for row in asked])
     settings = {
         **SIZES,
         "dataset": "pairs",

@@ -35,6 +35,7 @@ def main() -> None:
     """Run the command line; an error that the user can fix becomes one sentence and exit code 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its reports are not the user's
     warnings.showwarning = _show_warning
     try:
         app()
