@@ -89,11 +89,13 @@ class HeadTraining(lightning.LightningModule):
         margin: Tensor = self.head(batch.prompt, batch.first, batch.second, batch.user)
         return margin
 
-    def weights(self, batch: Batch) -> Tensor:
-        """Return what each pair counts, (B,)."""
+    def total(self, batch: Batch, *values_B: Tensor) -> tuple[Tensor, ...]:
+        """Return the sum of each of some values over the pairs, and last the number of pairs; each
+        pair weighted by its user's weight, where users have weights."""
         if self.user_weights is None:
-            return torch.ones_like(batch.label)
-        return self.user_weights[batch.user]
+            return *(value.sum() for value in values_B), batch.label.new_tensor(len(batch.label))
+        weight_B = self.user_weights[batch.user]
+        return *((weight_B * value).sum() for value in values_B), weight_B.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = optimiser_groups(self.head, self.config)
@@ -121,8 +123,8 @@ class HeadTraining(lightning.LightningModule):
                 len(self.head.users.logits), dtype=torch.bool, device=self.device
             )
             self._present[batch.user] = True
-        loss, weight = self.loss(self.margin(batch), batch.label), self.weights(batch)
-        total, count = (weight * loss).sum(), weight.sum()
+        loss = self.loss(self.margin(batch), batch.label)
+        total, count = self.total(batch, loss)
         self._sums["train"] += torch.stack([total.detach(), count])
         mean = loss.mean() if self.user_weights is None else total / count
         beta = self.config.bound
@@ -140,14 +142,12 @@ class HeadTraining(lightning.LightningModule):
         self._sums["val"] = torch.zeros(3, device=self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        margin, weight = self.margin(batch), self.weights(batch)
+        margin = self.margin(batch)
         loss = self.loss(margin, batch.label)
         right = torch.where(
             margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)
         )
-        self._sums["val"] += torch.stack(
-            [(weight * loss).sum(), (weight * right).sum(), weight.sum()]
-        )
+        self._sums["val"] += torch.stack(self.total(batch, loss, right))
 
     def on_train_epoch_end(self) -> None:
         loss, right, count = self._sums["val"].tolist()
