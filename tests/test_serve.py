@@ -243,6 +243,18 @@ def test_the_routes_answer_as_offline_scoring_does(model: RewardModel) -> None:
         assert http.delete("/v1/users/new").status_code == 404
 
 
+@pytest.mark.parametrize("rows", [9, 64, 100])
+def test_a_request_of_many_rows_is_answered_as_a_whole(model: RewardModel, rows: int) -> None:
+    prompts, responses = [f"q {n}" for n in range(rows)], [f"a {n}" for n in range(rows)]
+    users = [USERS[n % 2] for n in range(rows)]
+    wanted = model.score(prompts, responses, users)
+    with asking(model) as http:
+        body = {"prompts": prompts, "responses": responses, "users": users}
+        assert http.post("/v1/score", json=body).json()["rewards"] == pytest.approx(
+            wanted, rel=1e-5
+        )
+
+
 def head(path: str, length: int, method: str = "POST", **headers: str) -> bytes:
     """Return the head of a request whose body has so many bytes."""
     named = {"Host": "localhost", "Content-Type": "application/json", **headers}

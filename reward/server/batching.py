@@ -49,6 +49,11 @@ class RowsJob:
     def left(self) -> int:
         return len(self.rows) - self.taken
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether all rows are scored; a batch may hold several parts of one request."""
+        return sum(len(part.rewards) for part in self.scored) == len(self.rows)
+
     def result(self) -> Scored:
         """Return the rewards of all rows, once all are scored."""
         rewards = torch.cat([part.rewards for part in self.scored])

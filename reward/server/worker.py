@@ -119,7 +119,7 @@ class Worker:
             job, stop = part.job, start + part.rows.stop - part.rows.start
             own = {row - start: why for row, why in failures.items() if start <= row < stop}
             job.scored.append(Scored(rewards[start:stop], own))
-            if not job.left:
+            if job.is_scored:
                 _answer(job.future, job.result())
             start = stop
         with self._changed:
