@@ -25,6 +25,9 @@ import pal.reward.model
 import pal.reward.score_file
 import pal.sweep.run
 
+# as the command line sets it, which here was imported after transformers
+transformers.logging.set_verbosity_error()
+
 PRELOADED = (lightning.pytorch, torch, transformers, pal.pipeline, pal.reward.model, pal.sweep.run)
 """slow to import, and they start no thread that a fork would lose"""
 

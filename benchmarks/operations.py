@@ -8,8 +8,9 @@ from pal.config import Config
 from pal.evaluate.inputs import open_inputs
 from pal.sweep.plan import Planner
 from pal.train.data import TrainingData
-from pal.train.pairs import SeedBatches
-from pal.train.stack import StackTraining, widen
+from pal.train.pairs import LaneBatches
+from pal.train.stack_training import StackTraining
+from pal.train.together import Together
 
 
 def operations_of(config: Config, device: str) -> float:
@@ -21,10 +22,11 @@ def operations_of(config: Config, device: str) -> float:
     settings = few[0].config.train
     data = TrainingData.load(settings, *open_inputs(config), device)
     largest = max(one.config.train.k for one in candidates)
-    heads = [widen(data.new_head(one.config.train, one.config.seed), largest) for one in few]
-    stack = StackTraining(heads, [one.config.train for one in few], len(seeds)).to(device)
+    widest = [one.config.train.model_copy(update={"k": largest}) for one in few]
+    heads = Together([data], seeds, widest).new_heads()
+    stack = StackTraining(heads, widest, len(seeds)).to(device)
     stack.configure_optimizers()
-    batches = SeedBatches(data.features, data.train, settings.batch_size, seeds)
+    batches = LaneBatches(data.features, [data.train] * len(seeds), settings.batch_size, seeds)
     with FlopCounterMode(display=False) as counter:
         stack.training_step(next(iter(batches)), 0)
     return counter.get_total_flops() / len(few) * len(candidates) * len(batches) * settings.epochs

@@ -1,27 +1,37 @@
 """All heads on answers of real people, cross-fitted: docs/results/real.md.
 
-    python benchmarks/real.py --source FOLDER [--sets ssis canadian-electoral-reform] [--seeds 1]
+    python benchmarks/real.py --source FOLDER [--sets ssis ...] [--heads pal-a ...] [--seeds 1]
 
 FOLDER holds ``polis/<conversation>`` and ``polarized-issues``, as their platforms export them.
-Every prompt (a statement; of polarized-issues, a fold of the answers) is tested once, by heads that
-never saw it; settings are each head's defaults. What is done already is taken over from ``real/``.
+Every prompt (a statement; of polarized-issues, an answer) is tested once, by heads that never saw
+it; settings are each head's defaults. What is done is kept under ``real/`` and taken over: killed,
+the same command goes on, and a head that is new to pal, or named later, is added. The table shows
+all that is there, and names what is not.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pal import pipeline
-from pal.config import load
-from pal.evaluate.records import Cell
-from pal.evaluate.report import Table, as_markdown, with_interval
+from pal.config import Config, load
+from pal.dataset import PreparedDataset
+from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.folds import Fold, crossing_folds, folder_of
+from pal.evaluate.free import free_baselines
+from pal.evaluate.records import Cell, Metrics
+from pal.evaluate.report import NOTHING, as_markdown, interval, with_interval
+from pal.files import digest
 from pal.train.build import defaults_of, heads
+from pal.train.run_record import RunRecord
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real.md"
 SETS: dict[str, dict[str, Any]] = {
@@ -31,89 +41,190 @@ SETS: dict[str, dict[str, Any]] = {
     "polarized-issues": {"kind": "remesh", "min_answers": 10},
     "bowling-green": {"kind": "polis", "min_answers": 20},
 }
-HEADS: list[dict[str, Any]] = [
-    {"head": "bt-linear"}, {"head": "bt-mlp"}, {"head": "per-user"}, {"head": "user-embedding"},
-    {"head": "vpl"}, {"head": "drm", "k": 4}, {"head": "lore", "k": 4},
-    *({"head": head, "k": k} for head in ("pal-a", "pal-b") for k in (1, 2, 4)),
-]  # fmt: skip
+ONE_TASTE = "bt-linear"
+PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4)}
+"""K of heads that are run with several"""
+USUAL_K = 4
+SLOW = ("mrm", "vpl")
+"""heads that are run last"""
 FOLDS = 5
+COLUMNS = [
+    "head", "K", "seed", "s", "seen users", "against one taste", "NLL", "unseen, 0 shots",
+    "5 shots", "20 shots",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A head to be run on a set."""
+
+    head: str
+    k: int | None
+    """None: it has no prototypes"""
+    seed: int
+
+    def run(self, dataset: str) -> str:
+        k = "" if self.k is None else f"-k{self.k}"
+        return f"{dataset}-{self.head}{k}-s{self.seed}"
+
+    def config(self, dataset: str, source: Path) -> Config:
+        k = {} if self.k is None else {"train.k": self.k}
+        options = {**settings_of(dataset, source), "train.head": self.head, "seed": self.seed, **k}
+        return load(None, (), options).config
+
+
+def entries(seeds: int) -> list[Entry]:
+    """Return all heads that pal has, one taste first and slow ones last."""
+    found = []
+    for name in sorted(heads(), key=lambda name: (name in SLOW, name != ONE_TASTE, name)):
+        has_k = "k" in defaults_of(heads()[name])
+        ks = PLURAL.get(name, (USUAL_K,)) if has_k else (None,)
+        found += [Entry(name, k, seed) for k in ks for seed in range(seeds)]
+    return found
+
+
+def settings_of(dataset: str, source: Path) -> dict[str, Any]:
+    own = SETS[dataset]
+    place = source / ("" if own["kind"] == "remesh" else "polis") / dataset
+    return {"dataset": dataset, f"data.{dataset}": {**own, "source": str(place)}}
+
+
+def finished(config: Config, run: str) -> Metrics | None:
+    """Return what was found of a run on this very dataset, or None."""
+    folder = config.paths.runs / run
+    record, dataset = (
+        RunRecord.find(folder),
+        PreparedDataset.open(config.paths.data / config.dataset),
+    )
+    if record is None:
+        return None
+    if (record.split_digest, record.pairs_digest) != (dataset.split_digest, dataset.pairs_digest):
+        shutil.rmtree(folder)  # of a dataset that was prepared otherwise
+        return None
+    parts = [RunRecord.find(folder_of(folder, FOLDS) / f"{number}") for number in range(FOLDS)]
+    found = Metrics.find(folder_of(folder, FOLDS))
+    seal = digest([part.seal for part in parts if part is not None])
+    return found if found is not None and found.head_seal == seal else None
+
+
+def work_on(entry: Entry, dataset: str, source: Path) -> bool:
+    """Train and cross-fit one head on one set; returns whether that was still to be done."""
+    config, run = entry.config(dataset, source), entry.run(dataset)
+    if finished(config, run) is not None:
+        return False
+    began = time.perf_counter()
+    pipeline.train(config, run, tell=nothing)
+    (metrics,) = pipeline.evaluate(config, [run], FOLDS, tell=nothing).runs
+    spent = time.perf_counter() - began
+    print(f"{run}: {metrics.seconds:.1f} s in {FOLDS} folds, {spent:.1f} s in all", flush=True)
+    return True
+
+
+def nothing(line: str) -> None:
+    """Say nothing: stage one has told what the dataset leaves out."""
+
+
+def section(dataset: str, source: Path, seeds: int) -> str | None:
+    """Return the table of what is there of a set; None where nothing is."""
+    config = load(None, (), settings_of(dataset, source)).config
+    if not (config.paths.data / dataset / "dataset.json").is_file():
+        return None
+    done = [(e, finished(config, e.run(dataset))) for e in entries(seeds)]
+    found = [(entry, metrics) for entry, metrics in done if metrics is not None]
+    if not found:
+        return None
+    first = next((e.run(dataset) for e, _ in found if e.head == ONE_TASTE), None)
+    others = [e.run(dataset) for e, _ in found if e.head != ONE_TASTE]
+    against: dict[str, Comparison] = {}
+    if first is not None and others:
+        rows = compare(config.evaluate, config.paths.runs, [first, *others], FOLDS)
+        against = {row.b: row for row in rows if row.cell == "test_seen"}
+    prepared = PreparedDataset.open(config.paths.data / dataset)
+    table = [COLUMNS]
+    for one in free_baselines(config.evaluate, Fold.all_of(prepared, FOLDS)):
+        table.append(row_of([one.baseline, "", "", ""], one.test_seen, None, [one.test_unseen]))
+    for entry, metrics in found:
+        k = "" if entry.k is None else f"{entry.k}"
+        told = [entry.head, k, f"{entry.seed}", f"{metrics.seconds:.0f}"]
+        unseen = [metrics.test_unseen.get(shots) for shots in ("0", "5", "20")]
+        table.append(row_of(told, metrics.test_seen, against.get(entry.run(dataset)), unseen))
+    missing = [f"{e.head}{'' if e.k is None else f' K={e.k}'}" for e, m in done if m is None]
+    return f"## {dataset}\n\n{as_markdown(table)}\n\n" + remarks(prepared, against, missing)
+
+
+def row_of(
+    told: list[str], seen: Cell | None, against: Comparison | None, unseen: list[Cell | None]
+) -> list[str]:
+    difference, likelihood = NOTHING, NOTHING
+    if against is not None:
+        difference = with_interval(against.difference, against.ci95, against.ci95_from, "+")
+    if seen is not None:
+        likelihood = with_interval(seen.nll, seen.nll_ci95)
+    cells = [interval(cell) for cell in [*unseen, None, None][:3]]
+    return [*told, interval(seen), difference, likelihood, *cells]
+
+
+def remarks(prepared: PreparedDataset, against: dict[str, Comparison], missing: list[str]) -> str:
+    """Say which heads are worse or better than one taste, and what is not in the table."""
+    lines = []
+    for word, sign in (("below", -1.0), ("above", 1.0)):
+        beyond = [
+            run.removeprefix(f"{prepared.name}-")
+            for run, row in against.items()
+            if row.ci95 is not None and min(sign * row.ci95[0], sign * row.ci95[1]) > 0.0
+        ]
+        lines.append(
+            f"Seen users, {word} one taste beyond the interval: {', '.join(beyond) or 'none'}."
+        )
+    crossing = crossing_folds(prepared, FOLDS)
+    if crossing:
+        lines.append(f"{crossing:,} comparisons of items in different folds were not tested.")
+    if missing:
+        lines.append(f"Not run: {', '.join(dict.fromkeys(missing))}.")
+    return "\n".join(lines)
+
+
+def as_text(sections: list[str]) -> str:
+    head = (
+        "# Heads on answers of real people\n\n"
+        f"Made by `python benchmarks/real.py --source FOLDER` on {datetime.now(UTC):%Y-%m-%d}, "
+        f"MiniLM, {FOLDS} folds over prompts: every prompt is tested once, by\n"
+        "heads that never saw it; unseen users are adapted by answers to the other folds. Accuracy "
+        "is the mean over users; 95 % intervals are\n"
+        "over users and prompts (`p`: most of it comes from the prompts), so is the difference "
+        f"from one taste for all, `{ONE_TASTE}`. A coin has NLL\n"
+        "0.693. Settings are each head's defaults; s: seconds of training, all folds."
+    )
+    return "\n\n".join([head, *sections]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--heads", nargs="+", default=list(heads()), choices=list(heads()))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("real"))
+    parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
-    source = options.source.resolve()
-    options.work.mkdir(exist_ok=True)
+    source, out = options.source.resolve(), options.out.resolve()
+    options.work.mkdir(exist_ok=True, parents=True)
     os.chdir(options.work)
-    sections = []
-    for name in options.sets:
-        began = time.perf_counter()
-        table = measure(name, source, options.seeds)
-        spent = time.perf_counter() - began
-        sections.append(f"## {name}\n\n{as_markdown(table)}\n\n{spent:.0f} s in this call.")
-        print(sections[-1], flush=True)
-        TABLE.write_text(as_text(sections, options.seeds), encoding="utf-8")
+    for dataset in options.sets:
+        pipeline.embed(load(None, (), settings_of(dataset, source)).config)
+    sections = {dataset: section(dataset, source, options.seeds) for dataset in SETS}
+    chosen = [entry for entry in entries(options.seeds) if entry.head in options.heads]
+    for entry in chosen:  # head by head, so that slow ones come last on all sets
+        for dataset in options.sets:
+            if work_on(entry, dataset, source):
+                sections[dataset] = section(dataset, source, options.seeds)
+                write(out, sections.values())
+    write(out, sections.values())
     return 0
 
 
-def measure(name: str, source: Path, seeds: int) -> Table:
-    """Return the rows of one dataset, the free baselines first."""
-    kind = SETS[name]["kind"]
-    place = source / "polarized-issues" if kind == "remesh" else source / "polis" / name
-    settings = {**SETS[name], "source": str(place)}
-    config = load(None, (), {"dataset": name, f"data.{name}": settings}).config
-    pipeline.embed(config)
-    runs = []
-    for options in HEADS:
-        for seed in range(seeds):
-            train = {f"train.{key}": value for key, value in options.items()}
-            own = load(
-                None, (), {"dataset": name, f"data.{name}": settings, "seed": seed, **train}
-            ).config
-            run = f"{name}-{'-'.join(str(value) for value in options.values())}-s{seed}"
-            if not (own.paths.runs / run / "head.json").is_file():
-                pipeline.train(own, run)
-            runs.append(run)
-            pipeline.evaluate(own, [run], FOLDS)
-            print(run, flush=True)
-    found = pipeline.evaluate(config, runs, FOLDS)
-    rows = [["head", "K", "seed", "seen users", "NLL", "unseen, 0 shots", "NLL"]]
-    for one in found.free_baselines[name]:
-        rows.append([one.baseline, "", "", *cells(one.test_seen), *cells(one.test_unseen)])
-    for run in found.runs:
-        has_k = "k" in defaults_of(heads()[run.head])
-        told = [run.head, str(run.k) if has_k else "", str(run.seed)]
-        rows.append([*told, *cells(run.test_seen), *cells(run.test_unseen.get("0"))])
-    return rows
-
-
-def cells(cell: Cell | None) -> list[str]:
-    if cell is None:
-        return ["-", "-"]
-    accuracy = with_interval(cell.macro_accuracy, cell.macro_ci95, cell.ci95_from)
-    return [accuracy, with_interval(cell.nll, cell.nll_ci95)]
-
-
-def as_text(sections: list[str], seeds: int) -> str:
-    return (
-        "\n\n".join(
-            [
-                "# Heads on answers of real people",
-                f"Made by `python benchmarks/real.py --source FOLDER --seeds {seeds}` on "
-                f"{datetime.now(UTC):%Y-%m-%d}, MiniLM, {FOLDS} folds over prompts: every prompt "
-                "is tested\nonce, by heads that never saw it. Accuracy is the mean over users; "
-                "95 %\n"
-                "intervals are over users and prompts (`p`: most of it comes from the prompts). "
-                "A coin has NLL 0.693. Settings are each head's defaults.",
-                *sections,
-            ]
-        )
-        + "\n"
-    )
+def write(out: Path, sections: Iterable[str | None]) -> None:
+    out.write_text(as_text([text for text in sections if text]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ LARGEST_CHECKED = 1 << 28
 ones are checked when they are read"""
 SPLIT_RULES: JsonObject = {"card_version": 3}
 """what a split digest begins with; to be changed when the same rows would be split differently"""
+DIVIDING_RULES: JsonObject = {"divided": 2}
+"""the same for sources that splits.py divides"""
 
 
 def prepare(
@@ -85,7 +87,11 @@ def _prepare(
     key = digest([DatasetCard.version, settings, inputs], 8)
     unfinished = folder.parent / f".{name}.unfinished-{key}"
     tables = tables_of(adapter, unfinished, progress)
-    require_splits(name, tables.pairs, adapter.origin, tables.reject_reasons)
+    try:
+        require_splits(name, tables.pairs, adapter.origin, tables.reject_reasons)
+    except DataError as problem:
+        shows = f"; pal doctor --dataset {name} shows the rows" if tables.reject_reasons else ""
+        raise DataError(f"{problem}{shows}") from None
     with DatasetCard.replace(folder) as temporary:
         files = write_tables(temporary, tables, adapter.truth())
         card = _card(name, config, adapter, inputs, tables, files)
@@ -142,6 +148,7 @@ def _card(
 ) -> DatasetCard:
     pairs = tables.pairs
     rows = pairs.select("pair_id", "user_id", "split", "population").iter_rows()
+    rules = {**SPLIT_RULES, **(DIVIDING_RULES if tables.splitting.divided else {})}
     has_both_views = set(WITH_PROMPT.values()) <= set(pairs.columns)
     return DatasetCard(
         name=name,
@@ -160,7 +167,7 @@ def _card(
             pairs=digest_of(pairs.select("pair_id", "label", "split", "population")),
         ),
         split_digest=split_digest(
-            {**SPLIT_RULES, "dataset": name, "salt": config.salt},
+            {**rules, "dataset": name, "salt": config.salt},
             ((pair.hex(), *rest) for pair, *rest in rows),
         ),
         files=files,

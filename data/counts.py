@@ -1,14 +1,13 @@
-"""What is in a dataset, in numbers: counts, digests, and the card in words."""
+"""What is in a dataset, in numbers: counts and digests; pal/outline.py says them in words."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import polars as pl
 
-from pal.dataset import WITH_PROMPT, Counts, DatasetCard, PairsPerUser, oriented
+from pal.dataset import WITH_PROMPT, Counts, PairsPerUser, oriented
 from pal.files import canonical_json
 from pal.records import JsonObject
 
@@ -18,7 +17,7 @@ COMPARED = ["user_id", "prompt_id", "first_id", "second_id"]
 def counts_of(items: pl.DataFrame, pairs: pl.DataFrame) -> Counts:
     """Return the counts: pairs by cell, users, pairs per user, ties, repeats, and what unique items
     save."""
-    cells = pairs.group_by("split", "population").len().sort("split", "population")
+    cells = _cells(pairs)
     users = dict(pairs.group_by("population").agg(pl.col("user_id").n_unique()).iter_rows())
     per_user = pairs.group_by("user_id").len()["len"]
     mentioned = ["prompt_id", "first_id", "second_id", *WITH_PROMPT.values()]
@@ -42,8 +41,21 @@ def counts_of(items: pl.DataFrame, pairs: pl.DataFrame) -> Counts:
         ),
         repeated=repeated,
         contradictory=contradictory,
-        cells={f"{split}_{population}": count for split, population, count in cells.iter_rows()},
+        cells=dict(cells.select("cell", "pairs").iter_rows()),
+        cell_users=dict(cells.select("cell", "users").iter_rows()),
+        cell_groups=dict(cells.select("cell", "groups").iter_rows()),
     )
+
+
+def _cells(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return pairs, users and prompt groups of each ``<split>_<population>``."""
+    cell = pl.concat_str("split", pl.lit("_"), "population").alias("cell")
+    sizes = {
+        "pairs": pl.len(),
+        "users": pl.col("user_id").n_unique(),
+        "groups": pl.col("group_id").n_unique(),
+    }
+    return pairs.group_by(cell).agg(**sizes).sort("cell")
 
 
 def _repeats(pairs: pl.DataFrame) -> tuple[int, int]:
@@ -74,30 +86,3 @@ def split_digest(rules: JsonObject, rows: Iterable[tuple[str, ...]]) -> str:
     for row in rows:
         state.update("\x1f".join(row).encode() + b"\n")
     return state.hexdigest()
-
-
-def card_text(card: DatasetCard, folder: Path) -> str:
-    """Return the card for people: a few lines."""
-    counts, per_user = card.counts, card.counts.pairs_per_user
-    modalities = [f"{count:,} {name}" for name, count in counts.items_by_modality.items()]
-    cells = [f"{cell} {count:,}" for cell, count in counts.cells.items()]
-    lines = [
-        f"{folder}: {counts.pairs:,} pairs of {counts.seen_users:,} seen and "
-        f"{counts.unseen_users:,} unseen users, {card.revision}, {card.licence}",
-        f"  items     {counts.items:,} unique of {counts.item_mentions:,} mentioned, so each "
-        f"encoding serves {counts.encodings_saved_by_unique_items:.1f} times; "
-        + ", ".join(modalities),
-        f"  per user  {per_user.least:,} to {per_user.most:,} pairs, median {per_user.median:g}",
-        f"  ties      {counts.ties:,} ({counts.tie_rate:.1%}); {counts.repeated:,} repeated "
-        f"comparisons, {counts.contradictory:,} of them answered in contradiction",
-        "  cells     " + ", ".join(cells),
-    ]
-    if card.splitting.prompt_groups is not None:
-        lines.append(
-            f"  prompts   {card.splitting.prompt_groups:,} groups that no split divides, the "
-            f"largest of {card.splitting.largest_prompt_group:,} pairs"
-        )
-    if card.rejects:
-        rejects = [f"{count:,} {reason}" for reason, count in card.rejects.items()]
-        lines.append("  rejects   " + ", ".join(rejects))
-    return "\n".join(lines)

@@ -1,39 +1,50 @@
-"""Sources of rows: JSON lines, JSON, CSV or Parquet files, from a folder, a single file or the
-Hub."""
+"""Sources of rows: files of JSON lines, JSON, CSV, Parquet or Arrow, from a folder, a single file
+or the Hub."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import fnmatch
-import gzip
 import itertools
 import math
-import sys
-import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import polars as pl
+from pydantic import AfterValidator, Field
 
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
-from pal.data.locate import resolve_source
+from pal.data.encodings import known_encoding
+from pal.data.locate import files_of, resolve_source, splits_of_names
+from pal.data.pictures import is_file, places_of
+from pal.data.readers import numbered_rows
+from pal.data.sheets import ENDS, PACKED, Sheet
 from pal.data.splits import SplitPairs, assign_splits
-from pal.errors import DataError
+from pal.data.survey import Survey
+from pal.dataset import Split
+from pal.errors import DataError, DiskError
 from pal.files import file_sha256
 from pal.items import storable
-from pal.rows import BadRow, Row, other_kind, rows_of_array, rows_of_batch, rows_of_lines
+from pal.rows import BadRow, Row
 from pal.users import user_names
 
 One = TypeVar("One")
 """what an adapter makes of a row before any comparison"""
-PARQUET_BATCH = 1024
-TEXT_FILES = (".csv",)
-"""ends of files whose values have no types"""
+TEXT_ENDS = (".jsonl", ".json", ".csv", ".tsv")
+PATTERNS = tuple(f"*{end}" for end in (*ENDS, *(f"{end}{PACKED}" for end in TEXT_ENDS)))
+
+
+class OwnFilesConfig(ComparisonsConfig):
+    """What the user may say of the own files where they do not say it themselves."""
+
+    encoding: Annotated[str, AfterValidator(known_encoding)] | None = None
+    """Of text files that are not UTF-8, e.g. cp1252; those of UTF-16 with a mark are recognised."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Between the cells of CSV files; null: commas, semicolons, tabs or vertical bars, by what the
+    file looks like."""
 
 
 class RowAdapter(Adapter):
@@ -41,11 +52,13 @@ class RowAdapter(Adapter):
 
     hub: ClassVar[str | None] = None
     """dataset repository that is read where no source is given"""
-    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.parquet")
+    patterns: ClassVar[tuple[str, ...]] = PATTERNS
     """files of the source that are read, by the end of their path; the Hub's are fetched by the
     same patterns"""
-    user_column: str | None = None
+    user_column: ClassVar[str | None] = None
     """column that names the user; null where a row names none"""
+    keeps_images = True
+    """whether images that rows hold within strings are written to the image folder"""
     config: ComparisonsConfig
 
     def __init__(self, config: ComparisonsConfig, dataset: str = "") -> None:
@@ -66,6 +79,7 @@ class RowAdapter(Adapter):
                 f"{self.dataset}"
             )
         self.folder = place if place.is_dir() else place.parent
+        self._sheets: dict[Path, Sheet] = {}
 
     @abstractmethod
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
@@ -113,30 +127,76 @@ class RowAdapter(Adapter):
             return [row]
         try:
             return list(self.comparisons(row, place, file))
+        except DiskError:
+            raise
         except Exception as problem:  # an odd row costs only itself, whatever an adapter forgot
             return [Reject.of(place, problem)]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Row | Reject]]:
         """Yield the rows of a file with their places."""
-        name = self.name_of(file)
-        users = self._users_of_text_file(file)
-        for number, row in enumerate(read_rows(file)):
+        name, sheet = self.name_of(file), self.sheet(file)
+        columns = self.user_columns if sheet.is_untyped else ()
+        for number, row in numbered_rows(sheet):
             place = f"{name}:{number:07d}"
             if isinstance(row, BadRow):
                 yield place, Reject(place, "malformed", row.reason)
                 continue
-            if users is not None and self.user_column in row:
-                row[self.user_column] = next(users)
+            for column in columns:
+                if column in row:
+                    row[column] = self._user_of_text_file(column, row[column])
             yield place, row
 
-    def _users_of_text_file(self, file: Path) -> Iterator[str | None] | None:
-        """Return the names of a text file's users in its order: it has no types, so its column is
-        read as a whole first."""
-        column = self.user_column
-        if column is None or not file.name.endswith(TEXT_FILES):
-            return None
-        rows = (row for row in read_rows(file) if isinstance(row, dict))
-        return iter(user_names([row[column] for row in rows if column in row]))
+    def told(self) -> Iterator[str]:
+        """Yield what was understood of the columns, for people; raises DataError where that is not
+        clear."""
+        return iter(())
+
+    def sheet(self, file: Path) -> Sheet:
+        """Return how a file is read."""
+        if file not in self._sheets:
+            if isinstance(self.config, OwnFilesConfig):
+                said = self.config.encoding, self.config.delimiter
+                self._sheets[file] = Sheet.of(file, *said, f"data.{self.dataset}")
+            else:
+                self._sheets[file] = Sheet.of(file)
+        return self._sheets[file]
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What all rows hold, column by column; the files are read once more for it."""
+        found, left = Survey(), self.config.limit
+        for file in self.files:
+            sheet = self.sheet(file)
+
+            def exists(value: str, file: Path = file) -> bool:
+                return any(map(is_file, places_of(value, self.folder, file.parent)))
+
+            for _, row in itertools.islice(numbered_rows(sheet, with_bytes=False), left):
+                read = None if isinstance(row, BadRow) else row
+                found.add(file, read, sheet.is_untyped, exists)
+            found.add_unread(sheet.images)
+            left = None if left is None else left - found.rows.get(file, 0)
+        return found
+
+    @property
+    def user_columns(self) -> Sequence[str]:
+        """Columns that name users, the first that a row has counts."""
+        return () if self.user_column is None else (self.user_column,)
+
+    def _user_of_text_file(self, column: str, value: str | None) -> str | None:
+        """Return the name of a user in a file without types: whether 7.0 is the number 7 is said
+        by the whole column."""
+        are_numbers = self.survey.column(column).are_numbers
+        return user_names([value] if are_numbers else [value, "a text"])[0]
+
+    def split_of(self, file: Path) -> Split | None:
+        """Return the split that a file's name says."""
+        return self._splits[file]
+
+    @cached_property
+    def _splits(self) -> dict[Path, Split | None]:
+        splits = splits_of_names([self.name_of(file) for file in self.files])
+        return dict(zip(self.files, splits, strict=True))
 
     def name_of(self, file: Path) -> str:
         """Return a file's path within the source."""
@@ -194,20 +254,6 @@ class WholeAdapter(RowAdapter, Generic[One]):
             return Reject.of(place, problem)
 
 
-def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of a source that match, sorted by path; a source that is a file is that
-    file."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise DataError(f"{place} is neither a file nor a folder; give --source PATH of one")
-    found = [path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    ends = [f"*{pattern}" for pattern in patterns]
-    return sorted(
-        path for path in found if any(fnmatch.fnmatch(path.as_posix(), end) for end in ends)
-    )
-
-
 def number_of(value: Any) -> float | None:
     """Return a number that is finite, perhaps written as a text; None for anything else."""
     if isinstance(value, bool):
@@ -217,113 +263,3 @@ def number_of(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def read_rows(file: Path) -> Iterator[Row | BadRow]:
-    """Yield rows as dictionaries, or why one cannot be read; raises DataError for an unreadable
-    file."""
-    kind = next((suffix for suffix in READERS if file.name.endswith(suffix)), None)
-    if kind is None:
-        raise DataError(
-            f"{file} is none of {', '.join(READERS)}; convert it, or point --source at a folder "
-            "of those"
-        )
-    try:
-        yield from READERS[kind](file)
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
-        raise DataError(
-            f"cannot read {file} ({type(error).__name__}: {error}); fix or remove it"
-        ) from error
-
-
-def _json_lines(file: Path) -> Iterator[Row | BadRow]:
-    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
-        _require_text(stream.peek(8))
-        yield from rows_of_lines(stream)
-
-
-def _require_text(start: bytes) -> None:
-    kind = other_kind(start)
-    if kind is not None:
-        raise ValueError(f"it is {kind}, not text")
-
-
-def _json(file: Path) -> Iterator[Row | BadRow]:
-    """Yield the objects of a JSON array; a file of one object per line is read as JSON lines."""
-    with open(file, "rb") as stream:
-        first = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    yield from rows_of_array(file.read_bytes()) if first == b"[" else _json_lines(file)
-
-
-def _csv(file: Path) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(sys.maxsize)
-    with open(file, "rb") as raw:
-        _require_text(raw.peek(8))
-    # bytes that are no UTF-8 become halves of surrogate pairs, which no text may hold
-    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-        lines = _Lines(stream)
-        for number, row in enumerate(csv.DictReader(lines), start=1):
-            if None in row:
-                yield BadRow(number, f"{len(row[None])} fields more than the header has")
-            else:
-                yield {name: value if value != "" else None for name, value in row.items()}
-            lines.end_row()
-        lines.require_closed()
-
-
-class _Lines:
-    """Lines of a CSV file, of which the last row's are remembered."""
-
-    def __init__(self, stream: Iterable[str]) -> None:
-        self.stream = iter(stream)
-        self.row: list[str] = []
-        self.before: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self.row.append(next(self.stream))
-        return self.row[-1]
-
-    def end_row(self) -> None:
-        self.before, self.row = self.row, []
-
-    def require_closed(self) -> None:
-        """Raise ValueError where a quote that is never closed swallowed the rest of the file."""
-        last = self.row or self.before
-        try:
-            list(csv.reader(last, strict=True))
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                message = (
-                    f"a quote is never closed, the one of the row that begins {last[0][:80]!r}"
-                )
-                raise ValueError(message) from None
-
-
-def _parquet(file: Path) -> Iterator[Row | BadRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    before = 0
-    try:
-        with pq.ParquetFile(file, pre_buffer=False) as opened:
-            for batch in opened.iter_batches(PARQUET_BATCH):
-                yield from rows_of_batch(batch, before)
-                before += batch.num_rows
-    except pa.ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-__all__ = [
-    "READERS", "Row", "RowAdapter", "WholeAdapter", "files_of", "number_of", "read_rows",
-]  # fmt: skip

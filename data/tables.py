@@ -20,11 +20,12 @@ from pal.dataset import (
     TRUTH,
     WITH_PROMPT,
     SplitDetails,
+    oriented,
     pairs_schema,
     rejects_schema,
 )
 from pal.files import file_sha256
-from pal.items import items_schema
+from pal.items import item_id, items_schema
 from pal.records import write_table
 
 PLACE = ["image_file", "image_group", "image_row", "image_column"]
@@ -54,7 +55,7 @@ def tables_of(
     """Read a source into tables; the parts of a long one are kept in the folder ``unfinished``."""
     read = read_parts(adapter.parts(), unfinished, progress)
     split = adapter.assign_splits(read.pairs)
-    pairs = _with_pair_ids(split.pairs.drop(NOT_KEPT, strict=False))
+    pairs = _with_pair_ids(_with_groups(split.pairs.drop(NOT_KEPT, strict=False)))
     place = [column for column in PLACE if column in read.items.columns]
     items = read.items.sort("item_id", *place).unique("item_id", keep="first", maintain_order=True)
     if not adapter.keeps_unused_items:
@@ -82,6 +83,23 @@ def _mentioned(pairs: pl.DataFrame) -> pl.DataFrame:
     columns = ("prompt_id", "first_id", "second_id", *WITH_PROMPT.values())
     ids = [pairs.select(item_id=name) for name in columns if name in pairs.columns]
     return pl.concat(ids).drop_nulls().unique()
+
+
+def _with_groups(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add the prompt group where a source has divided its pairs itself: the prompt, or where there
+    is none, the two items."""
+    if "group_id" in pairs.columns:
+        return pairs
+    compared = (
+        oriented(pairs)
+        .filter(pl.col("prompt_id").is_null())
+        .select("low", "high")
+        .unique(maintain_order=True)
+    )
+    names = [item_id("compared", low.hex(), high.hex()) for low, high in compared.iter_rows()]
+    compared = compared.with_columns(compared_id=pl.Series(names, dtype=pl.Binary))
+    found = oriented(pairs).join(compared, on=["low", "high"], how="left", maintain_order="left")
+    return pairs.with_columns(group_id=pl.coalesce(pairs["prompt_id"], found["compared_id"]))
 
 
 def _with_pair_ids(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,10 +179,18 @@ def locate(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSou
     if config.kind == "open-clip":
         from pal.embed.encoders.openclip import open_clip_source
 
-        return open_clip_source(name, config, digests)
+        return _with_images(open_clip_source(name, config, digests))
     from pal.embed.weights import hub_source
 
-    return hub_source(name, config, digests)
+    source = hub_source(name, config, digests)
+    return _with_images(source) if config.kind == "hf-clip" else source
+
+
+def _with_images(source: EncoderSource) -> EncoderSource:
+    """Add to a specification how images are decoded."""
+    from pal.embed.images import AS_SEEN
+
+    return replace(source, spec={**source.spec, "images": AS_SEEN})
 
 
 def load(

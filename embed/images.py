@@ -7,11 +7,13 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pal.data.arrow import read_group
 from pal.data.filters import render
 from pal.items import Place
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """what is opened; other formats of Pillow's start programs (EPS) or are no pictures"""
+AS_SEEN = "upright, on white"
+"""how images are decoded; part of the specification of every encoder that reads them, so that
+caches of images that were decoded otherwise are others"""
 LARGEST_PIXELS = 100_000_000
 GROUPS_KEPT = 4
 
@@ -43,7 +48,7 @@ class ImageReader:
         with self._lock:
             key = (place.file, place.column, place.group)
             if key not in self._groups:
-                self._groups[key] = read_group(*key)
+                self._groups[key] = read_group(Path(place.file), place.column, place.group)
                 while len(self._groups) > GROUPS_KEPT:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(key)
@@ -57,14 +62,6 @@ class ImageReader:
         return value
 
 
-def read_group(file: str, column: str, group: int) -> pa.ChunkedArray:
-    """Return one column of one row group."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as opened:
-        return opened.read_row_group(group, columns=[column]).column(0)
-
-
 def decode_filtered(raw: bytes, place: Place) -> Any:
     """Return the decoded PIL image as its place wants it."""
     image = decode(raw)
@@ -72,9 +69,9 @@ def decode_filtered(raw: bytes, place: Place) -> Any:
 
 
 def decode(raw: bytes) -> Any:
-    """Return a PIL image with its pixels decoded, of several frames the first; raises ValueError,
-    OSError or a PIL error."""
-    from PIL import Image
+    """Return a PIL image with its pixels decoded as people see it: upright, on white where it is
+    transparent, of several frames the first; raises ValueError, OSError or a PIL error."""
+    from PIL import Image, ImageOps
 
     if not raw:
         raise ValueError("the image has zero bytes")
@@ -86,19 +83,34 @@ def decode(raw: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata beside sound pixels
         image.load()
-    return _in_eight_bits(image)
+        upright: Any = image
+        with suppress(Exception):  # damaged metadata says nothing about how to hold the picture
+            upright = ImageOps.exif_transpose(image)
+    return _on_white(_in_eight_bits(upright, image.format))
 
 
-def _in_eight_bits(image: Any) -> Any:
+def _in_eight_bits(image: Any, format: str | None) -> Any:
     """Scale 16 bits of grey to 8, which Pillow would cut off at white; raises ValueError for pixels
     without a known white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and format == "PNG"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.mode in {"I", "F"}:
         raise ValueError(f"pixels of mode {image.mode} have no known white; give 8 or 16 bits")
     return image
+
+
+def _on_white(image: Any) -> Any:
+    """Lay what is transparent on white, as a page shows it; what lies behind is no part of the
+    picture."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    page = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+    return Image.alpha_composite(page, seen).convert("RGB")
 
 
 def in_source_order(items: pa.Table) -> pa.Table:

@@ -8,8 +8,9 @@ from typing import Literal
 from pal.cache.reader import FeatureStore
 from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset
-from pal.evaluate.few_shot import FewShot, few_shot
+from pal.evaluate.few_shot import Trial
 from pal.evaluate.hull import OutsideUser, outside_users
+from pal.evaluate.panel import FewShot, few_shot
 from pal.evaluate.predict import ZERO_SHOT, evaluating, require_same_data
 from pal.evaluate.records import Cell, Metrics, Sparse
 from pal.train.run_record import TrainedHead
@@ -46,12 +47,12 @@ def adapt_run(
     Under protocol ``released`` the file stays as it is: those cells are tuned on test pairs.
     """
     require_same_data(trained, dataset, store)
-    found = few_shot(settings, evaluate, trained, dataset, store)
+    found = few_shot(settings, evaluate, [Trial(trained, dataset, store)])
     if settings.protocol == "strict":
         with evaluating(trained, folder):
             metrics = Metrics.find(folder)
             if metrics is not None and metrics.head_seal == trained.metadata.seal:
-                _with_cells(metrics, found).write(folder)
+                with_cells(metrics, found).write(folder)
     return Adaptation(
         run=trained.metadata.run,
         test_unseen=found.cells,
@@ -64,7 +65,7 @@ def adapt_run(
     )
 
 
-def _with_cells(metrics: Metrics, found: FewShot) -> Metrics:
+def with_cells(metrics: Metrics, found: FewShot) -> Metrics:
     """Return metrics with the cells of one adaptation: those of two never stand in one row."""
     everybody = {key: cell for key, cell in metrics.test_unseen.items() if key == ZERO_SHOT}
     cells = {**everybody, **found.cells}

@@ -1,10 +1,12 @@
 """Error bars over people and prompts at once (evaluation.md 2.4).
 
 A mean over answers would be another one if other people had been asked, and if they had been asked
-other things. Its variance is V_users + V_prompts - V_cells, each a sum over clusters of squared
-influences, never less than the larger of the first two, with Student's t of min(U, P) - 1 degrees
-of freedom (two-way clustering: Cameron, Gelbach and Miller 2011). Resampling users alone calls a
-number certain that hangs on twenty prompts.
+other things. Its variance is V = V_users + V_prompts - V_cells, each a sum over clusters of squared
+influences, never less than the larger of the first two (two-way clustering: Cameron, Gelbach and
+Miller 2011). Intervals are Student's t with V^2 / (V_users^2 / (U - 1) + V_prompts^2 / (P - 1))
+degrees of freedom (Satterthwaite 1946), at least min(U, P) - 1, which by itself makes intervals of
+five users and five prompts up to a fifth wider. Resampling users alone calls a number certain that
+hangs on twenty prompts.
 
 n answers of U users to P prompts; ``benchmarks/coverage.py`` measures how often the intervals hold.
 """
@@ -13,15 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import t as student
-
-from pal.dataset import oriented
 
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -30,14 +30,20 @@ PROMPT_GROUP = "prompt_group"
 """column: what two answers have in common if their outcomes vary together apart from the user"""
 
 
+@cache
+def quantile(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's t."""
+    return float(student.ppf(0.975, freedom))
+
+
 class Estimate(NamedTuple):
     """A mean over answers, and how far it would be off with other users and other prompts."""
 
     value: float
     error: float
     """standard error; NaN with a single user or a single prompt"""
-    freedom: int
-    """degrees of freedom"""
+    freedom: float
+    """degrees of freedom, in tenths; below 1 with a single user or a single prompt"""
     side: Side
     """where most of the error comes from"""
 
@@ -46,8 +52,30 @@ class Estimate(NamedTuple):
         """The 95 % interval; None with a single user or a single prompt, where none is known."""
         if self.freedom < 1:
             return None
-        half = float(student.ppf(0.975, self.freedom)) * self.error
+        half = quantile(self.freedom) * self.error
         return self.value - half, self.value + half
+
+    @property
+    def ci95_of_share(self) -> tuple[float, float] | None:
+        """The 95 % interval of a mean of numbers between 0 and 1, an accuracy say.
+
+        Wilson's (1927): of the shares s that the mean is no further from than t standard errors,
+        the squared error taken to grow with s (1 - s). It stays within 0 and 1 and leans to 1/2, as
+        it must where nearly all answers are right: of five users with 100 answers each and an
+        accuracy of 0.86, ``ci95`` holds in 92 % of cases, this one in 94 %. Where all answers are
+        right, as many answers as there are users or prompts, whichever are fewer, stand for them.
+        """
+        if self.freedom < 1:
+            return None
+        mean, t = self.value, quantile(self.freedom)
+        if self.error == 0.0 and 0.0 < mean < 1.0:
+            return mean, mean
+        answers = mean * (1.0 - mean) / self.error**2 if self.error else self.freedom + 1.0
+        shrink = 1.0 + t * t / answers
+        middle = (mean + t * t / (2.0 * answers)) / shrink
+        spread = mean * (1.0 - mean) / answers + t * t / (4.0 * answers * answers)
+        half = t * math.sqrt(max(spread, 0.0)) / shrink
+        return max(middle - half, 0.0), min(middle + half, 1.0)
 
     @property
     def p(self) -> float:
@@ -88,7 +116,7 @@ class Crossing:
     def n_users(self) -> int:
         return len(self.answers)
 
-    @property
+    @cached_property
     def n_prompts(self) -> int:
         return int(self.prompts.max()) + 1
 
@@ -110,24 +138,35 @@ class Crossing:
         mean = float(values.mean())
         return self._estimate(mean, (values - mean) / len(values))
 
+    @cached_property
+    def cells(self) -> Numbers:
+        """(n,) which answers are of one user to one prompt, from 0."""
+        names = self.users * self.n_prompts + self.prompts
+        cells: Numbers = np.unique(names, return_inverse=True)[1]
+        return cells
+
     def _estimate(self, mean: float, influence: Array) -> Estimate:
-        cells = np.unique(self.users * self.n_prompts + self.prompts, return_inverse=True)[1]
         users, prompts, both = (
             float(np.square(np.bincount(cluster, influence)).sum())
-            for cluster in (self.users, self.prompts, cells)
+            for cluster in (self.users, self.prompts, self.cells)
         )
         side: Side = "users" if users >= prompts else "prompts"
-        freedom = min(self.n_users, self.n_prompts) - 1
-        if freedom < 1:
-            return Estimate(mean, math.nan, freedom, side)
-        users *= self.n_users / (self.n_users - 1)
-        prompts *= self.n_prompts / (self.n_prompts - 1)
+        others = self.n_users - 1, self.n_prompts - 1
+        least = min(others)
+        if least < 1:
+            return Estimate(mean, math.nan, least, side)
+        users *= self.n_users / others[0]
+        prompts *= self.n_prompts / others[1]
         variance = max(users + prompts - both, users, prompts)
-        return Estimate(mean, math.sqrt(variance), freedom, side)
+        if variance == 0.0:
+            return Estimate(mean, 0.0, least, side)
+        freedom = variance**2 / (users**2 / others[0] + prompts**2 / others[1])
+        # in tenths, rounded down: their quantiles are known already
+        return Estimate(
+            mean, math.sqrt(variance), max(least, math.floor(10.0 * freedom) / 10.0), side
+        )
 
 
 def with_prompt_group(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add ``prompt_group``: the prompt; where there is none, the two items that are compared."""
-    prompt, *compared = (pl.col(n).bin.encode("hex") for n in ("prompt_id", "low", "high"))
-    group = pl.coalesce(prompt, pl.concat_str(compared)).alias(PROMPT_GROUP)
-    return oriented(pairs).select(*pairs.columns, group)
+    """Add ``prompt_group``, the name in hex digits of the group that was stored with each pair."""
+    return pairs.with_columns(pl.col("group_id").bin.encode("hex").alias(PROMPT_GROUP))

@@ -8,7 +8,8 @@ from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig, PathsConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.compare import Comparison, compare
-from pal.evaluate.folds import Fold, Progress, cross_fit
+from pal.evaluate.cross_fit import Progress, cross_fit
+from pal.evaluate.folds import Fold
 from pal.evaluate.free import FreeBaseline, free_baselines
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run, load_run

@@ -1,32 +1,28 @@
-"""Unseen users after 0, 1, 2, ... answers: nested shots, repeated draws, one set of judged pairs
-for all of them.
+"""Unseen users and the answers they are adapted by: nested shots, repeated draws.
 
 Everything that can be tuned is tuned on validation users; test users give their shots and are
-judged.
+judged (``panel.py``).
 """
 
 from __future__ import annotations
 
-import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.chance import words
-from pal.config import AdaptConfig, EvaluateConfig
+from pal.config import AdaptConfig
 from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
-from pal.evaluate.crossed import PROMPT_GROUP, Array, Crossing, with_prompt_group
-from pal.evaluate.metrics import summarize
-from pal.evaluate.predict import pairs_of, predict, readable
-from pal.evaluate.records import Cell
-from pal.evaluate.ties import TieRule
+from pal.evaluate.crossed import PROMPT_GROUP, with_prompt_group
+from pal.evaluate.predict import readable
 from pal.train.adapt.active import ask_in_turn
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.descent import adapt_sgd
@@ -53,8 +49,6 @@ class NewUsers:
     pool_ids: np.ndarray
     """(B,) S16, the pair behind each row of the pool"""
     salt: str
-    left_out: int = 0
-    """users with pairs to judge who have too few answers to take part"""
     asked: Tensor | None = None
     """(most, U) rows of the pool in the order they were asked for; None: in random order"""
 
@@ -74,51 +68,71 @@ class NewUsers:
         return self.pool.take(torch.from_numpy(order[place < count]))
 
 
-class FewShot(NamedTuple):
-    """What unseen users reach."""
+class Trial(NamedTuple):
+    """A head and what it is tried on: of cross-fitting, each head and its fold."""
 
-    cells: dict[str, Cell]
-    """by the number of answers"""
-    seconds: float
-    """that adaptation itself took"""
-    n_users: int
-    n_users_left_out: int
-    method: str
-    """what was done, in words that cannot be taken for another protocol"""
+    trained: TrainedHead
+    dataset: PreparedDataset
+    store: FeatureStore
 
 
-@torch.no_grad()
-def new_users(
-    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, role: Split, least: int = 0
-) -> NewUsers | None:
-    """Return the unseen users who have pairs in split ``role`` (val or test) and ``least`` answers
-    to adapt from.
-
-    The others are counted, not judged (evaluation.md 1.3: a balanced panel). None where the split
-    has no unseen user at all; raises EvaluationError where nobody has so many answers.
-    """
+def answers_of_unseen(
+    trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore, role: Split
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return what unseen users are judged on in split ``role`` (val or test), and what they can be
+    adapted by, both by user and pair."""
     judged, pool = (
         readable(drop_without_feature(dataset.pairs(split, "unseen"), store), trained.head).sort(
             "user_id", "pair_id"
         )
         for split in (role, "train")
     )
-    everybody = judged["user_id"].unique().sort().to_list()
-    if not everybody:
-        return None
-    answers = dict(pool["user_id"].value_counts().iter_rows())
-    names = [name for name in everybody if answers.get(name, 0) >= least]
-    if not names:
-        most = max(answers.get(name, 0) for name in everybody)
+    return judged, pool
+
+
+def balanced(trials: Sequence[Trial], least: int) -> tuple[list[str], int]:
+    """Return the unseen users with so many answers wherever they are judged, and how many have
+    fewer (evaluation.md 1.3: a balanced panel); raises EvaluationError where nobody has."""
+    fewest: dict[str, int] = {}
+    for trial in trials:
+        judged, pool = answers_of_unseen(*trial, "test")
+        answers = Counter(pool["user_id"])
+        for name in judged["user_id"].unique():
+            fewest[name] = min(answers[name], fewest.get(name, answers[name]))
+    dataset = trials[0].dataset.name
+    if not fewest:
         raise EvaluationError(
-            f"{least} shots were asked for, but no unseen user of dataset {dataset.name} has more "
+            f"dataset {dataset} has no unseen users with test pairs; prepare it with some"
+        )
+    names = sorted(name for name, count in fewest.items() if count >= least)
+    if not names:
+        most = max(fewest.values())
+        raise EvaluationError(
+            f"{least} shots were asked for, but no unseen user of dataset {dataset} has more "
             f"than {most} adaptation pairs; use --shots with at most {most}"
         )
+    return names, len(fewest) - len(names)
+
+
+@torch.no_grad()
+def new_users(
+    trained: TrainedHead,
+    dataset: PreparedDataset,
+    store: FeatureStore,
+    role: Split,
+    names: list[str] | None = None,
+) -> NewUsers | None:
+    """Return the unseen users of a split with what they are judged on, or of ``names`` those;
+    None where there is no such user."""
+    judged, pool = answers_of_unseen(trained, dataset, store, role)
+    if names is None:
+        names = judged["user_id"].unique().sort().to_list()
+    if not names:
+        return None
     pool, judged = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
     known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
-    left_out = len(everybody) - len(names)
     groups = with_prompt_group(judged)[PROMPT_GROUP].to_numpy()
-    return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), dataset.salt, left_out)
+    return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), dataset.salt)
 
 
 def prepare_answers(
@@ -160,7 +174,14 @@ def adapt_users(
     released = settings.protocol == "released"
     if (settings.method == "sgd" or released) and len(shots.label):
         return adapt_sgd(head, shots, seed=repeat, judged=judged if released else None)
-    return adapt_map(head, shots, prior)
+    return adapt_map(head, shots, prior, with_covariance=averages(settings, head))
+
+
+def averages(settings: AdaptConfig, head: Head) -> bool:
+    """Say whether probabilities are averages over who a user may be, and not those of one vector:
+    where MAP is followed, of heads that have numbers of users."""
+    is_map = settings.method == "map" and settings.protocol == "strict"
+    return is_map and not head.is_amortised and head.users.logits.shape[1] > 0
 
 
 def adapt_one(
@@ -190,116 +211,3 @@ def ask(trained: TrainedHead, validation: NewUsers | None, users: NewUsers, most
             f"adapt it without --active"
         )
     return ask_in_turn(head, users.pool, choose_prior(trained, validation, min(most, 5)), most)
-
-
-def few_shot(
-    settings: AdaptConfig,
-    evaluate: EvaluateConfig,
-    trained: TrainedHead,
-    dataset: PreparedDataset,
-    store: FeatureStore,
-) -> FewShot:
-    """Adapt unseen users to every number of shots of the settings and judge them.
-
-    All cells judge the same pairs of the same users: those with as many answers as the largest
-    number of shots; ``n_users_left_out`` counts the others. Each cell averages ``adapt.repeats``
-    draws within a user before anything else.
-    """
-    users = new_users(trained, dataset, store, "test", max(settings.shots, default=0))
-    if users is None:
-        raise EvaluationError(
-            f"dataset {dataset.name} has no unseen users with test pairs; prepare it with some"
-        )
-    validation = new_users(trained, dataset, store, "val")
-    if settings.active:
-        users.asked = ask(trained, validation, users, max(settings.shots))
-    panel = _Panel.of(evaluate, trained, dataset, store, users)
-    cells: dict[str, Cell] = {}
-    seconds, at_zero = 0.0, None
-    for count in sorted({0, *settings.shots}):
-        prior = choose_prior(trained, validation, count)
-        margins = []
-        for repeat in range(settings.repeats if count and not settings.active else 1):
-            shots = users.shots(count, repeat)
-            began = time.perf_counter()
-            adapted = adapt_users(settings, trained.head, shots, users.judged, prior, repeat)
-            seconds += time.perf_counter() - began
-            margins.append(panel.margins(adapted))
-        cell, per_user = panel.cell(margins)
-        at_zero = per_user if at_zero is None else at_zero
-        if count in settings.shots:
-            harmed = float((per_user < at_zero).mean())
-            cells[str(count)] = cell.model_copy(update={"harmed_vs_0": harmed})
-    method = _method(settings, trained.head)
-    return FewShot(cells, round(seconds, 4), len(users.names), users.left_out, method)
-
-
-@dataclass
-class _Panel:
-    """What all cells have in common: the pairs of all users, and the rule for ties."""
-
-    evaluate: EvaluateConfig
-    head: Head
-    judged: Answers
-    prompt_groups: np.ndarray
-    """(B,)"""
-    ties: TieRule
-
-    @classmethod
-    def of(
-        cls,
-        evaluate: EvaluateConfig,
-        trained: TrainedHead,
-        dataset: PreparedDataset,
-        store: FeatureStore,
-        users: NewUsers,
-    ) -> _Panel:
-        frame = pairs_of(dataset, store, trained.users, "val", "seen")
-        validation = predict(trained, frame, store, store.features())
-        ties = TieRule.choose(evaluate.ties, validation)
-        found = cls(evaluate, trained.head, users.judged, users.prompt_groups, ties)
-        if not found.counted.any():
-            raise EvaluationError(
-                "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; "
-                "use half"
-            )
-        return found
-
-    @property
-    def labels(self) -> Array:
-        """(B,) of all pairs, in double precision."""
-        labels: Array = self.judged.label.double().numpy()
-        return labels
-
-    @property
-    def counted(self) -> NDArray[np.bool_]:
-        """(B,) which pairs count."""
-        return self.ties.keeps(self.labels)
-
-    @torch.no_grad()
-    def margins(self, adapted: Adapted) -> Array:
-        """Return the margins of the pairs that count, after one draw of the shots."""
-        prepared, user = self.judged.prepared, self.judged.user
-        margin = self.head.prepared_margin(prepared, adapted.vectors, user)
-        counted: Array = margin.double().numpy()[self.counted]
-        return counted
-
-    def cell(self, margins: list[Array]) -> tuple[Cell, Array]:
-        """Return the cell of some draws, and each user's accuracy over all of them, (U,)."""
-        repeats, counted = len(margins), self.counted
-        margin = np.concatenate(margins)
-        label = np.tile(self.labels[counted], repeats)
-        answers = Crossing.of_names(self.judged.user.numpy()[counted], self.prompt_groups[counted])
-        crossing = answers.repeated(repeats)
-        right = self.ties.credit(margin, label)
-        cell = summarize(margin, label, crossing, self.evaluate.ece_bins, right)
-        cell = cell.model_copy(update={"n_pairs": int(counted.sum()), "repeats": repeats})
-        return self.ties.told_in(cell, self.labels), crossing.user_means(right)
-
-
-def _method(settings: AdaptConfig, head: Head) -> str:
-    if head.is_amortised:
-        return "inferred"
-    if settings.protocol == "released":
-        return "sgd, epoch chosen on the test pairs"
-    return settings.method + (", active" if settings.active else "")

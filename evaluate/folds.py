@@ -1,48 +1,31 @@
-"""Cross-fitting: every prompt is tested once, by a head that never saw it.
+"""Folds: a dataset divided anew, so that every prompt is tested once.
 
 A single test split of real answers may hold twenty prompts, and its numbers jump with them. Here
-prompt groups are dealt into N folds by hash. For each fold the run's own settings are trained again
-on the others, a share of which validates (early stopping, thresholds); the fold is the test. All
-tests together make the cells. Runs of folds are kept under ``runs/<run>/folds/``.
+prompt groups are dealt into N folds by hash. Each fold is the test once; of the others a share
+validates (early stopping, thresholds), the rest trains.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pal.cache.reader import FeatureStore
 from pal.chance import bucket
-from pal.config import EvaluateConfig, PathsConfig
 from pal.dataset import Population, PreparedDataset, Split
-from pal.errors import EvaluationError
 from pal.evaluate.crossed import PROMPT_GROUP, with_prompt_group
-from pal.evaluate.inputs import inputs_of_run
-from pal.evaluate.predict import (
-    load_run,
-    metrics_of,
-    predict_cells,
-    require_same_data,
-    write_evaluation,
-)
-from pal.evaluate.records import Metrics
 from pal.files import digest
-from pal.records import JsonObject
-from pal.train.data import TrainingData, record_before_training
-from pal.train.fit import choose_device, fit_head
-from pal.train.run_record import RunRecord, TrainedHead
 
 if TYPE_CHECKING:
     import polars as pl
 
 FEWEST_FOLDS = 2
-VALIDATION_SHARE = 1 / 8
-"""of the prompt groups outside a fold"""
-Progress = Callable[[int], None]
+VALIDATION_SHARE, VALIDATION_SHARE_OF_ITEMS = 1 / 8, 1 / 4
+"""of the prompt groups outside a fold; larger where items are divided, for of the comparisons both
+items must be in the share"""
+OTHER_GROUP = "other_group"
+"""column: where items are divided instead of prompts, the other item"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +34,9 @@ class Fold(PreparedDataset):
 
     Seen users: the fold is the test, a share of the rest validates, the other prompts train. Users
     kept for the test: the fold is the test, their answers to all other prompts are what they can be
-    adapted by. Users kept for validation answer what validates, and the fold never.
+    adapted by. Users kept for validation answer what validates, and the fold never. Where items are
+    divided, a split holds a comparison if it holds both of its items; one of items in different
+    folds is never tested.
     """
 
     number: int = 0
@@ -91,34 +76,34 @@ class Fold(PreparedDataset):
     def _divided(self) -> pl.DataFrame:
         import polars as pl
 
-        frame = with_prompt_group(super().pairs())
-        frame = frame.join(self._dealt(frame), on=PROMPT_GROUP, how="left", maintain_order="left")
-        new = pl.col("dealt")
+        frame = _with_groups(super().pairs())
+        dealt = self._dealt(frame)
+        for group, name in ((PROMPT_GROUP, "one"), (OTHER_GROUP, "two")):
+            table = dealt.rename({PROMPT_GROUP: group, "dealt": name})
+            frame = frame.join(table, on=group, how="left", maintain_order="left")
+        one, two = pl.col("one"), pl.col("two")
+        of_seen = pl.when(one == two).then(one)
         is_for_validation = (pl.col("split") == "val").any().over("user_id")
-        of_unseen = (
-            pl.when(is_for_validation)
-            .then(pl.when(new == "test").then(None).otherwise(new))
-            .otherwise(pl.when(new == "test").then(new).otherwise(pl.lit("train")))
-        )
-        frame = frame.with_columns(
-            split=pl.when(pl.col("population") == "seen").then(new).otherwise(of_unseen)
-        )
-        return frame.filter(pl.col("split").is_not_null()).drop(PROMPT_GROUP, "dealt")
+        of_validation = pl.when(one != "test").then(of_seen)
+        is_known = (one != "test") & (two != "test")
+        of_test = pl.when(is_known).then(pl.lit("train")).when(one == two).then(pl.lit("test"))
+        of_unseen = pl.when(is_for_validation).then(of_validation).otherwise(of_test)
+        is_seen = pl.col("population") == "seen"
+        frame = frame.with_columns(split=pl.when(is_seen).then(of_seen).otherwise(of_unseen))
+        frame = frame.filter(pl.col("split").is_not_null())
+        return frame.drop(PROMPT_GROUP, OTHER_GROUP, "one", "two")
 
     def _dealt(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Return the split of each prompt group; folds are of equal size, to one group."""
         import polars as pl
 
-        inner = f"inner {self.number}/{self.of}"
-
-        def shuffled(groups: list[str], kind: str) -> list[str]:
-            return sorted(groups, key=lambda group: bucket(kind, self.salt, group))
-
-        everything = shuffled(pairs[PROMPT_GROUP].unique().sort().to_list(), "fold")
+        everything = shuffled_groups(pairs, self.salt)
         test = everything[self.number :: self.of]
         others = [group for place, group in enumerate(everything) if place % self.of != self.number]
-        others = shuffled(others, inner)
-        validation = round(len(others) * VALIDATION_SHARE)
+        others = _shuffled(others, f"inner {self.number}/{self.of}", self.salt)
+        has_items = bool((pairs[PROMPT_GROUP] != pairs[OTHER_GROUP]).any())
+        share = VALIDATION_SHARE_OF_ITEMS if has_items else VALIDATION_SHARE
+        validation = round(len(others) * share)
         splits = ["test"] * len(test) + ["val"] * validation
         splits += ["train"] * (len(others) - validation)
         return pl.DataFrame(
@@ -127,67 +112,42 @@ class Fold(PreparedDataset):
         )
 
 
-def cross_fit(
-    settings: EvaluateConfig,
-    paths: PathsConfig,
-    name: str,
-    folds: int,
-    progress: Progress = lambda folds: None,
-) -> Metrics:
-    """Train a run's settings on every fold, and return the metrics of all tests together.
-
-    Folds that were trained before are taken over. Raises EvaluationError where a fold leaves
-    nothing to train on or to test.
-    """
-    if folds < FEWEST_FOLDS:
-        raise EvaluationError(f"--folds {folds} is no cross-fitting; use {FEWEST_FOLDS} or more")
-    run = load_run(paths.runs, name)
-    dataset, store = inputs_of_run(paths, run.metadata)
-    require_same_data(run, dataset, store)
-    folder = folder_of(paths.runs / name, folds)
-    frames, tested, heads = [], [], []
-    for fold in Fold.all_of(dataset, folds):
-        trained = train_fold(run.metadata, fold, store, folder / f"{fold.number}")
-        frames.append(predict_cells(trained, fold, store))
-        tested.append(fold.pairs("test"))
-        heads.append(trained.metadata)
-        progress(1)
+def crossing_folds(dataset: PreparedDataset, of: int) -> int:
+    """Return how many comparisons no fold tests, because their items are in different ones."""
     import polars as pl
 
-    predictions = pl.concat(frames)
-    told = run.metadata.model_copy(
-        update={"seconds": round(sum(head.seconds for head in heads), 3)}
+    pairs = _with_groups(PreparedDataset(dataset.folder, dataset.card, dataset.view).pairs())
+    fold = {group: place % of for place, group in enumerate(shuffled_groups(pairs, dataset.salt))}
+    one, two = (
+        pairs[name].replace_strict(fold, return_dtype=pl.Int64)
+        for name in (PROMPT_GROUP, OTHER_GROUP)
     )
-    metrics = metrics_of(settings, told, predictions, pl.concat(tested), store).model_copy(
-        update={"folds": folds, "head_seal": digest([head.seal for head in heads])}
-    )
-    write_evaluation(folder, metrics, predictions)
-    return metrics
+    return int((one != two).sum())
+
+
+def shuffled_groups(pairs: pl.DataFrame, salt: str) -> list[str]:
+    """Return all prompt groups in the order in which they are dealt into folds."""
+    import polars as pl
+
+    names = pl.concat([pairs[PROMPT_GROUP], pairs[OTHER_GROUP].alias(PROMPT_GROUP)])
+    return _shuffled(names.unique().sort().to_list(), "fold", salt)
+
+
+def _shuffled(groups: list[str], kind: str, salt: str) -> list[str]:
+    return sorted(groups, key=lambda group: bucket(kind, salt, group))
+
+
+def _with_groups(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add ``prompt_group`` and ``other_group``, which differ only where items are divided."""
+    import polars as pl
+
+    grouped = with_prompt_group(pairs)
+    group = pl.col(PROMPT_GROUP)
+    other = pl.coalesce(pl.col("other_group_id").bin.encode("hex"), group)
+    has_other = "other_group_id" in pairs.columns
+    return grouped.with_columns((other if has_other else group).alias(OTHER_GROUP))
 
 
 def folder_of(run: Path, folds: int) -> Path:
     """Return where a run keeps what was trained on so many folds."""
     return run / "folds" / f"of-{folds}"
-
-
-def train_fold(run: RunRecord, fold: Fold, store: FeatureStore, folder: Path) -> TrainedHead:
-    """Train a run's settings on one fold, unless that was done before."""
-    place = f"fold {fold.number + 1} of {fold.of} of run {run.run}"
-    record = record_before_training(run.train, run.seed, fold, store, run.run)
-    before = RunRecord.find(folder)
-    if before is not None and before.deciding() == record.deciding():
-        try:
-            return TrainedHead.load(folder)
-        except EvaluationError:
-            pass  # damaged: trained again
-    for split in ("train", "val", "test"):
-        if fold.pairs(split, "seen").is_empty():
-            raise EvaluationError(
-                f"{place} has no {split} pairs of seen users: too few prompts; use fewer --folds"
-            )
-    data = TrainingData.load(run.train, fold, store, choose_device(run.train.device))
-    began = time.perf_counter()
-    fitted = fit_head(data, run.train, run.seed)
-    trained = data.trained(fitted, record, time.perf_counter() - began)
-    config: JsonObject = {"fold": fold.number, "of": fold.of}
-    return trained.save(folder, config, fitted.log)

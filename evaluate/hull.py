@@ -10,7 +10,7 @@ import torch
 from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
-from pal.evaluate.few_shot import new_users, prepare_answers
+from pal.evaluate.few_shot import Trial, balanced, new_users, prepare_answers
 from pal.evaluate.predict import pairs_of, readable, require_same_data
 from pal.files import locked
 from pal.names import require_name
@@ -48,9 +48,10 @@ def outside_users(
     frame = readable(frame, trained.head)
     frame = frame.filter(pl.len().over("user_id") >= FEWEST)
     try:
-        users = new_users(trained, dataset, store, "test", FEWEST)
+        names, _ = balanced([Trial(trained, dataset, store)], FEWEST)
     except EvaluationError:  # nobody has as many
         return []
+    users = new_users(trained, dataset, store, "test", names)
     if users is None or frame.is_empty():
         return []
     shortest = min(count for _, count in frame["user_id"].value_counts().iter_rows())

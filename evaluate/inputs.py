@@ -10,7 +10,7 @@ from pal.config import Config, PathsConfig
 from pal.dataset import PreparedDataset
 from pal.embed.run import locate_cache
 from pal.errors import CacheError, DataError
-from pal.train.build import resolve
+from pal.train.build import settled
 from pal.train.run_record import RunRecord
 
 
@@ -50,8 +50,8 @@ def open_inputs(config: Config) -> tuple[PreparedDataset, FeatureStore]:
     Raises DataError or CacheError, each naming the command that makes what is missing.
     """
     dataset = open_dataset(config)
-    view = resolve(config.train).view
-    assert view is not None, "resolve fills it in"
+    view = settled(config.train, dataset).view
+    assert view is not None, "it is filled in"
     _, spec, folder = locate_cache(config, dataset)
     if not (folder / Manifest.file).is_file():
         raise CacheError(

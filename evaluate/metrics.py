@@ -112,19 +112,17 @@ def summarize(
         n_prompts=crossing.n_prompts,
         accuracy=float(right.mean()),
         macro_accuracy=macro.value,
-        macro_ci95=within(macro.ci95, 0.0, 1.0),
+        macro_ci95=macro.ci95_of_share,
         ci95_from=macro.side,
         worst_decile=worst_decile(crossing.user_means(right)),
         nll=likelihood.value,
-        nll_ci95=within(likelihood.ci95, 0.0, np.inf),
+        nll_ci95=not_negative(likelihood.ci95),
         brier=brier(margin, label),
         ece=calibration_error(margin, label, bins),
         auc=None if np.isnan(auc) else auc,
     )
 
 
-def within(interval: Interval | None, least: float, most: float) -> Interval | None:
-    """Cut an interval to the values that a metric can have."""
-    if interval is None:
-        return None
-    return max(interval[0], least), min(interval[1], most)
+def not_negative(interval: Interval | None) -> Interval | None:
+    """Cut an interval to the values that a mean of costs can have."""
+    return None if interval is None else (max(interval[0], 0.0), interval[1])

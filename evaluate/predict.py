@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, locked
 from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
-from pal.train.data import TrainingData
+from pal.train.adapt.average import zero_shot
 from pal.train.heads.head import Head
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature, with_prompts
 from pal.train.run_record import RunRecord, TrainedHead
@@ -73,8 +72,8 @@ def evaluate_run(
 ) -> Metrics:
     """Predict validation and test pairs; write the predictions and metrics of a run's folder.
 
-    Unseen users are evaluated zero-shot, with the mean weights of the seen users; ``test_unseen``
-    is empty where a dataset has none. Cells of adaptation stay, if they are of the same head.
+    Unseen users are evaluated zero-shot, by the mean probability over the seen users;
+    ``test_unseen`` is empty where a dataset has none. Cells of adaptation stay, if they are of the same head.
     Raises EvaluationError unless dataset and features are those that the run was trained on.
     """
     require_same_data(trained, dataset, store)
@@ -220,41 +219,6 @@ def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
     return predictions.filter((pl.col("split") == "test") & (pl.col("population") == population))
 
 
-@dataclass
-class SeenPairs:
-    """Validation and test pairs of the seen users, joined once for all heads of a sweep."""
-
-    features: Tensor
-    """on the CPU, where heads are evaluated"""
-    frames: dict[Split, pl.DataFrame]
-    pairs: dict[Split, Pairs]
-
-    @classmethod
-    def load(cls, data: TrainingData) -> SeenPairs:
-        with_prompt = data.train.prompt is not None
-        splits: tuple[Split, ...] = ("val", "test")
-        frames = {
-            split: pairs_of(data.dataset, data.store, data.users, split, "seen") for split in splits
-        }
-        pairs = {
-            split: Pairs.join(frame, data.store, data.users, with_prompt, "cpu")
-            for split, frame in frames.items()
-        }
-        return cls(data.features.cpu(), frames, pairs)
-
-
-def evaluate_head(
-    settings: EvaluateConfig, trained: TrainedHead, seen: SeenPairs
-) -> dict[Split, Cell]:
-    """Return the cells of one head of a sweep: ``val`` to select by, ``test`` to report."""
-    predictions = {
-        split: predict_joined(trained, frame, seen.pairs[split], seen.features)
-        for split, frame in seen.frames.items()
-    }
-    ties = TieRule.choose(settings.ties, predictions["val"])
-    return {split: cell_of(settings, rows, ties) for split, rows in predictions.items()}
-
-
 def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) -> Cell:
     """Return one cell of the protocol; raises EvaluationError if only ties to drop are in it."""
     every_label = predictions["label"].to_numpy()
@@ -283,17 +247,22 @@ def predict(
 def predict_joined(
     trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: Tensor
 ) -> pl.DataFrame:
-    """Return what ``predict`` does for rows whose features are known already."""
+    """Return what ``predict`` does for rows whose features are known already.
+
+    Of users who are not in the head's table the mean probability over those who are is predicted.
+    """
     head = trained.head
-    population = head.users.population()
     # filled in place: results kept between blocks would fragment the heap
     margin_B = torch.empty(len(pairs))
     for start in range(0, len(pairs), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         batch = pairs.batch(features, rows)
-        vectors = head.users(batch.user.clamp(min=0))
-        vectors = torch.where((batch.user == NO_USER).unsqueeze(1), population, vectors)
-        margin_B[rows] = head.margin(batch.prompt, batch.first, batch.second, vectors)
+        if bool((batch.user == NO_USER).any()):
+            margin_B[rows] = zero_shot(head, head.prepare(*batch[:3]))
+        own = batch.user != NO_USER
+        if bool(own.any()):
+            margin = head.margin(*batch[:3], head.users(batch.user.clamp(min=0)))
+            margin_B[rows] = torch.where(own, margin, margin_B[rows])
     margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(

@@ -114,5 +114,7 @@ class Metrics(
     """unseen users with too few answers for those cells"""
     folds: int | None = None
     """cross-fitted: every prompt was tested once, by one of so many heads that never saw it"""
+    n_crossing_folds: int | None = None
+    """comparisons of items in different folds, which are not tested"""
     head_seal: str
     """seal of the head that the numbers are of; of all of them where there are folds"""

@@ -113,10 +113,22 @@ def table_of_shots_by_run(metrics: Sequence[Metrics]) -> Table:
     return rows
 
 
+def folds_line(run: Metrics) -> str:
+    """Say what cross-fitting tested, and what it could not."""
+    told = f"{run.folds} folds: every prompt was tested once, by a head that never saw it."
+    crossing = run.n_crossing_folds
+    if crossing:
+        told += f" {crossing:,} comparisons of items in different folds were not tested."
+    return told
+
+
 def write_report(folder: Path, found: Evaluation) -> str:
     """Write ``evaluation.md``, ``.csv`` and ``.json`` into a folder and return the Markdown."""
     runs = table_of_runs(found.runs)
     text = as_markdown(runs)
+    folds = [run for run in found.runs if run.folds]
+    if folds:
+        text = f"{folds_line(folds[0])}\n\n{text}"
     if any(len(run.test_unseen) > 1 for run in found.runs):
         text += "\n\n" + as_markdown(table_of_shots_by_run(found.runs))
     for name, baselines in found.free_baselines.items():

@@ -17,6 +17,8 @@ from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from pal.errors import DataError
 from pal.files import recover
 from pal.items import ID_BYTES, ItemText, View
@@ -31,6 +33,11 @@ SPLITS = ("train", "val", "test")
 POPULATIONS = ("seen", "unseen")
 Split = Literal["train", "val", "test"]
 Population = Literal["seen", "unseen"]
+Divided = Literal["prompt", "prompt+items", "items"]
+"""what splits divide: prompts, prompts joined by their items, or the items of all prompts"""
+FEWEST = 5
+"""users, or prompt groups, of which a number can mean something: by Student's t an interval over 5
+is 1.4 times as wide as over many, over 3 it is 2.2 times as wide, over 2 it is 6.5 times"""
 CONCATENATED: ItemText = "{prompt}{response}"
 WITH_PROMPT = {"first_id": "first_with_prompt_id", "second_id": "second_with_prompt_id"}
 ITEMS, PAIRS, REJECTS, TRUTH = "items.parquet", "pairs.parquet", "rejects.parquet", "truth.npz"
@@ -63,16 +70,33 @@ class Counts(Entry):
     """those of them that the user answered in different ways"""
     cells: dict[str, int]
     """pairs by ``<split>_<population>``"""
+    cell_users: dict[str, int]
+    """users in each cell"""
+    cell_groups: dict[str, int]
+    """prompt groups in each cell"""
 
 
 class SplitDetails(Entry):
     """What dividing the comparisons over splits found."""
 
+    read: int | None = None
+    """comparisons before any was left out"""
+    divided: Divided | None = None
+    """what splits divide"""
+    why: str | None = None
+    """why that"""
+    shared_answers: int | None = None
+    """items that answer so many prompts that they join none"""
     prompt_groups: int | None = None
-    """groups of prompts that no split divides"""
+    """groups of prompts that no split divides, or items where those are divided"""
     largest_prompt_group: int | None = None
     """pairs of the largest of them"""
-    users_left_out: int | None = None
+    min_pairs: int | None = None
+    """evaluated pairs that a new user must have"""
+    evaluated_share: float | None = None
+    """share of a new user's comparisons that can be evaluated on"""
+    users_left_out: dict[str, int] = Field(default_factory=dict)
+    """users of whom no comparison is left, by the most frequent reason"""
     seen_workers: list[str] | None = None
     sizes_before_rejects: dict[str, int] | None = None
     published_sizes: str | None = None
@@ -89,7 +113,7 @@ class Digests(Entry):
 class DatasetCard(
     Record,
     kind="dataset",
-    version=4,
+    version=5,
     file="dataset.json",
     error=DataError,
     remedy="run: pal prepare --dataset {name}",
@@ -133,7 +157,10 @@ def pairs_schema() -> pa.Schema:
 
     ``first_id`` and ``second_id`` are the view ``response``; datasets that also have the view
     ``prompt+response`` name the same two responses with their prompt as context in
-    ``first_with_prompt_id`` and ``second_with_prompt_id``.
+    ``first_with_prompt_id`` and ``second_with_prompt_id``. ``group_id`` is the prompt group, which
+    no split divides. Where items are divided instead, it is the one of the two items that is
+    compared more often, and ``other_group_id`` is the other one: a split, or a fold, holds a pair
+    if it holds both.
     """
     import pyarrow as pa
 
@@ -147,6 +174,8 @@ def pairs_schema() -> pa.Schema:
             pa.field("label", pa.float64(), nullable=False),
             pa.field("split", pa.string(), nullable=False),
             pa.field("population", pa.string(), nullable=False),
+            pa.field("group_id", pa.binary(ID_BYTES), nullable=False),
+            pa.field("other_group_id", pa.binary(ID_BYTES)),
         ]
     )
 

@@ -7,14 +7,18 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pal.config import Config, DatasetConfig, ImageSourceConfig
 from pal.dataset import DatasetCard
 from pal.errors import PalError
 from pal.records import Entry
+
+if TYPE_CHECKING:
+    from pal.data.tables import Tables
 
 EXAMPLES = 3
 LITTLE_DISK = 5e9
@@ -28,13 +32,16 @@ EXTRAS = {
 FIXES = {
     "malformed": "fix or remove the lines",
     "unexpected": "the message says what is odd; correct the row, and tell us of it",
-    "missing-column": "name the columns under data.pairs.columns in pipeline.yaml",
+    "missing-column": "give these rows the columns that the others have, or name theirs with "
+    "data.<dataset>.columns",
+    "empty-cell": "fill in the cells, or remove the rows",
     "no-user": "fill in the user, or remove the column of users if all rows are one user's",
-    "bad-label": "labels are P(first preferred) from 0 to 1, or first, second, tie",
-    "no-label": "rows without an answer cannot be used",
+    "bad-label": "correct them, or say what they mean with data.<dataset>.values",
+    "no-label": "rows without an answer cannot be used; fill it in or remove them",
+    "no-item": "fill in what was voted on, or remove the rows",
     "identical-items": "comparisons of an item with itself cannot be used",
     "empty-text": "fill in the text or remove the row",
-    "invalid-unicode": "write the file as UTF-8",
+    "invalid-unicode": "write the file as UTF-8, or name its encoding with data.<dataset>.encoding",
     "no-image": "correct the path, use a source with images, or pass --fetch-images",
     "bad-user": "users are named by texts or whole numbers",
     "bad-item": "items are texts, messages with role and content, or images",
@@ -153,47 +160,71 @@ def caches(config: Config) -> list[Finding]:
 
 
 def dataset(config: Config) -> list[Finding]:
-    """Read the dataset's source row by row, as ``pal prepare`` would."""
+    """Read the dataset's source row by row, as ``pal prepare`` would, and say what was recognised
+    and what is wrong."""
+    from pal.data.describe import recognised, samples
+    from pal.data.rows import RowAdapter
     from pal.data.sources import adapter_for
     from pal.data.splits import require_splits
     from pal.data.tables import tables_of
 
     name, subject = config.dataset, f"dataset {config.dataset}"
+    findings: list[Finding] = []
     try:
         settings = _as_prepared(config.dataset_config(), config.paths.data / name)
         adapter = adapter_for(name, settings)(settings)
+        findings += [Finding(seen.subject, "ok", seen.what) for seen in recognised(adapter)]
+        if isinstance(adapter, RowAdapter):
+            adapter.keeps_images = False
+            findings += [Finding("columns", "ok", line) for line in adapter.told()]
         tables = tables_of(adapter)
     except PalError as error:
-        return [
-            Finding(
-                subject,
-                "problem",
-                str(error),
-                f"correct data.{name} in pipeline.yaml or the source",
-            )
-        ]
-    import polars as pl
-
-    reasons = (
-        tables.rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
-    )
-    findings = [
+        proposal = getattr(error, "proposal", None)
+        fix = f"correct data.{name} in pipeline.yaml or the source"
+        fix = fix if proposal is None else f"if that is right, put into pipeline.yaml: {proposal}"
+        return [*findings, Finding(subject, "problem", str(error), fix)]
+    findings += [Finding(seen.subject, "ok", seen.what) for seen in samples(tables)]
+    findings.append(
         Finding(subject, "ok", f"{len(tables.pairs):,} comparisons of {adapter.origin} can be used")
-    ]
-    for reason, count in reasons.iter_rows():
-        rows = tables.rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
-        examples = "; ".join(
-            f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows()
-        )
-        what, fix = f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason)
-        findings.append(Finding(subject, "problem" if fix else "note", what, fix or BY_DESIGN))
+    )
+    findings += [*left_out(subject, tables), *cells(subject, tables)]
     try:
-        require_splits(name, tables.pairs, adapter.origin, dict(reasons.iter_rows()))
+        require_splits(name, tables.pairs, adapter.origin, tables.reject_reasons)
     except PalError as error:
         findings.append(
             Finding(subject, "problem", str(error), "see data/README.md for how rows are divided")
         )
     return findings
+
+
+def left_out(subject: str, tables: Tables) -> Iterator[Finding]:
+    """Yield the reasons for which rows are left out, the most frequent first, with examples."""
+    import polars as pl
+
+    rejects = tables.rejects
+    reasons = rejects.group_by("reason").len().sort("len", "reason", descending=[True, False])
+    for reason, count in reasons.iter_rows():
+        rows = rejects.filter(pl.col("reason") == reason).head(EXAMPLES)
+        examples = "; ".join(
+            f"{row}: {message}" for row, message in rows.select("source_row", "message").iter_rows()
+        )
+        what, fix = f"{count:,} rows {reason}, e.g. {examples}", FIXES.get(reason)
+        yield Finding(subject, "problem" if fix else "note", what, fix or BY_DESIGN)
+
+
+def cells(subject: str, tables: Tables) -> Iterator[Finding]:
+    """Yield who and what will be trained and tested on, and what is too little for a number."""
+    from pal.data.counts import counts_of
+    from pal.outline import cell_lines, people_lines, warnings_of
+
+    if tables.pairs.is_empty():
+        return
+    counts = counts_of(tables.items, tables.pairs)
+    for line in (*people_lines(counts, tables.splitting), *cell_lines(counts, tables.splitting)):
+        yield Finding(subject, "ok", line.strip())
+    for warning in warnings_of(counts, tables.splitting):
+        what, _, fix = warning.rpartition("; ")
+        yield Finding(subject, "note", what or warning, fix if what else "")
 
 
 def _as_prepared(settings: DatasetConfig, folder: Path) -> DatasetConfig:

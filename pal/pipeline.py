@@ -1,7 +1,7 @@
 """The stages as functions: what the command line calls, and a notebook can.
 
 Each takes a resolved Config, works on the folders it names and returns what ``--json`` prints, as a
-typed object.
+typed object. ``tell`` is called with lines for people: who and what of a dataset is left out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from pal.config import Config, PlantedGroupsConfig, reference
-from pal.dataset import PreparedDataset
+from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import CacheError, DataError, PalWarning
 from pal.files import digest
 from pal.names import require_name
+from pal.outline import say, short_lines, summary_lines
 from pal.records import JsonObject
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pal.sweep.record import SweepSummary
 
 Progress = Callable[[int], None]
+Tell = Callable[[str], None]
 PRIOR_SHOTS = 20
 """answers for which the prior of users who come later, to an exported model, is tuned"""
 
@@ -39,32 +41,39 @@ def silent(steps: int) -> None:
     """Report progress to nobody."""
 
 
-def prepare(config: Config, progress: Progress = silent) -> PreparedDataset:
-    """Turn the dataset's raw source into ``data/<dataset>``, unless it is there already."""
+def prepare(config: Config, progress: Progress = silent, tell: Tell = say) -> PreparedDataset:
+    """Turn the dataset's raw source into ``data/<dataset>``, unless it is there already; tells what
+    was used and left out where it was made anew."""
     from pal.data.build import prepare as prepare_dataset
     from pal.data.sources import adapter_for
 
     settings = config.dataset_config()
     folder = config.paths.data / config.dataset
     build = adapter_for(config.dataset, settings)
-    return prepare_dataset(config.dataset, settings, folder, build, progress)
+    before = DatasetCard.find(folder)
+    prepared = prepare_dataset(config.dataset, settings, folder, build, progress)
+    if before is None or before.files != prepared.card.files:
+        _tell_all(tell, summary_lines(prepared.card))
+    return prepared
 
 
-def embed(config: Config, progress: Progress = silent, retry_errors: bool = False) -> EmbedResult:
+def embed(
+    config: Config, progress: Progress = silent, retry_errors: bool = False, tell: Tell = say
+) -> EmbedResult:
     """Stage one: encode the dataset's unique items into the cache; prepares it first if needed."""
     config.encoder_config()
-    dataset = prepare(config)
+    dataset = prepare(config, tell=tell)
     from pal.embed.run import embed as embed_dataset
 
     return embed_dataset(config, dataset, progress, retry_errors)
 
 
-def forecast(config: Config) -> Forecast:
+def forecast(config: Config, tell: Tell = say) -> Forecast:
     """Say what stage one would cost; prepares the dataset if needed, loads no model."""
     config.encoder_config()
     from pal.embed.forecast import forecast as forecast_dataset
 
-    return forecast_dataset(config, prepare(config))
+    return forecast_dataset(config, prepare(config, tell=tell))
 
 
 def self_test(config: Config) -> SelfTest:
@@ -75,22 +84,35 @@ def self_test(config: Config) -> SelfTest:
     return test_cache(config, open_dataset(config))
 
 
-def train(config: Config, run: str | None = None, progress: Progress = silent) -> Metrics:
+def train(
+    config: Config, run: str | None = None, progress: Progress = silent, tell: Tell = say
+) -> Metrics:
     """Stage two: train a head from cached features, then evaluate it; returns its metrics."""
     name = require_name("run", run or default_run(config))
     from pal.evaluate.inputs import open_inputs
+    from pal.evaluate.limits import require_prototypes, unread_lines
     from pal.evaluate.predict import evaluate_run
+    from pal.train.build import settled
     from pal.train.fit import train as train_head
 
     dataset, store = open_inputs(config)
+    settings = settled(config.train, dataset)
+    few = require_prototypes(dataset, [settings.head], [settings.k], settings.users)
+    unread = unread_lines(settings, dataset, store, with_prompts=False)
     trained = train_head(
         config.train, config.seed, dataset, store, config.paths.runs, name, saved(config), progress
     )
-    return evaluate_run(config.evaluate, trained, dataset, store, config.paths.runs / name)
+    metrics = evaluate_run(config.evaluate, trained, dataset, store, config.paths.runs / name)
+    _tell_all(tell, [*short_lines(dataset.card), *few, *unread])
+    return metrics
 
 
 def evaluate(
-    config: Config, runs: Sequence[str], folds: int | None = None, progress: Progress = silent
+    config: Config,
+    runs: Sequence[str],
+    folds: int | None = None,
+    progress: Progress = silent,
+    tell: Tell = say,
 ) -> Evaluation:
     """Evaluate trained runs again, each on its own dataset and cache, and compare them.
 
@@ -99,10 +121,12 @@ def evaluate(
     """
     from pal.evaluate.evaluation import evaluate_runs
 
-    return evaluate_runs(config.evaluate, config.paths, runs, folds, progress)
+    found = evaluate_runs(config.evaluate, config.paths, runs, folds, progress)
+    _tell_of_runs(config, runs, tell)
+    return found
 
 
-def adapt(config: Config, run: str, grow: int | None = None) -> Adaptation:
+def adapt(config: Config, run: str, grow: int | None = None, tell: Tell = say) -> Adaptation:
     """Adapt a run to unseen users, head frozen; ``grow`` adds prototypes for those outside.
 
     Under the strict protocol the run's metrics file then has their cells. Growing makes a new run
@@ -117,6 +141,7 @@ def adapt(config: Config, run: str, grow: int | None = None) -> Adaptation:
     trained = load_run(runs, run)
     dataset, store = inputs_of_run(config.paths, trained.metadata)
     found = adapt_run(config.adapt, config.evaluate, trained, dataset, store, runs / run)
+    _tell_of_runs(config, [run], tell)
     if grow is None:
         return found
     grown = grow_run(trained, dataset, store, runs, grow, config.seed, saved(config))
@@ -135,9 +160,16 @@ def sweep(
 ) -> SweepSummary:
     """Train every head of a sweep that is missing; the best one becomes the run ``<name>-best``."""
     name = require_name("sweep", name or f"{config.dataset}-{config.encoder}")
+    from pal.evaluate.inputs import open_dataset
+    from pal.evaluate.limits import require_prototypes
     from pal.sweep.run import run_sweep
 
-    return run_sweep(config, name, progress, report)
+    axes, dataset = config.sweep.axes, open_dataset(config)
+    heads, ks = axes.get("head", [config.train.head]), axes.get("k", [config.train.k])
+    few = require_prototypes(dataset, heads, ks, config.train.users)
+    summary = run_sweep(config, name, progress, report)
+    _tell_all(report, [*short_lines(dataset.card), *few])
+    return summary
 
 
 def export(
@@ -182,6 +214,28 @@ def export(
     return export_run(model, choice, folder, merge=merge, adapted=adapted, prior=prior, table=table)
 
 
+def _tell_all(tell: Tell, lines: Sequence[str]) -> None:
+    for line in lines:
+        tell(line)
+
+
+def _tell_of_runs(config: Config, runs: Sequence[str], tell: Tell) -> None:
+    """Tell what the datasets of some runs leave out, each once, and what their heads cannot
+    read."""
+    from pal.evaluate.inputs import inputs_of_run
+    from pal.evaluate.limits import unread_lines
+    from pal.evaluate.predict import load_run
+
+    told: set[str] = set()
+    for run in runs:
+        record = load_run(config.paths.runs, run).metadata
+        dataset, store = inputs_of_run(config.paths, record)
+        lines = unread_lines(record.train, dataset, store)
+        new = [line for line in (*short_lines(dataset.card), *lines) if line not in told]
+        _tell_all(tell, new)
+        told.update(new)
+
+
 def default_run(config: Config) -> str:
     """Name a run by what distinguishes it.
 
@@ -217,6 +271,10 @@ def saved(config: Config) -> JsonObject:
     return found
 
 
+def _told_already(line: str) -> None:
+    """Say nothing: stage one has."""
+
+
 @dataclass(frozen=True)
 class Demo:
     """What the demo made."""
@@ -233,7 +291,7 @@ def demo(config: Config, report: Callable[[str], None]) -> Demo:
     groups = planted.groups
     report(f"1/3  data: {groups} groups of users who answer statements on {groups} interests")
     report(f"2/3  embed: features of the unique texts under {config.encoder}")
-    cache = embed(config)
+    cache = embed(config, tell=report)
     report(f"     {cache.encoded} encoded, {cache.reused} already there, in {cache.dir}")
     runs = []
     for head in ("pal-a", "pal-b"):
@@ -241,5 +299,5 @@ def demo(config: Config, report: Callable[[str], None]) -> Demo:
             report(f"3/3  train: {head} with K = {k}")
             update = {"head": head, "k": k, "mlp": None, "score": None}
             chosen = config.train.model_copy(update=update)
-            runs.append(train(config.model_copy(update={"train": chosen})))
+            runs.append(train(config.model_copy(update={"train": chosen}), tell=_told_already))
     return Demo(cache, runs)

@@ -23,6 +23,7 @@ Row = dict[str, Any]
 STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
 MARK = re.compile(STRING + rb"|[\[\]{},]", re.DOTALL)
 """a bracket, a comma or a whole string of a JSON text; no letter is looked at twice"""
+MEMBER = re.compile(rb"\s*(" + STRING + rb")\s*:(.*)", re.DOTALL)
 OTHER_FILES = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -32,6 +33,9 @@ OTHER_FILES = {
     b"PAR1": "Parquet",
 }
 """what a file begins with that is certainly no text"""
+
+
+NOT_UTF8 = "not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,18 @@ def rows_of_array(raw: bytes) -> Iterator[Row | BadRow]:
     """Yield the objects of a JSON array; raises ValueError where it does not end."""
     elements = _elements(raw.removeprefix(codecs.BOM_UTF8))
     yield from (row_of(element, number) for number, element in enumerate(elements, start=1))
+
+
+def members_of(raw: bytes) -> dict[str, bytes]:
+    """Return the texts of an object's values by their keys; raises ValueError where the text is no
+    whole object with keys."""
+    found = {}
+    for element in _elements(raw.removeprefix(codecs.BOM_UTF8).lstrip()):
+        member = MEMBER.match(element)
+        if member is None:
+            raise ValueError("a member of the object has no key")
+        found[str(json.loads(member[1]))] = member[2].strip()
+    return found
 
 
 def row_of(raw: bytes, number: int) -> Row | BadRow:
@@ -87,7 +103,7 @@ def _parsed(raw: bytes) -> Row | str:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        return "not UTF-8"
+        return NOT_UTF8
     if raw.count(b"[") + raw.count(b"{") > DEEPEST and _depth(raw) > DEEPEST:
         return f"lists and objects nested more than {DEEPEST} deep"
     try:

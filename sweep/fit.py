@@ -9,27 +9,25 @@ from dataclasses import dataclass
 
 import torch
 
+from pal.dataset import PreparedDataset
 from pal.errors import TrainError
+from pal.evaluate.folds import Fold
 from pal.evaluate.inputs import open_inputs
-from pal.evaluate.predict import SeenPairs
+from pal.evaluate.seen import SeenPairs
 from pal.sweep.plan import Candidate, digests_of, split_stack
+from pal.train.build import reads_prompt
 from pal.train.data import Fitted, TrainingData, record_before_training
-from pal.train.fit import fit, fit_head
-from pal.train.heads.head import Head
-from pal.train.module import HeadTraining
-from pal.train.pairs import Batch, PairsDataModule, SeedBatches
 from pal.train.run_record import TrainedHead
-from pal.train.stack import StackTraining, widen
-
-PROBE_STEPS = 4
+from pal.train.together import Together, fit_each, load_each, step_seconds_alone
 
 
 @dataclass
 class World:
-    """What candidates of one world are trained on and evaluated by."""
+    """What candidates of one world are trained on and evaluated by: the dataset, or each of its
+    folds."""
 
-    data: TrainingData
-    seen: SeenPairs
+    data: list[TrainingData]
+    seen: list[SeenPairs]
 
     @classmethod
     def of(cls, one: Candidate, device: str) -> World:
@@ -39,8 +37,17 @@ class World:
             raise TrainError(
                 f"dataset {dataset.name} or its cache changed during the sweep; run it again"
             )
-        data = TrainingData.load(one.config.train, dataset, store, device)
-        return cls(data, SeenPairs.load(data))
+        folds, train = one.config.sweep.folds, one.config.train
+        parts: list[PreparedDataset] = [dataset]
+        if folds is not None:
+            parts = [*Fold.all_of(dataset, folds)]
+            if any(part.pairs("test", "seen").is_empty() for part in parts):
+                raise TrainError(
+                    f"dataset {dataset.name} has too few prompts for sweep.folds = {folds}; use "
+                    "fewer"
+                )
+        data = load_each(train, parts, store, device)
+        return cls(data, SeenPairs.of_each(data, reads_prompt(train)))
 
 
 class Worlds:
@@ -69,16 +76,16 @@ class Result:
     """What training made of one candidate."""
 
     candidate: Candidate
-    trained: TrainedHead | None
-    """None if it was dropped on the way"""
+    trained: list[TrainedHead]
+    """the head, or that of each fold; empty if it was dropped on the way"""
     seconds: float
     """its share of the stack's time"""
 
 
 def train_alone(world: World, one: Candidate, run: str) -> Result:
-    """Train one head as ``pal train`` would."""
+    """Train one head as ``pal train`` would, or those of all folds."""
     began = time.perf_counter()
-    fitted = fit_head(world.data, one.config.train, one.config.seed)
+    fitted = fit_each(world.data, one.config.train, one.config.seed)
     return _result(world, one, fitted, time.perf_counter() - began, run)
 
 
@@ -86,39 +93,29 @@ def train_together(
     world: World, stack: Sequence[Candidate], halving: int | None, run: str
 ) -> list[Result]:
     """Train a stack of heads; raises TrainError if one of them never had a finite loss."""
-    data, heads = world.data, heads_of(world, stack)
-    seeds = seeds_of(stack)
-    module = StackTraining(heads, [one.config.train for one in stack], len(seeds), halving)
     began = time.perf_counter()
-    size = stack[0].config.train.batch_size
-    batches = PairsDataModule(data.features, data.train, data.val, size, seeds)
-    fit(module, batches, str(data.features.device), lambda epochs: None)
+    found = together(world, stack).fit(halving)
     seconds = (time.perf_counter() - began) / len(stack)
     results = []
     for place, one in enumerate(stack):
-        if place not in module.alive:
-            results.append(Result(one, None, seconds))
-            continue
-        if not module.best_state[place]:
-            raise TrainError("the validation loss was never finite; use a lower learning rate")
-        # statistics of the features are there already
-        heads[place].load_state_dict(module.best_state[place], strict=False)
-        head, epoch = widen(heads[place], one.config.train.k), module.best_epoch[place]
-        results.append(_result(world, one, Fitted(head, [{"epoch": epoch}], epoch), seconds, run))
+        fitted = [part for part in found[place :: len(stack)] if part is not None]
+        results.append(_result(world, one, fitted, seconds, run))
     return results
 
 
-def _result(world: World, one: Candidate, fitted: Fitted, seconds: float, run: str) -> Result:
-    data, config = world.data, one.config
-    record = record_before_training(config.train, config.seed, data.dataset, data.store, run)
-    return Result(one, data.trained(fitted, record, seconds, head_id=one.id), seconds)
+def together(world: World, stack: Sequence[Candidate]) -> Together:
+    """Return a stack as it is trained, on all folds where there are any."""
+    return Together(world.data, seeds_of(stack), [one.config.train for one in stack])
 
 
-def heads_of(world: World, stack: Sequence[Candidate]) -> list[Head]:
-    """Build each head as ``pal train`` would, then bring all of a stack to the largest K."""
-    heads = [world.data.new_head(one.config.train, one.config.seed) for one in stack]
-    largest = max(one.config.train.k for one in stack)
-    return [widen(head, largest) for head in heads] if len(stack) > 1 else heads
+def _result(
+    world: World, one: Candidate, fitted: Sequence[Fitted], seconds: float, run: str
+) -> Result:
+    config, trained = one.config, []
+    for data, part in zip(world.data, fitted, strict=False):  # none where it was dropped
+        record = record_before_training(config.train, config.seed, data.dataset, data.store, run)
+        trained.append(data.trained(part, record, seconds, head_id=one.id))
+    return Result(one, trained, seconds)
 
 
 def seeds_of(stack: Sequence[Candidate]) -> list[int]:
@@ -144,32 +141,8 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
 
 
 def step_seconds(world: World, stack: Sequence[Candidate]) -> float:
-    """Return the time of one training step of a stack, or of a single head; the fastest of a
-    few."""
-    data, heads = world.data, heads_of(world, stack)
-    device, settings = data.features.device, stack[0].config.train
-    batches = iter(SeedBatches(data.features, data.train, settings.batch_size, seeds_of(stack)))
-    if len(stack) == 1:
-        single = HeadTraining(heads[0], settings).to(device)
-        single.on_train_epoch_start()
-        optimiser = single.configure_optimizers()
-
-        def step(batch: list[Batch]) -> None:
-            optimiser.zero_grad()
-            single.training_step(batch[0], 0).backward()
-            optimiser.step()
-    else:
-        many = StackTraining(heads, [one.config.train for one in stack], len(seeds_of(stack)))
-        many.configure_optimizers()
-
-        def step(batch: list[Batch]) -> None:
-            many.training_step(batch, 0)
-
-    times = []
-    for _, batch in zip(range(PROBE_STEPS), batches, strict=False):
-        began = time.perf_counter()
-        step(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    """Return the time of one training step of a stack, or of a single head, in all folds."""
+    if len(stack) > 1:
+        return together(world, stack).step_seconds()
+    config = stack[0].config
+    return sum(step_seconds_alone(data, config.train, config.seed) for data in world.data)

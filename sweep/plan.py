@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ from pal.cache.reader import FeatureStore
 from pal.config import Config, SweepConfig, TrainConfig, load_overrides
 from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, TrainError
-from pal.evaluate.inputs import open_inputs
+from pal.evaluate.inputs import open_dataset, open_inputs
 from pal.files import digest
 from pal.records import Record
-from pal.train.build import heads, resolve
+from pal.train.build import reads_prompt, settled
 from pal.train.relevant import relevant_settings
+from pal.train.together import can_be_stacked
 
 OTHER_AXES = {"seed": "seed", "encoder": "encoder", "layer": "embed.{encoder}.layer"}
 VALUES = {"lr", "user_lr", "prototype_lr", "scale_lr", "weight_decay"}
@@ -57,13 +58,15 @@ class Candidate:
         """
         settings = relevant_settings(self.config.train)
         decides = [self.digests, self.config.seed, settings, self.config.sweep.halving]
-        return digest(decides, 6)
+        folds = self.config.sweep.folds
+        return digest(decides if folds is None else [*decides, "folds", folds], 6)
 
     @cached_property
     def world(self) -> str:
         """What must be equal for two heads to read the same features and pairs."""
         train = self.config.train
-        return digest([self.digests, train.users, train.pairs_per_user, train.view], 6)
+        read = [train.users, train.pairs_per_user, train.view, reads_prompt(train)]
+        return digest([self.digests, *read, self.config.sweep.folds], 6)
 
     @cached_property
     def shape(self) -> str:
@@ -71,15 +74,19 @@ class Candidate:
 
         PAL-A's prototypes are so small that heads of different K are padded to the largest; PAL-B
         has a whole map per prototype, which padding would compute in vain. A head that no stack can
-        train is like no other: batch normalisation keeps running statistics, which a stack would
-        mix; solved heads take no steps; and of a head with several starts only one is a result.
+        train is like no other.
         """
         train = self.config.train
-        is_alone = heads()[train.head].is_solved or "batchnorm" in (train.mlp or "")
-        if is_alone or train.starts > 1:
+        if not can_be_stacked(train):
             return self.id
         free = VALUES | ({"k"} if train.head == "pal-a" else set())
         return digest([self.world, train.model_dump(mode="json", exclude=free)], 6)
+
+    @property
+    def without_folds(self) -> Candidate:
+        """The same settings on the dataset's own splits."""
+        sweep = self.config.sweep.model_copy(update={"folds": None})
+        return replace(self, config=self.config.model_copy(update={"sweep": sweep}))
 
     def __str__(self) -> str:
         return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
@@ -92,6 +99,7 @@ class Planner:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._digests: dict[str, Digests] = {}
+        self._dataset: PreparedDataset | None = None
 
     def candidate(self, values: Mapping[str, JsonValue]) -> Candidate:
         """Return the head with these axis values; raises ConfigError in the words of the
@@ -107,7 +115,9 @@ class Planner:
                 valid = sorted([*OTHER_AXES, *TrainConfig.model_fields])
                 raise ConfigError(f"unknown axis of sweep {axis!r}; valid: {', '.join(valid)}")
         chosen = load_overrides(self.config, flat)
-        chosen = chosen.model_copy(update={"train": resolve(chosen.train)})
+        if self._dataset is None:
+            self._dataset = open_dataset(self.config)
+        chosen = chosen.model_copy(update={"train": settled(chosen.train, self._dataset)})
         return Candidate(dict(values), chosen, self._digests_of(chosen))
 
     def grid(self) -> Iterator[Candidate]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from pal.files import atomic_file
-from pal.sweep.publish import ok_rows
 from pal.sweep.record import axes_of, table_of
+from pal.sweep.table import ok_rows
 
 PICTURE = "accuracy_by_k.png"
 

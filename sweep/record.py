@@ -50,6 +50,11 @@ class SweepRow(Entry):
     """of training: its share of the stack's time"""
     val: Cell | None = None
     test: Cell | None = None
+    folds: int | None = None
+    """cross-fitted: ``val`` and ``test`` are those of all folds together"""
+    inner_accuracies: list[float] | None = None
+    """validation accuracy of each fold, mean over users: what its own choice goes by"""
+    inner_nlls: list[float] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -62,15 +67,34 @@ class SweepRow(Entry):
         assert self.val is not None, "only heads with status ok have a rank"
         return self.val.macro_accuracy, -self.val.nll
 
+    def rank_in(self, fold: int) -> tuple[float, float]:
+        """How good it is by the validation of one fold alone."""
+        assert self.inner_accuracies is not None, "only cross-fitted heads have ranks in folds"
+        assert self.inner_nlls is not None
+        return self.inner_accuracies[fold], -self.inner_nlls[fold]
+
 
 class BestHead(Entry):
-    """The best head of a sweep by validation."""
+    """The best head of a sweep by validation; of folds, by that of all of them."""
 
     run: str
     head: str
     k: int
     val_macro_accuracy: float
     head_id: str
+
+
+class CrossFitted(Entry):
+    """What a sweep reaches on prompts that had no part in its choices: in each fold the best head
+    by that fold's own validation, tested on the fold."""
+
+    folds: int
+    chosen: list[BestHead]
+    """in each fold, by its own validation"""
+    test: Cell
+    """of all folds"""
+    n_crossing_folds: int
+    """comparisons of items in different folds, which are not tested"""
 
 
 class SweepSummary(
@@ -94,6 +118,8 @@ class SweepSummary(
     together: int
     """heads of the largest stack"""
     best: BestHead | None
+    cross_fitted: CrossFitted | None = None
+    """null without folds"""
 
 
 def row_of(
@@ -111,6 +137,7 @@ def row_of(
         axes={axis: value for axis, value in one.values.items() if axis not in OWN_COLUMNS},
         status=status,
         together=together,
+        folds=one.config.sweep.folds,
         **found,
     )
 
@@ -118,6 +145,12 @@ def row_of(
 def best_of(rows: Mapping[str, SweepRow]) -> SweepRow | None:
     """Return the best row by validation, the first of equals; None where no head succeeded."""
     return max((r for r in rows.values() if r.status == "ok"), key=lambda r: r.rank, default=None)
+
+
+def best_in_fold(rows: Mapping[str, SweepRow], fold: int, folds: int) -> SweepRow | None:
+    """Return the best row by the validation of one of so many folds alone, the first of equals."""
+    fitted = (r for r in rows.values() if r.status == "ok" and r.folds == folds)
+    return max(fitted, key=lambda r: r.rank_in(fold), default=None)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from pal.config import Config
 from pal.errors import PalError
 from pal.names import require_name
 from pal.sweep.fit import Worlds, measure_width
+from pal.sweep.folds import best_head, cross_fitted
 from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
 from pal.sweep.plot import plot_accuracy_against_k
 from pal.sweep.publish import best_run, publish_best, require_publishable
-from pal.sweep.record import BestHead, SweepRow, SweepSummary, best_of, read_results
+from pal.sweep.record import CrossFitted, SweepRow, SweepSummary, best_of, read_results
 from pal.sweep.stacks import Stack, StackTrainer
 from pal.sweep.study import Study
+from pal.sweep.table import write_csv
 from pal.sweep.workers import Workers, devices_of
 from pal.train.fit import choose_device
 
@@ -48,8 +50,10 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
     best = best_of(rows)
     if best is not None:
         publish_best(config, folder, asked[best.head_id], device)
-    summary = summary_of(name, rows, trainers.trained, time.perf_counter() - began)
+    tested = cross_fitted(config, folder, asked, rows, device)
+    summary = summary_of(name, rows, trainers.trained, time.perf_counter() - began, tested)
     summary.write(folder)
+    write_csv(folder)
     plot_accuracy_against_k(folder)
     return summary
 
@@ -179,20 +183,20 @@ def train_missing(asked: Sequence[Candidate], trainers: Trainers) -> None:
     trainers.train([Stack(group, len(group) > 1) for group in groups])
 
 
-def summary_of(name: str, rows: dict[str, SweepRow], trained: int, seconds: float) -> SweepSummary:
+def summary_of(
+    name: str,
+    rows: dict[str, SweepRow],
+    trained: int,
+    seconds: float,
+    tested: CrossFitted | None,
+) -> SweepSummary:
     """Return the summary of the heads that a sweep was asked for."""
     widths = [row.together for row in rows.values() if row.status != "failed"]
     together = max(widths, default=1)
     best, winner = best_of(rows), None
     if best is not None:
         assert best.val is not None
-        winner = BestHead(
-            run=best_run(name),
-            head=best.head,
-            k=best.k,
-            val_macro_accuracy=best.val.macro_accuracy,
-            head_id=best.head_id,
-        )
+        winner = best_head(best, best_run(name), best.val.macro_accuracy)
     return SweepSummary(
         name=name,
         heads=len(rows),
@@ -204,4 +208,5 @@ def summary_of(name: str, rows: dict[str, SweepRow], trained: int, seconds: floa
         mode="stacked" if together > 1 else "loop",
         together=together,
         best=winner,
+        cross_fitted=tested,
     )

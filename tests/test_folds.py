@@ -10,10 +10,15 @@ import pytest
 
 from pal import pipeline
 from pal.config import Config
-from pal.dataset import PreparedDataset
+from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import EvaluationError
+from pal.evaluate import cross_fit, few_shot
 from pal.evaluate.crossed import with_prompt_group
-from pal.evaluate.folds import Fold
+from pal.evaluate.folds import Fold, crossing_folds
+from pal.evaluate.report import write_report
+from pal.records import write_table
+from pal.train import together
+from pal.train.run_record import RunRecord
 
 Configure = Callable[..., Config]
 FOLDS = 3
@@ -31,7 +36,6 @@ def groups(dataset: PreparedDataset, split: str, population: str) -> set[str]:
 
 
 def test_no_prompt_is_trained_on_or_validated_on_and_tested(config: Config) -> None:
-    pipeline.prepare(config)
     dataset = PreparedDataset.open(Path("data/demo"))
     tested: list[str] = []
     for number in range(FOLDS):
@@ -45,9 +49,42 @@ def test_no_prompt_is_trained_on_or_validated_on_and_tested(config: Config) -> N
         tested += fold.pairs("test", "seen")["pair_id"].to_list()
     everything = dataset.pairs(population="seen")["pair_id"].to_list()
     assert sorted(tested) == sorted(everything), "each pair of a seen user is tested once"
+    assert crossing_folds(dataset, FOLDS) == 0
 
 
-def test_folds_are_tested_together_and_kept(config: Config) -> None:
+def divide_items(folder: Path) -> None:
+    """Divide the items of a prepared dataset instead of its prompts."""
+    card, path = DatasetCard.read(folder), folder / "pairs.parquet"
+    pairs = pl.read_parquet(path).with_columns(group_id="first_id", other_group_id="second_id")
+    files = {**card.files, path.name: write_table(path, pairs.to_arrow(), "pairs")}
+    card.model_copy(update={"files": files}).write(folder)
+
+
+def test_where_items_are_divided_no_item_is_read_and_tested(config: Config) -> None:
+    divide_items(Path("data/demo"))
+    dataset = PreparedDataset.open(Path("data/demo"))
+    tested = 0
+    for fold in Fold.all_of(dataset, FOLDS):
+
+        def items(split: str, population: str, fold: Fold = fold) -> set[bytes]:
+            rows = fold.pairs(split, population)  # type: ignore[arg-type]
+            return {*rows["first_id"], *rows["second_id"]}
+
+        test = items("test", "seen") | items("test", "unseen")
+        assert not test & (items("train", "seen") | items("val", "seen") | items("val", "unseen"))
+        assert not test & items("train", "unseen"), "a shot is no test"
+        assert not items("train", "seen") & (items("val", "seen") | items("val", "unseen"))
+        tested += len(fold.pairs("test", "seen"))
+    seen = len(dataset.pairs(population="seen"))
+    assert 0 < tested < seen
+    unseen = len(dataset.pairs(population="unseen"))
+    assert seen - tested <= crossing_folds(dataset, FOLDS) <= seen - tested + unseen
+
+
+def test_folds_are_tested_together_and_kept(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
     pipeline.train(config, "one")
     pipeline.train(config.model_copy(update={"seed": 1}), "two")
     done: list[int] = []
@@ -69,6 +106,70 @@ def test_folds_are_tested_together_and_kept(config: Config) -> None:
     )
     assert rows.select("pair_id", "user_id").is_unique().all()
     assert pipeline.evaluate(config, ["one"]).runs[0].folds is None, "the run itself is untouched"
+
+
+def test_unseen_users_are_adapted_by_answers_to_the_other_folds(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.train(config, "one")
+    dataset = PreparedDataset.open(Path("data/demo"))
+    shown: list[tuple[set[bytes], int]] = []
+    original = few_shot.NewUsers.shots
+
+    def watched(users: few_shot.NewUsers, count: int, repeat: int) -> object:
+        shown.append((set(users.pool_ids.tolist()), count))
+        return original(users, count, repeat)
+
+    monkeypatch.setattr(few_shot.NewUsers, "shots", watched)
+    found = pipeline.evaluate(config, ["one"], FOLDS)
+    cells = found.runs[0].test_unseen
+    assert list(cells) == ["0", "1", "5"], "nobody has 20 answers"
+    assert len({cell.n_pairs for cell in cells.values()}) == 1
+    tested = dataset.pairs(population="unseen").filter(
+        (pl.col("split") == "val").any().over("user_id").not_()
+    )
+    assert cells["5"].n_pairs == len(tested), "each pair of a user kept for the test is tested once"
+    assert cells["5"].macro_ci95 is not None
+    assert {count for _, count in shown} >= {1, 5}
+    tests = [set(fold.pairs("test")["pair_id"]) for fold in Fold.all_of(dataset, FOLDS)]
+    for pool, _ in shown:
+        assert any(not pool & test for test in tests), "of some fold, no pair that it tests"
+    report = write_report(Path("runs"), found)
+    assert f"{FOLDS} folds: every prompt was tested once" in report
+    assert "| 5 shots" in report
+
+
+def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for rounding; tests/test_stack.py has no rounding, and no tolerance."""
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
+    narrow = config.train.model_copy(
+        update={
+            "mlp": "mlp1-gelu-dropout0",
+            "latent_dim": 4,
+            "batch_size": 16,
+            "epochs": 2,
+            "device": "cpu",
+        }
+    )
+    config = config.model_copy(update={"train": narrow})
+    found = []
+    for name, limit in (("stacked", 2_000_000), ("alone", 0)):
+        monkeypatch.setattr(together, "SMALL_STEP", limit)
+        pipeline.train(config, name)
+        found.append(pipeline.evaluate(config, [name], FOLDS).runs[0])
+    for number in range(FOLDS):
+        stacked, alone = (
+            RunRecord.read(Path(f"runs/{name}/folds/of-{FOLDS}/{number}"))
+            for name in ("stacked", "alone")
+        )
+        assert stacked.best_epoch == alone.best_epoch
+        assert stacked.users == alone.users
+        assert stacked.seal != alone.seal, "they did go two ways"
+    assert found[0].test_seen is not None
+    assert found[1].test_seen is not None
+    assert found[0].test_seen.nll == pytest.approx(found[1].test_seen.nll, abs=1e-3)
 
 
 def test_too_many_folds_are_one_sentence(config: Config) -> None:

@@ -28,8 +28,8 @@ from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads
 from pal.train.data import TrainingData
 from pal.train.fit import choose_device, fit, fit_head
-from pal.train.pairs import Pairs, PairsDataModule
-from pal.train.stack import StackTraining
+from pal.train.pairs import Lane, LanesDataModule, Pairs, PairsDataModule
+from pal.train.stack_training import StackTraining
 
 DIM, USERS = 8, 5
 DRAWS_ITSELF = {"vpl"}
@@ -132,7 +132,7 @@ def test_a_stack_of_heads_is_that_of_the_cpu(name: str, device: str) -> None:
     def losses(on: str) -> list[float]:
         data = made_data(on)
         module = StackTraining([data.new_head(train, 0) for train in trains], trains, 1)
-        batches = PairsDataModule(data.features, data.train, data.val, 32, [0])
+        batches = LanesDataModule(data.features, [Lane(data.train, data.val, 0)], 32)
         fit(module, batches, on, lambda epochs: None)
         return [float(loss) for loss in module.best_loss]
 

@@ -307,7 +307,7 @@ def test_odd_rows_of_a_csv_file_are_rejects(configure: Configure, tmp_path: Path
     assert len(found.pairs) + len(found.rejects) == GOOD + len(odd)
     reasons = dict(found.rejects.group_by("reason").len().iter_rows())
     assert reasons == {
-        "invalid-unicode": 2, "malformed": 1, "missing-column": 2, "no-user": 1,
+        "invalid-unicode": 2, "malformed": 1, "empty-cell": 2, "no-user": 1,
         "identical-items": 1,
     }  # fmt: skip
     (tmp_path / "open.csv").write_bytes(

@@ -12,7 +12,7 @@ import pytest
 
 from pal import pipeline
 from pal.config import Config
-from pal.dataset import PreparedDataset
+from pal.dataset import FEWEST, PreparedDataset
 from pal.errors import DataError
 from pal.evaluate.free import free_margins
 
@@ -95,7 +95,7 @@ def test_own_votes_are_those_of_polis(configure: Configure, polis: str) -> None:
 def test_the_own_mean_of_a_user_is_how_often_the_user_agrees(
     configure: Configure, polis: str
 ) -> None:
-    dataset = prepared(configure, "polis", polis)
+    dataset = prepared(configure, "polis", polis, min_answers=4)
     train = dataset.pairs("train", "seen")
     test = dataset.pairs("test", "seen")
     margin = free_margins(dataset, test, "user-mean")
@@ -183,8 +183,34 @@ def test_ratings_are_compared_within_a_user_and_a_prompt(configure: Configure) -
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no answers of real people at {REAL}")
 def test_real_people_come_in(configure: Configure) -> None:
     source = str(REAL / "polis" / "15-per-hour-seattle")
-    card = prepared(configure, "polis", source, min_answers=10).card
+    card = prepared(configure, "polis", source).card
     with open(REAL / "polis/15-per-hour-seattle/participants-votes.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     votes = sum(bool(v) for row in rows for k, v in row.items() if k is not None and k.isdigit())
     assert card.counts.pairs + sum(card.rejects.values()) == votes
+    splitting = card.splitting
+    assert (splitting.divided, splitting.shared_answers) == ("prompt+items", 2)
+    assert splitting.prompt_groups == 54
+    for cell in ("val_seen", "test_seen", "val_unseen", "test_unseen"):
+        assert card.counts.cell_users[cell] >= FEWEST
+        assert card.counts.cell_groups[cell] >= FEWEST
+    said = [row for row in rows if any(row[k] in ("1", "-1") for k in row if k and k.isdigit())]
+    left_out = sum(splitting.users_left_out.values())
+    assert card.counts.seen_users + card.counts.unseen_users + left_out == len(said)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no answers of real people at {REAL}")
+def test_thirteen_questions_with_thousands_of_answers_are_divided_by_the_answers(
+    configure: Configure,
+) -> None:
+    dataset = prepared(configure, "remesh", str(REAL / "polarized-issues"))
+    card, pairs = dataset.card, dataset.pairs()
+    assert card.splitting.divided == "items"
+    assert card.counts.pairs + sum(card.rejects.values()) == 18_135
+    assert card.counts.unseen_users > 100
+
+    def items(part: pl.DataFrame) -> set[bytes]:
+        return {*part["group_id"], *part["other_group_id"]}
+
+    trained = items(pairs.filter(population="seen", split="train"))
+    assert not trained & items(pairs.filter(pl.col("split") != "train"))

@@ -20,9 +20,12 @@ from polars.testing import assert_frame_equal
 
 from pal import pipeline
 from pal.config import Config, TrainConfig
-from pal.dataset import DatasetCard
+from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import ConfigError, PalError, TrainError
+from pal.evaluate import cross_fit
+from pal.evaluate.folds import Fold
 from pal.evaluate.records import Cell
+from pal.evaluate.seen import cells_of_seen
 from pal.records import write_table
 from pal.sweep import stacks
 from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_stack
@@ -30,7 +33,9 @@ from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
 from pal.train.build import build_head, heads
 from pal.train.pairs import Batch
 from pal.train.run_record import RunRecord
-from pal.train.stack import Stack, StackedAdamW, widen
+from pal.train.stack import Stack, widen
+from pal.train.stacked_adamw import StackedAdamW
+from pal.train.together import can_be_stacked
 
 Configure = Callable[..., Config]
 TIMES = {"seconds"}
@@ -93,6 +98,9 @@ def test_every_head_can_be_swept_in_stacks(configure: Configure, sampler: str) -
     pipeline.sweep(config, "s", report=lambda line: None)
     frame = results("s")
     assert set(frame.filter(pl.col("status") == "failed")["head"]) == needs_prompt
+    stackable = {name for name in names if can_be_stacked(TrainConfig(head=name))} - needs_prompt
+    alone = set(frame.filter(pl.col("together") == 1)["head"])
+    assert not stackable & alone, "none fell back to being trained alone"
     assert set(frame["head"]) == set(names)
     for row in frame.filter(pl.col("status") == "ok", pl.col("seed") == 1).iter_rows(named=True):
         train = config.train.model_copy(update={"head": row["head"]})
@@ -155,7 +163,7 @@ def test_a_stack_gives_each_head_its_own_margins(name: str) -> None:
         )
         for _ in range(2)
     ]
-    stack = Stack(heads, seeds=2).eval()
+    stack = Stack(heads, lanes=2).eval()
     wanted = [head(*batches[number // 2][:4]) for number, head in enumerate(heads)]
     torch.testing.assert_close(stack.margins(batches), torch.stack(wanted))
     torch.testing.assert_close(
@@ -623,3 +631,90 @@ def test_a_head_of_fewer_users_is_evaluated_by_those_users_on_every_road(
     row = results("s").row(0, named=True)
     assert metrics.test_seen.n_users == row["test_n_users"] == 3
     assert metrics.test_seen.macro_accuracy == row["test_macro_accuracy"]
+
+
+FOLDS = 3
+
+
+def test_a_sweep_by_folds_judges_each_head_as_evaluate_does(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
+    options = {"sweep.folds": FOLDS, "sweep.together": 4, "train.device": "cpu"}
+    config = sweeping(configure, {"k": [1, 2], "seed": [0, 1]}, **options)
+    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    assert (summary.heads, summary.failed, summary.mode) == (4, 0, "stacked")
+    of_fold: list[dict[str, pl.DataFrame]] = [{} for _ in range(FOLDS)]
+    dataset = PreparedDataset.open(Path("data/simulated"))
+    for row in results("s").iter_rows(named=True):
+        train = config.train.model_copy(update={"k": row["k"]})
+        one = config.model_copy(update={"train": train, "seed": row["seed"]})
+        pipeline.train(one, row["head_id"])
+        (alone,) = pipeline.evaluate(one, [row["head_id"]], FOLDS).runs
+        assert alone.test_seen is not None
+        assert row["test_n_pairs"] == alone.test_seen.n_pairs
+        for metric in ("accuracy", "macro_accuracy", "nll"):
+            wanted = getattr(alone.test_seen, metric)
+            assert row[f"test_{metric}"] == pytest.approx(wanted, abs=2e-3)
+        assert row["test_ci95_low"] < row["test_macro_accuracy"] < row["test_ci95_high"]
+        path = f"runs/{row['head_id']}/folds/of-{FOLDS}/predictions.parquet"
+        predicted = pl.read_parquet(path).filter(pl.col("population") == "seen")
+        for number, fold in enumerate(Fold.all_of(dataset, FOLDS)):
+            tested = fold.pairs("test", "seen")["pair_id"].implode()
+            of_fold[number][row["head_id"]] = predicted.filter(
+                (pl.col("split") == "test") & pl.col("pair_id").is_in(tested)
+            )
+    chosen = summary.cross_fitted
+    assert chosen is not None
+    by_hand = []
+    for number, best in enumerate(chosen.chosen):
+        inner = pl.col("inner_accuracies").list.get(number)
+        likelihood = pl.col("inner_nlls").list.get(number)
+        ranked = results("s").sort(inner, -likelihood, descending=True)
+        assert ranked["head_id"][0] == best.head_id, "by the validation of its fold alone"
+        by_hand.append(of_fold[number][best.head_id])
+    (cell,) = [cells_of_seen(config.evaluate, pl.concat([*by_hand, as_val(by_hand[0])]))["test"]]
+    assert chosen.test.n_pairs == cell.n_pairs == len(dataset.pairs(population="seen"))
+    assert chosen.test.macro_accuracy == pytest.approx(cell.macro_accuracy, abs=2e-3)
+    assert chosen.n_crossing_folds == 0
+    assert not Path("runs/s-best/metrics.json").exists(), "its test had a part in the choice"
+    assert Path("sweeps/s/table.csv").read_text().count("\n") == 3
+
+
+def as_val(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(split=pl.lit("val"))
+
+
+def test_a_sweep_by_folds_goes_on_where_it_was(configure: Configure) -> None:
+    options = {"sweep.folds": FOLDS, "train.epochs": 1, "train.device": "cpu"}
+    config = sweeping(configure, {"k": [1, 2]}, **options, **{"sweep.together": 1})
+    before = pipeline.sweep(config, "s")
+    assert before.best is not None
+    place = Path(f"sweeps/s/folds/of-{FOLDS}")
+    for path in place.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    again = pipeline.sweep(config, "s")
+    assert (again.trained, again.best) == (0, before.best)
+    assert again.cross_fitted == before.cross_fitted, "what was lost is trained again"
+    plain = config.model_copy(update={"sweep": config.sweep.model_copy(update={"folds": None})})
+    other = pipeline.sweep(plain, "s")
+    assert (other.trained, other.cross_fitted) == (2, None)
+    assert other.best is not None
+    assert other.best.head_id != before.best.head_id
+    assert Path("runs/s-best/metrics.json").exists()
+
+
+def test_halving_by_folds_drops_a_head_from_all_of_them(configure: Configure) -> None:
+    axes = {"lr": [1e-6, 1e-5, 1e-3, 3e-3]}
+    options = {"sweep.halving": 2, "sweep.together": 4, "train.epochs": 8, "sweep.folds": 2}
+    config = sweeping(configure, axes, **options)
+    assert pipeline.sweep(config, "s").dropped == 3
+    kept = results("s").filter(pl.col("status") == "ok")
+    assert [len(kept[name][0]) for name in ("inner_nlls", "inner_accuracies")] == [2, 2]
+
+
+def test_too_many_folds_of_a_sweep_are_one_sentence(configure: Configure) -> None:
+    config = sweeping(configure, {}, **{"sweep.folds": 5000, "sweep.together": 1})
+    pipeline.sweep(config, "s")
+    (row,) = results("s").to_dicts()
+    assert "too few prompts for sweep.folds = 5000; use fewer" in row["error"]

@@ -29,11 +29,12 @@ from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
-from pal.train.pairs import Pairs, PairsDataModule
+from pal.train.pairs import Lane, LanesDataModule, Pairs, PairsDataModule
 from pal.train.relevant import relevant_names
 from pal.train.row_adam import RowAdam
 from pal.train.run_record import RunRecord, TrainedHead
-from pal.train.stack import StackTraining, widen
+from pal.train.stack import widen
+from pal.train.stack_training import StackTraining
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40
@@ -707,7 +708,8 @@ def test_a_stack_of_any_settings_trains_each_head_as_it_would_be_alone(data: st.
     built = [world.new_head(t, s).double() for s in seeds for t in of_seed]
     wide = [widen(head, max(t.k for t in trains)) for head in built]
     module = StackTraining(wide, trains, len(seeds))
-    fit(module, PairsDataModule(world.features, world.train, world.val, 32, seeds), "cpu", print)
+    lanes = [Lane(world.train, world.val, seed) for seed in seeds]
+    fit(module, LanesDataModule(world.features, lanes, 32), "cpu", print)
     for place, (head, train) in enumerate(zip(built, trains, strict=True)):
         seed = seeds[place // len(of_seed)]
         alone = HeadTraining(head, train)
@@ -738,7 +740,8 @@ def test_a_stack_minds_absent_users_and_counts_users_as_a_head_alone_does(
     seeds = [3, 4]
     built = [world.new_head(train, seed).double() for seed in seeds for train in trains]
     module = StackTraining([widen(head, 3) for head in built], trains * 2, len(seeds))
-    fit(module, PairsDataModule(world.features, world.train, world.val, 2, seeds), "cpu", print)
+    lanes = [Lane(world.train, world.val, seed) for seed in seeds]
+    fit(module, LanesDataModule(world.features, lanes, 2), "cpu", print)
     for place, head in enumerate(built):
         alone = HeadTraining(head, (trains * 2)[place])
         batches = PairsDataModule(world.features, world.train, world.val, 2, seeds[place // 2])

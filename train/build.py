@@ -6,15 +6,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 from pal.config import TrainConfig
 from pal.config.base import unknown
+from pal.dataset import PreparedDataset
 from pal.errors import ConfigError
 from pal.train.heads import find_heads
 from pal.train.heads.head import Head
 
-CHECKED = ("mlp", "score", "learner", "bound")
+CHECKED = ("mlp", "score", "learner", "bound", "reads")
 """settings that must be null for heads that do not read them"""
+ANSWERS = 2
+"""that all prompts have where prompts are judged: Agree and Disagree, say"""
 
 
 def heads() -> dict[str, type[Head]]:
@@ -45,11 +49,47 @@ def resolve(settings: TrainConfig) -> TrainConfig:
             raise ConfigError(
                 f"train.{key} = {value!r} is not read by head {settings.head}; leave it null"
             )
-    own["view"] = "response" if head.uses_prompt else "prompt+response"
+    if "reads" not in own:  # else the dataset decides, see ``settled``
+        own["view"] = "response" if head.uses_prompt else "prompt+response"
     filled = {key: default for key, default in own.items() if default is not None}
     return settings.model_copy(
         update={key: value for key, value in filled.items() if getattr(settings, key) is None}
     )
+
+
+def settled(settings: TrainConfig, dataset: PreparedDataset) -> TrainConfig:
+    """Fill in what the dataset decides, for heads that can read it in several ways.
+
+    ``reads``: the prompt, if the same two answers are given to all prompts; both, if every item has
+    a prompt and no view has it in its text; else items. ``view`` follows from it.
+    """
+    settings = resolve(settings)
+    if "reads" not in defaults_of(heads()[settings.head]):
+        return settings
+    reads, view = settings.reads, settings.view
+    if reads is None:
+        reads = "items" if view == "prompt+response" else _reads_of(dataset)
+    if view is None:
+        view = "prompt+response" if reads == "items" else "response"
+    return settings.model_copy(update={"reads": reads, "view": view})
+
+
+def reads_prompt(settings: TrainConfig) -> bool:
+    """Say whether a head of settled settings reads the prompt's feature."""
+    if settings.reads is not None:
+        return settings.reads != "items"
+    return heads()[settings.head].uses_prompt
+
+
+def _reads_of(dataset: PreparedDataset) -> Literal["prompt", "items", "both"]:
+    columns = ["prompt_id", "first_id", "second_id"]
+    pairs = dataset.viewed("response").pairs("train", "seen", columns)
+    if pairs["prompt_id"].null_count():
+        return "items"
+    answers = pairs["first_id"].append(pairs["second_id"]).n_unique()
+    if answers == ANSWERS and pairs["prompt_id"].n_unique() > 1:
+        return "prompt"
+    return "both" if dataset.card.views == ("response",) else "items"
 
 
 def build_head(settings: TrainConfig, dim: int, users: int) -> Head:

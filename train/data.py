@@ -17,7 +17,7 @@ from pal.cache.spec import encoder_of
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import PalWarning, TrainError
-from pal.train.build import build_head, heads
+from pal.train.build import build_head, reads_prompt, settled
 from pal.train.heads.head import Head
 from pal.train.heads.standardise import Standardiser
 from pal.train.pairs import NO_PROMPTS, Pairs, drop_without_feature, with_prompts
@@ -57,7 +57,7 @@ class TrainingData:
         reads prompts; other heads compare its items all the same. Raises TrainError where a split
         is empty.
         """
-        reads_prompts = heads()[settings.head].uses_prompt
+        reads_prompts = reads_prompt(settled(settings, dataset))
         train = drop_without_feature(dataset.pairs("train", "seen"), store)
         val = drop_without_feature(dataset.pairs("val", "seen"), store)
         if reads_prompts:
@@ -83,7 +83,7 @@ class TrainingData:
     def new_head(self, settings: TrainConfig, seed: int) -> Head:
         """Build a head with the weights of a seed, its feature statistics fitted."""
         lightning.seed_everything(seed, verbose=False)
-        head = build_head(settings, self.store.dim, len(self.users))
+        head = build_head(settled(settings, self.dataset), self.store.dim, len(self.users))
         if head.uses_prompt and self.train.prompt is None:
             raise TrainError(NO_PROMPTS)
         for name, fitted in (("item_scale", self.item_scale), ("prompt_scale", self.prompt_scale)):
@@ -156,7 +156,7 @@ def record_before_training(
         pairs_digest=dataset.pairs_digest,
         cache_fingerprint=store.fingerprint,
         encoder_spec=encoder_of(store.manifest.spec),
-        train=settings,
+        train=settled(settings, dataset),
         users=[],
     )
 

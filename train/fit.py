@@ -24,10 +24,10 @@ from pal.train.build import resolve
 from pal.train.data import Fitted, TrainingData, record_before_training
 from pal.train.diagnose import warn_about_labels, warn_about_loss
 from pal.train.module import HeadTraining
-from pal.train.pairs import PairsDataModule
+from pal.train.pairs import LanesDataModule, PairsDataModule
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.solve import is_solved, solve
-from pal.train.stack import StackTraining
+from pal.train.stack_training import StackTraining
 
 Progress = Callable[[int], None]
 SEEDS_APART = 1000
@@ -98,7 +98,10 @@ def fit_head(
 
 
 def fit(
-    module: HeadTraining | StackTraining, data: PairsDataModule, device: str, progress: Progress
+    module: HeadTraining | StackTraining,
+    data: PairsDataModule | LanesDataModule,
+    device: str,
+    progress: Progress,
 ) -> None:
     """Run Lightning's loop, for ``module.epochs`` epochs, without its files and messages."""
     for name in ("lightning.pytorch", "lightning.fabric"):

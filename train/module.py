@@ -46,7 +46,7 @@ def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 class BoundPenalty(nn.Module):
-    """sum_b max(0, |a_b| - beta) over a batch's ideal points before any normalisation (method.md
+    """max(0, |a_b| - beta) of each row's ideal point before any normalisation, (B,) (method.md
     1.7)."""
 
     def __init__(self, head: Head, beta: float) -> None:
@@ -57,7 +57,7 @@ class BoundPenalty(nn.Module):
 
     def forward(self, prompt_BD: Tensor | None, user_B: Tensor) -> Tensor:
         ideal_BH = self.head.ideal(prompt_BD, self.head.users(user_B))
-        return (torch.linalg.vector_norm(ideal_BH, dim=1) - self.beta).clamp(min=0.0).sum()
+        return (torch.linalg.vector_norm(ideal_BH, dim=1) - self.beta).clamp(min=0.0)
 
 
 class HeadTraining(lightning.LightningModule):
@@ -132,8 +132,8 @@ class HeadTraining(lightning.LightningModule):
 
     def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
         """Return what ideal points beyond ``beta`` add to the loss of a batch."""
-        penalty: Tensor = BoundPenalty(self.head, beta)(batch.prompt, batch.user)
-        return penalty
+        penalty_B: Tensor = BoundPenalty(self.head, beta)(batch.prompt, batch.user)
+        return penalty_B.sum()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.head.constrain()

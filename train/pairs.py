@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import lightning.pytorch as lightning
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal.cache.reader import FeatureStore
 from pal.dataset import ids_of
@@ -28,6 +29,8 @@ class Batch(NamedTuple):
     second: Tensor
     user: Tensor
     label: Tensor
+    real: Tensor | None = None
+    """(B,) 1 for a comparison, 0 for a row that only fills the batch up; None: all are real"""
 
 
 @dataclass
@@ -125,54 +128,107 @@ class PairBatches:
         return -(-len(self.pairs) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order: Tensor | None = None
-        if self.generator is not None:
-            # drawn on the CPU, so that every device sees the same order
-            order = torch.randperm(len(self.pairs), generator=self.generator).to(
-                self.features.device
-            )
-        for start in range(0, len(self.pairs), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            yield self.pairs.batch(self.features, chosen if order is None else order[chosen])
+        for chosen in self.places():
+            yield self.pairs.batch(self.features, chosen)
+
+    def places(self) -> Iterator[Tensor]:
+        """Yield which pairs are in each batch of an epoch."""
+        # drawn on the CPU, so that every device sees the same order
+        order = (
+            torch.arange(len(self.pairs))
+            if self.generator is None
+            else torch.randperm(len(self.pairs), generator=self.generator)
+        )
+        yield from order.to(self.features.device).split(self.batch_size)
 
 
-class SeedBatches:
-    """Batches of several seeds side by side: one list of batches a step, each in its own seed's
-    order."""
+class LaneBatches:
+    """Batches of several lanes side by side: one list of batches a step, each in its own lane's
+    order.
 
-    def __init__(
-        self, features: Tensor, pairs: Pairs, batch_size: int, seeds: Sequence[int]
-    ) -> None:
-        self.streams = [PairBatches(features, pairs, batch_size, seed) for seed in seeds]
-
-    def __len__(self) -> int:
-        return len(self.streams[0])
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        yield from (list(batches) for batches in zip(*self.streams, strict=True))
-
-
-class PairsDataModule(lightning.LightningDataModule):
-    """Training and validation pairs of the seen users, features resident on the device."""
+    A lane is what some heads of a stack learn from: pairs (of a fold, say) in the order of a seed.
+    Batches of a step have one size: shorter ones are filled up with a pair that is not real, and
+    lanes that are through before the longest end with batches of nothing else.
+    """
 
     def __init__(
         self,
         features: Tensor,
-        train: Pairs,
-        val: Pairs,
+        lanes: Sequence[Pairs],
         batch_size: int,
-        seeds: int | Sequence[int],
+        seeds: Sequence[int | None],
     ) -> None:
-        """A sequence of seeds gives the training batches of all of them side by side, for a stack
-        of heads."""
+        self.streams = [
+            PairBatches(features, pairs, batch_size, seed)
+            for pairs, seed in zip(lanes, seeds, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return max(map(len, self.streams))
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        nothing = torch.zeros(0, dtype=torch.long, device=self.streams[0].features.device)
+        epochs = [stream.places() for stream in self.streams]
+        for places in zip_longest(*epochs, fillvalue=nothing):
+            size = max(map(len, places))
+            yield [
+                filled_batch(stream, place, size)
+                for stream, place in zip(self.streams, places, strict=True)
+            ]
+
+
+def filled_batch(stream: PairBatches, places: Tensor, size: int) -> Batch:
+    """Return the batch of some pairs, brought to a size with the first pair, which is not real."""
+    missing = size - len(places)
+    if not missing:
+        return stream.pairs.batch(stream.features, places)
+    batch = stream.pairs.batch(stream.features, nn.functional.pad(places, (0, missing)))
+    real = torch.ones_like(batch.label)
+    real[len(places) :] = 0.0
+    return batch._replace(real=real)
+
+
+class PairsDataModule(lightning.LightningDataModule):
+    """Training and validation pairs of the seen users for one head, features resident on the
+    device."""
+
+    def __init__(
+        self, features: Tensor, train: Pairs, val: Pairs, batch_size: int, seed: int
+    ) -> None:
         super().__init__()
         self.features, self.train_pairs, self.val_pairs = features, train, val
-        self.batch_size, self.seeds = batch_size, seeds
+        self.batch_size, self.seed = batch_size, seed
 
-    def train_dataloader(self) -> PairBatches | SeedBatches:
-        if isinstance(self.seeds, int):
-            return PairBatches(self.features, self.train_pairs, self.batch_size, self.seeds)
-        return SeedBatches(self.features, self.train_pairs, self.batch_size, self.seeds)
+    def train_dataloader(self) -> PairBatches:
+        return PairBatches(self.features, self.train_pairs, self.batch_size, self.seed)
 
     def val_dataloader(self) -> PairBatches:
         return PairBatches(self.features, self.val_pairs, 8 * self.batch_size, None)
+
+
+@dataclass
+class Lane:
+    """What some heads of a stack learn from, and in which order."""
+
+    train: Pairs
+    val: Pairs
+    seed: int
+
+
+class LanesDataModule(lightning.LightningDataModule):
+    """The same for a stack of heads: lanes side by side, features resident on the device."""
+
+    def __init__(self, features: Tensor, lanes: Sequence[Lane], batch_size: int) -> None:
+        super().__init__()
+        self.features, self.lanes, self.batch_size = features, list(lanes), batch_size
+
+    def train_dataloader(self) -> LaneBatches:
+        pairs, seeds = [lane.train for lane in self.lanes], [lane.seed for lane in self.lanes]
+        return LaneBatches(self.features, pairs, self.batch_size, seeds)
+
+    def val_dataloader(self) -> LaneBatches:
+        """Where all lanes share their pairs, there is one batch for all."""
+        pairs = [lane.val for lane in self.lanes]
+        if all(one is pairs[0] for one in pairs):
+            pairs = pairs[:1]
+        return LaneBatches(self.features, pairs, 8 * self.batch_size, [None] * len(pairs))

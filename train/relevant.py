@@ -13,6 +13,7 @@ import torch
 from pal.config import TrainConfig
 from pal.records import JsonObject
 from pal.train.build import build_head, defaults_of, heads, resolve
+from pal.train.heads.auto import Auto
 from pal.train.heads.linear import LinearHead
 from pal.train.heads.meta import MetaLearned
 from pal.train.heads.users import UserWeights
@@ -30,6 +31,7 @@ RATES = {
 SOLVERS: dict[type, set[str]] = {
     LinearHead: {"ridge"},
     Variational: {"lr", "weight_decay", *STEPS},
+    Auto: set(),
     MetaLearned: {"lr", "weight_decay", "epochs", "batch_size"},
 }
 """what is read to solve a head of this or a derived class, the nearest counts; of a head that is

@@ -12,8 +12,12 @@ import polars as pl
 
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Adapter, Part
+from pal.data.cells import DELIMITERS
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
+from pal.data.encodings import Foreign
 from pal.data.locate import resolve_source
+from pal.data.sheets import Sheet, reading
+from pal.data.sources.columns import listed
 from pal.data.splits import SplitPairs, assign_splits
 from pal.errors import DataError
 from pal.files import file_sha256
@@ -68,21 +72,36 @@ class PlatformExport(Adapter):
 
         Raises DataError where there is no such line, or some of the columns are not in it.
         """
-        path = self.folder / name
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as stream:
-                lines = csv.reader(stream)
-                header = next((line for line in lines if columns[0] in line), [])
-                missing = [column for column in columns if column not in header]
-                if missing:
-                    raise DataError(
-                        f"{path} has no column {', '.join(missing)}, as a {self.platform} export "
-                        "has; check --source"
-                    )
-                for line in filter(None, lines):
-                    yield dict(itertools.zip_longest(header, line[: len(header)], fillvalue=""))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"cannot read {path} ({error}); export it again") from error
+        sheet = Sheet.of(self.folder / name)
+        delimiter, number, header = self._header(sheet, columns)
+        missing = [column for column in columns if column not in header]
+        if missing:
+            found = f"; it has {listed(header)}" if header else ""
+            raise DataError(
+                f"{sheet.file} has no column {', '.join(missing)}, as a {self.platform} export "
+                f"has{found}; check --source"
+            )
+        foreign = Foreign(sheet.file)
+        with reading(sheet.file), sheet.open_text() as stream:
+            lines = csv.reader(foreign.watched_text(stream), delimiter=delimiter)
+            for line in filter(None, itertools.islice(lines, number, None)):
+                yield dict(itertools.zip_longest(header, line[: len(header)], fillvalue=""))
+        foreign.require_few()
+
+    @staticmethod
+    def _header(sheet: Sheet, columns: Sequence[str]) -> tuple[str, int, list[str]]:
+        """Return what stands between the cells of a file, the number of its header and the names
+        there; no names where no line has the first of some columns."""
+        found: tuple[str, int, list[str]] = ",", 0, []
+        for delimiter in dict.fromkeys((",", sheet.delimiter, *DELIMITERS)):
+            with reading(sheet.file), sheet.open_text() as stream:
+                lines = enumerate(csv.reader(stream, delimiter=delimiter), start=1)
+                number, header = next(((n, one) for n, one in lines if columns[0] in one), (0, []))
+            if set(columns) <= set(header):
+                return delimiter, number, header
+            if len(header) > len(found[2]):
+                found = delimiter, number, header
+        return found
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         return assign_splits(pairs, self.config)

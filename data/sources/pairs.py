@@ -8,50 +8,59 @@ users. Items may be images.
 
 from __future__ import annotations
 
-import bisect
 import itertools
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from pydantic import Field
 
 from pal.config import Component, ImageSourceConfig
+from pal.data.adapter import Part
 from pal.data.comparisons import Comparison, Reject, preferred
-from pal.data.fetch import fetched_image
-from pal.data.rows import RowAdapter, number_of
+from pal.data.messages import spoken
+from pal.data.rows import OwnFilesConfig, RowAdapter, number_of
+from pal.data.sources.answers import Convention, Meanings, is_missing, of_sides
+from pal.data.sources.columns import PROMPTS, USERS, Columns, Vocabulary, listed
+from pal.data.sources.pictured import ItemReader, Unusable
 from pal.data.splits import SplitPairs
 from pal.dataset import Split
 from pal.errors import shown
 from pal.items import (
     Conversation,
-    Image,
     Item,
     ItemError,
-    Place,
     Text,
     conversation,
-    image_content_id,
     question,
-    storable,
 )
 from pal.rows import Row
 from pal.users import user_name
 
 EVERYONE = "everyone"
-IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+WORDS = Vocabulary(
+    usual={"user_id": USERS, "prompt": PROMPTS},
+    needed=(("chosen", "rejected"), ("first", "second", "label")),
+    likely={
+        "prompt": ("query", "input", "context"),
+        "chosen": ("preferred_response", "preferred_answer", "better", "accepted"),
+        "rejected": ("rejected_response", "other_answer", "worse", "dispreferred"),
+        "label": ("preferred", "preference", "choice", "winner", "vote", "selected", "answer"),
+    },
+)
 
 
 class PairsColumns(Component):
     """Which column of the user's own data holds what; null: the column of that very name."""
 
     user_id: str | None = None
-    """Who compared; a source without such a column is one user's, called everyone."""
+    """Who compared: user_id, user, participant, annotator, rater, worker, voter or respondent; a
+    source without such a column is one user's, called everyone."""
     prompt: str | None = None
-    """A text, or messages with role and content."""
+    """A text, or messages with role and content: prompt, question or instruction."""
     chosen: str | None = None
     """The preferred item, as TRL names it."""
     rejected: str | None = None
@@ -61,25 +70,24 @@ class PairsColumns(Component):
     second: str | None = None
     """The second item, where sides are explicit."""
     label: str | None = None
-    """P(first preferred) from 0 to 1; or first, second, tie."""
+    """P(first preferred) from 0 to 1; 1 and 2; or words, such as A, B and tie."""
     split: str | None = None
-    """train, val or test, where the source has splits."""
+    """train, val or test, where the source has splits; else the names of files may say it."""
 
 
-class PairsConfig(ImageSourceConfig):
-    """The user's own comparisons: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
+class PairsConfig(OwnFilesConfig, ImageSourceConfig):
+    """The user's own comparisons: JSON lines, JSON, CSV, Parquet, Arrow or a dataset on the Hub."""
 
     views: tuple[Literal["response", "prompt+response"], ...] = ("response", "prompt+response")
     """Which items to make of a text response: by itself, or behind its prompt."""
     columns: PairsColumns = PairsColumns()
-    """Which column holds what."""
+    """Which column of the file holds what: ``{our name: name in the file}``."""
+    values: dict[Literal["label"], Meanings] = Field(default_factory=dict)
+    """What labels of the file mean, from 0, the second, to 1, the first: ``label: {A: 1, B: 0}``;
+    others keep their usual meaning."""
     items: Literal["auto", "text", "image"] = "auto"
-    """What strings among the items are; auto: paths and URLs that end like an image are images, all
-    others texts."""
-
-
-class Unusable(Exception):
-    """A row that is no comparison: reason and message of its reject."""
+    """What strings among the items are; auto: by the whole column, paths and URLs that end like an
+    image, and images within the string (``data:``), are images, all others texts."""
 
 
 class OwnPairs(RowAdapter):
@@ -90,9 +98,40 @@ class OwnPairs(RowAdapter):
     licence = "the user's own"
     config: PairsConfig
 
-    def __init__(self, config: PairsConfig, dataset: str = "") -> None:
-        super().__init__(config, dataset)
-        self.user_column = config.columns.user_id or "user_id"
+    def parts(self) -> Sequence[Part]:
+        self.columns, self.labels  # noqa: B018, what cannot be understood is said before any row
+        return super().parts()
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Which column holds what; raises DataError where that is not clear."""
+        return Columns.of(self.survey, self.config.columns, WORDS, self.dataset)
+
+    @cached_property
+    def labels(self) -> Convention | None:
+        """What labels mean, None where there are none; raises DataError where that is not clear."""
+        column = next(iter(self.columns.taken["label"]), None)
+        if column is None:
+            return None
+        sides = self.columns.shown("first"), self.columns.shown("second")
+        own, asked = self.config.values.get("label", {}), f"data.{self.dataset}.values.label"
+        return of_sides(self.survey.column(column), own, sides, asked)
+
+    @cached_property
+    def items(self) -> ItemReader:
+        """What makes items of values."""
+        return ItemReader(
+            self.survey, self.config, self.config.items, self.folder, self.keeps_images
+        )
+
+    def told(self) -> Iterator[str]:
+        yield self.columns.told()
+        if self.labels is not None:
+            yield self.labels.told(self.survey.column(self.columns.shown("label")))
+
+    @property
+    def user_columns(self) -> Sequence[str]:
+        return self.columns.taken["user_id"]
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
         try:
@@ -102,33 +141,60 @@ class OwnPairs(RowAdapter):
 
     def comparison(self, row: Row, place: str, file: Path) -> Comparison:
         """Return a row's comparison; raises Unusable."""
-        columns = {name: given or name for name, given in self.config.columns}
+        columns = self.columns
         # a column that was named must be there, and a null is not everyone
-        without = EVERYONE if self.config.columns.user_id is None else None
-        name = user_name(row.get(columns["user_id"], without))
-        rest: dict[str, Any] = {"split": _split(row.get(columns["split"]))}
-        if row.get(columns["chosen"]) is not None and row.get(columns["rejected"]) is not None:
-            sides = (columns["chosen"], columns["rejected"])
-            prompt, chosen, rejected = self._items(row, columns["prompt"], sides, place, file)
-            return preferred(place, name, prompt, chosen, rejected, self.config.salt, **rest)
-        sides = (columns["first"], columns["second"])
-        absent = [column for column in (*sides, columns["label"]) if row.get(column) is None]
+        is_named = self.config.columns.user_id is not None or columns.of_row(row, "user_id")
+        name = user_name(columns.value(row, "user_id")) if is_named else EVERYONE
+        split = _split(columns.value(row, "split")) or self.split_of(file)
+        chosen, rejected = columns.value(row, "chosen"), columns.value(row, "rejected")
+        if chosen is not None and rejected is not None:
+            prompt, one, other = self._items(row, ("chosen", "rejected"), place, file)
+            return preferred(place, name, prompt, one, other, self.config.salt, split=split)
+        self._require_sides(row)
+        label = self._label(columns.value(row, "label"))
+        prompt, first, second = self._items(row, ("first", "second"), place, file)
+        return Comparison(place, name, prompt, first, second, label, split)
+
+    def _require_sides(self, row: Row) -> None:
+        """Raise Unusable for a row without two sides and a label, naming what is empty or not
+        there."""
+        columns = self.columns
+        has_explicit = any(columns.of_row(row, name) for name in ("first", "second"))
+        sides = ("first", "second") if has_explicit else ("chosen", "rejected")
+        there = {side: columns.of_row(row, side) for side in sides}
+        empty = [column for column in there.values() if column and row[column] is None]
+        if empty:
+            raise Unusable("empty-cell", f"nothing stands in {' and '.join(empty)}")
+        needed = [*sides, *["label"] * has_explicit]
+        absent = [columns.shown(name) for name in needed if columns.of_row(row, name) is None]
         if absent:
             raise Unusable(
                 "missing-column",
-                f"has neither {columns['chosen']} and {columns['rejected']} nor "
-                f"{', '.join(absent)}",
+                f"the row has no {' and no '.join(absent)}; it has {listed(list(row))}",
             )
-        prompt, first, second = self._items(row, columns["prompt"], sides, place, file)
-        return Comparison(place, name, prompt, first, second, _label(row[columns["label"]]), **rest)
+
+    def _label(self, value: Any) -> float:
+        """Return P(first preferred); raises Unusable."""
+        if is_missing(value):
+            raise Unusable("no-label", "the row holds no label")
+        if self.labels is None or not self.labels.knows(value):
+            raise Unusable(
+                "bad-label",
+                f"the label is {shown(value, 200)}, which means nothing here; correct it, or say "
+                f"what it means with data.{self.dataset}.values.label",
+            )
+        p = self.labels.of(value)
+        assert p is not None, "a comparison has no passes"
+        return p
 
     def _items(
-        self, row: Row, prompt_column: str, sides: tuple[str, str], place: str, file: Path
+        self, row: Row, sides: tuple[str, str], place: str, file: Path
     ) -> tuple[Conversation, Item, Item]:
         """Return prompt and both items; conversations that begin alike are cut where they part."""
-        given = row.get(prompt_column)
+        given = spoken(self.columns.value(row, "prompt"))
         prompt = conversation(given) if isinstance(given, list) else question(_text(given))
-        values = [row[side] for side in sides]
+        columns = [self.columns.of_row(row, side) or side for side in sides]
+        values = [spoken(row[column]) for column in columns]
         if all(isinstance(value, list) for value in values):
             first, second = (conversation(value, "assistant") for value in values)
             both = zip(first, second, strict=False)
@@ -143,42 +209,10 @@ class OwnPairs(RowAdapter):
                 prompt = ()  # the conversations have it already
             return (*prompt, *first[:shared]), _answer(first), _answer(second)
         items = [
-            self._item(value, side, place, file) for value, side in zip(values, sides, strict=True)
+            self.items.item(value, column, place, file)
+            for value, column in zip(values, columns, strict=True)
         ]
         return prompt, items[0], items[1]
-
-    def _item(self, value: Any, column: str, place: str, file: Path) -> Item:
-        """Return a text or an image by what the value is."""
-        is_image = isinstance(value, dict) and bool({"bytes", "path"} & set(value))
-        if is_image:  # the image feature of Hugging Face datasets
-            value = value["bytes"] if value.get("bytes") else value.get("path")
-        if isinstance(value, bytes):
-            where = _row_in_group(file, row_number(place))
-            return Image(Place(str(file.resolve()), column, *where), image_content_id(value))
-        if not isinstance(value, str):
-            raise Unusable(
-                "bad-item", f"{column} is a {type(value).__name__}, neither text nor image"
-            )
-        if self.config.items == "auto":
-            is_image = is_image or value.lower().partition("?")[0].endswith(IMAGE_ENDS)
-        if not is_image and self.config.items != "image":
-            return Text(value)
-        if value.startswith(("http://", "https://")):
-            found = fetched_image(value, self.config)
-            if isinstance(found, str):
-                raise Unusable("no-image", found)
-            return found
-        path = self.folder / value
-        try:
-            if not path.is_file():  # a pipe would wait, a device has no end
-                raise FileNotFoundError(path)
-            raw = path.read_bytes()
-        except (OSError, ValueError):  # also of a text so long, or so odd, that it can be no path
-            message = (
-                f"{column} names {storable(value[:200])}, which is no file under {self.folder}"
-            )
-            raise Unusable("no-image", message) from None
-        return Image(Place(str(path.resolve())), image_content_id(raw))
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         """As other sources; but where some rows name their user, those that do not are rejects."""
@@ -198,28 +232,6 @@ def _answer(turns: Conversation) -> Text:
     return Text(turns[-1].content, role=turns[-1].role)
 
 
-def row_number(place: str) -> int:
-    """Return the number of a row in its file, from its place."""
-    return int(place.rpartition(":")[2])
-
-
-@cache
-def _group_ends(file: Path, modified: int) -> list[int]:
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(file)
-    return list(
-        itertools.accumulate(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
-    )
-
-
-def _row_in_group(file: Path, number: int) -> tuple[int, int]:
-    """Return row group and row within it of a row of a Parquet file."""
-    ends = _group_ends(file, file.stat().st_mtime_ns)
-    group = bisect.bisect_right(ends, number)
-    return group, number - (ends[group - 1] if group else 0)
-
-
 def _text(prompt: Any) -> str | None:
     """Return a prompt's text; a number, as columns of Parquet may hold them, is one too."""
     if prompt is None or isinstance(prompt, str):
@@ -227,17 +239,6 @@ def _text(prompt: Any) -> str | None:
     if isinstance(prompt, bool) or number_of(prompt) is None:
         raise ItemError(f"a prompt is a text or a list of chat messages, not {shown(prompt)}")
     return str(prompt)
-
-
-def _label(value: Any) -> float:
-    """Return P(first preferred) of a number or a word; raises Unusable."""
-    if isinstance(value, str) and value.strip().lower() in LABELS:
-        return LABELS[value.strip().lower()]
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        message = f"the label is {shown(value, 200)}, neither a number nor first, second or tie"
-        raise Unusable("bad-label", message) from None
 
 
 def _split(value: Any) -> Split | None:

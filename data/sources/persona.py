@@ -11,7 +11,7 @@ from pal.config import GroupedStatementsConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Reject, rejects_frame
 from pal.data.locate import resolve_source
-from pal.data.rows import read_rows
+from pal.data.readers import read_rows
 from pal.data.sources.statements import ANSWERS, Statement, ask, planted
 from pal.dataset import CONCATENATED
 from pal.errors import DataError, shown

@@ -18,8 +18,8 @@ from pal.config import Fraction, ImageSourceConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
 from pal.data.fetch import fetched_image
-from pal.data.locate import resolve_source
-from pal.data.rows import files_of, number_of
+from pal.data.locate import files_of, resolve_source
+from pal.data.rows import number_of
 from pal.data.sources.pickapic_files import (
     SPLITS,
     footer_digest,

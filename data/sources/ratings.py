@@ -7,46 +7,58 @@ higher number is preferred. Which two are compared is drawn by hash, so many for
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from pal.chance import bucket
-from pal.config import ComparisonsConfig, Component
+from pal.config import Component
+from pal.data.adapter import Part
 from pal.data.comparisons import Comparison, Reject, preferred, prompt_key
-from pal.data.rows import Row, WholeAdapter
-from pal.data.sources.columns import values_of
-from pal.items import Conversation, ItemError, Text, conversation
-from pal.users import UserError, user_name
+from pal.data.messages import spoken
+from pal.data.rows import OwnFilesConfig, WholeAdapter, number_of
+from pal.data.sources.answers import is_missing
+from pal.data.sources.columns import PROMPTS, USERS, Columns, Vocabulary
+from pal.dataset import Split
+from pal.errors import shown
+from pal.items import Conversation, Text, conversation
+from pal.rows import Row
+from pal.users import user_name
 
-NAMES = {
-    "user_id": ("user_id", "user", "participant", "rater", "annotator"),
-    "item": ("item", "response", "text", "statement", "answer"),
-    "prompt": ("prompt", "question"),
-    "rating": ("rating", "stars", "score", "label"),
-}
-"""what columns are called where nobody says"""
+WORDS = Vocabulary(
+    usual={
+        "user_id": USERS,
+        "item": ("item", "response", "text", "statement", "answer"),
+        "prompt": PROMPTS,
+        "rating": ("rating", "stars", "score", "label"),
+    },
+    needed=(("item", "rating"),),
+    likely={
+        "item": ("completion", "output", "content", "comment"),
+        "rating": ("grade", "points", "mark", "value", "rank"),
+    },
+)
 
 
 class RatingsColumns(Component):
     """Which column of the user's own ratings holds what; null: the one of a usual name."""
 
     user_id: str | None = None
-    """Who rated: user_id, user, participant, rater or annotator."""
+    """Who rated: user_id, user, participant, annotator, rater, worker, voter or respondent."""
     item: str | None = None
     """What was rated: item, response, text, statement or answer."""
     prompt: str | None = None
-    """What the item answers, where it answers something: prompt or question."""
+    """What the item answers, where it answers something: prompt, question or instruction."""
     rating: str | None = None
     """A number: rating, stars, score or label."""
 
 
-class RatingsConfig(ComparisonsConfig):
-    """The user's own ratings: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
+class RatingsConfig(OwnFilesConfig):
+    """The user's own ratings: JSON lines, JSON, CSV, Parquet, Arrow or a dataset on the Hub."""
 
     columns: RatingsColumns = RatingsColumns()
     """Which column holds what."""
@@ -68,6 +80,8 @@ class Rating:
     prompt: Conversation
     item: Text
     value: float
+    split: Split | None
+    """that the name of its file says"""
 
 
 class OwnRatings(WholeAdapter[Rating]):
@@ -79,35 +93,45 @@ class OwnRatings(WholeAdapter[Rating]):
     not_drawn = "no other rating of its user under its prompt differs enough, or was drawn"
     config: RatingsConfig
 
-    def __init__(self, config: RatingsConfig, dataset: str = "") -> None:
-        super().__init__(config, dataset)
-        self.user_column = config.columns.user_id or NAMES["user_id"][0]
+    def parts(self) -> Sequence[Part]:
+        self.columns  # noqa: B018, what cannot be understood is said before any row
+        return super().parts()
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Which column holds what; raises DataError where that is not clear."""
+        return Columns.of(self.survey, self.config.columns, WORDS, self.dataset)
+
+    def told(self) -> Iterator[str]:
+        yield self.columns.told()
+        yield self.survey.column(self.columns.shown("rating")).told()
+
+    @property
+    def user_columns(self) -> Sequence[str]:
+        return self.columns.taken["user_id"]
 
     def one(self, row: Row, place: str, file: Path) -> Rating | Reject:
-        values = values_of(row, place, self.config.columns, NAMES, ("item", "rating"))
-        if isinstance(values, Reject):
-            return values
-        try:
-            user = user_name(values["user_id"])
-            prompt = conversation(values["prompt"])
-            turns = conversation(values["item"], "assistant")
-        except (ItemError, UserError) as problem:
-            return Reject.of(place, problem)
+        columns = self.columns
+        absent = [name for name in ("item", "rating") if columns.of_row(row, name) is None]
+        if absent:
+            message = f"the row has no {' and no '.join(map(columns.shown, absent))}"
+            return Reject(place, "missing-column", message)
+        values = {name: columns.value(row, name) for name in columns.taken}
+        user = user_name(values["user_id"])
+        prompt = conversation(spoken(values["prompt"]))
+        turns = conversation(spoken(values["item"]), "assistant")
         if user is None:
             return Reject(place, "no-user", "the row names no user")
         if not turns or not turns[-1].content.strip():
             return Reject(place, "empty-text", "the rated item is empty")
-        try:
-            value = float(values["rating"])
-        except (TypeError, ValueError, OverflowError):
-            value = math.nan
-        if not math.isfinite(value):
-            shown = repr(values["rating"])[:80]
-            return Reject(place, "bad-label", f"the rating is {shown}, no finite number")
-        last = turns[-1]
-        return Rating(
-            place, user, (*prompt, *turns[:-1]), Text(last.content, role=last.role), value
-        )
+        if is_missing(values["rating"]):
+            return Reject(place, "no-rating", "the row holds no rating")
+        value = number_of(values["rating"])
+        if value is None:
+            given = shown(values["rating"])
+            return Reject(place, "bad-label", f"the rating is {given}, no finite number")
+        item = Text(turns[-1].content, role=turns[-1].role)
+        return Rating(place, user, (*prompt, *turns[:-1]), item, value, self.split_of(file))
 
     def compared(self, ones: dict[str, Rating]) -> Iterator[tuple[Comparison, tuple[str, ...]]]:
         values = [one.value for one in ones.values()]
@@ -117,9 +141,10 @@ class OwnRatings(WholeAdapter[Rating]):
 
     def _drawn(self, ratings: Sequence[Rating]) -> Iterator[tuple[Rating, Rating]]:
         """Yield the comparisons of each user: one of each prompt in turn, in an order by hash."""
-        by_user: dict[str, dict[bytes, list[Rating]]] = {}
+        by_user: dict[str, dict[tuple[bytes, Split | None], list[Rating]]] = {}
         for one in ratings:
-            by_user.setdefault(one.user, {}).setdefault(prompt_key(one.prompt), []).append(one)
+            key = prompt_key(one.prompt), one.split
+            by_user.setdefault(one.user, {}).setdefault(key, []).append(one)
         for user, prompts in by_user.items():
             rounds = [self._pairs(user, members) for members in prompts.values()]
             turns = itertools.zip_longest(*rounds)
@@ -145,7 +170,8 @@ class OwnRatings(WholeAdapter[Rating]):
         better, worse = (one, other) if one.value > other.value else (other, one)
         place = f"{better.place} {worse.place}"
         salt = self.config.salt
-        found = preferred(place, one.user, one.prompt, better.item, worse.item, salt)
+        items = better.item, worse.item
+        found = preferred(place, one.user, one.prompt, *items, salt, split=one.split)
         if self.config.strength == "drop":
             return found
         share = (better.value - worse.value) / widest

@@ -7,45 +7,52 @@ prompt that the item answers, and a vote.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from pal.chance import bucket
 from pal.config import ComparisonsConfig, Component
+from pal.data.adapter import Part
 from pal.data.comparisons import Comparison, Reject
-from pal.data.rows import Row, RowAdapter
-from pal.data.sources.columns import values_of
+from pal.data.messages import spoken
+from pal.data.rows import OwnFilesConfig, RowAdapter
+from pal.data.sources.answers import Convention, Meanings, is_missing, of_votes
+from pal.data.sources.columns import PROMPTS, USERS, Columns, Vocabulary
+from pal.dataset import Split
+from pal.errors import shown
 from pal.items import Conversation, Text, conversation
+from pal.rows import Row
 from pal.users import user_name
 
 AGREE, DISAGREE = "Agree", "Disagree"
-VOTES: dict[str, float | None] = {
-    "agree": 1.0, "yes": 1.0, "true": 1.0, "1": 1.0, "up": 1.0, "like": 1.0,
-    "disagree": 0.0, "no": 0.0, "false": 0.0, "-1": 0.0, "down": 0.0, "dislike": 0.0,
-    "pass": None, "skip": None, "unsure": None, "neutral": None, "0": None,
-}  # fmt: skip
-"""what a vote is called, in lower case; None is a pass"""
-NAMES = {
-    "user_id": ("user_id", "user", "participant", "participant_id", "voter", "voter-id"),
-    "item": ("item", "statement", "comment", "comment-body", "text", "response"),
-    "prompt": ("prompt", "question"),
-    "vote": ("vote", "answer", "label"),
-}
-"""what columns are called where nobody says"""
+WORDS = Vocabulary(
+    usual={
+        "user_id": USERS,
+        "item": ("item", "statement", "comment", "comment-body", "text", "response"),
+        "prompt": PROMPTS,
+        "vote": ("vote", "answer", "label"),
+    },
+    needed=(("item", "vote"),),
+    likely={
+        "item": ("sentence", "proposal", "opinion", "claim", "content"),
+        "vote": ("agree", "agrees", "choice", "reaction", "opinion", "value"),
+    },
+)
 
 
 class VotesColumns(Component):
     """Which column of the user's own votes holds what; null: the one of a usual name."""
 
     user_id: str | None = None
-    """Who voted: user_id, user, participant or voter."""
+    """Who voted: user_id, user, participant, annotator, rater, worker, voter or respondent."""
     item: str | None = None
     """What was voted on: item, statement, comment, text or response."""
     prompt: str | None = None
-    """What the item answers, where it answers something: prompt or question."""
+    """What the item answers, where it answers something: prompt, question or instruction."""
     vote: str | None = None
     """agree, disagree or pass, 1, -1 or 0, yes or no: vote, answer or label."""
 
@@ -53,27 +60,27 @@ class VotesColumns(Component):
 class VoteRules(ComparisonsConfig):
     """Settings that all sources of votes share."""
 
-    grouping: Literal["prompt", "prompt+items"] = "prompt"
-    """What is never divided over two splits: all votes on an item. Agree and Disagree, which all
-    votes share, join nothing."""
     passes: Literal["drop", "half"] = "drop"
     """Passes: left out and counted, or a tie between Agree and Disagree."""
 
 
-class VotesConfig(VoteRules):
-    """The user's own votes: JSON lines, JSON, CSV, Parquet or a dataset on the Hub."""
+class VotesConfig(OwnFilesConfig, VoteRules):
+    """The user's own votes: JSON lines, JSON, CSV, Parquet, Arrow or a dataset on the Hub."""
 
     columns: VotesColumns = VotesColumns()
     """Which column holds what."""
-    values: dict[Literal["vote"], dict[str, Annotated[float, Field(ge=0.0, le=1.0)]]] = Field(
-        default_factory=dict
-    )
-    """What the words of the file mean: ``vote: {oui: 1, non: 0, bof: 0.5}``; others keep their
-    usual meaning."""
+    values: dict[Literal["vote"], Meanings] = Field(default_factory=dict)
+    """What votes of the file mean: ``vote: {oui: 1, non: 0, bof: 0.5}``, where 0.5 is a pass;
+    others keep their usual meaning."""
 
 
 def vote_on(
-    item: Conversation, place: str, user: str | None, agrees: float, salt: str
+    item: Conversation,
+    place: str,
+    user: str | None,
+    agrees: float,
+    salt: str,
+    split: Split | None = None,
 ) -> Comparison:
     """Return the comparison that a vote on an item is; ``agrees``: P(agree).
 
@@ -82,8 +89,8 @@ def vote_on(
     agree, disagree = Text(AGREE, role="user"), Text(DISAGREE, role="user")
     key = "\x1f".join([str(user), *(turn.content for turn in item)])
     if bucket("side", salt, key) < 0.5:
-        return Comparison(place, user, item, agree, disagree, agrees)
-    return Comparison(place, user, item, disagree, agree, 1.0 - agrees)
+        return Comparison(place, user, item, agree, disagree, agrees, split)
+    return Comparison(place, user, item, disagree, agree, 1.0 - agrees, split)
 
 
 class OwnVotes(RowAdapter):
@@ -94,33 +101,52 @@ class OwnVotes(RowAdapter):
     licence = "the user's own"
     config: VotesConfig
 
-    def __init__(self, config: VotesConfig, dataset: str = "") -> None:
-        super().__init__(config, dataset)
-        self.words = {**VOTES, **_lowered(config.values.get("vote", {}))}
-        self.user_column = config.columns.user_id or NAMES["user_id"][0]
+    def parts(self) -> Sequence[Part]:
+        self.votes  # noqa: B018, what cannot be understood is said before any row
+        return super().parts()
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Which column holds what; raises DataError where that is not clear."""
+        return Columns.of(self.survey, self.config.columns, WORDS, self.dataset)
+
+    @cached_property
+    def votes(self) -> Convention:
+        """What votes mean; raises DataError where that is not clear."""
+        column, own = self.survey.column(self.columns.shown("vote")), self.config.values
+        return of_votes(column, own.get("vote", {}), f"data.{self.dataset}.values.vote")
+
+    def told(self) -> Iterator[str]:
+        yield self.columns.told()
+        yield self.votes.told(self.survey.column(self.columns.shown("vote")))
+
+    @property
+    def user_columns(self) -> Sequence[str]:
+        return self.columns.taken["user_id"]
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
-        found = values_of(row, place, self.config.columns, NAMES, ("item", "vote"))
-        if isinstance(found, Reject):
-            return [found]
+        columns = self.columns
+        absent = [name for name in ("item", "vote") if columns.of_row(row, name) is None]
+        if absent:
+            message = f"the row has no {' and no '.join(map(columns.shown, absent))}"
+            return [Reject(place, "missing-column", message)]
+        found = {name: columns.value(row, name) for name in columns.taken}
         if found["item"] is None:
             return [Reject(place, "no-item", "the row holds nothing that was voted on")]
-        if found["vote"] is None:
+        vote = found["vote"]
+        if is_missing(vote):
             return [Reject(place, "no-vote", "the row holds no vote")]
-        word = str(found["vote"]).strip().lower().removesuffix(".0")
-        if word not in self.words:
-            known = ", ".join(self.words)
-            message = f"the vote is {str(found['vote'])[:80]!r}, none of {known}; use values"
+        if not self.votes.knows(vote):
+            message = (
+                f"the vote is {shown(vote)}, which means nothing here; correct it, or say what it "
+                f"means with data.{self.dataset}.values.vote"
+            )
             return [Reject(place, "bad-label", message)]
-        agrees = self.words[word]
+        agrees = self.votes.of(vote)
         if agrees is None and self.config.passes == "drop":
             return [Reject(place, "pass", "the user passed")]
-        item = conversation(found["item"], "assistant" if found["prompt"] else "user")
-        asked = (*conversation(found["prompt"]), *item)
+        item = conversation(spoken(found["item"]), "assistant" if found["prompt"] else "user")
+        asked = (*conversation(spoken(found["prompt"])), *item)
         user = user_name(found["user_id"])
         p = 0.5 if agrees is None else agrees
-        return [vote_on(asked, place, user, p, self.config.salt)]
-
-
-def _lowered(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {word.strip().lower(): None if p == 0.5 else p for word, p in values.items()}
+        return [vote_on(asked, place, user, p, self.config.salt, self.split_of(file))]

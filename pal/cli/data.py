@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pal.cli.app import Dataset, File, Json, Set, Source, app, progress_bar, settings_of, show
+from pal.cli.app import Dataset, File, Json, Set, Source, app, progress_bar, say, settings_of, show
 
 
 @app.command()
@@ -22,7 +22,7 @@ def prepare(
 ) -> None:
     """Turn raw data into items and pairs under data/<dataset>."""
     from pal import pipeline
-    from pal.data.counts import card_text
+    from pal.outline import card_text, summary_lines
 
     settings = settings_of(config, set_, dataset=dataset, source_of=source)
     if fetch_images:
@@ -34,7 +34,9 @@ def prepare(
             source_of=source,
         )
     with progress_bar(None, "parts") as progress:
-        prepared = pipeline.prepare(settings.config, progress)
+        prepared = pipeline.prepare(settings.config, progress, tell=lambda line: None)
+    if as_json:
+        say("\n".join(summary_lines(prepared.card)))
     show(
         {**prepared.card.model_dump(mode="json"), "dir": str(prepared.folder)},
         as_json,

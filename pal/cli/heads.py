@@ -62,6 +62,10 @@ def sweep(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the sweep; default: dataset and encoder.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", help="Judge every head by so many folds of prompts."),
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -70,17 +74,17 @@ def sweep(
     from pal import pipeline
     from pal.sweep.plan import heads_of_sweep
 
-    settings = settings_of(config, set_, dataset=dataset, encoder=encoder)
+    settings = settings_of(config, set_, dataset=dataset, encoder=encoder, sweep__folds=folds)
     with progress_bar(heads_of_sweep(settings.config.sweep), "heads") as progress:
         summary = pipeline.sweep(settings.config, name, progress, say)
 
     def text() -> str:
         from pal.evaluate.report import as_markdown
-        from pal.sweep.publish import table_of_sweep
+        from pal.sweep.table import nested_text, table_of_sweep
 
         folder = settings.config.paths.sweeps / summary.name
         return (
-            f"{as_markdown(table_of_sweep(folder))}\n\n"
+            f"{as_markdown(table_of_sweep(folder))}\n\n{nested_text(summary)}"
             f"{summary.heads} heads, {summary.trained} trained now in {summary.seconds:.1f} s "
             f"({summary.mode}), {summary.failed} failed; {folder}"
         )

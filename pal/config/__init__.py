@@ -12,6 +12,7 @@ from pal.config.data import (
     DataConfig,
     DatasetConfig,
     GroupedStatementsConfig,
+    Grouping,
     ImageSourceConfig,
     PlantedGroupsConfig,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "EvaluateConfig",
     "Fraction",
     "GroupedStatementsConfig",
+    "Grouping",
     "ImageSourceConfig",
     "PathsConfig",
     "PlantedGroupsConfig",

@@ -20,6 +20,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pal.config.base import Component, Count, Fraction, Salt, unknown
 from pal.names import require_name
 
+Grouping = Literal["prompt", "prompt+items", "items", "auto"]
+
 
 class DatasetConfig(Component):
     """What every dataset can be told."""
@@ -51,12 +53,16 @@ class ComparisonsConfig(DatasetConfig):
     """Share of the users that no head is trained on, for the few-shot test."""
     min_answers: PositiveInt = 1
     """People with fewer comparisons in all are left out and counted."""
-    min_pairs: PositiveInt = 10
-    """Pairs that a new user must have to be evaluated on; those with fewer are left out and
-    counted."""
-    grouping: Literal["prompt", "prompt+items"] = "prompt+items"
-    """What is never divided over two splits: rows of one prompt, or also rows that share an
-    item."""
+    min_pairs: PositiveInt | None = None
+    """Pairs of its own split that a new user must have to be evaluated on; those with fewer are
+    left out and counted. About a tenth of a user's answers are such pairs. null: the largest of 10,
+    5, 2 and 1 that nine of ten new users have."""
+    grouping: Grouping = "auto"
+    """What is never divided over two splits: ``prompt``, all rows of one prompt; ``prompt+items``,
+    also rows of prompts that share an item, unless it answers nearly everything, as Agree does;
+    ``items``, each item, so that prompts are in all splits and comparisons of two items in
+    different splits are left out and counted; ``auto``: prompt+items, or items where the prompts
+    are too few to divide and the items are many. The card says what was taken, and why."""
 
 
 class ImageSourceConfig(ComparisonsConfig):

@@ -34,6 +34,9 @@ class TrainConfig(Component):
     bound: PositiveFloat | None = None
     """beta: adds the sum of max(0, |a| - beta) over a batch's ideal points to the loss; null:
     off."""
+    reads: Literal["prompt", "items", "both"] | None = None
+    """What ``auto`` judges: the prompt, by one of two answers that all prompts have (votes); items;
+    or items under their prompts; null: by the dataset."""
     ridge: PositiveFloat | None = None
     """Ridge of the linear heads; null: chosen by the validation pairs."""
     loss: Literal["logistic", "hinge", "smooth-hinge-1", "smooth-hinge-5"] = "logistic"
@@ -90,6 +93,9 @@ class SweepConfig(Component):
     halving: Annotated[int, Field(ge=2)] | None = None
     """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep
     all."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """N: train every head on N folds of the prompts, judge it by all of them, and choose in each
+    fold by that fold's own validation; null: by the dataset's own splits."""
     storage: str | None = None
     """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH;
     null: in this process, made of the sweep's own files whenever it begins."""

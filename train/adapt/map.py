@@ -103,6 +103,16 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     return adapted
 
 
+def evidence(head: Head, answers: Answers, prior: Prior, adapted: Adapted) -> Tensor:
+    """Return the log probability of each user's answers under the prior, (U,), by Laplace's
+    approximation at the maximum of the posterior: log p(y | omega*) + log N(omega*; mu, Lambda^-1)
+    - (1/2) log |H / 2 pi|, H the curvature there."""
+    assert adapted.covariance is not None
+    margin, _ = margins_and_slopes(head, answers, adapted.logits)
+    objective = _objective(answers, prior, adapted.logits, margin)
+    return 0.5 * torch.logdet(prior.precision) + 0.5 * torch.logdet(adapted.covariance) - objective
+
+
 def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:
     """Return where each user starts, (U, R), the best of the prior's mean and the communities; and
     its own prior."""

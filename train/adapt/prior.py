@@ -50,6 +50,8 @@ def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Pri
     ``community``: isotropic around the community that fits a user's answers best, a mixture of
     Gaussians of which each user keeps one.
     """
+    if head.users.has_prior:
+        return standard_prior(head)
     on_simplex = isinstance(head.users, UserWeights)
     logits = centred(head, head.users.logits.detach().float())
     size = logits.shape[1]
@@ -65,6 +67,16 @@ def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Pri
     level = covariance.diagonal().mean().clamp(min=1e-6)
     shrunk = 0.9 * covariance + 0.1 * level * identity
     return Prior(mean, strength * torch.linalg.inv(shrunk), centres)
+
+
+def standard_prior(head: Head) -> Prior:
+    """Return N(0, 1), under which the seen users' own raw numbers were fitted."""
+    logits = head.users.logits.detach().float()
+    mean = torch.zeros_like(logits[0])
+    # the first number is no weight
+    leaning = logits[:, 1:].argmax(dim=1)
+    centres = [logits[leaning == k].mean(dim=0) for k in leaning.unique().tolist()]
+    return Prior(mean, torch.eye(len(mean), device=mean.device), torch.stack(centres))
 
 
 def communities(logits_NR: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ SPREADS: tuple[Spread, ...] = ("isotropic", "empirical", "community")
 def tune_prior(head: Head, shots: Answers, judged: Answers) -> Prior:
     """Choose strength and spread by the likelihood of validation users' judged pairs after their
     shots."""
+    if head.users.has_prior:  # it is part of the head
+        return make_prior(head, 1.0)
     best: tuple[float, Prior] | None = None
     for spread in SPREADS:
         for strength in STRENGTHS:

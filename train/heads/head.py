@@ -50,8 +50,8 @@ class Head(nn.Module, ABC):
 
     name: ClassVar[str]
     """what ``train.head`` calls it; classes that are only shared by heads have none"""
-    uses_prompt: ClassVar[bool] = False
-    """whether it reads the prompt's feature"""
+    uses_prompt: bool = False
+    """whether it reads the prompt's feature; a head that may or may not says so of itself"""
     is_solved: ClassVar[bool] = False
     """whether ``pal.train.solve`` finds its parameters, instead of gradient steps"""
     is_amortised: ClassVar[bool] = False

@@ -24,7 +24,7 @@ class PalB(IdealPointHead):
     """``g`` holds the K prototypical maps, separate from f."""
 
     name: ClassVar[str] = "pal-b"
-    uses_prompt: ClassVar[bool] = True
+    uses_prompt: bool = True
 
     def __init__(
         self,

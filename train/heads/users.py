@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class UserTable(nn.Module, ABC):
 
     logits: nn.Parameter
     """(N, R)"""
+    has_prior: ClassVar[bool] = False
+    """whether raw numbers were fitted under a prior of N(0, 1), which then is that of new users"""
 
     @abstractmethod
     def of_logits(self, logits_BR: Tensor) -> Tensor:
@@ -76,6 +78,24 @@ class UserWeights(UserTable):
     def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
         along = (vector_BR * slope_BR).sum(dim=1, keepdim=True)
         return vector_BR * (slope_BR - along)  # (diag(w) - w w^T) s
+
+
+class ReadyWeights(UserTable):
+    """A readiness to agree a_i, and K logits: the vector is [a_i, softmax(Omega_i)], (1 + K)."""
+
+    has_prior: ClassVar[bool] = True
+
+    def __init__(self, users: int, k: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(users, 1 + k))
+
+    def of_logits(self, logits_BR: Tensor) -> Tensor:
+        return torch.cat([logits_BR[:, :1], logits_BR[:, 1:].softmax(dim=1)], dim=1)
+
+    def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
+        weight_BK, slope_BK = vector_BR[:, 1:], slope_BR[:, 1:]
+        along = (weight_BK * slope_BK).sum(dim=1, keepdim=True)
+        return torch.cat([slope_BR[:, :1], weight_BK * (slope_BK - along)], dim=1)
 
 
 class UserVectors(UserTable):

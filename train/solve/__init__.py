@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pal.config import TrainConfig
+from pal.train.heads.auto import Auto
 from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
 from pal.train.heads.meta import MetaLearned
 from pal.train.heads.variational import Variational
+from pal.train.solve.auto import solve_auto
 from pal.train.solve.linear import (
     solve_bradley_terry,
     solve_directions,
@@ -33,6 +35,7 @@ SOLVERS: dict[type[Head], Callable[[Any, Problem, TrainConfig], None]] = {
     Directions: solve_directions,
     Variational: solve_variational,
     MetaLearned: solve_meta,
+    Auto: solve_auto,
 }
 
 

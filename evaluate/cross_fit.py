@@ -1,0 +1,145 @@
+"""Cross-fitting: a run's settings trained again on every fold, and all tests put together.
+
+Runs of folds are kept under ``runs/<run>/folds/of-<N>/``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pal.cache.reader import FeatureStore
+from pal.config import AdaptConfig, EvaluateConfig, PathsConfig
+from pal.errors import EvaluationError
+from pal.evaluate.adaptation import with_cells
+from pal.evaluate.few_shot import Trial, balanced
+from pal.evaluate.folds import FEWEST_FOLDS, Fold, crossing_folds, folder_of
+from pal.evaluate.inputs import inputs_of_run
+from pal.evaluate.panel import few_shot
+from pal.evaluate.predict import (
+    load_run,
+    metrics_of,
+    predict_cells,
+    require_same_data,
+    write_evaluation,
+)
+from pal.evaluate.records import Metrics
+from pal.files import digest
+from pal.records import JsonObject
+from pal.train.data import record_before_training
+from pal.train.fit import choose_device
+from pal.train.run_record import RunRecord, TrainedHead
+from pal.train.together import fit_each, load_each
+
+SHOTS = (0, 1, 5, 20)
+"""answers that unseen users are adapted by; fewer where half of the users have not so many"""
+Progress = Callable[[int], None]
+
+
+def cross_fit(
+    settings: EvaluateConfig,
+    paths: PathsConfig,
+    name: str,
+    folds: int,
+    progress: Progress = lambda folds: None,
+) -> Metrics:
+    """Train a run's settings on every fold, and return the metrics of all tests together.
+
+    Unseen users are tested as strangers, and adapted by some of their answers to the prompts of the
+    other folds. Folds that were trained before are taken over. Raises EvaluationError where a fold
+    leaves nothing to train on or to test.
+    """
+    if folds < FEWEST_FOLDS:
+        raise EvaluationError(f"--folds {folds} is no cross-fitting; use {FEWEST_FOLDS} or more")
+    run = load_run(paths.runs, name)
+    dataset, store = inputs_of_run(paths, run.metadata)
+    require_same_data(run, dataset, store)
+    folder = folder_of(paths.runs / name, folds)
+    parts = Fold.all_of(dataset, folds)
+    trained = train_folds(run.metadata, parts, store, folder, progress)
+    predictions = pl.concat(
+        [predict_cells(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
+    )
+    heads = [head.metadata for head in trained]
+    told = run.metadata.model_copy(
+        update={"seconds": round(sum(head.seconds for head in heads), 3)}
+    )
+    tested = pl.concat([fold.pairs("test") for fold in parts])
+    metrics = metrics_of(settings, told, predictions, tested, store)
+    metrics = metrics.model_copy(
+        update={
+            "folds": folds,
+            "n_crossing_folds": crossing_folds(dataset, folds),
+            "head_seal": digest([head.seal for head in heads]),
+        }
+    )
+    trials = [Trial(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
+    shots = _shots_for(trials) if metrics.test_unseen else ()
+    if len(shots) > 1:
+        metrics = with_cells(metrics, few_shot(AdaptConfig(shots=shots), settings, trials))
+    write_evaluation(folder, metrics, predictions)
+    return metrics
+
+
+def _shots_for(trials: Sequence[Trial]) -> tuple[int, ...]:
+    """Return the numbers of shots that at least half of the unseen users can give in every
+    fold."""
+
+    def can_be_given(count: int) -> bool:
+        try:
+            names, left_out = balanced(trials, count)
+        except EvaluationError:
+            return False
+        return len(names) >= left_out
+
+    return tuple(count for count in SHOTS if can_be_given(count))
+
+
+def train_folds(
+    run: RunRecord,
+    folds: Sequence[Fold],
+    store: FeatureStore,
+    folder: Path,
+    progress: Progress = lambda folds: None,
+) -> list[TrainedHead]:
+    """Train a run's settings on each fold, unless that was done before, and return all heads."""
+    found = [_trained_before(run, fold, store, folder) for fold in folds]
+    missing = [fold for fold, head in zip(folds, found, strict=True) if head is None]
+    progress(len(folds) - len(missing))
+    for fold in missing:
+        for split in ("train", "val", "test"):
+            if fold.pairs(split, "seen").is_empty():
+                raise EvaluationError(
+                    f"fold {fold.number + 1} of {fold.of} of run {run.run} has no {split} pairs of "
+                    "seen users: too few prompts; use fewer --folds"
+                )
+    if missing:
+        data = load_each(run.train, missing, store, choose_device(run.train.device))
+        began = time.perf_counter()
+        fitted = fit_each(data, run.train, run.seed)
+        seconds = (time.perf_counter() - began) / len(missing)
+        for fold, own, one in zip(missing, data, fitted, strict=True):
+            config: JsonObject = {"fold": fold.number, "of": fold.of}
+            record = record_before_training(run.train, run.seed, fold, store, run.run)
+            head = own.trained(one, record, seconds)
+            found[fold.number] = head.save(folder / f"{fold.number}", config, one.log)
+            progress(1)
+    return [head for head in found if head is not None]
+
+
+def _trained_before(
+    run: RunRecord, fold: Fold, store: FeatureStore, folder: Path
+) -> TrainedHead | None:
+    """Return the head of a fold if it is on disk, undamaged and made as it would be now."""
+    place = folder / f"{fold.number}"
+    record = record_before_training(run.train, run.seed, fold, store, run.run)
+    before = RunRecord.find(place)
+    if before is None or before.deciding() != record.deciding():
+        return None
+    try:
+        return TrainedHead.load(place)
+    except EvaluationError:
+        return None  # damaged: trained again

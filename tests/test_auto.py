@@ -1,0 +1,348 @@
+"""``auto``: its equations, its fit, and what it must never do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import check_grad
+from scipy.special import expit
+
+from pal.config import TrainConfig
+from pal.errors import TrainError
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.average import predictive, seen_vectors, zero_shot
+from pal.train.adapt.map import adapt_map, evidence
+from pal.train.adapt.prior import make_prior
+from pal.train.build import build_head
+from pal.train.heads.auto import Auto
+from pal.train.heads.head import Head
+from pal.train.loss import logistic
+from pal.train.pairs import Pairs
+from pal.train.solve import Problem, solve
+from pal.train.solve.choose import choose, dealt, gained, groups_of, scales
+from pal.train.solve.mixture import Judgements, Parts, Strength, _Problem, fit, predicted
+
+DIM, K, USERS = 5, 3, 6
+
+
+def filled(reads: Any, seed: int = 0) -> Auto:
+    """Return a head with numbers of every kind; of its five known things three are landmarks."""
+    torch.manual_seed(seed)
+    head = Auto(DIM, USERS, k=K, reads=reads)
+    width = 2 * DIM if reads == "both" else DIM
+    points = torch.randn(5, width) / math.sqrt(width)
+    head.landmarks.points_LD, head.known.points_TD = points[:3], points
+    head.known.residuals_TC = torch.randn(5, 1 + K)
+    head.maps_LM.data, head.offsets_M.data = torch.randn(3, 1 + K), torch.randn(1 + K)
+    head.users.logits.data = torch.randn(USERS, 1 + K)
+    head.tau.fill_(0.7)
+    head.answers_2D.copy_(torch.randn(2, DIM))
+    return head
+
+
+def by_hand(head: Auto, prompt: Any, item: Any, raw: Any) -> float:
+    """Return r_u of one item, in NumPy."""
+    item, prompt, raw = (np.asarray(value, float) for value in (item, prompt, raw))
+    thing = {
+        "items": item,
+        "prompt": prompt,
+        "both": np.concatenate([item, math.sqrt(DIM) * item * prompt]) / math.sqrt(2),
+    }[head.reads]
+    landmarks, known = head.landmarks.points_LD.numpy(), head.known.points_TD.numpy()
+    similar = np.exp(-0.5 * np.square(thing - landmarks).sum(axis=1))
+    taste = similar @ head.maps_LM.detach().numpy() + head.offsets_M.detach().numpy()
+    distance = np.square(thing - known).sum(axis=1)
+    compared = 1.0 if head.reads == "prompt" else 2.0
+    if distance.min() < 1e-4:
+        taste, compared = taste + head.known.residuals_TC.numpy()[distance.argmin()], 0.0
+    w = np.exp(raw[1:]) / np.exp(raw[1:]).sum()
+    variance = compared * (1.0 + 0.7**2 * (w**2).sum())
+    value = taste[0] + w @ taste[1:]
+    if head.reads == "prompt":
+        a, b = head.answers_2D.numpy()
+        side = (item - (a + b) / 2) @ (a - b) / ((a - b) ** 2).sum()
+        value = side * (raw[0] + value)
+    return float(value / np.sqrt(1.0 + np.pi * variance / 8.0))
+
+
+@pytest.mark.parametrize("reads", ["prompt", "items", "both"])
+def test_rewards_are_the_equations_of_known_and_unknown_things(reads: str) -> None:
+    head = filled(reads)
+    prompts, items = torch.randn(4, DIM), torch.randn(4, DIM)
+    if reads == "prompt":
+        prompts[1] = head.known.points_TD[4]
+        items[:2] = head.answers_2D
+    if reads == "items":
+        items[1] = head.known.points_TD[4]
+    users = torch.tensor([0, 3, 5, 0])
+    with torch.no_grad():
+        found = head.reward(prompts, items, head.users(users))
+        first, second = (head.reward(prompts, side, head.users(users)) for side in (items, -items))
+        margin = head(prompts, items, -items, users)
+    raw = head.users.logits.detach()[users]
+    wanted = [by_hand(head, *row) for row in zip(prompts, items, raw, strict=True)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert margin.tolist() == pytest.approx((first - second).tolist(), rel=1e-4, abs=1e-5)
+    if reads == "prompt":
+        assert head.sides(head.answers_2D).tolist() == pytest.approx([0.5, -0.5])
+
+
+@pytest.mark.parametrize("reads", ["prompt", "items", "both"])
+def test_prepared_pairs_have_the_same_margins_and_slopes(reads: str) -> None:
+    head = filled(reads)
+    prompts, first, second = torch.randn(3, 7, DIM).unbind()
+    first[2] = head.known.points_TD[1, :DIM]
+    vectors, users = head.users(torch.arange(USERS)).detach(), torch.randint(USERS, (7,)).sort()[0]
+    prepared = head.prepare(prompts, first, second)
+    margin, slope = head.margin_and_slope(prepared, vectors, users)
+    plain, by_autograd = Head.margin_and_slope(head, prepared, vectors, users)
+    torch.testing.assert_close(margin, plain)
+    torch.testing.assert_close(slope, by_autograd)
+    each = Head.margins_of_each(head, prepared, vectors)
+    torch.testing.assert_close(head.margins_of_each(prepared, vectors), each)
+    raw = head.users.logits.detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(head(prompts, first, second, users).sum(), [head.users.logits])
+    pulled = head.users.pull_back(vectors[users], slope)
+    torch.testing.assert_close(torch.zeros_like(raw).index_add(0, users, pulled), wanted)
+
+
+def test_a_head_takes_its_sizes_from_what_it_loads() -> None:
+    head, other = filled("prompt"), Auto(DIM, USERS, k=K, reads="prompt")
+    other.load_state_dict(head.state_dict())
+    prompts, first = torch.randn(2, 3, DIM).unbind()
+    for value in (0, 5):
+        users = torch.full((3,), value)
+        torch.testing.assert_close(
+            other(prompts, first, -first, users), head(prompts, first, -first, users)
+        )
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Auto(DIM + 1, USERS, k=K, reads="prompt").load_state_dict(head.state_dict())
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_the_slope_of_the_posterior_is_that_of_finite_differences(compared: bool) -> None:
+    rng = np.random.default_rng(0)
+    second = rng.integers(4, size=20) if compared else None
+    rows = Judgements(rng.integers(4, size=20), second, rng.integers(3, size=20), rng.random(20), 3)
+    problem = _Problem(rng.normal(size=(4, 2)), rows, 2, Strength(1.5, 0.5))
+    at = problem.start(rng) + 0.1 * rng.normal(size=problem.ends[-1])
+    error = check_grad(
+        lambda x: problem.value_and_slope(x)[0], lambda x: problem.value_and_slope(x)[1], at
+    )
+    assert error < 1e-5
+
+
+# --- fits -------------------------------------------------------------------------------------
+
+
+def survey(groups: int, things: int, users: int, seed: int = 0, noise: float = 1.0) -> Problem:
+    """Return votes of users in opposed groups on half of some statements, each of which everybody
+    likes more or less for reasons that its features do not tell; validation: the other half."""
+    torch.manual_seed(seed)
+    statements = torch.randn(things, 8)
+    tastes = torch.randn(8) * torch.linspace(-1, 1, groups)[:, None] if groups > 1 else None
+    liked = torch.randn(things)
+    thing, user = (value.flatten() for value in torch.meshgrid(
+        torch.arange(things), torch.arange(users), indexing="ij"))  # fmt: skip
+    margin = noise * liked[thing]
+    if tastes is not None:
+        margin = margin + 2.0 * (statements[thing] * tastes[user % groups]).sum(dim=1)
+    agrees = torch.bernoulli(margin.sigmoid())
+    features = torch.cat([statements, torch.eye(2, 8) * 3])
+    is_left = torch.rand(len(thing)) < 0.5
+    first = torch.where(is_left, things, things + 1)
+    label = torch.where(is_left, agrees, 1.0 - agrees)
+    known = thing < things // 2
+
+    def pairs(rows: torch.Tensor) -> Pairs:
+        other = 2 * things + 1 - first
+        return Pairs(thing[rows], first[rows], other[rows], user[rows], label[rows])
+
+    return Problem(features, pairs(known), pairs(~known), users)
+
+
+def solved(problem: Problem, reads: Any = "prompt", k: int = 8, seed: int = 0) -> Auto:
+    torch.manual_seed(seed)
+    head = build_head(
+        TrainConfig(head="auto", k=k, reads=reads), problem.features.shape[1], problem.users
+    )
+    assert isinstance(head, Auto)
+    head.item_scale.fit(problem.features, problem.train.item_rows())
+    if head.uses_prompt:
+        assert problem.train.prompt is not None
+        head.prompt_scale.fit(problem.features, problem.train.prompt.unique())
+    solve(head, problem, TrainConfig(head="auto"))
+    return head.eval()
+
+
+@torch.no_grad()
+def judged(head: Head, problem: Problem, pairs: Pairs) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy."""
+    batch = pairs.batch(problem.features, slice(None))
+    margin = head(batch.prompt, batch.first, batch.second, batch.user)
+    right = torch.where(margin > 0, batch.label, 1.0 - batch.label)
+    return float(right.mean()), float(logistic(margin, batch.label).mean())
+
+
+def test_opposed_groups_are_found_and_both_are_predicted() -> None:
+    problem = survey(2, 100, 24)
+    accuracy, loss = judged(solved(problem, k=4), problem, problem.val)
+    assert accuracy > 0.7
+    assert loss < 0.55
+    accuracy, loss = judged(solved(problem, k=1), problem, problem.val)
+    assert accuracy < 0.6  # one taste cannot
+
+
+def test_where_text_tells_nothing_predictions_are_no_worse_than_none() -> None:
+    losses = []
+    for seed in range(3):
+        problem = survey(1, 100, 15, seed)
+        head = solved(problem, k=4, seed=seed)
+        losses.append(judged(head, problem, problem.val)[1])
+        # what is known of known statements is kept
+        assert judged(head, problem, problem.train)[0] > judged(head, problem, problem.val)[0]
+    assert np.mean(losses) < math.log(2.0) + 0.01  # how many agree is estimated, too
+
+
+def test_comparisons_of_items_and_of_items_under_prompts_are_learned() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(60, 6)
+    first, second = torch.randint(40, (2, 800))
+    prompt, user = 40 + torch.randint(20, (800,)), torch.randint(6, (800,))
+    sign = torch.where(user % 2 == 0, 1.0, -1.0)
+    alone = sign * 2.0 * (features[first, 0] - features[second, 0])
+    fits = sign * ((features[first] - features[second]) * features[prompt]).sum(dim=1)
+    for reads, margin in (("items", alone), ("both", fits)):
+        label = torch.bernoulli((2.0 * margin).sigmoid())
+        halves = [slice(0, 640), slice(640, None)]
+        train, val = (
+            Pairs(prompt[h], first[h], second[h], user[h], label[h]) for h in halves
+        )  # fmt: skip
+        problem = Problem(features, train, val, 6)
+        accuracy, _ = judged(solved(problem, reads, k=4), problem, problem.val)
+        assert accuracy > 0.7, reads
+
+
+def test_more_than_two_answers_are_no_votes() -> None:
+    problem = survey(2, 12, 4)
+    problem.train.first[0] = 0
+    with pytest.raises(TrainError, match=r"train.reads = 'prompt' .* there are 3; leave it null"):
+        solved(problem)
+
+
+# --- choices ----------------------------------------------------------------------------------
+
+
+def test_a_weaker_prior_needs_evidence() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 4)) / 2.0
+    first, user = (a.ravel() for a in np.meshgrid(np.arange(60), np.arange(30), indexing="ij"))
+    for planted, is_default in ((0.0, True), (16.0, False)):
+        margin = planted * features[first, 0] * np.where(user % 2, 1.0, -1.0)
+        label = (rng.random(len(margin)) < expit(margin)).astype(float)
+        rows = Judgements(first, None, user, label, 30)
+        choice = choose(lambda things: features, rows, 60, 4, 0)
+        assert (choice.strength == Strength(1.0, 1.0)) == is_default
+        assert 0.0 <= choice.of_shared <= 1.0
+        assert (choice.gain > 2.0 * choice.error) != is_default
+
+
+def test_errors_are_taken_over_things_and_scales_stay_between_none_and_all() -> None:
+    values, things = np.repeat([1.0, 3.0], 50), np.repeat([4, 9], 50)
+    assert gained(values, things) == (2.0, pytest.approx(1.0))  # not sqrt(1 / 100)
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(size=(2, 4000))
+    label = (rng.random(4000) < expit(0.4 * shared)).astype(float)
+    found = scales(Parts(np.zeros(4000), shared, own), label)
+    assert found == (pytest.approx(0.4, abs=0.1), pytest.approx(0.0, abs=0.1))
+    assert scales(Parts(np.zeros(4000), 0.1 * shared, own), label)[0] == 1.0
+
+
+def test_things_that_are_compared_share_a_fold_unless_that_is_most_of_them() -> None:
+    none = np.zeros(4, np.int64)
+    rows = Judgements(np.array([0, 2, 4, 6]), np.array([1, 3, 5, 7]), none, np.ones(4), 1)
+    group = groups_of(rows, 8)
+    assert (group[::2] == group[1::2]).all()
+    fold = dealt(group, 0)
+    assert (fold[::2] == fold[1::2]).all()
+    chain = Judgements(np.array([0, 1, 2, 3]), np.array([1, 2, 3, 4]), none, np.ones(4), 1)
+    assert len(set(groups_of(chain, 5))) == 5
+
+
+def test_what_is_dropped_makes_predictions_modest() -> None:
+    rng = np.random.default_rng(0)
+    rows = Judgements(np.arange(50) % 10, None, np.arange(50) % 5, rng.random(50).round(), 5)
+    features = rng.normal(size=(10, 3))
+    found = fit(features, rows, 2, Strength(1.0, 1.0), rng, 50)
+    parts = predicted(found, features, rows)
+    taste = features @ found.maps
+    plain = taste[rows.first, 0] + (found.weights[rows.user] * taste[rows.first, 1:]).sum(axis=1)
+    variance = 1.0 + np.square(found.weights[rows.user]).sum(axis=1)
+    modest = plain / np.sqrt(1.0 + np.pi / 8.0 * variance)
+    assert parts.shared + parts.own == pytest.approx(modest)
+
+
+# --- people of whom little is known -----------------------------------------------------------
+
+
+def new_people(head: Auto, users: int, each: int) -> tuple[Answers, Answers]:
+    """Return answers of people like the first seen ones: shots, and pairs to judge."""
+    made = []
+    for count in (each, 40):
+        user = torch.arange(users).repeat_interleave(count)
+        prompt, first = torch.randn(2, len(user), DIM).unbind()
+        margin = head(prompt, first, -first, user).detach()
+        prepared = tuple(
+            None if p is None else p.detach() for p in head.prepare(prompt, first, -first)
+        )
+        made.append(Answers(prepared, torch.bernoulli(margin.sigmoid()), user, users))
+    return made[0], made[1]
+
+
+def test_nobody_known_is_the_mean_of_all_probabilities() -> None:
+    head = filled("items")
+    head.maps_LM.data *= 5.0
+    _, pairs = new_people(head, 2, 1)
+    margins = head.margins_of_each(pairs.prepared, head.users(torch.arange(USERS))).detach()
+    wanted = torch.logit(margins.sigmoid().mean(dim=1))
+    torch.testing.assert_close(zero_shot(head, pairs.prepared).float(), wanted)
+    nobody = pairs.take(torch.zeros(0, dtype=torch.long))
+    prior = make_prior(head, 1.0)
+    adapted = adapt_map(head, nobody, prior, with_covariance=True)
+    found = predictive(head, nobody, pairs, prior, adapted)
+    torch.testing.assert_close(found.float(), wanted)
+    assert len(seen_vectors(head)) == USERS
+
+
+def test_evidence_is_the_integral_over_the_prior() -> None:
+    head = filled("items", seed=1)
+    shots, _ = new_people(head, 3, 4)
+    prior = make_prior(head, 1.0)
+    adapted = adapt_map(head, shots, prior, with_covariance=True)
+    torch.manual_seed(0)
+    vectors = head.users.of_logits(torch.randn(20_000, 1 + K))
+    fit_BC = -logistic(head.margins_of_each(shots.prepared, vectors), shots.label.unsqueeze(1))
+    total = torch.zeros(3, 20_000).index_add(0, shots.user, fit_BC.detach())
+    wanted = total.logsumexp(dim=1) - math.log(20_000)
+    torch.testing.assert_close(evidence(head, shots, prior, adapted), wanted, atol=0.1, rtol=0.0)
+
+
+def test_few_answers_of_people_like_the_seen_ones_are_honest_and_help() -> None:
+    head = filled("items")
+    head.maps_LM.data *= 6.0
+    torch.manual_seed(2)
+    losses = []
+    for count in (0, 1, 20):
+        shots, pairs = new_people(head, USERS, max(count, 1))
+        shots = shots if count else shots.take(torch.zeros(0, dtype=torch.long))
+        prior = make_prior(head, 1.0)
+        adapted = adapt_map(head, shots, prior, with_covariance=True)
+        margin = predictive(head, shots, pairs, prior, adapted)
+        losses.append(float(logistic(margin, pairs.label).mean()))
+    assert losses[1] < losses[0] + 0.02
+    assert losses[2] < losses[0]
+    assert max(losses) < math.log(2.0)

@@ -1,0 +1,67 @@
+"""Intervals over users and prompts; the campaign is benchmarks/coverage.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+from scipy.stats import t as student
+
+from pal.evaluate.crossed import Crossing, Estimate
+
+
+def held(users: int, prompts: int, mean: float, times: int) -> tuple[float, float]:
+    """Return how often an accuracy's interval holds the truth, and how often the plain one does,
+    where users differ."""
+    generator = np.random.default_rng(0)
+    crossing = Crossing(*np.divmod(np.arange(users * prompts), prompts))
+    truth = float(ndtr(mean / np.sqrt(1.25)))
+    counts = np.zeros(2)
+    for _ in range(times):
+        own = 0.5 * generator.standard_normal(users)
+        right = generator.random(users * prompts) < ndtr(mean + own[crossing.users])
+        found = crossing.macro(right.astype(np.float64))
+        for place, interval in enumerate((found.ci95_of_share, found.ci95)):
+            assert interval is not None
+            counts[place] += interval[0] <= truth <= interval[1]
+    of_share, plain = counts / times
+    return float(of_share), float(plain)
+
+
+def test_an_accuracy_near_one_of_few_users_is_held_at_its_rate() -> None:
+    """1,200 simulations have a standard error of 0.006."""
+    of_share, plain = held(5, 100, 1.2, 1200)
+    assert of_share >= 0.93
+    assert plain < 0.93, "which is why shares have an interval of their own"
+
+
+def test_an_interval_of_a_share_stays_within_zero_and_one_and_is_never_a_point() -> None:
+    crossing = Crossing(*np.divmod(np.arange(40), 4))
+    low, high = crossing.macro(np.ones(40)).ci95_of_share or (0.0, 0.0)
+    assert 0.0 < low < 0.9
+    assert high == 1.0
+    low, high = crossing.macro(np.zeros(40)).ci95_of_share or (0.0, 0.0)
+    assert low == 0.0
+    assert 0.1 < high < 1.0
+    assert crossing.macro(np.full(40, 0.5)).ci95_of_share == (0.5, 0.5), "ties, all of them"
+    assert Crossing(np.zeros(4, np.int64), np.arange(4)).macro(np.ones(4)).ci95_of_share is None
+
+
+def test_an_interval_of_a_share_is_wilsons() -> None:
+    """Of plain counts with a known number of answers: 45 of 50, by the closed formula."""
+    found = Estimate(0.9, float(np.sqrt(0.9 * 0.1 / 50)), 1e6, "users").ci95_of_share
+    assert found == pytest.approx((0.7864, 0.9565), abs=1e-4)
+
+
+def test_degrees_of_freedom_are_those_of_both_sides_together() -> None:
+    generator = np.random.default_rng(0)
+    users, prompts = np.divmod(np.arange(30 * 8), 8)
+    crossing = Crossing(users, prompts)
+    own, shared = generator.standard_normal(30), generator.standard_normal(8)
+    of_users = crossing.macro(own[users])
+    of_prompts = crossing.macro(shared[prompts])
+    assert of_users.freedom == pytest.approx(29, abs=0.11)
+    assert of_prompts.freedom == pytest.approx(7, abs=0.11)
+    both = crossing.macro(own[users] + np.sqrt(8 / 30) * shared[prompts])
+    assert 7 < both.freedom <= 7 + 29
+    assert both.p == pytest.approx(2 * student.sf(abs(both.value) / both.error, both.freedom))

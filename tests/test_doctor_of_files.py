@@ -1,0 +1,101 @@
+"""What the doctor says of the user's own files: what was recognised, and the cause of what is
+wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pal.cli.app import app
+
+ROWS = [f"u{n % 4},p{n},good {n},bad {n},{'AB'[n % 2]}" for n in range(60)]
+HEADER = "user_id,prompt,first,second,label"
+
+
+@pytest.fixture(autouse=True)
+def much_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**12))
+
+
+def doctor(*options: str, kind: str = "pairs", text: str | None = None) -> str:
+    """Return what the doctor says of a file, which leads to nobody but its reader."""
+    if text is not None:
+        Path("a.csv").write_text(text, encoding="utf-8")
+    before = set(Path().rglob("*"))
+    arguments = ["doctor", "--dataset", kind, "--source", "a.csv", *options]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert set(Path().rglob("*")) == before, "the doctor writes nothing"
+    assert "pal doctor" not in result.stdout, "who has just asked the doctor"
+    return result.stdout
+
+
+def sheet(header: str = HEADER) -> str:
+    return "\n".join([header, *ROWS])
+
+
+def test_what_was_recognised_is_said() -> None:
+    said = doctor(text=sheet().replace(",", ";").replace("bad 7", ""))
+    for words in (
+        "ok       file: a.csv: CSV, semicolons between cells, UTF-8, 60 rows",
+        "ok       column: second: text, 59 filled, 1 empty",
+        "read as {user_id: user_id, prompt: prompt, first: first, second: second, label: label}",
+        "label: 'a' is 1 (30), 'b' is 0 (30)",
+        "PROBLEM  dataset pairs: 1 rows empty-cell, e.g. a.csv:0000009: nothing stands in second",
+        "-> fill in the cells, or remove the rows",
+        "dataset pairs: cells: ",
+    ):
+        assert words in said
+    shown = [line for line in said.splitlines() if line.startswith("ok       row: ")]
+    assert len(shown) == 5
+    for line in shown:
+        number = line.split("prompt 'p")[1].split("'")[0]
+        assert f"first 'good {number}'; second 'bad {number}'; prefers" in line
+        assert line.endswith("prefers the first" if int(number) % 2 == 0 else "the second")
+
+
+def test_columns_by_other_names_are_proposed_and_the_proposal_is_right() -> None:
+    said = doctor(text=sheet("worker,Question,answer_1,answer_2,Winner"))
+    line = next(line for line in said.splitlines() if "put into pipeline.yaml: " in line)
+    proposal = yaml.safe_load(line.partition("pipeline.yaml: ")[2])
+    wanted = {"user_id": "worker", "prompt": "Question", "first": "answer_1",
+              "second": "answer_2", "label": "Winner"}  # fmt: skip
+    assert proposal == {"data": {"pairs": {"columns": wanted}}}
+    Path("pipeline.yaml").write_text(yaml.safe_dump(proposal))
+    assert "60 comparisons of a.csv can be used" in doctor()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "kind", "words"),
+    [
+        (sheet(), ("--set=data.pairs.columns.label=lable",), "pairs",
+         "data.pairs.columns.label names the column 'lable', which no row has; did you mean "
+         "'label'? the columns are user_id, prompt, first, second, label"),
+        (sheet(HEADER.replace("label", "odd")), (), "pairs",
+         "have no chosen and rejected, nor first, second and label; their columns are user_id, "
+         "prompt, first, second, odd; name yours with data.pairs.columns: {our name: yours}"),
+        (sheet().replace(",A", ",1").replace(",B", ",-1"), (), "pairs",
+         'data.pairs.values.label: {"-1": ..., "1": ...}'),
+        ("who,what,vote\n1,a,1\n2,b,0\n", (), "votes",
+         "have no item and vote; their columns are who, what, vote"),
+    ],
+)  # fmt: skip
+def test_the_cause_is_named(text: str, options: tuple[str, ...], kind: str, words: str) -> None:
+    assert words in doctor(*options, kind=kind, text=text)
+
+
+def test_images_within_rows_are_looked_at_and_not_written() -> None:
+    dot = "data:image/gif;base64,R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAACAkQBADs="
+    rows = [{"chosen": dot, "rejected": f"data:image/gif;base64,AAA{n}"} for n in range(4)]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["doctor", "--dataset", "pairs", "--source", "a.jsonl"]
+    said = CliRunner().invoke(app, arguments).stdout
+    assert "column: chosen: text, 4 filled, 4 that look like images" in said
+    assert "4 comparisons of a.jsonl can be used" in said
+    assert not Path("data").exists()

@@ -1,0 +1,148 @@
+"""How ``auto`` is found: features of things by similarity to landmarks, the strength of the priors
+by inner cross-fitting, everything else by one fit (pal.train.solve.mixture)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pal.config import TrainConfig
+from pal.errors import TrainError
+from pal.train.heads.auto import Auto
+from pal.train.heads.landmarks import Landmarks
+from pal.train.solve.choose import choose
+from pal.train.solve.mixture import Array, Judgements, Numbers, fit
+from pal.train.solve.problem import Problem
+
+LANDMARKS, KNOWN = 600, 4096
+"""at most; known things are those with the most answers"""
+ITERATIONS = 150
+FLAT = 1e-8
+"""share of the largest spread below which a direction among the landmarks is none"""
+
+
+def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
+    """Find all numbers of the head from the training pairs; validation pairs are not read.
+
+    Raises TrainError where ``reads`` is prompt and the pairs do not have the same two answers.
+    """
+    points, rows = judgements(head, problem)
+    seed = int(torch.randint(2**31, ()))  # from the generator that the seed of the run has set
+    order = np.random.default_rng(seed).permutation(len(points))
+
+    def featured(things: Numbers) -> Array:
+        return Similarities.of(head, points, _some(order, things)).features(points)
+
+    k = head.users.logits.shape[1] - 1
+    choice = choose(featured, rows, len(points), k, seed)
+    every = np.arange(len(points))
+    similar = Similarities.of(head, points, _some(order, every))
+    rng = np.random.default_rng([seed, 1])
+    found = fit(similar.features(points), rows, k, choice.strength, rng, ITERATIONS)
+
+    scales = np.array([choice.of_shared, *[choice.of_own] * k])
+    maps, offsets = similar.folded(found.maps * scales)
+    offsets[0] += found.base
+    head.landmarks.points_LD = similar.landmarks.points_LD
+    head.maps_LM.data, head.offsets_M.data = _single(maps, points), _single(offsets, points)
+    numbers = np.column_stack([found.ready, found.logits])
+    head.users.logits.data = _single(numbers, points)
+    head.tau.fill_(choice.strength.tau)
+    most = _most_judged(rows, len(points))
+    head.known.points_TD = points[torch.from_numpy(most).to(points.device)]
+    # what a known thing's text was not allowed to say, its residual says
+    withheld = similar.features(points)[most] @ (found.maps * (1.0 - scales))
+    head.known.residuals_TC = _single(found.residuals[most] + withheld, points)
+
+
+def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:
+    """Return the features of the things of the training pairs, (T, X), and the answers about
+    them."""
+    pairs = problem.train
+    label, user = pairs.label.double().cpu().numpy(), pairs.user.cpu().numpy()
+    if head.reads == "prompt":
+        assert pairs.prompt is not None
+        answers = torch.cat([pairs.first, pairs.second]).unique()
+        if len(answers) != 2:
+            raise TrainError(
+                f"train.reads = 'prompt' is for the same two answers to every prompt, but there "
+                f"are {len(answers):,}; leave it null"
+            )
+        head.answers_2D.copy_(problem.features[answers].float())
+        things, thing = pairs.prompt.unique(return_inverse=True)
+        points = head.things(problem.features[things], problem.features[things])
+        agrees = (pairs.first == answers[0]).cpu().numpy()
+        said = np.where(agrees, label, 1.0 - label)
+        return points, Judgements(thing.cpu().numpy(), None, user, said, problem.users)
+    prompt = torch.zeros_like(pairs.first) if pairs.prompt is None else pairs.prompt
+    if head.reads == "items":
+        prompt = torch.zeros_like(pairs.first)
+    both = torch.stack([torch.cat([prompt, prompt]), torch.cat([pairs.first, pairs.second])])
+    things, thing = both.unique(dim=1, return_inverse=True)
+    points = head.things(problem.features[things[0]], problem.features[things[1]])
+    first, second = thing.cpu().numpy().reshape(2, -1)
+    return points, Judgements(first, second, user, label, problem.users)
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Features of things: their similarities to landmarks, made orthogonal (Nystroem), with a mean
+    of zero and a mean squared norm of one over the things that are known."""
+
+    landmarks: Landmarks
+    mix: Array
+    """(L, F)"""
+    centre: Array
+    """(F,)"""
+    size: float
+
+    @classmethod
+    def of(cls, head: Auto, points: Tensor, things: Numbers) -> Similarities:
+        """Make features of some things, of which the first are the landmarks."""
+        landmarks = Landmarks(points.shape[1]).to(points.device)
+        chosen = torch.from_numpy(things).to(points.device)
+        landmarks.points_LD = points[chosen[:LANDMARKS]]
+        spread, directions = np.linalg.eigh(_double(landmarks(landmarks.points_LD)))
+        kept = spread > FLAT * spread.max()
+        mix = directions[:, kept] / np.sqrt(spread[kept])
+        similar = _double(landmarks(points[chosen])) @ mix
+        centre = similar.mean(axis=0)
+        size = float(np.sqrt(np.square(similar - centre).sum(axis=1).mean()))
+        return cls(landmarks, mix, centre, size or 1.0)
+
+    def features(self, points: Tensor) -> Array:
+        """Return the features of things, (T, F)."""
+        found: Array = (_double(self.landmarks(points)) @ self.mix - self.centre) / self.size
+        return found
+
+    def folded(self, maps: Array) -> tuple[Array, Array]:
+        """Return what similarities are multiplied with, (L, M), and what is added, (M,), in place
+        of maps (F, M) of features."""
+        return self.mix @ maps / self.size, -self.centre @ maps / self.size
+
+
+def _some(order: Numbers, things: Numbers) -> Numbers:
+    """Return things in a random order that does not depend on which they are."""
+    found: Numbers = order[np.isin(order, things)]
+    return found
+
+
+def _most_judged(rows: Judgements, things: int) -> Numbers:
+    count = np.bincount(rows.first, minlength=things)
+    if rows.second is not None:
+        count = count + np.bincount(rows.second, minlength=things)
+    most: Numbers = np.sort(np.argsort(-count, kind="stable")[:KNOWN])
+    return most
+
+
+def _double(values: Tensor) -> Array:
+    found: Array = values.double().cpu().numpy()
+    return found
+
+
+def _single(values: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(values)).to(like)

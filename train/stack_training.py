@@ -1,0 +1,199 @@
+"""Training a stack of heads: the loss of all of them, and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor, nn
+
+from pal.config import TrainConfig
+from pal.train.heads.head import Head
+from pal.train.loss import LOSSES, weights_of_users
+from pal.train.module import learning_rates
+from pal.train.pairs import Batch
+from pal.train.row_adam import RowAdam
+from pal.train.stack import Stack
+from pal.train.stacked_adamw import StackedAdamW, over
+
+USER_TABLE = "users.logits"
+"""name of the parameter that holds what is known of each user"""
+SMALLEST_WEIGHT = 1e-30
+
+
+class StackTraining(lightning.LightningModule):
+    """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does
+    for one.
+
+    A head learns from its lane's batches alone, and its loss counts the real rows of them alone; in
+    a step for which its lane has no more batch it rests.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        settings: Sequence[TrainConfig],
+        lanes: int,
+        halving: int | None = None,
+        folds: int = 1,
+    ) -> None:
+        """``settings`` differ in learning rates, weight decay and K alone; lanes are ordered by
+        fold. ``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs, by
+        the mean over folds; None keeps all."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.stack = Stack(heads, lanes)
+        self.settings = list(settings)
+        self.epochs = settings[0].epochs
+        self.loss = LOSSES[settings[0].loss]
+        self.bound = settings[0].bound
+        roles = {id(p): role for role, group in heads[0].roles().items() for p in group}
+        self.role_of = {name: roles[id(p)] for name, p in heads[0].named_parameters()}
+        self.halving, self.folds = halving, folds
+        self.alive = list(range(len(heads)))
+        self.best_loss = [float("inf")] * len(heads)
+        self.best_epoch = [0] * len(heads)
+        self.best_state: list[dict[str, Tensor]] = [{} for _ in heads]
+        self.user_weights: list[Tensor] | None = None
+        self.rows: RowAdam | None = None
+        self._val_sum, self._val_count = torch.zeros(0), torch.zeros(0)
+
+    def on_fit_start(self) -> None:
+        if self.settings[0].loss_over == "users":
+            users = len(self.stack.template[0].users.logits)
+            self.user_weights = [
+                weights_of_users(lane.train.user, users) for lane in self.trainer.datamodule.lanes
+            ]
+
+    def configure_optimizers(self) -> None:
+        rates = [learning_rates(settings) for settings in self.settings]
+        by_name = {
+            n: torch.tensor([rate[role] for rate in rates], dtype=torch.float64)
+            for n, role in self.role_of.items()
+        }
+        decays = {
+            n: torch.tensor(
+                [s.weight_decay if role == "maps" else 0.0 for s in self.settings],
+                dtype=torch.float64,
+            )
+            for n, role in self.role_of.items()
+        }
+        parameters = self.stack.parameters_by_name()
+        if self.settings[0].absent_users == "stay":
+            table = parameters.pop(USER_TABLE)
+            self.rows, self.row_rates = RowAdam(table), over(by_name[USER_TABLE], table)
+        self.adamw = StackedAdamW(parameters, by_name, decays)
+
+    def training_step(self, batches: list[Batch], _: int) -> None:
+        total_M, count_M = self._losses(batches)
+        loss_M = total_M / count_M.clamp(min=SMALLEST_WEIGHT)
+        if self.bound is not None:
+            penalty_MB = self.stack.bound_penalties(batches, self.bound)
+            real_MB = self._real(batches)
+            loss_M = loss_M + (penalty_MB if real_MB is None else penalty_MB * real_MB).sum(dim=1)
+        loss = loss_M.sum()  # over heads: no head sees another's gradient
+        parameters = self.stack.parameters_by_name()
+        # a table of users with no numbers is in no loss
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        by_name = dict(zip(parameters, gradients, strict=True))
+        self.adamw.step(by_name, self._resting(batches))
+        if self.rows is not None:
+            self.rows.step(by_name[USER_TABLE], self._present(batches), self.row_rates)
+        self._constrain(parameters)
+
+    def _losses(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Return the sum of each head's loss over its rows, and what they count together, (M,)."""
+        loss_MB = self.loss(
+            self.stack.margins(batches), self._of_each([batch.label for batch in batches])
+        )
+        weight_MB = self._real(batches)
+        if self.user_weights is not None:
+            shared = len(batches) == 1
+            owners = [batch.user for batch in batches] * (self.stack.lanes if shared else 1)
+            own_MB = self._of_each(
+                [own[user] for own, user in zip(self.user_weights, owners, strict=True)]
+            )
+            weight_MB = own_MB if weight_MB is None else own_MB * weight_MB
+        if weight_MB is None:
+            return loss_MB.sum(dim=1), loss_MB.new_full((len(loss_MB),), loss_MB.shape[1])
+        return (weight_MB * loss_MB).sum(dim=1), weight_MB.sum(dim=1)
+
+    def _real(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Return which rows of each head's batch are real, (M, B) of 0 and 1; None: all are."""
+        if all(batch.real is None for batch in batches):
+            return None
+        ones = torch.ones_like(batches[0].label)
+        return self._of_each([ones if b.real is None else b.real for b in batches])
+
+    def _resting(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Return which heads have no real row in this step, (M,) bool; None: all have one."""
+        real_MB = self._real(batches)
+        if real_MB is None or bool(real_MB[:, 0].all()):  # fillers stand last
+            return None
+        return real_MB[:, 0] == 0.0
+
+    def _present(self, batches: Sequence[Batch]) -> Tensor:
+        """Return which users each head's batch has, (M, N)."""
+        users = self.stack.parameters_by_name()[USER_TABLE].shape[1]
+        present = [torch.zeros(users, dtype=torch.bool, device=self.device) for _ in batches]
+        for one, batch in zip(present, batches, strict=True):
+            one[batch.user if batch.real is None else batch.user[batch.real > 0.0]] = True
+        return self._of_each(present)
+
+    def _of_each(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the value of the own batch for each head, (M, ...)."""
+        return torch.stack(list(values)).repeat_interleave(len(self.stack) // len(values), dim=0)
+
+    @torch.no_grad()
+    def _constrain(self, parameters: dict[str, Tensor]) -> None:
+        """Apply each head's own ``constrain``, which is elementwise, to the whole stack."""
+        template = self.stack.template[0]
+        for name, limit in template.upper_limits().items():
+            parameters[name].clamp_(max=limit)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sum = torch.zeros(len(self.stack), device=self.device)
+        self._val_count = torch.zeros(len(self.stack), device=self.device)
+
+    def validation_step(self, batches: list[Batch], _: int) -> None:
+        total_M, count_M = self._losses(batches)
+        self._val_sum += total_M
+        self._val_count += count_M
+
+    def on_train_epoch_end(self) -> None:
+        for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
+            head = self.alive[place]
+            if loss < self.best_loss[head]:
+                self.best_loss[head], self.best_epoch[head] = loss, self.current_epoch + 1
+                self.best_state[head] = self.stack.state_of(place)
+        if self.halving and self.current_epoch + 1 in {
+            max(1, self.epochs // 4),
+            max(1, self.epochs // 2),
+        }:
+            self._drop(self.halving)
+
+    def _drop(self, halving: int) -> None:
+        """Keep the better heads of each seed in all its folds, equally many, so that the stack
+        stays rectangular."""
+        loss_FSR = torch.tensor([self.best_loss[head] for head in self.alive]).view(
+            self.folds, self.stack.lanes // self.folds, -1
+        )
+        heads = loss_FSR.shape[2]
+        best_SR = loss_FSR.mean(dim=0).argsort(dim=1, stable=True)
+        kept_SR = best_SR[:, : max(1, heads // halving)].sort(dim=1).values
+        first_LR = torch.arange(self.stack.lanes).unsqueeze(1) * heads
+        rows = (first_LR + kept_SR.repeat(self.folds, 1)).flatten()
+        chosen = rows.to(self.device)
+        for number, parameter in enumerate(self.stack.stacked):
+            self.stack.stacked[number] = nn.Parameter(parameter.detach()[chosen])
+        parameters = self.stack.parameters_by_name()
+        if self.rows is not None:
+            self.rows.table = parameters.pop(USER_TABLE)
+            self.rows.keep(chosen)
+            self.row_rates = self.row_rates[chosen]
+        self.adamw.parameters = parameters
+        self.adamw.keep(chosen)
+        self.alive = [self.alive[row] for row in rows.tolist()]
