@@ -73,8 +73,9 @@ def evaluate_run(
     """Predict validation and test pairs; write the predictions and metrics of a run's folder.
 
     Unseen users are evaluated zero-shot, by the mean probability over the seen users;
-    ``test_unseen`` is empty where a dataset has none. Cells of adaptation stay, if they are of the same head.
-    Raises EvaluationError unless dataset and features are those that the run was trained on.
+    ``test_unseen`` is empty where a dataset has none. Cells of adaptation stay, if they are of the
+    same head. Raises EvaluationError unless dataset and features are those that the run was
+    trained on.
     """
     require_same_data(trained, dataset, store)
     run = trained.metadata
@@ -261,8 +262,8 @@ def predict_joined(
             margin_B[rows] = zero_shot(head, head.prepare(*batch[:3]))
         own = batch.user != NO_USER
         if bool(own.any()):
-            margin = head.margin(*batch[:3], head.users(batch.user.clamp(min=0)))
-            margin_B[rows] = torch.where(own, margin, margin_B[rows])
+            known = head.margin(*batch[:3], head.users(batch.user.clamp(min=0)))
+            margin_B[rows] = torch.where(own, known, margin_B[rows])
     margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(

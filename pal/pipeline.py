@@ -243,7 +243,7 @@ def default_run(config: Config) -> str:
     that ``train.lr=1e-3`` has a name of its own.
     """
     head = config.train
-    name = f"{config.dataset}-{config.encoder}-{head.head}-k{head.k}-s{config.seed}"
+    name = f"{config.dataset}-{config.encoder}-{head.head}-k{head.prototypes}-s{config.seed}"
     usual = reference()
     usual_data = usual.data.datasets.get(config.dataset)
     usual_encoder = usual.embed.encoders.get(config.encoder)

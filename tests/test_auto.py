@@ -17,7 +17,6 @@ from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive, seen_vectors, zero_shot
 from pal.train.adapt.map import adapt_map, evidence
 from pal.train.adapt.prior import make_prior
-from pal.train.build import build_head
 from pal.train.heads.auto import Auto
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
@@ -167,10 +166,7 @@ def survey(groups: int, things: int, users: int, seed: int = 0, noise: float = 1
 
 def solved(problem: Problem, reads: Any = "prompt", k: int = 8, seed: int = 0) -> Auto:
     torch.manual_seed(seed)
-    head = build_head(
-        TrainConfig(head="auto", k=k, reads=reads), problem.features.shape[1], problem.users
-    )
-    assert isinstance(head, Auto)
+    head = Auto(problem.features.shape[1], problem.users, k=k, reads=reads)
     head.item_scale.fit(problem.features, problem.train.item_rows())
     if head.uses_prompt:
         assert problem.train.prompt is not None

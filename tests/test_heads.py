@@ -233,6 +233,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "score": st.sampled_from(SCORES),
     "learner": st.sampled_from(["f(Pw)", "f(P)w", "Pw"]),
     "weights": st.sampled_from(["mixture", "partition", "gumbel"]),
+    "reads": st.sampled_from(["prompt", "items", "both"]),
 }
 
 

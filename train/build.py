@@ -51,6 +51,7 @@ def resolve(settings: TrainConfig) -> TrainConfig:
             )
     if "reads" not in own:  # else the dataset decides, see ``settled``
         own["view"] = "response" if head.uses_prompt else "prompt+response"
+    settings = settings.model_copy(update={"k": settings.prototypes})
     filled = {key: default for key, default in own.items() if default is not None}
     return settings.model_copy(
         update={key: value for key, value in filled.items() if getattr(settings, key) is None}

@@ -47,7 +47,9 @@ def relevant_names(settings: TrainConfig) -> frozenset[str]:
     if not kind.is_solved:
         return frozenset(names | STEPS | {"starts", "bound", "loss_over"} | _rates_of(settings))
     own = next((SOLVERS[base] for base in kind.__mro__ if base in SOLVERS), None)
-    return frozenset(names | own if own else names.union({"ridge"}, STEPS, *RATES.values()))
+    return frozenset(
+        names | own if own is not None else names.union({"ridge"}, STEPS, *RATES.values())
+    )
 
 
 def relevant_settings(settings: TrainConfig) -> JsonObject:

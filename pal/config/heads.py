@@ -8,6 +8,9 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from pal.config.base import Component, Count
 
+PROTOTYPES = {"auto": 8}
+"""K of heads that leave no choice of it"""
+
 
 class TrainConfig(Component):
     """Stage two: one head."""
@@ -15,7 +18,8 @@ class TrainConfig(Component):
     head: str = "pal-b"
     """Name of the head, see ``pal train --help``."""
     k: PositiveInt = 2
-    """Number of prototypes."""
+    """Number of prototypes; of ``auto`` it is always 8, of which people need as many as they
+    are."""
     latent_dim: PositiveInt | None = None
     """Dimension d of the preference space; null: that of the features."""
     mlp: str | None = None
@@ -70,6 +74,11 @@ class TrainConfig(Component):
     """Train on at most so many pairs of each seen user (learning curves); null: on all."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+
+    @property
+    def prototypes(self) -> int:
+        """K: the setting, or the head's own."""
+        return PROTOTYPES.get(self.head, self.k)
 
 
 class SweepConfig(Component):
