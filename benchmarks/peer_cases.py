@@ -50,7 +50,7 @@ def comparisons(rows: int = ROWS, users: int = USERS, dim: int = DIM) -> Batch:
 
 
 def some(batch: Batch, rows: Tensor) -> Batch:
-    return Batch(*(value[rows] for value in batch))  # type: ignore[index]
+    return Batch(*(None if value is None else value[rows] for value in batch))  # type: ignore[arg-type]
 
 
 def batches() -> list[Batch]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from pal import pipeline
 from pal.config import Config, load
+from pal.config.heads import PROTOTYPES
 from pal.dataset import PreparedDataset
 from pal.evaluate.compare import Comparison, compare
 from pal.evaluate.folds import Fold, crossing_folds, folder_of
@@ -42,15 +43,18 @@ SETS: dict[str, dict[str, Any]] = {
     "bowling-green": {"kind": "polis", "min_answers": 20},
 }
 ONE_TASTE = "bt-linear"
-PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4)}
+PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4), "auto": (PROTOTYPES["auto"],)}
 """K of heads that are run with several"""
 USUAL_K = 4
+SAME_FEATURES = "one-taste"
+"""auto without deviations"""
+POPULATIONS = {"test_seen": "seen users", "test_unseen": "unseen users, 0 shots,"}
 SLOW = ("mrm", "vpl")
 """heads that are run last"""
 FOLDS = 5
 COLUMNS = [
-    "head", "K", "seed", "s", "seen users", "against one taste", "NLL", "unseen, 0 shots",
-    "5 shots", "20 shots",
+    "head", "K", "seed", "s", "seen users", "against one taste", "NLL", "NLL against one taste",
+    "unseen, 0 shots", "5 shots", "20 shots",
 ]  # fmt: skip
 
 
@@ -149,19 +153,35 @@ def section(dataset: str, source: Path, seeds: int) -> str | None:
         unseen = [metrics.test_unseen.get(shots) for shots in ("0", "5", "20")]
         table.append(row_of(told, metrics.test_seen, against.get(entry.run(dataset)), unseen))
     missing = [f"{e.head}{'' if e.k is None else f' K={e.k}'}" for e, m in done if m is None]
-    return f"## {dataset}\n\n{as_markdown(table)}\n\n" + remarks(prepared, against, missing)
+    told = remarks(prepared, against, missing)
+    same = {head: e.run(dataset) for e, _ in found for head in [e.head] if e.seed == 0}
+    if {"auto", SAME_FEATURES} <= set(same):
+        told = f"{plurality(config, same)}\n{told}"
+    return f"## {dataset}\n\n{as_markdown(table)}\n\n{told}"
+
+
+def plurality(config: Config, runs: dict[str, str]) -> str:
+    """Say what auto gains over one taste of the same features."""
+    names = [runs[SAME_FEATURES], runs["auto"]]
+    found = []
+    for row in compare(config.evaluate, config.paths.runs, names, FOLDS):
+        accuracy = with_interval(row.difference, row.ci95, row.ci95_from, "+")
+        likelihood = with_interval(row.nll_difference, row.nll_ci95, sign="+")
+        found.append(f"{POPULATIONS[row.cell]} {accuracy}, NLL {likelihood}")
+    return f"auto against {SAME_FEATURES}: {'; '.join(found)}."
 
 
 def row_of(
     told: list[str], seen: Cell | None, against: Comparison | None, unseen: list[Cell | None]
 ) -> list[str]:
-    difference, likelihood = NOTHING, NOTHING
+    difference, likelihood, gained = NOTHING, NOTHING, NOTHING
     if against is not None:
         difference = with_interval(against.difference, against.ci95, against.ci95_from, "+")
+        gained = with_interval(against.nll_difference, against.nll_ci95, sign="+")
     if seen is not None:
         likelihood = with_interval(seen.nll, seen.nll_ci95)
     cells = [interval(cell) for cell in [*unseen, None, None][:3]]
-    return [*told, interval(seen), difference, likelihood, *cells]
+    return [*told, interval(seen), difference, likelihood, gained, *cells]
 
 
 def remarks(prepared: PreparedDataset, against: dict[str, Comparison], missing: list[str]) -> str:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PARQUET = ".parquet"
 
 
+def is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == PARQUET
+
+
 def columns_of_bytes(file: Path) -> tuple[str, ...]:
     """Return the columns that hold bytes, themselves or within; raises ValueError for a file that
     is none of its kind."""
@@ -23,7 +27,7 @@ def columns_of_bytes(file: Path) -> tuple[str, ...]:
     import pyarrow.parquet as pq
 
     try:
-        if file.suffix == PARQUET:
+        if is_parquet(file):
             schema = pq.read_schema(file)
         else:
             with arrow_reader(file) as reader:
@@ -64,7 +68,7 @@ def batches_of(file: Path, size: int, left_out: Collection[str]) -> Iterator[pa.
     import pyarrow.parquet as pq
 
     try:
-        if file.suffix == PARQUET:
+        if is_parquet(file):
             with pq.ParquetFile(file, pre_buffer=False) as opened:
                 names = [name for name in opened.schema_arrow.names if name not in left_out]
                 yield from opened.iter_batches(size, columns=names)
@@ -82,7 +86,7 @@ def read_group(file: Path, column: str, group: int) -> pa.ChunkedArray:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if file.suffix == PARQUET:
+    if is_parquet(file):
         with pq.ParquetFile(file) as opened:
             return opened.read_row_group(group, columns=[column]).column(0)
     with arrow_reader(file) as batches:
@@ -104,7 +108,7 @@ def row_in_group(file: Path, number: int) -> tuple[int, int]:
 def _group_ends(file: Path, modified: int) -> list[int]:
     import pyarrow.parquet as pq
 
-    if file.suffix != PARQUET:
+    if not is_parquet(file):
         with arrow_reader(file) as batches:
             return list(itertools.accumulate(batch.num_rows for batch in batches))
     metadata = pq.read_metadata(file)

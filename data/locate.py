@@ -77,7 +77,8 @@ def files_of(place: Path, patterns: Sequence[str]) -> list[Path]:
         within = path.relative_to(place)
         if _is_hidden(within) or not path.is_file():
             continue
-        if not any(fnmatch.fnmatch(path.as_posix(), end) for end in ends):
+        names = path.as_posix(), path.with_name(path.name.lower()).as_posix()
+        if not any(fnmatch.fnmatch(name, end) for name in names for end in ends):
             continue
         if path.parent not in saved:
             saved[path.parent] = _saved_files(path.parent)

@@ -64,8 +64,9 @@ class Sheet:
         Raises DataError for a file that is no file of rows, cannot be read, or contradicts what
         was said.
         """
-        is_packed = file.name.endswith(PACKED)
-        name = file.name.removesuffix(PACKED)
+        name = file.name.lower()
+        is_packed = name.endswith(PACKED)
+        name = name.removesuffix(PACKED)
         kind = next((kind for end, kind in ENDS.items() if name.endswith(end)), None)
         if kind is None or (is_packed and kind in ("Parquet", "Arrow")):
             raise DataError(
@@ -92,7 +93,7 @@ class Sheet:
         if self.kind != "CSV":
             return sheet
         text = start.decode(chosen, errors="replace")
-        first = text.partition("\n")[0].strip()
+        first = text.partition("\n")[0].strip("\r ")
         if len(first) == len("sep=;") and first.lower().startswith("sep="):  # Excel's own line
             return replace(sheet, delimiter=delimiter or first[-1], header=2)
         is_whole = len(start) < BEGINNING

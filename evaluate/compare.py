@@ -18,6 +18,7 @@ from pal.config import EvaluateConfig
 from pal.dataset import Population
 from pal.evaluate.crossed import Crossing
 from pal.evaluate.folds import folder_of
+from pal.evaluate.metrics import negative_log_likelihoods
 from pal.evaluate.predict import in_test, load_run, predictions_of
 from pal.evaluate.records import Interval, Metrics
 from pal.evaluate.ties import TieRule
@@ -42,8 +43,11 @@ class Comparison(Entry):
     """over users and prompts; null with a single one of either"""
     ci95_from: Literal["users", "prompts"]
     """where most of the uncertainty comes from"""
+    nll_difference: float
+    """of the mean over pairs, b minus a: below 0, b is better"""
+    nll_ci95: Interval | None
     p: float
-    """two-sided, of no difference"""
+    """two-sided, of no difference of the accuracy"""
     harmed: float
     """share of users who are worse off under b"""
     harmed_by_chance: float
@@ -132,6 +136,11 @@ def _compare(
     crossing = Crossing.of(both)
     found = crossing.macro(second - first)
     difference = crossing.user_means(second - first)
+    losses = [
+        negative_log_likelihoods(both[margin].to_numpy(), label)
+        for margin in ("margin", "margin_right")
+    ]
+    likelihood = crossing.micro(losses[1] - losses[0])
     discordant = np.bincount(crossing.users, second != first).astype(np.int64)
     return Comparison(
         a=a[0],
@@ -143,6 +152,8 @@ def _compare(
         difference=found.value,
         ci95=found.ci95,
         ci95_from=found.side,
+        nll_difference=likelihood.value,
+        nll_ci95=likelihood.ci95,
         p=found.p,
         harmed=float((difference < 0).mean()),
         harmed_by_chance=chance_of_harm(discordant),

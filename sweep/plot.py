@@ -11,6 +11,8 @@ from pal.sweep.record import axes_of, table_of
 from pal.sweep.table import ok_rows
 
 PICTURE = "accuracy_by_k.png"
+WIDTH, HEIGHT, ROOM, LINE = 6.4, 4.0, 1.5, 0.25
+"""of the picture, the least height, and what the plane and each line of the legend take, in inches"""
 
 
 def plot_accuracy_against_k(folder: Path) -> None:
@@ -29,7 +31,9 @@ def plot_accuracy_against_k(folder: Path) -> None:
     from matplotlib import pyplot
 
     best = _best_by_k(frame)
-    figure, plane = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    lines = 2 * best["head"].n_unique()
+    size = WIDTH, max(HEIGHT, ROOM + LINE * lines)  # a higher legend would leave no plane
+    figure, plane = pyplot.subplots(figsize=size, layout="constrained")
     for (head,), rows in best.sort("k").group_by("head", maintain_order=True):
         for split, line in (("val", "--"), ("test", "-")):
             middle = rows[f"{split}_macro_accuracy"]

@@ -15,7 +15,6 @@ from pal.sweep.plan import Candidate
 from pal.train.run_record import RunRecord, TrainedHead
 
 BEST = "best"
-MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
 
 
 def best_run(name: str) -> str:

@@ -107,8 +107,11 @@ class SweepSummary(
     """``summary.json``: what the last ``pal sweep`` did, and what there is now."""
 
     name: str
+    asked: list[str]
+    """ids of the heads that were asked for; those that cannot differ are one. The folder may have
+    more: of earlier settings, labels or features"""
     heads: int
-    """that were asked for; those that cannot differ are one"""
+    """how many those are"""
     trained: int
     reused: int
     failed: int

@@ -199,6 +199,7 @@ def summary_of(
         winner = best_head(best, best_run(name), best.val.macro_accuracy)
     return SweepSummary(
         name=name,
+        asked=sorted(rows),
         heads=len(rows),
         trained=trained,
         reused=len(rows) - trained,

@@ -50,8 +50,13 @@ def table_of_sweep(folder: Path, rows: int | None = 10) -> Table:
 
 
 def ok_rows(folder: Path) -> Sequence[SweepRow]:
-    """Return the rows of the heads of a sweep that were trained to the end."""
-    return [row for row in read_results(folder).values() if row.status == "ok"]
+    """Return the rows of the heads that a sweep was last asked for and that were trained to the
+    end.
+
+    Not those of earlier settings or labels: in a table they would pass for further seeds.
+    """
+    asked, rows = SweepSummary.read(folder).asked, read_results(folder)
+    return [rows[head] for head in asked if head in rows and rows[head].status == "ok"]
 
 
 def write_csv(folder: Path) -> None:

@@ -17,7 +17,7 @@ from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive, seen_vectors, zero_shot
 from pal.train.adapt.map import adapt_map, evidence
 from pal.train.adapt.prior import make_prior
-from pal.train.heads.auto import Auto
+from pal.train.heads.auto import Auto, OneTaste
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
 from pal.train.pairs import Pairs
@@ -191,6 +191,22 @@ def test_opposed_groups_are_found_and_both_are_predicted() -> None:
     assert loss < 0.55
     accuracy, loss = judged(solved(problem, k=1), problem, problem.val)
     assert accuracy < 0.6  # one taste cannot
+
+
+def test_one_taste_differs_in_nothing_but_how_readily_users_agree() -> None:
+    problem = survey(2, 60, 12)
+    torch.manual_seed(0)
+    head = OneTaste(problem.features.shape[1], problem.users, reads="prompt")
+    head.item_scale.fit(problem.features, problem.train.item_rows())
+    assert problem.train.prompt is not None
+    head.prompt_scale.fit(problem.features, problem.train.prompt.unique())
+    solve(head, problem, TrainConfig(head="one-taste"))
+    batch = problem.val.batch(problem.features, slice(0, 30))
+    each = head.margins_of_each(head.prepare(*batch[:3]), head.users(torch.arange(12))).detach()
+    side = torch.where(batch.first[:, 1] == 0, 1.0, -1.0)  # the first answer is (3, 0, ...)
+    apart = (each - each[:, :1]) * side.unsqueeze(1)
+    torch.testing.assert_close(apart, apart[:1].expand_as(apart), atol=1e-4, rtol=1e-3)
+    assert float(apart.abs().max()) > 0.05
 
 
 def test_where_text_tells_nothing_predictions_are_no_worse_than_none() -> None:

@@ -114,6 +114,8 @@ def test_a_head_that_is_trained_or_solved_alone_is_that_of_the_cpu(name: str, de
     options: dict[str, Any] = {"head": name, "k": 2, "epochs": 3, "batch_size": 32}
     if "mlp" in defaults_of(heads()[name]):
         options["mlp"] = "mlp1-gelu-dropout0"  # what is dropped, each device draws itself
+    if "reads" in defaults_of(heads()[name]):
+        options["reads"] = "items"  # there is no dataset that decides
     settings = TrainConfig(**options)
     here, there = (margins(fit_head(made_data(on), settings, 0).head) for on in (device, "cpu"))
     if name in DRAWS_ITSELF:

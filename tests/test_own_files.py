@@ -68,6 +68,9 @@ FORMS: dict[str, tuple[str, bytes]] = {
     "tsv, packed": ("a.tsv.gz", gzip.compress(cells(ROWS, "\t").encode())),
     "commas in cells": ("a.csv", cells([r | {"note": '"a, b; c"'} for r in ROWS], ";").encode()),
     "Excel's line": ("a.csv", cells(ROWS, ";", "sep=;\r\n").encode()),
+    "Excel's line, tabs": ("a.csv", cells(ROWS, "\t", "sep=\t\r\n").encode()),
+    "an end in capitals": ("A.CSV", cells(ROWS).encode()),
+    "a packed end in capitals": ("A.JSONL.GZ", gzip.compress(LINES.encode())),
     "UTF-16 without a mark": ("a.csv", cells(ROWS).encode("utf-16-le")),
     "UTF-32": ("a.csv", cells(ROWS).encode("utf-32")),
     "lines of UTF-16": ("a.jsonl", LINES.encode("utf-16")),
@@ -83,8 +86,10 @@ FORMS: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_rows_in_another_form_are_the_same(form: str) -> None:
     name, raw = FORMS[form]
-    Path(name).write_bytes(raw)
-    assert_is_whole(read(name))
+    Path("own").mkdir()
+    (Path("own") / name).write_bytes(raw)
+    assert_is_whole(read(Path("own") / name))
+    assert_is_whole(read("own"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +175,23 @@ def test_own_values_and_the_names_of_the_two_columns_are_answers() -> None:
     values = {"label": {3: 0.75, "Neither": 0.5}}
     found = read("a.jsonl", columns=columns, values=values).pairs.sort("source_row")
     assert found["label"].to_list() == [1.0, 0.0, 0.75, 0.5] * 3
+
+
+@pytest.mark.parametrize("kind", ["pairs", "votes"])
+def test_a_word_for_nothing_is_an_answer_where_the_user_says_what_it_means(kind: str) -> None:
+    own: Row = {"pairs": {"first": "a{}", "second": "b"}, "votes": {"item": "a{}"}}[kind]
+    name = {"pairs": "label", "votes": "vote"}[kind]
+    answers = ["true", "false", "None", ""]
+    rows = [
+        {"user_id": "u", **{key: text.format(n) for key, text in own.items()}, name: answers[n % 4]}
+        for n in range(12)
+    ]
+    Path("a.csv").write_text(cells(rows))
+    nothing = {"pairs": "no-label", "votes": "no-vote"}[kind]
+    assert reasons(read("a.csv", kind)) == {nothing: 6}
+    found = read("a.csv", kind, values={name: {"none": 0.25}})
+    assert reasons(found) == {nothing: 3}, "empty cells stay empty"
+    assert 0.25 in {*found.pairs["label"], *(1.0 - found.pairs["label"])}
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,17 @@ def test_a_rerun_trains_only_what_is_missing(configure: Configure) -> None:
     assert (grown.trained, grown.reused) == (2, 4)
 
 
+def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Configure) -> None:
+    heads_of_1 = sweeping(configure, {}, **{"train.epochs": 1})
+    pipeline.sweep(heads_of_1, "s")
+    summary = pipeline.sweep(sweeping(configure, {}), "s")
+    assert len(results("s")) == 2
+    (row,) = pl.read_csv("sweeps/s/table.csv").to_dicts()
+    assert row["seeds"] == 1
+    assert summary.best is not None
+    assert row["validation, by user"].startswith(f"{summary.best.val_macro_accuracy:.3f} ")
+
+
 def test_the_best_by_validation_is_an_ordinary_run(configure: Configure) -> None:
     config = sweeping(configure, {"k": [1, 2, 3], "lr": [1e-4, 3e-3]})
     summary = pipeline.sweep(config, "s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -528,6 +529,15 @@ def made_data(seed: int = 0) -> TrainingData:
     store = cast(Any, SimpleNamespace(dim=DIM))
     users = [f"u{number}" for number in range(USERS)]
     return TrainingData(cast(Any, None), store, users, features, pairs, pairs)
+
+
+def test_one_question_for_all_pairs_stops_only_heads_that_read_it() -> None:
+    made = made_data()
+    asked = replace(made.train, prompt=torch.zeros_like(made.train.first))
+    data = replace(made, train=asked, val=asked)
+    fit_head(data, TrainConfig(head="pal-a", epochs=1), 0)
+    with pytest.raises(TrainError, match="all prompts have the same feature.*--head pal-a"):
+        fit_head(data, TrainConfig(head="pal-b", epochs=1), 0)
 
 
 def state_of(train: TrainConfig, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -24,6 +24,14 @@ from pal.train.pairs import NO_PROMPTS, Pairs, drop_without_feature, with_prompt
 from pal.train.run_record import Log, RunRecord, TrainedHead
 from pal.train.solve import Problem
 
+SAME_ITEMS = (
+    "all items have the same feature, so there is nothing to learn from; check the encoder"
+)
+SAME_PROMPTS = (
+    "all prompts have the same feature, so this head, which reads prompts, has nothing to learn "
+    "from; use --head pal-a, which reads only items"
+)
+
 
 class Fitted(NamedTuple):
     """A head after training."""
@@ -86,22 +94,25 @@ class TrainingData:
         head = build_head(settled(settings, self.dataset), self.store.dim, len(self.users))
         if head.uses_prompt and self.train.prompt is None:
             raise TrainError(NO_PROMPTS)
-        for name, fitted in (("item_scale", self.item_scale), ("prompt_scale", self.prompt_scale)):
+        for name in ("item_scale", "prompt_scale"):
             scaler = getattr(head, name, None)
-            if scaler is not None and fitted is not None:
+            # only what the head reads: where all pairs have one prompt, prompts have no scale
+            fitted = None if scaler is None else getattr(self, name)
+            if fitted is not None:
                 scaler.load_state_dict(fitted.state_dict())
         return head.to(self.features.device)
 
     @cached_property
     def item_scale(self) -> Standardiser:
         """Statistics of the training pairs' distinct items, fitted once for all heads."""
-        return statistics_of(self.features, self.train.item_rows())
+        return statistics_of(self.features, self.train.item_rows(), SAME_ITEMS)
 
     @cached_property
     def prompt_scale(self) -> Standardiser | None:
-        """Statistics of the training pairs' distinct prompts, where there are any."""
+        """Statistics of the training pairs' distinct prompts, where there are any; raises
+        TrainError where all have one prompt."""
         prompt = self.train.prompt
-        return None if prompt is None else statistics_of(self.features, prompt)
+        return None if prompt is None else statistics_of(self.features, prompt, SAME_PROMPTS)
 
     def trained(
         self, fitted: Fitted, record: RunRecord, seconds: float, head_id: str | None = None
@@ -171,8 +182,9 @@ def subset(frame: pl.DataFrame, users: int | None, pairs_per_user: int | None) -
     return frame
 
 
-def statistics_of(features: Tensor, rows: Tensor) -> Standardiser:
-    """Return the statistics of some rows' features; raises TrainError where they are of no use."""
+def statistics_of(features: Tensor, rows: Tensor, same: str) -> Standardiser:
+    """Return the statistics of some rows' features; raises TrainError where they are of no use,
+    ``same`` where all features are the same."""
     fitted = Standardiser(features.shape[1])
     fitted.fit(features, rows.unique())
     if not bool(torch.isfinite(fitted.mean).all()):  # one NaN or infinity among the rows is enough
@@ -180,7 +192,5 @@ def statistics_of(features: Tensor, rows: Tensor) -> Standardiser:
             "the cache holds NaN or infinite features; run: pal cache verify, then pal embed"
         )
     if not bool(fitted.scale.any()):
-        raise TrainError(
-            "all items have the same feature, so there is nothing to learn from; check the encoder"
-        )
+        raise TrainError(same)
     return fitted

@@ -197,11 +197,14 @@ def _require_known(
     )
 
 
-def is_missing(value: Any) -> bool:
-    """Say whether a cell holds no answer: empty, null or NaN, also as a text file writes them."""
+def is_missing(value: Any, convention: Convention | None = None) -> bool:
+    """Say whether a cell holds no answer: empty, null or NaN, also as a text file writes them,
+    unless it is a word that has a meaning in a convention, such as none of the two."""
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and is_missing_text(value))
+    if isinstance(value, str):
+        return is_missing_text(value) and not (convention and convention.knows(value))
+    return value is None
 
 
 def _is_word(key: str) -> bool:

@@ -175,7 +175,7 @@ class OwnPairs(RowAdapter):
 
     def _label(self, value: Any) -> float:
         """Return P(first preferred); raises Unusable."""
-        if is_missing(value):
+        if is_missing(value, self.labels):
             raise Unusable("no-label", "the row holds no label")
         if self.labels is None or not self.labels.knows(value):
             raise Unusable(

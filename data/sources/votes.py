@@ -134,7 +134,7 @@ class OwnVotes(RowAdapter):
         if found["item"] is None:
             return [Reject(place, "no-item", "the row holds nothing that was voted on")]
         vote = found["vote"]
-        if is_missing(vote):
+        if is_missing(vote, self.votes):
             return [Reject(place, "no-vote", "the row holds no vote")]
         if not self.votes.knows(vote):
             message = (

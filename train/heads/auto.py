@@ -170,6 +170,16 @@ class Auto(Head):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class OneTaste(Auto):
+    """``one-taste``: the same without deviations: what all share, and how readily each user
+    agrees. What ``auto`` gains over it is plurality, and nothing else."""
+
+    name: ClassVar[str] = "one-taste"
+
+    def __init__(self, dim: int, users: int, *, reads: Reads | None = None) -> None:
+        super().__init__(dim, users, k=1, reads=reads)
+
+
 def _pairs_of(prepared: Prepared) -> list[tuple[Tensor, Tensor]]:
     """Return terms and what is not known, of one thing or of two."""
     values = [value for value in prepared if value is not None]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pal.config import TrainConfig
-from pal.train.heads.auto import Auto
+from pal.train.heads.auto import Auto, OneTaste
 from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, Directions, LowRank, PerUser
 from pal.train.heads.meta import MetaLearned
@@ -36,6 +36,7 @@ SOLVERS: dict[type[Head], Callable[[Any, Problem, TrainConfig], None]] = {
     Variational: solve_variational,
     MetaLearned: solve_meta,
     Auto: solve_auto,
+    OneTaste: solve_auto,
 }
 
 

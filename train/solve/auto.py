@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pal.config import TrainConfig
 from pal.errors import TrainError
-from pal.train.heads.auto import Auto
+from pal.train.heads.auto import Auto, OneTaste
 from pal.train.heads.landmarks import Landmarks
-from pal.train.solve.choose import choose
+from pal.train.solve.choose import DEFAULT, NONE, WEAKER, choose
 from pal.train.solve.mixture import Array, Judgements, Numbers, fit
 from pal.train.solve.problem import Problem
 
@@ -38,7 +38,8 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
         return Similarities.of(head, points, _some(order, things)).features(points)
 
     k = head.users.logits.shape[1] - 1
-    choice = choose(featured, rows, len(points), k, seed)
+    path = NONE if isinstance(head, OneTaste) else (DEFAULT, *WEAKER)
+    choice = choose(featured, rows, len(points), k, seed, path)
     every = np.arange(len(points))
     similar = Similarities.of(head, points, _some(order, every))
     rng = np.random.default_rng([seed, 1])

@@ -8,7 +8,7 @@ Shapes: n answers, T things.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from pal.train.solve.mixture import Array, Judgements, Numbers, Parts, Strength,
 DEFAULT = Strength(1.0, 1.0)
 WEAKER = (Strength(2.0, 2.0), Strength(4.0, 2.0), Strength(8.0, 0.0), Strength(16.0, 0.0))
 """from strong to weak"""
+NONE = (Strength(0.0, 0.0),)
+"""nobody deviates from the shared taste"""
 FOLDS, ITERATIONS, PATIENCE = 3, 100, 2
 """of the inner cross-fitting; how many strengths in a row that are no better end the path"""
 ERRORS = 2.0
@@ -63,10 +65,12 @@ def choose(
     things: int,
     k: int,
     seed: int,
+    path: Sequence[Strength] = (DEFAULT, *WEAKER),
 ) -> Choice:
     """Choose a strength and the scales of the text.
 
-    ``featured`` returns the features of all things (T, F), made of the statistics of some of them.
+    ``path`` begins with the default, and goes on from strong to weak. ``featured`` returns the
+    features of all things (T, F), made of the statistics of some of them.
     """
     group = groups_of(rows, things)
     fold = dealt(group, seed)
@@ -74,7 +78,7 @@ def choose(
     trained = [_within(rows, fold != number) for number in range(FOLDS)]
     kept = [n for n in range(FOLDS) if tested[n].any() and trained[n].any()]
     if not kept:
-        return Choice(DEFAULT, 1.0, 1.0, 0.0, 0.0)
+        return Choice(path[0], 1.0, 1.0, 0.0, 0.0)
     features = {n: featured(np.unique(_things(rows.only(trained[n])))) for n in kept}
 
     def held_out(strength: Strength) -> _Held:
@@ -90,11 +94,11 @@ def choose(
         place = np.concatenate(places)
         return _Held(place, joined, rows.label[place])
 
-    default = held_out(DEFAULT)
-    best, strength, gain, error = default, DEFAULT, 0.0, 0.0
+    default = held_out(path[0])
+    best, strength, gain, error = default, path[0], 0.0, 0.0
     judged = group[rows.first[default.rows]]
     leader, worse = float(default.loss().mean()), 0
-    for weaker in WEAKER:
+    for weaker in path[1:]:
         found = held_out(weaker)
         mean, spread = gained(default.loss() - found.loss(), judged)
         loss = float(found.loss().mean())
