@@ -48,7 +48,7 @@ PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4), "auto": (PROTOTYPES["auto"],)}
 USUAL_K = 4
 SAME_FEATURES = "one-taste"
 """auto without deviations"""
-POPULATIONS = {"test_seen": "seen users", "test_unseen": "unseen users, 0 shots,"}
+POPULATIONS = {"test_seen": "seen users", "test_unseen_0": "unseen users, 0 shots,"}
 SLOW = ("mrm", "vpl")
 """heads that are run last"""
 FOLDS = 5

@@ -33,7 +33,6 @@ from pal.evaluate.ties import TieRule
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive
 from pal.train.adapt.map import Adapted
-from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
 from pal.train.run_record import TrainedHead
 
@@ -76,7 +75,7 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
                 began = time.perf_counter()
                 adapted = adapt_users(settings, head, shots, users.judged, prior, repeat)
                 seconds += time.perf_counter() - began
-                parts.append(judge.margins(settings, shots, prior, adapted))
+                parts.append(judge.margins(settings, shots, adapted))
             margins.append(np.concatenate(parts)[panel.counted])
         cell, per_user = panel.cell(margins)
         at_zero = per_user if at_zero is None else at_zero
@@ -104,13 +103,11 @@ class _Judge:
         return cls(trial.trained, users, validation)
 
     @torch.no_grad()
-    def margins(
-        self, settings: AdaptConfig, shots: Answers, prior: Prior, adapted: Adapted
-    ) -> Array:
+    def margins(self, settings: AdaptConfig, shots: Answers, adapted: Adapted) -> Array:
         """Return the margins of all judged pairs after one draw of the shots."""
         head, judged = self.trained.head, self.users.judged
         if averages(settings, head):
-            margin = predictive(head, shots, judged, prior, adapted)
+            margin = predictive(head, shots, judged, adapted)
         else:
             margin = head.prepared_margin(judged.prepared, adapted.vectors, judged.user)
         found: Array = margin.double().numpy()

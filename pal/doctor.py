@@ -35,7 +35,7 @@ FIXES = {
     "missing-column": "give these rows the columns that the others have, or name theirs with "
     "data.<dataset>.columns",
     "empty-cell": "fill in the cells, or remove the rows",
-    "no-user": "fill in the user, or remove the column of users if all rows are one user's",
+    "no-user": "fill in the user; a file of pairs that are all one user's needs no such column",
     "bad-label": "correct them, or say what they mean with data.<dataset>.values",
     "no-label": "rows without an answer cannot be used; fill it in or remove them",
     "no-item": "fill in what was voted on, or remove the rows",

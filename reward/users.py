@@ -17,7 +17,7 @@ from torch import Tensor
 from pal.errors import PalWarning, RewardError, shown
 from pal.reward.export_record import Contents
 from pal.train.heads.head import Head
-from pal.train.heads.users import UserVectors, UserWeights
+from pal.train.heads.users import ReadyWeights, UserVectors, UserWeights
 from pal.users import user_name
 
 User = str | int | Mapping[str, float] | Mapping[int, float] | None
@@ -32,8 +32,8 @@ def vector_of_weights(head: Head, weights: Sequence[float]) -> Tensor:
 
     Raises RewardError where they make none.
     """
-    size = head.users.logits.shape[1]
-    if not isinstance(head.users, UserWeights) and head.name != "drm":
+    size = prototypes_of(head)
+    if not isinstance(head.users, UserWeights | ReadyWeights) and head.name != "drm":
         raise RewardError(
             f"head {head.name} has no prototypes to mix; choose a user or the population"
         )
@@ -51,13 +51,20 @@ def vector_of_weights(head: Head, weights: Sequence[float]) -> Tensor:
         raise RewardError(
             f"weights {list(weights)} must be zero or more and sum to one; divide them by their sum"
         )
+    if isinstance(head.users, ReadyWeights):  # of somebody who agrees as readily as most
+        return torch.cat([vector.new_zeros(1), vector])
     return vector
+
+
+def prototypes_of(head: Head) -> int:
+    """Return how many weights a user of the head has."""
+    return head.users.logits.shape[1] - isinstance(head.users, ReadyWeights)
 
 
 def prototype_vector(head: Head, k: int) -> Tensor:
     """Return the user vector of the k-th prototype alone, counted from 0, (R,)."""
-    size = head.users.logits.shape[1]
-    if isinstance(head.users, UserWeights) and not 0 <= k < size:
+    size = prototypes_of(head)
+    if isinstance(head.users, UserWeights | ReadyWeights) and not 0 <= k < size:
         raise RewardError(
             f"prototype {k} does not exist; the head has {size}, numbered from 0 to {size - 1}"
         )
@@ -149,7 +156,7 @@ class Users:
 
     def mixture(self, weights: Mapping[str, float] | Mapping[int, float]) -> Tensor:
         """Return the vector of prototypes mixed by number; those left out have no weight."""
-        numbers = [0.0] * self.head.users.logits.shape[1]
+        numbers = [0.0] * prototypes_of(self.head)
         for prototype, weight in weights.items():
             try:
                 place = int(prototype)

@@ -12,7 +12,7 @@ from pal.sweep.table import ok_rows
 
 PICTURE = "accuracy_by_k.png"
 WIDTH, HEIGHT, ROOM, LINE = 6.4, 4.0, 1.5, 0.25
-"""of the picture, the least height, and what the plane and each line of the legend take, in inches"""
+"""in inches: of the picture, its least height, and what the plane and a line of the legend take"""
 
 
 def plot_accuracy_against_k(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pal.config import Config
 from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
+from pal.evaluate.records import METRICS, PREDICTIONS
 from pal.files import locked
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
@@ -54,12 +55,16 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
     if trained is None:
         save_best(folder, train_alone(Worlds(device).of(own), own, best_run(folder.name)))
         trained = TrainedHead.load(folder / BEST)
+    unwanted: tuple[str, ...] = ()
     if config.sweep.folds is None:
         inputs = inputs_of_run(config.paths, trained.metadata)
         evaluate_run(config.evaluate, trained, *inputs, folder / BEST)
+    else:
+        unwanted = METRICS, PREDICTIONS  # of an earlier sweep without folds
     run = config.paths.runs / best_run(folder.name)
     with locked(run), locked(folder / BEST), RunRecord.replace(run) as temporary:
-        shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(*unwanted)
+        shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True, ignore=ignored)
 
 
 def _saved(folder: Path, one: Candidate) -> TrainedHead | None:

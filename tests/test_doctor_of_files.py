@@ -78,12 +78,17 @@ def test_columns_by_other_names_are_proposed_and_the_proposal_is_right() -> None
          "data.pairs.columns.label names the column 'lable', which no row has; did you mean "
          "'label'? the columns are user_id, prompt, first, second, label"),
         (sheet(HEADER.replace("label", "odd")), (), "pairs",
-         "have no chosen and rejected, nor first, second and label; their columns are user_id, "
+         "have no chosen and rejected, nor label; their columns are user_id, "
          "prompt, first, second, odd; name yours with data.pairs.columns: {our name: yours}"),
         (sheet().replace(",A", ",1").replace(",B", ",-1"), (), "pairs",
          'data.pairs.values.label: {"-1": ..., "1": ...}'),
         ("who,what,vote\n1,a,1\n2,b,0\n", (), "votes",
-         "have no item and vote; their columns are who, what, vote"),
+         "have no user_id and item; their columns are who, what, vote"),
+        # not "1,446 rows no-user": nobody would look for the cause in the columns
+        ("Teilnehmer,item,vote\np,a,1\nq,b,0\n", (), "votes",
+         "have no user_id; their columns are Teilnehmer, item, vote; name yours with "),
+        ("who,item,rating\np,a,1\nq,b,0\n", (), "ratings",
+         "if these are the right ones, set data.ratings.columns: {user_id: who}"),
     ],
 )  # fmt: skip
 def test_the_cause_is_named(text: str, options: tuple[str, ...], kind: str, words: str) -> None:

@@ -183,6 +183,14 @@ def test_a_rerun_trains_only_what_is_missing(configure: Configure) -> None:
     assert (grown.trained, grown.reused) == (2, 4)
 
 
+def test_a_choice_by_folds_brings_no_test_of_an_earlier_sweep_along(configure: Configure) -> None:
+    for folds in (None, 2):
+        pipeline.sweep(sweeping(configure, {}, **{"sweep.folds": folds}), "s")
+        assert Path("runs/s-best/head.safetensors").is_file()
+        assert Path("runs/s-best/metrics.json").is_file() == (folds is None)
+        assert Path("runs/s-best/predictions.parquet").is_file() == (folds is None)
+
+
 def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Configure) -> None:
     heads_of_1 = sweeping(configure, {}, **{"train.epochs": 1})
     pipeline.sweep(heads_of_1, "s")

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+import polars as pl
+
 from pal.config import TrainConfig
 from pal.config.base import unknown
 from pal.dataset import PreparedDataset
@@ -87,10 +89,26 @@ def _reads_of(dataset: PreparedDataset) -> Literal["prompt", "items", "both"]:
     pairs = dataset.viewed("response").pairs("train", "seen", columns)
     if pairs["prompt_id"].null_count():
         return "items"
-    answers = pairs["first_id"].append(pairs["second_id"]).n_unique()
-    if answers == ANSWERS and pairs["prompt_id"].n_unique() > 1:
+    if pairs["prompt_id"].n_unique() > 1 and _answers_of(dataset, pairs) == ANSWERS:
         return "prompt"
     return "both" if dataset.card.views == ("response",) else "items"
+
+
+def _answers_of(dataset: PreparedDataset, pairs: pl.DataFrame) -> int:
+    """Return how many answers are given to all prompts, apart from the prompts' text before
+    them."""
+    given = [pairs.select("prompt_id", item_id=side) for side in ("first_id", "second_id")]
+    items = pl.concat(given).unique()
+    found = items["item_id"].n_unique()
+    if found <= ANSWERS or len(items) > ANSWERS * items["prompt_id"].n_unique():
+        return found
+    texts = pl.DataFrame(pl.from_arrow(dataset.items(["item_id", "text"])))
+    prompts = texts.rename({"item_id": "prompt_id", "text": "prompt"})
+    both = items.join(texts, on="item_id").join(prompts, on="prompt_id")
+    if both["text"].null_count() or both["prompt"].null_count():
+        return found  # images
+    rest = both.select(pl.col("text").str.strip_prefix(pl.col("prompt")).str.strip_chars())
+    return rest.to_series().n_unique()
 
 
 def build_head(settings: TrainConfig, dim: int, users: int) -> Head:

@@ -24,9 +24,7 @@ from pal.train.pairs import NO_PROMPTS, Pairs, drop_without_feature, with_prompt
 from pal.train.run_record import Log, RunRecord, TrainedHead
 from pal.train.solve import Problem
 
-SAME_ITEMS = (
-    "all items have the same feature, so there is nothing to learn from; check the encoder"
-)
+SAME_ITEMS = "all items have the same feature, so there is nothing to learn from; check the encoder"
 SAME_PROMPTS = (
     "all prompts have the same feature, so this head, which reads prompts, has nothing to learn "
     "from; use --head pal-a, which reads only items"
@@ -96,8 +94,9 @@ class TrainingData:
             raise TrainError(NO_PROMPTS)
         for name in ("item_scale", "prompt_scale"):
             scaler = getattr(head, name, None)
-            # only what the head reads: where all pairs have one prompt, prompts have no scale
-            fitted = None if scaler is None else getattr(self, name)
+            if scaler is None:  # only what the head reads: one prompt for all has no scale
+                continue
+            fitted = getattr(self, name)
             if fitted is not None:
                 scaler.load_state_dict(fitted.state_dict())
         return head.to(self.features.device)

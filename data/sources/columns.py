@@ -19,6 +19,8 @@ USERS = (
     "user_id", "user", "userid", "participant", "participant_id", "annotator", "annotator_id",
     "rater", "rater_id", "worker", "worker_id", "voter", "voter_id", "respondent", "respondent_id",
 )  # fmt: skip
+PEOPLE = ("who", "person", "member", "customer", "name")
+"""of a column of users, proposed and never taken without asking"""
 PROMPTS = ("prompt", "question", "instruction")
 SIDES = (("a", "b"), ("first", "second"), ("left", "right"), ("1", "2"), ("0", "1"))
 """how the names of two columns end that hold the two sides of a comparison"""
@@ -83,7 +85,7 @@ class Columns:
         """Raise UnclearColumns where no row can have what is needed."""
         if any(all(self.taken[name] for name in names) for names in words.needed):
             return
-        wanted = ", nor ".join(f"{', '.join(names[:-1])} and {names[-1]}" for names in words.needed)
+        wanted = ", nor ".join(self._absent(names) for names in words.needed)
         proposal = proposed(survey.names, words, self.taken)
         known = self.taken.keys() - {name for name, own in self.taken.items() if not own}
         is_whole = any(set(names) <= known | proposal.keys() for names in words.needed)
@@ -94,6 +96,11 @@ class Columns:
             f"{listed(survey.names)}; {remedy} data.{dataset}.columns: {mapping}",
             f"data: {{{dataset}: {{columns: {mapping}}}}}" if is_whole else None,
         )
+
+    def _absent(self, names: Sequence[str]) -> str:
+        """Return those of some names, in a sentence, that no column was taken for."""
+        *others, last = [name for name in names if not self.taken[name]]
+        return f"{', '.join(others)} and {last}" if others else last
 
     def _renamed(self) -> dict[str, str]:
         """Return the columns that were taken by another name than ours."""

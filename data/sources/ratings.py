@@ -22,7 +22,7 @@ from pal.data.comparisons import Comparison, Reject, preferred, prompt_key
 from pal.data.messages import spoken
 from pal.data.rows import OwnFilesConfig, WholeAdapter, number_of
 from pal.data.sources.answers import is_missing
-from pal.data.sources.columns import PROMPTS, USERS, Columns, Vocabulary
+from pal.data.sources.columns import PEOPLE, PROMPTS, USERS, Columns, Vocabulary
 from pal.dataset import Split
 from pal.errors import shown
 from pal.items import Conversation, Text, conversation
@@ -36,8 +36,9 @@ WORDS = Vocabulary(
         "prompt": PROMPTS,
         "rating": ("rating", "stars", "score", "label"),
     },
-    needed=(("item", "rating"),),
+    needed=(("user_id", "item", "rating"),),
     likely={
+        "user_id": PEOPLE,
         "item": ("completion", "output", "content", "comment"),
         "rating": ("grade", "points", "mark", "value", "rank"),
     },

@@ -21,7 +21,7 @@ from pal.data.comparisons import Comparison, Reject
 from pal.data.messages import spoken
 from pal.data.rows import OwnFilesConfig, RowAdapter
 from pal.data.sources.answers import Convention, Meanings, is_missing, of_votes
-from pal.data.sources.columns import PROMPTS, USERS, Columns, Vocabulary
+from pal.data.sources.columns import PEOPLE, PROMPTS, USERS, Columns, Vocabulary
 from pal.dataset import Split
 from pal.errors import shown
 from pal.items import Conversation, Text, conversation
@@ -36,8 +36,9 @@ WORDS = Vocabulary(
         "prompt": PROMPTS,
         "vote": ("vote", "answer", "label"),
     },
-    needed=(("item", "vote"),),
+    needed=(("user_id", "item", "vote"),),
     likely={
+        "user_id": PEOPLE,
         "item": ("sentence", "proposal", "opinion", "claim", "content"),
         "vote": ("agree", "agrees", "choice", "reaction", "opinion", "value"),
     },

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from pal.config.base import Component, Count
 
-PROTOTYPES = {"auto": 8}
+PROTOTYPES = {"auto": 8, "one-taste": 1}
 """K of heads that leave no choice of it"""
 
 

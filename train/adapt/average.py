@@ -18,14 +18,14 @@ import math
 import torch
 from torch import Tensor
 
-from pal.train.adapt.answers import Answers
+from pal.train.adapt.answers import Answers, rows_of
 from pal.train.adapt.map import Adapted, evidence, margins_and_slopes, probability
-from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head, Prepared
 from pal.train.loss import logistic
 
 MOST_USERS = 256
 """seen users who stand for all"""
+ROWS_AT_ONCE = 4096
 LEAST = 1e-12
 """probabilities are kept so far from 0 and 1, where a logit ends"""
 
@@ -43,22 +43,25 @@ def seen_vectors(head: Head) -> Tensor:
 @torch.no_grad()
 def zero_shot(head: Head, prepared: Prepared) -> Tensor:
     """Return the logit of the mean probability over seen users, (B,)."""
-    if not head.users.logits.shape[1]:  # all users are the same
-        return head.margins_of_each(prepared, seen_vectors(head)[:1])[:, 0]
-    margin_BN = head.margins_of_each(prepared, seen_vectors(head))
-    return _logit(margin_BN.double().sigmoid().mean(dim=1))
+    vectors_NR = seen_vectors(head)
+    if not vectors_NR.shape[1]:  # all users are the same
+        return head.margins_of_each(prepared, vectors_NR[:1])[:, 0]
+    count = next(len(value) for value in prepared if value is not None)
+    every = torch.arange(count, device=vectors_NR.device)
+    found = [
+        head.margins_of_each(rows_of(prepared, rows), vectors_NR).double().sigmoid().mean(dim=1)
+        for rows in every.split(ROWS_AT_ONCE)
+    ]
+    return _logit(torch.cat(found))
 
 
 @torch.no_grad()
-def predictive(
-    head: Head, shots: Answers, judged: Answers, prior: Prior, adapted: Adapted
-) -> Tensor:
+def predictive(head: Head, shots: Answers, judged: Answers, adapted: Adapted) -> Tensor:
     """Return the logit of the judged pairs' probabilities after the shots, (B,).
 
-    ``adapted`` is the maximum of the posterior under ``prior``, with its covariance.
+    ``adapted`` is the maximum of the posterior, with its covariance.
     """
-    if not len(shots.label) or adapted.covariance is None:
-        return zero_shot(head, judged.prepared)
+    assert adapted.covariance is not None
     vectors_NR = seen_vectors(head)
     misfit_BN = logistic(
         head.margins_of_each(shots.prepared, vectors_NR).double(), shots.label.double().unsqueeze(1)
@@ -66,14 +69,21 @@ def predictive(
     likelihood_UN = misfit_BN.new_zeros(shots.users, len(vectors_NR))
     likelihood_UN.index_add_(0, shots.user, -misfit_BN)
     of_seen_U = torch.logsumexp(likelihood_UN, dim=1) - math.log(len(vectors_NR))
-    of_prior_U = evidence(head, shots, prior, adapted).double()
-    share_B = torch.sigmoid(of_seen_U - of_prior_U)[judged.user]
-    pi_BN = likelihood_UN.softmax(dim=1)[judged.user]
-    margin_BN = head.margins_of_each(judged.prepared, vectors_NR).double()
-    as_seen_B = (pi_BN * margin_BN.sigmoid()).sum(dim=1)
-    margin, slope = margins_and_slopes(head, judged, adapted.logits)
-    as_other_B = probability(margin, slope, adapted.covariance[judged.user]).double()
-    return _logit(share_B * as_seen_B + (1.0 - share_B) * as_other_B)
+    share_U = torch.sigmoid(of_seen_U - evidence(head, shots, adapted).double())
+    # of whom nothing is known is one of the seen users, not half of a prior that nobody tried
+    share_U[torch.bincount(shots.user, minlength=shots.users) == 0] = 1.0
+    pi_UN = likelihood_UN.softmax(dim=1)
+    found = []
+    for rows in torch.arange(len(judged.label), device=judged.user.device).split(ROWS_AT_ONCE):
+        some = judged.take(rows)
+        margin_BN = head.margins_of_each(some.prepared, vectors_NR).double()
+        as_seen_B = (pi_UN[some.user] * margin_BN.sigmoid()).sum(dim=1)
+        _, slope = margins_and_slopes(head, some, adapted.logits)
+        margin = head.prepared_margin(some.prepared, adapted.vectors, some.user)
+        as_other_B = probability(margin, slope, adapted.covariance[some.user]).double()
+        share_B = share_U[some.user]
+        found.append(share_B * as_seen_B + (1.0 - share_B) * as_other_B)
+    return _logit(torch.cat(found))
 
 
 def _logit(p: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ C communities.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,8 @@ class Adapted:
     """(U, R)"""
     covariance: Tensor | None = None
     """(U, R, R) of the raw numbers, by Laplace's approximation"""
+    prior: Prior | None = None
+    """round each user's own mean, where there is a covariance"""
 
 
 def margins_and_slopes(head: Head, answers: Answers, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,18 +102,23 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     if with_covariance:
         margin, raw_slope = margins_and_slopes(head, answers, logits)
         _, curvature = _posterior(answers, whole, logits, margin, raw_slope)
-        adapted.covariance = torch.linalg.inv(curvature)
+        adapted.covariance, adapted.prior = torch.linalg.inv(curvature), whole
     return adapted
 
 
-def evidence(head: Head, answers: Answers, prior: Prior, adapted: Adapted) -> Tensor:
+def evidence(head: Head, answers: Answers, adapted: Adapted) -> Tensor:
     """Return the log probability of each user's answers under the prior, (U,), by Laplace's
     approximation at the maximum of the posterior: log p(y | omega*) + log N(omega*; mu, Lambda^-1)
-    - (1/2) log |H / 2 pi|, H the curvature there."""
+    - (1/2) log |H / 2 pi|, H the curvature there; of communities, each a priori as likely as
+    another, the one that was taken."""
+    prior = adapted.prior
+    assert prior is not None
     assert adapted.covariance is not None
     margin, _ = margins_and_slopes(head, answers, adapted.logits)
     objective = _objective(answers, prior, adapted.logits, margin)
-    return 0.5 * torch.logdet(prior.precision) + 0.5 * torch.logdet(adapted.covariance) - objective
+    volume = torch.logdet(prior.precision) + torch.logdet(adapted.covariance)
+    chosen_from = 1 + len(prior.centres) if prior.by_community else 1
+    return 0.5 * volume - objective - math.log(chosen_from)
 
 
 def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:

@@ -5,10 +5,10 @@
     r_u     = m_u(t) / sqrt(1 + pi var_u(t) / 8)              var: of residuals that are not known
 
 A thing t is what is judged. Where the same two answers are given to all prompts (Agree and
-Disagree), t is the prompt, the reward of an answer is plus or minus half of m, and a_u is how
-readily the user agrees. Else t is an item, or an item under its prompt, and there is no a_u.
-The weights sum to one, so S + D_k are K prototypical maps from prompt to preference: this is PAL-B
-(arXiv 2406.08469, method.md 1.4) in one latent dimension, with priors (plurality.md 3).
+Disagree, by themselves or behind the prompt), t is the prompt, the reward of an answer is plus or
+minus half of m, and a_u is how readily the user agrees. Else t is an item, or an item under its
+prompt, and there is no a_u. The weights sum to one, so S + D_k are K prototypical maps from prompt
+to preference: this is PAL-B (arXiv 2406.08469, method.md 1.4) in one latent dimension, with priors.
 ``pal.train.solve.auto`` finds the numbers. Shapes: B rows, D features, L landmarks, K prototypes, C
 vectors.
 """
@@ -27,6 +27,8 @@ from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import ReadyWeights
 
 Reads = Literal["prompt", "items", "both"]
+SHARPER = 2.0
+"""a side that is told half as clearly as by the training's answers is still whole"""
 SHARED_VARIANCE = 1.0
 """of the shared residual; that of a deviation is tau^2"""
 
@@ -38,8 +40,10 @@ class Auto(Head):
     name: ClassVar[str] = "auto"
     is_solved: ClassVar[bool] = True
     tau: Tensor
-    answers_2D: Tensor
-    """features of the two answers, where prompts are judged"""
+    side_item_D: Tensor
+    side_prompt_D: Tensor
+    side_base: Tensor
+    """how an answer's side follows from features, where prompts are judged"""
 
     def __init__(self, dim: int, users: int, *, k: int = 8, reads: Reads | None = None) -> None:
         super().__init__()
@@ -58,7 +62,9 @@ class Auto(Head):
         self.maps_LM = nn.Parameter(torch.zeros(0, 1 + k))
         self.offsets_M = nn.Parameter(torch.zeros(1 + k))
         self.register_buffer("tau", torch.tensor(0.0))
-        self.register_buffer("answers_2D", torch.zeros(2, dim))
+        self.register_buffer("side_item_D", torch.zeros(dim))
+        self.register_buffer("side_prompt_D", torch.zeros(dim))
+        self.register_buffer("side_base", torch.tensor(0.0))
 
     def things(self, prompt_BD: Tensor | None, item_BD: Tensor) -> Tensor:
         """Return the standardised features of what is judged, (B, D) or, for both, (B, 2 D)."""
@@ -72,12 +78,12 @@ class Auto(Head):
         fits = math.sqrt(item.shape[1]) * item * self.prompt_scale(prompt_BD)
         return torch.cat([item, fits], dim=1) / math.sqrt(2.0)
 
-    def sides(self, item_BD: Tensor) -> Tensor:
-        """Return which of the two answers an item is, 1/2 or -1/2, (B,)."""
-        first, second = self.answers_2D
-        axis = first - second
-        middle = 0.5 * (first + second)
-        return (item_BD.to(axis.dtype) - middle) @ axis / axis.square().sum().clamp(min=1e-12)
+    def sides(self, prompt_BD: Tensor, item_BD: Tensor) -> Tensor:
+        """Return which of the two answers items are, 1/2 or -1/2, (B,); less for what is
+        neither."""
+        item, prompt = self.item_scale(item_BD), self.prompt_scale(prompt_BD)
+        side_B = item @ self.side_item_D + prompt @ self.side_prompt_D + self.side_base
+        return (SHARPER * side_B).clamp(-0.5, 0.5)
 
     def tastes(self, thing_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Return S and D_k of things, (B, 1 + K), and for how many things of a margin the residual
@@ -92,7 +98,8 @@ class Auto(Head):
         (B,), side by side, (B, 2 + K); and how much is not known, (B,)."""
         taste_BM, dropped_B = self.tastes(self.things(prompt_BD, item_BD))
         if self.reads == "prompt":
-            side_B1 = self.sides(item_BD).unsqueeze(1)
+            assert prompt_BD is not None
+            side_B1 = self.sides(prompt_BD, item_BD).unsqueeze(1)
             return torch.cat([side_B1, side_B1 * taste_BM], dim=1), dropped_B
         return torch.cat([torch.zeros_like(taste_BM[:, :1]), taste_BM], dim=1), dropped_B
 
@@ -120,8 +127,10 @@ class Auto(Head):
         """Reduce pairs to the terms of both items; where the prompt is judged, to one term."""
         if self.reads != "prompt":
             return *self.terms(prompt_BD, first_BD), *self.terms(prompt_BD, second_BD)
+        assert prompt_BD is not None, "this head reads prompts"
         taste_BM, dropped_B = self.tastes(self.things(prompt_BD, first_BD))
-        side_B1 = (self.sides(first_BD) - self.sides(second_BD)).unsqueeze(1)
+        first_B, second_B = (self.sides(prompt_BD, item) for item in (first_BD, second_BD))
+        side_B1 = (first_B - second_B).unsqueeze(1)
         return torch.cat([side_B1, side_B1 * taste_BM], dim=1), dropped_B
 
     def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:

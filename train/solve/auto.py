@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pal.config import TrainConfig
@@ -21,6 +22,9 @@ from pal.train.solve.problem import Problem
 LANDMARKS, KNOWN = 600, 4096
 """at most; known things are those with the most answers"""
 ITERATIONS = 150
+ANSWERS = 2
+SIDE_RIDGE, CLEAR = 1e-6, 0.95
+"""of the regression that tells the side of an answer, and the share that it must tell rightly"""
 FLAT = 1e-8
 """share of the largest spread below which a direction among the landmarks is none"""
 
@@ -67,16 +71,9 @@ def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:
     label, user = pairs.label.double().cpu().numpy(), pairs.user.cpu().numpy()
     if head.reads == "prompt":
         assert pairs.prompt is not None
-        answers = torch.cat([pairs.first, pairs.second]).unique()
-        if len(answers) != 2:
-            raise TrainError(
-                f"train.reads = 'prompt' is for the same two answers to every prompt, but there "
-                f"are {len(answers):,}; leave it null"
-            )
-        head.answers_2D.copy_(problem.features[answers].float())
+        agrees = find_answers(head, problem)
         things, thing = pairs.prompt.unique(return_inverse=True)
         points = head.things(problem.features[things], problem.features[things])
-        agrees = (pairs.first == answers[0]).cpu().numpy()
         said = np.where(agrees, label, 1.0 - label)
         return points, Judgements(thing.cpu().numpy(), None, user, said, problem.users)
     prompt = torch.zeros_like(pairs.first) if pairs.prompt is None else pairs.prompt
@@ -87,6 +84,45 @@ def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:
     points = head.things(problem.features[things[0]], problem.features[things[1]])
     first, second = thing.cpu().numpy().reshape(2, -1)
     return points, Judgements(first, second, user, label, problem.users)
+
+
+def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
+    """Let the head know the two answers, and return for each pair whether the first item is the
+    one that stands for agreeing, (n,): of two items the first; of many, one end of the direction
+    in which most pairs differ.
+
+    Raises TrainError where the items are not two answers.
+    """
+    pairs, features = problem.train, problem.features
+    assert pairs.prompt is not None
+    item, row = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+    points = head.item_scale(features[item]).double()
+    first, second = row.reshape(2, -1)
+    if len(item) == ANSWERS:
+        axis, agrees = points[0] - points[1], first == 0
+    else:
+        apart = points[first] - points[second]
+        axis = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -1]
+        agrees = apart @ axis > 0
+    prompt = head.prompt_scale(features[pairs.prompt]).double()
+    known = torch.cat([points[row], prompt.repeat(2, 1)], dim=1)
+    known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
+    side = torch.where(agrees, 0.5, -0.5).double()
+    side = torch.cat([side, -side])
+    moment = known.T @ known / len(known)
+    moment.diagonal().add_(SIDE_RIDGE)
+    found = torch.linalg.solve(moment, known.T @ side / len(known))
+    size = len(head.side_item_D)
+    head.side_item_D.copy_(found[:size])
+    head.side_prompt_D.copy_(found[size : 2 * size])
+    head.side_base.copy_(found[-1])
+    told = head.sides(features[pairs.prompt].repeat(2, 1), features[item][row])
+    if float((told * side > 0).double().mean()) < CLEAR:
+        raise TrainError(
+            f"train.reads = 'prompt' is for the same two answers to every prompt, but the "
+            f"{len(item):,} items of the comparisons are not; leave it null"
+        )
+    return agrees.cpu().numpy()
 
 
 @dataclass(frozen=True)

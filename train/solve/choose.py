@@ -96,7 +96,9 @@ def choose(
 
     default = held_out(path[0])
     best, strength, gain, error = default, path[0], 0.0, 0.0
-    judged = group[rows.first[default.rows]]
+    judged = [group[rows.first[default.rows]]]
+    if rows.second is not None and len(np.unique(group)) == things:
+        judged.append(group[rows.second[default.rows]])
     leader, worse = float(default.loss().mean()), 0
     for weaker in path[1:]:
         found = held_out(weaker)
@@ -114,16 +116,26 @@ def choose(
 NAMES = ("ready", "shared", "own")
 
 
-def gained(values: Array, judged: Numbers) -> tuple[float, float]:
+def gained(values: Array, judged: Sequence[Numbers]) -> tuple[float, float]:
     """Return the mean of values (n,) and its standard error, whose sample are the things that were
-    judged."""
-    groups = np.unique(judged, return_inverse=True)[1]
-    count = int(groups.max()) + 1
+    judged: one or two for each value, (n,) each.
+
+    Values that share a thing vary together. Of two things the products of values that share both
+    would be counted twice (a dyadic cluster-robust variance).
+    """
     mean = float(values.mean())
-    if count < 2:
+    influence = (values - mean) / len(values)
+    count = int(np.max(judged)) + 1
+    of_things = sum(np.bincount(things, influence, minlength=count) for things in judged)
+    variance = float(np.square(of_things).sum())
+    if len(judged) > 1:
+        low, high = np.minimum(*judged), np.maximum(*judged)
+        same = np.unique(low * count + high, return_inverse=True)[1]
+        variance -= float(np.square(np.bincount(same, influence)).sum())
+    used = len(np.unique(np.concatenate(judged)))
+    if used < 2:
         return mean, np.inf
-    influence = np.bincount(groups, values - mean) / len(values)
-    return mean, float(np.sqrt(np.square(influence).sum() * count / (count - 1)))
+    return mean, float(np.sqrt(max(variance, 0.0) * used / (used - 1)))
 
 
 def scales(parts: Parts, label: Array) -> tuple[float, float]:
