@@ -26,8 +26,8 @@ from scipy.stats import t as student
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 Side = Literal["users", "prompts"]
-PROMPT_GROUP = "prompt_group"
-"""column: what two answers have in common if their outcomes vary together apart from the user"""
+PROMPT_GROUP, OTHER_GROUP = "prompt_group", "other_group"
+"""columns: what two answers have in common if their outcomes vary together apart from the user"""
 
 
 @cache
@@ -88,6 +88,39 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Which of n answers have something in common: one thing, or one of two."""
+
+    things: tuple[Numbers, ...]
+    """(n,) each, from 0; the same twice is one"""
+    differs: NDArray[np.bool_] | None = None
+    """(n,) whether an answer is about two things"""
+    pairs: Numbers | None = None
+    """which of those that are have both in common"""
+
+    @classmethod
+    def of(cls, one: Numbers, other: Numbers | None) -> Sharing:
+        if other is None:
+            return cls((np.unique(one, return_inverse=True)[1],))
+        both = np.unique(np.concatenate([one, other]), return_inverse=True)[1].reshape(2, -1)
+        differs = both[0] != both[1]
+        low, high = np.sort(both[:, differs], axis=0)
+        names = low * (int(both.max()) + 1) + high
+        return cls(tuple(both), differs, np.unique(names, return_inverse=True)[1])
+
+    def products(self, influence: Array) -> float:
+        """Return the sum of the products of all values, (n,), that have a thing in common, each
+        once: with two things for each a dyadic cluster-robust variance."""
+        sums = np.bincount(self.things[0], influence)
+        if self.differs is None or self.pairs is None:
+            return float(np.square(sums).sum())
+        second = np.bincount(self.things[1][self.differs], influence[self.differs], len(sums))
+        sums = np.pad(sums, (0, len(second) - len(sums))) + second
+        twice = np.bincount(self.pairs, influence[self.differs])
+        return float(np.square(sums).sum() - np.square(twice).sum())
+
+
+@dataclass(frozen=True)
 class Crossing:
     """Whose answers to what n numbers are."""
 
@@ -95,17 +128,30 @@ class Crossing:
     """(n,) from 0"""
     prompts: Numbers
     """(n,) from 0"""
+    others: Numbers | None = None
+    """(n,) what else an answer is about, numbered as prompts are: of a comparison whose two items
+    are what varies, the second; None where each answer is about one prompt"""
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> Crossing:
-        """Return the crossing of rows with columns ``user_id`` and ``prompt_group``."""
-        return cls.of_names(frame["user_id"].to_numpy(), frame[PROMPT_GROUP].to_numpy())
+        """Return the crossing of rows with columns ``user_id``, ``prompt_group`` and
+        ``other_group``."""
+        names = (frame[name].to_numpy() for name in ("user_id", PROMPT_GROUP, OTHER_GROUP))
+        return cls.of_names(*names)
 
     @classmethod
-    def of_names(cls, users: NDArray[np.generic], prompts: NDArray[np.generic]) -> Crossing:
+    def of_names(
+        cls,
+        users: NDArray[np.generic],
+        prompts: NDArray[np.generic],
+        others: NDArray[np.generic] | None = None,
+    ) -> Crossing:
         """Return the crossing of users and prompts by any kind of name."""
-        names = (np.unique(values, return_inverse=True)[1] for values in (users, prompts))
-        return cls(*names)
+        user = np.unique(users, return_inverse=True)[1]
+        if others is None or bool((prompts == others).all()):
+            return cls(user, np.unique(prompts, return_inverse=True)[1])
+        both = np.unique(np.concatenate([prompts, others]), return_inverse=True)[1]
+        return cls(user, *both.reshape(2, -1))
 
     @cached_property
     def answers(self) -> Array:
@@ -118,11 +164,13 @@ class Crossing:
 
     @cached_property
     def n_prompts(self) -> int:
-        return int(self.prompts.max()) + 1
+        every = self.prompts if self.others is None else np.maximum(self.prompts, self.others)
+        return int(every.max()) + 1
 
     def repeated(self, times: int) -> Crossing:
         """Return the crossing of several draws over the same answers, end to end."""
-        return Crossing(np.tile(self.users, times), np.tile(self.prompts, times))
+        others = None if self.others is None else np.tile(self.others, times)
+        return Crossing(np.tile(self.users, times), np.tile(self.prompts, times), others)
 
     def user_means(self, values: Array) -> Array:
         """Return the mean of each user's values, (U,)."""
@@ -139,17 +187,15 @@ class Crossing:
         return self._estimate(mean, (values - mean) / len(values))
 
     @cached_property
-    def cells(self) -> Numbers:
-        """(n,) which answers are of one user to one prompt, from 0."""
-        names = self.users * self.n_prompts + self.prompts
-        cells: Numbers = np.unique(names, return_inverse=True)[1]
-        return cells
+    def sharing(self) -> tuple[Sharing, Sharing]:
+        """Which answers share a prompt, and which a prompt and the user."""
+        own = self.users * self.n_prompts
+        others = None if self.others is None else own + self.others
+        return Sharing.of(self.prompts, self.others), Sharing.of(own + self.prompts, others)
 
     def _estimate(self, mean: float, influence: Array) -> Estimate:
-        users, prompts, both = (
-            float(np.square(np.bincount(cluster, influence)).sum())
-            for cluster in (self.users, self.prompts, self.cells)
-        )
+        users = float(np.square(np.bincount(self.users, influence)).sum())
+        prompts, both = (sharing.products(influence) for sharing in self.sharing)
         side: Side = "users" if users >= prompts else "prompts"
         others = self.n_users - 1, self.n_prompts - 1
         least = min(others)
@@ -168,5 +214,10 @@ class Crossing:
 
 
 def with_prompt_group(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add ``prompt_group``, the name in hex digits of the group that was stored with each pair."""
-    return pairs.with_columns(pl.col("group_id").bin.encode("hex").alias(PROMPT_GROUP))
+    """Add ``prompt_group`` and ``other_group``, the names in hex digits of the groups that were
+    stored with each pair; they differ only where items are divided."""
+    group = pl.col("group_id").bin.encode("hex")
+    other = group
+    if "other_group_id" in pairs.columns:
+        other = pl.coalesce(pl.col("other_group_id").bin.encode("hex"), group)
+    return pairs.with_columns(group.alias(PROMPT_GROUP), other.alias(OTHER_GROUP))

@@ -21,7 +21,7 @@ from pal.chance import words
 from pal.config import AdaptConfig
 from pal.dataset import PreparedDataset, Split, ids_of
 from pal.errors import EvaluationError
-from pal.evaluate.crossed import PROMPT_GROUP, with_prompt_group
+from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, with_prompt_group
 from pal.evaluate.predict import readable
 from pal.train.adapt.active import ask_in_turn
 from pal.train.adapt.answers import Answers
@@ -45,7 +45,7 @@ class NewUsers:
     pool: Answers
     judged: Answers
     prompt_groups: np.ndarray
-    """(B,) of the judged pairs"""
+    """(2, B) prompt group and other group of the judged pairs"""
     pool_ids: np.ndarray
     """(B,) S16, the pair behind each row of the pool"""
     salt: str
@@ -131,7 +131,7 @@ def new_users(
         return None
     pool, judged = (frame.filter(pl.col("user_id").is_in(names)) for frame in (pool, judged))
     known, to_judge = (prepare_answers(trained, frame, store, names) for frame in (pool, judged))
-    groups = with_prompt_group(judged)[PROMPT_GROUP].to_numpy()
+    groups = with_prompt_group(judged).select(PROMPT_GROUP, OTHER_GROUP).to_numpy().T
     return NewUsers(names, known, to_judge, groups, ids_of(pool["pair_id"]), dataset.salt)
 
 

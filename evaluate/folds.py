@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pal.chance import bucket
 from pal.dataset import Population, PreparedDataset, Split
-from pal.evaluate.crossed import PROMPT_GROUP, with_prompt_group
+from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, with_prompt_group
 from pal.files import digest
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ FEWEST_FOLDS = 2
 VALIDATION_SHARE, VALIDATION_SHARE_OF_ITEMS = 1 / 8, 1 / 4
 """of the prompt groups outside a fold; larger where items are divided, for of the comparisons both
 items must be in the share"""
-OTHER_GROUP = "other_group"
 """column: where items are divided instead of prompts, the other item"""
 
 
@@ -76,7 +75,7 @@ class Fold(PreparedDataset):
     def _divided(self) -> pl.DataFrame:
         import polars as pl
 
-        frame = _with_groups(super().pairs())
+        frame = with_prompt_group(super().pairs())
         dealt = self._dealt(frame)
         for group, name in ((PROMPT_GROUP, "one"), (OTHER_GROUP, "two")):
             table = dealt.rename({PROMPT_GROUP: group, "dealt": name})
@@ -116,7 +115,7 @@ def crossing_folds(dataset: PreparedDataset, of: int) -> int:
     """Return how many comparisons no fold tests, because their items are in different ones."""
     import polars as pl
 
-    pairs = _with_groups(PreparedDataset(dataset.folder, dataset.card, dataset.view).pairs())
+    pairs = with_prompt_group(PreparedDataset(dataset.folder, dataset.card, dataset.view).pairs())
     fold = {group: place % of for place, group in enumerate(shuffled_groups(pairs, dataset.salt))}
     one, two = (
         pairs[name].replace_strict(fold, return_dtype=pl.Int64)
@@ -135,17 +134,6 @@ def shuffled_groups(pairs: pl.DataFrame, salt: str) -> list[str]:
 
 def _shuffled(groups: list[str], kind: str, salt: str) -> list[str]:
     return sorted(groups, key=lambda group: bucket(kind, salt, group))
-
-
-def _with_groups(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add ``prompt_group`` and ``other_group``, which differ only where items are divided."""
-    import polars as pl
-
-    grouped = with_prompt_group(pairs)
-    group = pl.col(PROMPT_GROUP)
-    other = pl.coalesce(pl.col("other_group_id").bin.encode("hex"), group)
-    has_other = "other_group_id" in pairs.columns
-    return grouped.with_columns((other if has_other else group).alias(OTHER_GROUP))
 
 
 def folder_of(run: Path, folds: int) -> Path:

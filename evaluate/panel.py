@@ -145,8 +145,8 @@ class _Panel:
                 "use half"
             )
         user = torch.cat([answers.user for answers in judged]).numpy()
-        groups = np.concatenate([judge.users.prompt_groups for judge in judges])
-        crossing = Crossing.of_names(user[counted], groups[counted])
+        groups = np.concatenate([judge.users.prompt_groups for judge in judges], axis=1)
+        crossing = Crossing.of_names(user[counted], *groups[:, counted])
         return cls(evaluate, labels, counted, crossing, ties)
 
     def cell(self, margins: Sequence[Array]) -> tuple[Cell, Array]:

@@ -17,7 +17,7 @@ from pal.cache.shard import ITEM_BYTES
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, Split
 from pal.errors import EvaluationError, PalWarning
-from pal.evaluate.crossed import PROMPT_GROUP, Crossing, with_prompt_group
+from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, Crossing, with_prompt_group
 from pal.evaluate.metrics import sigmoid, summarize
 from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
 from pal.evaluate.ties import TieRule
@@ -32,7 +32,7 @@ from pal.train.run_record import RunRecord, TrainedHead
 
 ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
-TOLD = ("pair_id", "user_id", PROMPT_GROUP, "split", "population")
+TOLD = ("pair_id", "user_id", PROMPT_GROUP, OTHER_GROUP, "split", "population")
 """what predictions repeat of their pairs"""
 EVALUATED: tuple[tuple[Split, Population], ...] = (
     ("val", "seen"),
@@ -237,8 +237,8 @@ def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) 
 def predict(
     trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Tensor
 ) -> pl.DataFrame:
-    """Return ``pair_id, user_id, prompt_group, split, population, margin, p, label`` for rows that
-    ``pairs_of`` gives."""
+    """Return ``pair_id, user_id, prompt_group, other_group, split, population, margin, p, label``
+    for rows that ``pairs_of`` gives."""
     frame = readable(frame, trained.head)
     pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
     return predict_joined(trained, frame, pairs, features)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import t as student
 
-from pal.evaluate.crossed import Crossing, Estimate
+from pal.evaluate.crossed import Crossing, Estimate, Sharing
 
 
 def held(users: int, prompts: int, mean: float, times: int) -> tuple[float, float]:
@@ -65,3 +65,37 @@ def test_degrees_of_freedom_are_those_of_both_sides_together() -> None:
     both = crossing.macro(own[users] + np.sqrt(8 / 30) * shared[prompts])
     assert 7 < both.freedom <= 7 + 29
     assert both.p == pytest.approx(2 * student.sf(abs(both.value) / both.error, both.freedom))
+
+
+@pytest.mark.parametrize(("users", "items"), [(100, 30), (60, 100)])
+def test_answers_that_share_either_of_two_items_vary_together(users: int, items: int) -> None:
+    """400 simulations of users, items and noise of equal variance, and no effect."""
+    generator = np.random.default_rng(0)
+    held = np.zeros(2)
+    user = np.repeat(np.arange(users), 10)
+    for _ in range(400):
+        first, second = generator.integers(items, size=(2, len(user)))
+        of_item, of_user = generator.standard_normal(items), generator.standard_normal(users)
+        values = of_item[first] + of_item[second] + of_user[user]
+        values = values + generator.standard_normal(len(user))
+        for place, crossing in enumerate(
+            (Crossing.of_names(user, first, second), Crossing.of_names(user, first))
+        ):
+            low, high = crossing.macro(values).ci95 or (0.0, 0.0)
+            held[place] += low <= 0.0 <= high
+    both, one = held / 400
+    assert both >= 0.92
+    assert one < 0.90, "which is why both items count"
+
+
+def test_products_of_shared_things_are_counted_once() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.integers(5, size=(2, 40))
+    influence = generator.standard_normal(40)
+    share = (one[:, None] == one) | (one[:, None] == other)
+    share |= (other[:, None] == one) | (other[:, None] == other)
+    wanted = float((np.outer(influence, influence) * share).sum())
+    assert Sharing.of(one, other).products(influence) == pytest.approx(wanted)
+    plain = float((np.outer(influence, influence) * (one[:, None] == one)).sum())
+    assert Sharing.of(one, None).products(influence) == pytest.approx(plain)
+    assert Sharing.of(one, one).products(influence) == pytest.approx(plain)

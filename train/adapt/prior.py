@@ -43,7 +43,8 @@ class Prior:
 def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Prior:
     """Return the empirical prior of a head's seen users.
 
-    The mean is the raw row whose vector is the seen users' mean vector. ``isotropic``: precision is ``strength`` times the identity;
+    The mean is the raw row whose vector is the seen users' mean vector. ``isotropic``: precision is
+    ``strength`` times the identity;
     ``empirical``: ``strength`` times the inverse of the seen users' covariance, shrunk by a tenth
     towards its mean variance;
     ``community``: isotropic around the community that fits a user's answers best, a mixture of
