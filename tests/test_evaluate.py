@@ -121,7 +121,17 @@ def test_metrics_are_functions_of_the_predictions(configure: Configure) -> None:
     assert Metrics.read(Path("runs/run")) == metrics
     assert metrics.test_seen is not None
     frame = pl.read_parquet("runs/run/predictions.parquet")
-    told = ["pair_id", "user_id", "prompt_group", "other_group", "split", "population", "margin", "p", "label"]
+    told = [
+        "pair_id",
+        "user_id",
+        "prompt_group",
+        "other_group",
+        "split",
+        "population",
+        "margin",
+        "p",
+        "label",
+    ]
     assert frame.columns == told
     assert set(frame.select("split", "population").unique().rows()) == {
         ("val", "seen"),

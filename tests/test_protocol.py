@@ -42,7 +42,13 @@ def test_random_baseline_counts_ties() -> None:
 
 def predictions(label: list[float], margin: list[float], users: list[str]) -> pl.DataFrame:
     prompts = [f"{number}" for number in range(len(users))]
-    given = {"user_id": users, "prompt_group": prompts, "margin": margin, "label": label}
+    given = {
+        "user_id": users,
+        "prompt_group": prompts,
+        "other_group": prompts,
+        "margin": margin,
+        "label": label,
+    }
     return pl.DataFrame({**given, "p": [0.5] * len(label)})
 
 
@@ -130,7 +136,8 @@ def test_comparison_is_paired_by_pair_and_user(configure: Configure) -> None:
     base = pl.DataFrame(
         {
             "pair_id": [bytes([n]) for n in range(8)], "user_id": ["a"] * 4 + ["b"] * 4,
-            "prompt_group": [f"{n % 4}" for n in range(8)], "split": ["test"] * 8,
+            "prompt_group": [f"{n % 4}" for n in range(8)],
+            "other_group": [f"{n % 4}" for n in range(8)], "split": ["test"] * 8,
             "population": ["seen"] * 8,
             "margin": [1.0, 1.0, -1.0, -1.0] * 2, "label": [1.0] * 8,
         }
@@ -148,6 +155,7 @@ def test_comparisons_count_ties_as_the_settings_say(configure: Configure) -> Non
             "pair_id": [bytes([n]) for n in range(6)],
             "user_id": ["a"] * 6,
             "prompt_group": [f"{n}" for n in range(6)],
+            "other_group": [f"{n}" for n in range(6)],
             "split": ["val"] * 2 + ["test"] * 4,
             "population": ["seen"] * 6,
             "margin": [0.1, 5.0, 5.0, 5.0, 5.0, 5.0],
