@@ -494,12 +494,12 @@ def test_workers_end_with_a_parent_that_is_killed(configure: Configure) -> None:
     options = {"sweep.together": 1, "sweep.workers": 2, "train.epochs": 1}
     config = sweeping(configure, axes, **options)
     Path("many.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    workers = [int(number) for number in process.stdout.readline().split()]
-    assert len(workers) == 2
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(number) for number in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
     until = time.monotonic() + 20
     while time.monotonic() < until and any(is_running(worker) for worker in workers):
         time.sleep(0.05)
