@@ -117,11 +117,12 @@ def train_folds(
                     "seen users: too few prompts; use fewer --folds"
                 )
     if missing:
-        data = load_each(run.train, missing, store, choose_device(run.train.device))
+        data = load_each(run.train, folds, store, choose_device(run.train.device))
         began = time.perf_counter()
-        fitted = fit_each(data, run.train, run.seed)
+        fitted = fit_each(data, run.train, run.seed, [fold.number for fold in missing])
         seconds = (time.perf_counter() - began) / len(missing)
-        for fold, own, one in zip(missing, data, fitted, strict=True):
+        for fold, one in zip(missing, fitted, strict=True):
+            own = data[fold.number]
             config: JsonObject = {"fold": fold.number, "of": fold.of}
             record = record_before_training(run.train, run.seed, fold, store, run.run)
             head = own.trained(one, record, seconds)

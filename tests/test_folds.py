@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,11 @@ def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
         assert stacked.seal != alone.seal, "they did go two ways"
     assert found[0].test_seen is not None
     assert found[1].test_seen is not None
+    monkeypatch.setattr(together, "SMALL_STEP", 2_000_000)
+    lost = Path(f"runs/stacked/folds/of-{FOLDS}/1")
+    shutil.rmtree(lost)
+    again = pipeline.evaluate(config, ["stacked"], FOLDS).runs[0]
+    assert again.head_seal == found[0].head_seal, "one fold again is as it was among all"
     assert found[0].test_seen.nll == pytest.approx(found[1].test_seen.nll, abs=1e-3)
 
 

@@ -153,14 +153,20 @@ def load_each(
     return found
 
 
-def fit_each(data: Sequence[TrainingData], settings: TrainConfig, seed: int) -> list[Fitted]:
-    """Train the same settings on several training sets, as one stack where that is quicker.
+def fit_each(
+    data: Sequence[TrainingData], settings: TrainConfig, seed: int, wanted: Sequence[int]
+) -> list[Fitted]:
+    """Train the same settings on several training sets, as one stack where that is quicker, and
+    return the ``wanted`` ones.
 
-    What is returned is what ``fit_head`` gives for each, but for rounding.
+    What is returned is what ``fit_head`` gives for each, but for rounding. A stack is trained as a
+    whole, however few are wanted of it: a smaller one would round otherwise, and what was killed
+    and run again would not be what an undisturbed run gives.
     """
     if len(data) > 1 and can_be_stacked(settings) and gains_by_stacking(data[0], settings, seed):
-        return [one for one in Together(data, [seed], [settings]).fit() if one is not None]
-    return [fit_head(own, settings, seed) for own in data]
+        found = [one for one in Together(data, [seed], [settings]).fit() if one is not None]
+        return [found[place] for place in wanted]
+    return [fit_head(data[place], settings, seed) for place in wanted]
 
 
 def gains_by_stacking(data: TrainingData, settings: TrainConfig, seed: int) -> bool:
