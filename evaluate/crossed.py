@@ -23,8 +23,9 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-Array = NDArray[np.float64]
-Numbers = NDArray[np.int64]
+from pal.train.sharing import Array as Array
+from pal.train.sharing import Numbers, Sharing
+
 Side = Literal["users", "prompts"]
 PROMPT_GROUP, OTHER_GROUP = "prompt_group", "other_group"
 """columns: what two answers have in common if their outcomes vary together apart from the user"""
@@ -85,39 +86,6 @@ class Estimate(NamedTuple):
         if self.error == 0.0:
             return 0.0
         return float(2.0 * student.sf(abs(self.value) / self.error, self.freedom))
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Which of n answers have something in common: one thing, or one of two."""
-
-    things: tuple[Numbers, ...]
-    """(n,) each, from 0; the same twice is one"""
-    differs: NDArray[np.bool_] | None = None
-    """(n,) whether an answer is about two things"""
-    pairs: Numbers | None = None
-    """which of those that are have both in common"""
-
-    @classmethod
-    def of(cls, one: Numbers, other: Numbers | None) -> Sharing:
-        if other is None:
-            return cls((np.unique(one, return_inverse=True)[1],))
-        both = np.unique(np.concatenate([one, other]), return_inverse=True)[1].reshape(2, -1)
-        differs = both[0] != both[1]
-        low, high = np.sort(both[:, differs], axis=0)
-        names = low * (int(both.max()) + 1) + high
-        return cls(tuple(both), differs, np.unique(names, return_inverse=True)[1])
-
-    def products(self, influence: Array) -> float:
-        """Return the sum of the products of all values, (n,), that have a thing in common, each
-        once: with two things for each a dyadic cluster-robust variance."""
-        sums = np.bincount(self.things[0], influence)
-        if self.differs is None or self.pairs is None:
-            return float(np.square(sums).sum())
-        second = np.bincount(self.things[1][self.differs], influence[self.differs], len(sums))
-        sums = np.pad(sums, (0, len(second) - len(sums))) + second
-        twice = np.bincount(self.pairs, influence[self.differs])
-        return float(np.square(sums).sum() - np.square(twice).sum())
 
 
 @dataclass(frozen=True)

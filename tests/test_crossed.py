@@ -7,7 +7,8 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import t as student
 
-from pal.evaluate.crossed import Crossing, Estimate, Sharing
+from pal.evaluate.crossed import Crossing, Estimate
+from pal.train.sharing import Sharing
 
 
 def held(users: int, prompts: int, mean: float, times: int) -> tuple[float, float]:

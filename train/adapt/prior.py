@@ -59,7 +59,7 @@ def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Pri
     if on_simplex:
         mean = mean.clamp(min=SMALLEST_WEIGHT).log()
     mean = centred(head, mean.unsqueeze(0))[0]
-    centres = communities(logits) if on_simplex else logits[:0]
+    centres = communities(logits, logits) if on_simplex else logits[:0]
     identity = torch.eye(size, device=logits.device)
     if spread != "empirical" or size == 0:
         return Prior(mean, strength * identity, centres, by_community=spread == "community")
@@ -73,16 +73,14 @@ def standard_prior(head: Head) -> Prior:
     """Return N(0, 1), under which the seen users' own raw numbers were fitted."""
     logits = head.users.logits.detach().float()
     mean = torch.zeros_like(logits[0])
-    # the first number is no weight
-    leaning = logits[:, 1:].argmax(dim=1)
-    centres = [logits[leaning == k].mean(dim=0) for k in leaning.unique().tolist()]
-    return Prior(mean, torch.eye(len(mean), device=mean.device), torch.stack(centres))
+    centres = communities(logits, logits[:, 1:])  # the first number is no weight
+    return Prior(mean, torch.eye(len(mean), device=mean.device), centres)
 
 
-def communities(logits_NR: Tensor) -> Tensor:
-    """Return the mean raw numbers of the seen users who lean to the same prototype, one row for
-    each that has some."""
-    leaning = logits_NR.argmax(dim=1)
+def communities(logits_NR: Tensor, weights_NK: Tensor) -> Tensor:
+    """Return the mean raw numbers of the seen users who lean to the same prototype, by the logits
+    of their weights, one row for each that has some."""
+    leaning = weights_NK.argmax(dim=1)
     return torch.stack([logits_NR[leaning == k].mean(dim=0) for k in leaning.unique().tolist()])
 
 

@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
+from pal.train.sharing import Sharing
 from pal.train.solve.mixture import Array, Judgements, Numbers, Parts, Strength, fit, predicted
 
 DEFAULT = Strength(1.0, 1.0)
@@ -124,18 +125,12 @@ def gained(values: Array, judged: Sequence[Numbers]) -> tuple[float, float]:
     would be counted twice (a dyadic cluster-robust variance).
     """
     mean = float(values.mean())
-    influence = (values - mean) / len(values)
-    count = int(np.max(judged)) + 1
-    of_things = sum(np.bincount(things, influence, minlength=count) for things in judged)
-    variance = float(np.square(of_things).sum())
-    if len(judged) > 1:
-        low, high = np.minimum(*judged), np.maximum(*judged)
-        same = np.unique(low * count + high, return_inverse=True)[1]
-        variance -= float(np.square(np.bincount(same, influence)).sum())
     used = len(np.unique(np.concatenate(judged)))
     if used < 2:
         return mean, np.inf
-    return mean, float(np.sqrt(max(variance, 0.0) * used / (used - 1)))
+    sharing = Sharing.of(judged[0], judged[1] if len(judged) > 1 else None)
+    variance = max(sharing.products((values - mean) / len(values)), 0.0)
+    return mean, float(np.sqrt(variance * used / (used - 1)))
 
 
 def scales(parts: Parts, label: Array) -> tuple[float, float]:

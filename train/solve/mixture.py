@@ -25,14 +25,13 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 
-Array = NDArray[np.float64]
-Numbers = NDArray[np.int64]
+from pal.train.heads.auto import SHARED_VARIANCE
+from pal.train.sharing import Array, Numbers
+
 HISTORY, GRADIENT, PROGRESS = 20, 1e-4, 1e-7
 """steps that L-BFGS remembers, and the largest slope and the relative progress that end it"""
 START = 0.5
 """spread of the first deviations and user logits: at zero all prototypes would be alike for ever"""
-SHARED_VARIANCE = 1.0
-"""of E, the shared residual"""
 
 
 class Strength(NamedTuple):
@@ -208,7 +207,7 @@ class _Problem:
 
 def moderation(weights: Array, tau: float, dropped: int) -> Array:
     """Return sqrt(1 + pi var / 8), (n,), for weights (n, K): by what margins are divided whose
-    ``dropped`` things have residuals that nobody knows, of variance ``var`` (method: probit
+    ``dropped`` things have residuals that nobody knows, of variance ``var`` (the probit
     approximation of the logistic average)."""
     variance = dropped * (SHARED_VARIANCE + tau**2 * np.square(weights).sum(axis=1))
     found: Array = np.sqrt(1.0 + np.pi * variance / 8.0)
