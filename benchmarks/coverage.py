@@ -7,6 +7,9 @@ Phi(m + a_u + b_p), a_u and b_p normal: the truth, over new users and new prompt
 Phi(m / sqrt(1 + var a + var b)). Another head, with effects of its own, is compared with it. Four
 cases: both effects, one of them, none. Beside the crossed intervals stands the one over users
 alone, Student's t of the users' means.
+
+A fifth case are comparisons of two items, where items and not prompts are divided: each user
+answers 20 pairs drawn at random of P items, and is right with probability Phi(m + a_u + b_i + b_j).
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ EFFECTS = {"both": (0.5, 0.5), "users": (0.5, 0.0), "prompts": (0.0, 0.5), "none
 """standard deviations of a_u and b_p"""
 MEANS = (0.7, 0.3)
 """m of a head, and of the one it is compared with"""
+OF_TWO = "comparisons of two items"
+EACH, OF_AN_ITEM = 20, 0.35
+"""answers of a user, and the standard deviation of b_i where two items are compared"""
 A_DESIGN = 20
 """simulations for which the same answers are there; who answers what is drawn anew after them"""
 LEAST, MOST = 0.93, 0.97
@@ -54,7 +60,13 @@ class Coverage(NamedTuple):
 
 
 def design(generator: np.random.Generator, users: int, prompts: int, share: float) -> Crossing:
-    """Return who answers what: a share of all, at random, and at least two by each user."""
+    """Return who answers what: a share of all, at random, and at least two by each user; a share of
+    0 is of comparisons of two items."""
+    if not share:
+        user = np.repeat(np.arange(users), EACH)
+        first = generator.integers(prompts, size=len(user))
+        second = (first + generator.integers(1, prompts, size=len(user))) % prompts
+        return Crossing.of_names(user, first, second)
     user, prompt = np.divmod(np.arange(users * prompts), prompts)
     if share == 1.0:
         return Crossing.of_names(user, prompt)
@@ -77,14 +89,19 @@ def simulate(
         size * generator.standard_normal((times, n)) for size, n in zip(spread, sizes, strict=True)
     )
     logit = mean + own[:, crossing.users] + shared[:, crossing.prompts]
+    if crossing.others is not None:
+        logit += shared[:, crossing.others]
     right: np.ndarray = generator.random(logit.shape) < ndtr(logit)
     return right.astype(np.float64)
 
 
 def coverage(users: int, prompts: int, share: float, effects: str, simulations: int) -> Coverage:
     """Return how often the intervals of one cell hold the truth."""
-    spread = EFFECTS[effects]
-    truth, other = (float(ndtr(m / np.sqrt(1.0 + spread[0] ** 2 + spread[1] ** 2))) for m in MEANS)
+    spread, things = EFFECTS[effects], 1
+    if not share:
+        spread, things = (spread[0], OF_AN_ITEM), 2
+    variance = 1.0 + spread[0] ** 2 + things * spread[1] ** 2
+    truth, other = (float(ndtr(m / np.sqrt(variance))) for m in MEANS)
     place = [users, prompts, int(100 * share), list(EFFECTS).index(effects)]
     generator = np.random.default_rng(place)
     held = np.zeros(3)
@@ -110,7 +127,9 @@ def coverage(users: int, prompts: int, share: float, effects: str, simulations: 
 def section(share: float, effects: str, simulations: int) -> tuple[list[str], list[str]]:
     """Return the table of one case, and what misses the aim in it."""
     who = "every user answers every prompt" if share == 1.0 else f"{share:.0%} of the answers"
-    head = ["users", *(f"{prompts} prompts" for prompts in PROMPTS)]
+    who = who if share else OF_TWO
+    thing = "prompts" if share else "items"
+    head = ["users", *(f"{prompts} {thing}" for prompts in PROMPTS)]
     lines = [f"## Effects: {effects}; {who}", "", f"| {' | '.join(head)} |", "|---" * 5 + "|"]
     missed = []
     for users in USERS:
@@ -120,7 +139,7 @@ def section(share: float, effects: str, simulations: int) -> tuple[list[str], li
             cells.append(str(found))
             for kind, value in zip(("accuracy", "difference"), found[:2], strict=True):
                 if value < LEAST or (effects == "both" and value > MOST):
-                    place = f"{users} users x {prompts} prompts"
+                    place = f"{users} users x {prompts} {thing}"
                     missed.append(f"{kind} {100 * value:.1f}, {place}, effects {effects}, {who}")
         lines.append(f"| {users} | {' | '.join(cells)} |")
         print(share, effects, lines[-1], flush=True)
@@ -134,11 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     tables: list[str] = []
     missed: list[str] = []
-    for share in SHARES:
-        for effects in EFFECTS:
-            lines, outside = section(share, effects, options.simulations)
-            tables += ["", *lines]
-            missed += outside
+    cases = [(share, effects) for share in SHARES for effects in EFFECTS]
+    for share, effects in [*cases, (0.0, "both")]:
+        lines, outside = section(share, effects, options.simulations)
+        tables += ["", *lines]
+        missed += outside
     error = 100 * np.sqrt(0.95 * 0.05 / options.simulations)
     text = [
         "# Coverage of the crossed intervals",

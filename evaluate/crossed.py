@@ -3,7 +3,8 @@
 A mean over answers would be another one if other people had been asked, and if they had been asked
 other things. Its variance is V = V_users + V_prompts - V_cells, each a sum over clusters of squared
 influences, never less than the larger of the first two (two-way clustering: Cameron, Gelbach and
-Miller 2011). Intervals are Student's t with V^2 / (V_users^2 / (U - 1) + V_prompts^2 / (P - 1))
+Miller 2011); the first two are scaled to be unbiased where only that side varies (``Sharing``).
+Intervals are Student's t with V^2 / (V_users^2 / (U - 1) + V_prompts^2 / (P - 1))
 degrees of freedom (Satterthwaite 1946), at least min(U, P) - 1, which by itself makes intervals of
 five users and five prompts up to a fifth wider. Resampling users alone calls a number certain that
 hangs on twenty prompts.
@@ -147,30 +148,35 @@ class Crossing:
     def macro(self, values: Array) -> Estimate:
         """Estimate the mean over users of each user's mean of ``values``, (n,)."""
         mean = float(self.user_means(values).mean())
-        return self._estimate(mean, (values - mean) / (self.n_users * self.answers[self.users]))
+        return self._estimate(mean, values, 1.0 / (self.n_users * self.answers[self.users]))
 
     def micro(self, values: Array) -> Estimate:
         """Estimate the mean over answers of ``values``, (n,)."""
-        mean = float(values.mean())
-        return self._estimate(mean, (values - mean) / len(values))
+        return self._estimate(float(values.mean()), values, np.full(len(values), 1 / len(values)))
 
     @cached_property
-    def sharing(self) -> tuple[Sharing, Sharing]:
-        """Which answers share a prompt, and which a prompt and the user."""
+    def sharing(self) -> tuple[Sharing, Sharing, Sharing]:
+        """Which answers share the user, which a prompt, and which both."""
         own = self.users * self.n_prompts
         others = None if self.others is None else own + self.others
-        return Sharing.of(self.prompts, self.others), Sharing.of(own + self.prompts, others)
+        return (
+            Sharing.of(self.users, None),
+            Sharing.of(self.prompts, self.others),
+            Sharing.of(own + self.prompts, others),
+        )
 
-    def _estimate(self, mean: float, influence: Array) -> Estimate:
-        users = float(np.square(np.bincount(self.users, influence)).sum())
-        prompts, both = (sharing.products(influence) for sharing in self.sharing)
+    def _estimate(self, mean: float, values: Array, weights: Array) -> Estimate:
+        users, prompts, both = (
+            sharing.products(weights * (values - mean)) for sharing in self.sharing
+        )
         side: Side = "users" if users >= prompts else "prompts"
         others = self.n_users - 1, self.n_prompts - 1
         least = min(others)
-        if least < 1:
-            return Estimate(mean, math.nan, least, side)
-        users *= self.n_users / others[0]
-        prompts *= self.n_prompts / others[1]
+        missing = [sharing.shortfall(weights) for sharing in self.sharing[:2]]
+        if least < 1 or not math.isfinite(max(missing)):
+            return Estimate(mean, math.nan, min(least, 0), side)
+        users *= missing[0]
+        prompts *= missing[1]
         variance = max(users + prompts - both, users, prompts)
         if variance == 0.0:
             return Estimate(mean, 0.0, least, side)

@@ -112,11 +112,14 @@ class Fold(PreparedDataset):
 
 
 def crossing_folds(dataset: PreparedDataset, of: int) -> int:
-    """Return how many comparisons no fold tests, because their items are in different ones."""
+    """Return how many comparisons no fold tests, because their items are in different ones; those
+    of users who are kept for validation are tested nowhere, and do not count."""
     import polars as pl
 
     pairs = with_prompt_group(PreparedDataset(dataset.folder, dataset.card, dataset.view).pairs())
     fold = {group: place % of for place, group in enumerate(shuffled_groups(pairs, dataset.salt))}
+    is_unseen = pl.col("population") == "unseen"
+    pairs = pairs.filter(~(is_unseen & (pl.col("split") == "val").any().over("user_id")))
     one, two = (
         pairs[name].replace_strict(fold, return_dtype=pl.Int64)
         for name in (PROMPT_GROUP, OTHER_GROUP)

@@ -81,7 +81,8 @@ def cell_lines(counts: Counts, splitting: SplitDetails) -> list[str]:
             f"  divided: {splitting.prompt_groups:,} {DIVIDED[splitting.divided]}, the largest of "
             f"{splitting.largest_prompt_group:,} pairs{joins}; {splitting.why}"
         )
-    cells = (_cell(counts, cell) for cell in counts.cells)
+    thing = "items" if splitting.divided == "items" else "prompts"
+    cells = (_cell(counts, cell, thing) for cell in counts.cells)
     return [*found, "  cells: " + "; ".join(cells)]
 
 
@@ -132,9 +133,9 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
-def _cell(counts: Counts, cell: str) -> str:
+def _cell(counts: Counts, cell: str, thing: str) -> str:
     users, groups = counts.cell_users[cell], counts.cell_groups[cell]
-    return f"{cell} {counts.cells[cell]:,} pairs, {users:,} users, {groups:,} prompts"
+    return f"{cell} {counts.cells[cell]:,} pairs, {users:,} users, {groups:,} {thing}"
 
 
 def _why_none(cell: str, splitting: SplitDetails) -> str:

@@ -68,14 +68,15 @@ def test_degrees_of_freedom_are_those_of_both_sides_together() -> None:
     assert both.p == pytest.approx(2 * student.sf(abs(both.value) / both.error, both.freedom))
 
 
-@pytest.mark.parametrize(("users", "items"), [(100, 30), (60, 100)])
+@pytest.mark.parametrize(("users", "items"), [(100, 30), (60, 100), (50, 5)])
 def test_answers_that_share_either_of_two_items_vary_together(users: int, items: int) -> None:
     """400 simulations of users, items and noise of equal variance, and no effect."""
     generator = np.random.default_rng(0)
     held = np.zeros(2)
     user = np.repeat(np.arange(users), 10)
     for _ in range(400):
-        first, second = generator.integers(items, size=(2, len(user)))
+        first = generator.integers(items, size=len(user))
+        second = (first + generator.integers(1, items, size=len(user))) % items
         of_item, of_user = generator.standard_normal(items), generator.standard_normal(users)
         values = of_item[first] + of_item[second] + of_user[user]
         values = values + generator.standard_normal(len(user))
@@ -100,3 +101,25 @@ def test_products_of_shared_things_are_counted_once() -> None:
     plain = float((np.outer(influence, influence) * (one[:, None] == one)).sum())
     assert Sharing.of(one, None).products(influence) == pytest.approx(plain)
     assert Sharing.of(one, one).products(influence) == pytest.approx(plain)
+
+
+def test_what_things_add_is_not_underestimated_where_they_are_few() -> None:
+    """Simulated: things vary, nothing else; of a mean the products are too small by shortfall."""
+    generator = np.random.default_rng(0)
+    first, second = np.triu_indices(5, 1)
+    uneven = generator.integers(5, size=20), generator.integers(5, size=20)
+    for one, other in ((np.arange(8), None), (first, second), uneven):
+        sharing, weights = Sharing.of(one, other), np.full(len(one), 1.0 / len(one))
+        effects = generator.standard_normal((20_000, 8))
+        values = effects[:, one]
+        if other is not None:
+            values = values + np.where(one != other, effects[:, other], 0.0)
+        mean = values @ weights
+        found = np.mean([sharing.products(row) for row in (values - mean[:, None]) * weights])
+        assert sharing.shortfall(weights) == pytest.approx(mean.var() / found, rel=0.06)
+    assert Sharing.of(np.arange(8), None).shortfall(np.full(8, 1 / 8)) == pytest.approx(8 / 7)
+    complete = Sharing.of(first, second).shortfall(np.full(10, 0.1))
+    assert complete == pytest.approx(20 / 6)
+    assert Sharing.of(*np.triu_indices(3, 1)).shortfall(np.full(3, 1 / 3)) == np.inf
+    of_three = Crossing.of_names(np.arange(3), *np.triu_indices(3, 1)).macro(np.arange(3.0))
+    assert of_three.ci95 is None, "products of three comparisons say nothing about three items"

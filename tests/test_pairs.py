@@ -403,6 +403,13 @@ def test_where_some_rows_name_their_user_the_others_are_rejects(
     assert "everyone" not in set(dataset.pairs()["user_id"])
 
 
+def test_a_user_may_be_called_everyone(configure: Configure, tmp_path: Path) -> None:
+    rows = [plain(number) | {"user_id": "everyone"} for number in range(40)]
+    dataset = prepared(configure, write(tmp_path / "raw", plain_rows() + rows))
+    assert "no-user" not in dataset.card.rejects
+    assert (dataset.pairs()["user_id"] == "everyone").any()
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_a_user_is_one_user_whatever_type_the_id_has(
     name: str, configure: Configure, tmp_path: Path

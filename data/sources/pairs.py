@@ -39,7 +39,9 @@ from pal.items import (
 from pal.rows import Row
 from pal.users import user_name
 
-EVERYONE = "everyone"
+EVERYONE, NAMELESS = "everyone", "\0nobody is named"
+"""the one user of a source without users; and what stands for it until all rows are read, which no
+column can hold"""
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 WORDS = Vocabulary(
     usual={"user_id": USERS, "prompt": PROMPTS},
@@ -144,7 +146,7 @@ class OwnPairs(RowAdapter):
         columns = self.columns
         # a column that was named must be there, and a null is not everyone
         is_named = self.config.columns.user_id is not None or columns.of_row(row, "user_id")
-        name = user_name(columns.value(row, "user_id")) if is_named else EVERYONE
+        name = user_name(columns.value(row, "user_id")) if is_named else NAMELESS
         split = _split(columns.value(row, "split")) or self.split_of(file)
         chosen, rejected = columns.value(row, "chosen"), columns.value(row, "rejected")
         if chosen is not None and rejected is not None:
@@ -216,9 +218,9 @@ class OwnPairs(RowAdapter):
 
     def assign_splits(self, pairs: pl.DataFrame) -> SplitPairs:
         """As other sources; but where some rows name their user, those that do not are rejects."""
-        nameless = pl.col("user_id") == EVERYONE
+        nameless = pl.col("user_id") == NAMELESS
         if pairs.is_empty() or pairs.select(nameless.all()).item():
-            return super().assign_splits(pairs)
+            return super().assign_splits(pairs.with_columns(user_id=pl.lit(EVERYONE)))
         left_out = pairs.filter(nameless).select(
             "source_row",
             reason=pl.lit("no-user"),
