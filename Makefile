@@ -1,4 +1,4 @@
-# data/ -> embed/ -> cache/ -> train/ -> evaluate/ -> sweep/ -> reward/
+# data/ -> embed/ -> cache/ -> train/ -> evaluate/ -> sweep/, audit/ -> reward/
 
 DATASET ?= demo
 ENCODER ?= minilm
@@ -71,7 +71,7 @@ test-all: .venv/ready  ## the long campaigns too
 
 typings:  ## let type checkers and editors resolve pal.embed -> embed/
 	@rm -rf typings && mkdir -p typings/pal
-	@ln -s $(addprefix ../../,$(wildcard pal/*.py pal/*.yaml pal/py.typed) $(patsubst %/__init__.py,%,$(wildcard pal/*/__init__.py)) data embed cache train evaluate sweep reward) typings/pal/
+	@ln -s $(addprefix ../../,$(wildcard pal/*.py pal/*.yaml pal/py.typed) $(patsubst %/__init__.py,%,$(wildcard pal/*/__init__.py)) data embed cache train evaluate sweep audit reward) typings/pal/
 
 dist: .venv/ready  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -221,7 +221,10 @@ def test_the_routes_answer_as_offline_scoring_does(model: RewardModel) -> None:
         offline = model.score(prompts[:4], responses[:4], [USERS[0], USERS[1], None, None])
         assert body["rewards"] == pytest.approx(offline, rel=1e-5)
         assert body["scores"] == pytest.approx(torch.tensor(offline).sigmoid().tolist(), abs=1e-5)
-        assert body["extra_logs"] == {"pal_user_known": [1.0, 1.0, 1.0, 0.0]}
+        assert body["extra_logs"] == {
+            "pal_user_known": [1.0, 1.0, 1.0, 0.0],
+            "pal_prompt_cut": [0.0] * 4,
+        }
         assert body["errors"] == {}
 
         answers = [{"prompt": f"thing {n}", "chosen": " No", "rejected": " Yes"} for n in range(8)]
@@ -300,17 +303,18 @@ def test_a_row_that_cannot_be_scored_costs_only_itself(model: RewardModel) -> No
         content = text_of({"query": responses, "labels": users})
         found = http.post("/get_reward", content=content, headers=JSON).json()
         failed = [reward is None for reward in found["rewards"]]
-        # no prompts are sent here, and labels that are objects without user_id name nobody
-        assert failed == [*[False] * 3, *[True] * 9, *[False] * 3]
+        # no prompts are sent here, labels that are objects without user_id name nobody, and an
+        # answer without a word is rewarded as silence
+        assert failed == [*[False] * 3, *[True] * 2, False, *[True] * 6, *[False] * 3]
         assert [score is None for score in found["scores"]] == failed
         assert found["extra_logs"]["pal_user_known"] == [float(not one) for one in failed]
         assert {int(number) for number in found["errors"]} == {
             number for number, is_failed in enumerate(failed) if is_failed
         }
         metrics = http.get("/metrics").text
-        assert "pal_rows_failed_total 22.0" in metrics
+        assert "pal_rows_failed_total 21.0" in metrics
     with asking(model, reward_of_failed=-5.0) as http:
-        found = http.post("/get_reward", json={"query": ["", "q"]}).json()
+        found = http.post("/get_reward", json={"query": [None, "q"]}).json()
         assert found["rewards"][0] == -5.0
         assert found["scores"][0] == pytest.approx(1 / (1 + math.exp(5)))
         assert set(found["errors"]) == {"0"}
@@ -350,7 +354,7 @@ def test_an_empty_request_has_an_empty_answer(model: RewardModel) -> None:
         assert http.post("/get_reward", json={"query": []}).json() == {
             "rewards": [],
             "scores": [],
-            "extra_logs": {"pal_user_known": []},
+            "extra_logs": {"pal_user_known": [], "pal_prompt_cut": []},
             "errors": {},
         }
 

@@ -160,6 +160,10 @@ def serve(
             help="Bearer token asked for; made up if not on loopback.",
         ),
     ] = None,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Let everybody ask who can reach the address."),
+    ] = False,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -176,6 +180,7 @@ def serve(
         settings,
         token,
         say,
+        is_open=no_token,
     )
 
 

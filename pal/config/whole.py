@@ -52,6 +52,9 @@ class ServeConfig(Component):
     reward_of_failed: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Reward in /get_reward of rows that cannot be scored; null, the default, is honest, but
     OpenRLHF cannot read it."""
+    policy: str | None = None
+    """Folder or Hub repository of the policy that OpenRLHF trains, whose tokenizer writes the
+    prompts; null: ChatML, Llama 3, Gemma, Mistral and Zephyr are recognised by their marks."""
     store: Path | None = None
     """SQLite file of users adapted at runtime; null: users.sqlite in the working directory."""
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 
 from pal.reward.server.body import BodyRoute, refusal_of
 from pal.reward.server.guard import Guard, Rules
+from pal.reward.server.openrlhf import openrlhf_routes
 from pal.reward.server.schemas import (
     AdaptReply,
     AdaptRequest,
-    OpenRlhfReply,
-    OpenRlhfRequest,
     ScoreReply,
     ScoreRequest,
-    response_of,
-    user_of_label,
 )
-from pal.reward.server.service import Service
+from pal.reward.server.service import Service, require_count
 
 
 def build_app(service: Service) -> FastAPI:
@@ -43,9 +40,10 @@ def build_app(service: Service) -> FastAPI:
         lifespan=life,
     )
 
-    app.include_router(reward_routes(service))
-    app.include_router(user_routes(service))
-    app.include_router(metrics_route(service))
+    # for the document only: the guard has asked for the token before
+    asks = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
+    for routes in (openrlhf_routes, reward_routes, user_routes, metrics_route):
+        app.include_router(routes(service), dependencies=asks)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"])
@@ -67,38 +65,13 @@ def reward_routes(service: Service) -> APIRouter:
     """Return the routes that give rewards."""
     router = APIRouter(route_class=BodyRoute)
 
-    @router.post("/get_reward", tags=["OpenRLHF"])
-    async def get_reward(body: OpenRlhfRequest) -> OpenRlhfReply:
-        """OpenRLHF's remote reward. Empty lists are answered with empty lists."""
-        count = len(body.query)
-        if service.model.is_image and count:
-            raise HTTPException(
-                422, "this model rewards images, which OpenRLHF does not send; use /v1/score"
-            )
-        for name, values in (("prompts", body.prompts), ("labels", body.labels)):
-            if values:
-                _require_count(name, len(values), count, "queries", "send as many or none")
-        given = body.prompts or [""] * count
-        items = [response_of(*pair) for pair in zip(body.query, given, strict=True)]
-        prompts = [None if prompt == "" else prompt for prompt in given]
-        users = [user_of_label(label) for label in body.labels] or [None] * count
-        found = await service.score(prompts, items, users)
-        instead = service.settings.reward_of_failed
-        rewards = [instead if reward is None else reward for reward in found.rewards]
-        return OpenRlhfReply(
-            rewards=rewards,
-            scores=[None if reward is None else _logistic(reward) for reward in rewards],
-            extra_logs={"pal_user_known": [float(known) for known in found.is_known]},
-            errors=found.errors,
-        )
-
     @router.post("/v1/score", tags=["rewards"])
     async def score(body: ScoreRequest) -> ScoreReply:
         """One reward per prompt and response, text or chat messages."""
         count = len(body.responses)
         users = body.users if isinstance(body.users, list) else [body.users] * count
         for name, values in (("prompts", body.prompts), ("users", users)):
-            _require_count(name, len(values), count, "responses", "send as many")
+            require_count(name, len(values), count, "responses", "send as many")
         found = await service.score(body.prompts, body.responses, users)
         return ScoreReply(rewards=found.rewards, errors=found.errors, unknown_users=found.strangers)
 
@@ -132,12 +105,3 @@ def metrics_route(service: Service) -> APIRouter:
         return service.metrics.text()
 
     return router
-
-
-def _require_count(name: str, found: int, wanted: int, what: str, remedy: str) -> None:
-    if found != wanted:
-        raise HTTPException(422, f"{found} {name} for {wanted} {what}; {remedy}")
-
-
-def _logistic(reward: float) -> float:
-    return 0.5 * (1.0 + math.tanh(0.5 * reward))  # no exponential that could overflow

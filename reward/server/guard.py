@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from pal.reward.server.metrics import Metrics
 
 OPEN_PATHS = {"/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """need no token"""
+TOKEN_IN_PATH = "/get_reward/"
+"""may have the token behind it: OpenRLHF's client sends no headers of its own"""
 BODIES_HELD = 16
 """bodies of the largest size that may be in memory at once"""
 AGAIN = {"Retry-After": "1"}
@@ -34,6 +37,8 @@ class Rules:
     other_sites: frozenset[str]
     """hosts whose pages may ask, beside the server's own"""
     max_body_bytes: int
+    is_for_other_machines: bool = False
+    """whether it also answers for any address in numbers, which no page can make lead here"""
 
     @classmethod
     def of(cls, settings: ServeConfig, token: str | None) -> Rules:
@@ -41,7 +46,10 @@ class Rules:
         then only requests that call it by a name of ours are answered."""
         allowed = frozenset(name.lower() for name in settings.allowed_hosts)
         own = allowed | {settings.host.lower()} if allowed or token is None else None
-        return cls(token, own, allowed, settings.max_body_bytes)
+        is_for_others = token is None and not is_loopback(settings.host)
+        if own is not None and is_for_others:
+            own |= {socket.gethostname().lower()}
+        return cls(token, own, allowed, settings.max_body_bytes, is_for_others)
 
     def refusal(self, scope: Any) -> JSONResponse | None:
         """Return why a request is refused, None where it may go on; looks at its head only."""
@@ -57,6 +65,8 @@ class Rules:
     def _of_host(self, head: _Head) -> JSONResponse | None:
         host = name_of(head.first(b"host"))
         if self.hosts is None or host in self.hosts or is_loopback(host):
+            return None
+        if self.is_for_other_machines and is_address(host):
             return None
         if not host and head.scope["http_version"] == "1.0":  # has no such header; no browser
             return None
@@ -74,10 +84,20 @@ class Rules:
         if self.token is None or head.scope["path"] in OPEN_PATHS:
             return None
         scheme, _, given = head.first(b"authorization").partition(" ")
-        is_right = hmac.compare_digest(given.encode("latin-1"), self.token.encode())
-        if is_right and scheme.lower() == "bearer":
+        if scheme.lower() == "bearer" and self._is_token(given.encode("latin-1")):
             return None
-        return _no(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+        path: str = head.scope["path"]
+        in_path = path.removeprefix(TOKEN_IN_PATH).encode("utf-8", "surrogatepass")
+        if path.startswith(TOKEN_IN_PATH) and self._is_token(in_path):
+            return None
+        return _no(
+            401,
+            f"a bearer token is needed, or the token behind {TOKEN_IN_PATH}",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    def _is_token(self, given: bytes) -> bool:
+        return self.token is not None and hmac.compare_digest(given, self.token.encode())
 
     def _of_path(self, head: _Head) -> JSONResponse | None:
         try:
@@ -205,10 +225,18 @@ def name_of(host: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Tell whether only this machine can reach an address."""
-    try:
+    if is_address(host):
         return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is given by its address in numbers."""
+    try:
+        ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
 
 
 def _no(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:

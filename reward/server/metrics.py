@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""upper ends of the histogram's steps"""
 
 
 class Metrics:
@@ -21,7 +24,14 @@ class Metrics:
         self.rows_failed = counter("rows_failed", "Rows that could not be scored.")
         self.batches = counter("batches", "Batches that the model scored.")
         self.unknown_users = counter("unknown_users", "Rows of users who are not known.")
-        self.seconds = counter("request_seconds", "Seconds spent on requests.")
+        self.prompts_cut = counter("prompts_cut", "Prompts whose beginning OpenRLHF has cut.")
+        self.seconds = Histogram(
+            "pal_request_seconds",
+            "Seconds from the head of a request to the end of its reply.",
+            ("path",),
+            registry=self.registry,
+            buckets=SECONDS,
+        )
         self.accepted = 0
         """requests whose head has arrived"""
         self.answered = 0
@@ -32,8 +42,8 @@ class Metrics:
 
     def count(self, path: str, code: int, seconds: float, is_answered: bool) -> None:
         """Count a request that is over."""
-        self.seconds.inc(seconds)
         if is_answered:
+            self.seconds.labels(path).observe(seconds)
             self.answered += 1
             self.requests.labels(path, str(code)).inc()
 

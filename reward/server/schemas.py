@@ -1,19 +1,16 @@
 """What requests and replies are.
 
 Rows are checked one by one where they are scored, so that an odd one costs only itself; here only
-what concerns a request as a whole is. OpenRLHF's remote reward (``--reward.remote_url
-http://HOST:PORT/get_reward``) carries the users in ``labels``, which is the column of
-``--data.label_key``: an id, or JSON with ``user_id``.
+what concerns a request as a whole is.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, FailFast, Field, WithJsonSchema
 
-MOST_ANSWERS, LONGEST_LABEL = 512, 1 << 16
+MOST_ANSWERS = 512
 CHAT = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
     "description": "a text or chat messages",
@@ -32,8 +29,9 @@ UserOrUsers = Annotated[
 
 
 class OpenRlhfRequest(BaseModel):
-    """OpenRLHF sends ``query``: the decoded prompt and response; ``prompts``: the prompts alone;
-    ``labels``: users."""
+    """OpenRLHF sends ``query``: the decoded prompt and response, with all special tokens;
+    ``prompts``: the prompts as its dataset wrote them; ``labels``: the column of
+    ``--data.label_key``, a user's id or JSON with ``user_id``."""
 
     query: Texts
     prompts: Texts = []
@@ -47,6 +45,8 @@ class OpenRlhfReply(BaseModel):
     scores: list[float | None]
     """rewards as numbers between 0 and 1, by the logistic function"""
     extra_logs: dict[str, list[float]]
+    """for the trainer's logs: ``pal_user_known``, and ``pal_prompt_cut`` where the client has cut
+    the beginning of a prompt; the reward is for the whole one"""
     errors: dict[int, str]
     """the reason by row"""
 
@@ -92,22 +92,3 @@ class AdaptReply(BaseModel):
     user: str
     answers: int
     weights: list[float]
-
-
-def user_of_label(label: Any) -> Any:
-    """Return the user that an OpenRLHF label carries: an id, an object with ``user_id`` or its
-    JSON, or nobody."""
-    is_short = isinstance(label, str) and len(label) <= LONGEST_LABEL
-    if is_short and label.lstrip().startswith("{"):
-        try:
-            label = json.loads(label)
-        except (ValueError, RecursionError):
-            return label
-    return label.get("user_id") if isinstance(label, dict) else label
-
-
-def response_of(query: Any, prompt: Any) -> Any:
-    """Return what follows the prompt in a query; all of it where the prompt does not lead it."""
-    if isinstance(query, str) and isinstance(prompt, str):
-        return query.removeprefix(prompt)
-    return query

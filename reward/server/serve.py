@@ -31,14 +31,18 @@ def run_server(
     settings: ServeConfig,
     token: str | None,
     say: Callable[[str], None] = lambda text: None,
+    is_open: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted is answered first, with 503 what takes too
     long. A second signal ends the process at once.
 
-    Raises RewardError without an address, or without a file to keep users in.
+    ``is_open``: other machines need no token. Raises RewardError without an address, or without a
+    file to keep users in.
     """
     token = token or None  # of an empty variable: as if none were given
-    if token is None and not is_loopback(settings.host):
+    if is_open and token is not None:
+        raise RewardError("--no-token and a token exclude each other; leave one of them out")
+    if token is None and not is_loopback(settings.host) and not is_open:
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")
     listener = listen(settings.host, settings.port)
@@ -49,6 +53,8 @@ def run_server(
         raise
     port = listener.getsockname()[1]
     say(f"serving {model.metadata.run} on http://{settings.host}:{port}, see /docs")
+    if is_open and not is_loopback(settings.host):
+        say(f"whoever reaches port {port} may ask for rewards, and teach and forget users: no token")
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # else each full collection, of all that torch brings, stops everybody for 300 ms

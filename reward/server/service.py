@@ -32,6 +32,12 @@ AGAIN = {"Retry-After": "1"}
 Result = TypeVar("Result")
 
 
+def require_count(name: str, found: int, wanted: int, what: str, remedy: str) -> None:
+    """Raise HTTPException where there are not as many of one thing as of another."""
+    if found != wanted:
+        raise HTTPException(422, f"{found} {name} for {wanted} {what}; {remedy}")
+
+
 @dataclass(frozen=True)
 class Rewards:
     """What is said of each row."""
