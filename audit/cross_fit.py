@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from pal.audit.answers import Answers
 from pal.audit.descent import minimise
-from pal.audit.model import Design, K, Model
+from pal.audit.model import Design, K, Model, Spreads
 from pal.train.sharing import Numbers
 from pal.train.solve.choose import DEFAULT
 from pal.train.solve.mixture import START, Strength
@@ -27,15 +27,17 @@ ROUNDS = 4
 """of the power iteration that finds where the plural model begins"""
 
 
-def design_of(answers: Answers, z: Tensor, user: Numbers | Tensor | None = None) -> Design:
+def design_of(answers: Answers, z: Tensor, spreads: Spreads = Spreads()) -> Design:
     """Return the design of answers about things with features ``z``."""
     place, row = answers.rows
     first = torch.from_numpy(answers.first[place])
     second = None if answers.second is None else torch.from_numpy(answers.second[place])
     x = z[first] if second is None else z[first] - z[second]
     shown = torch.from_numpy(answers.place).to(z.dtype).unsqueeze(1)
-    who = torch.as_tensor(answers.user if user is None else user)
-    return Design(x, first, second, torch.from_numpy(row), who, shown, answers.things, answers.users)
+    who = torch.from_numpy(answers.user)
+    return Design(
+        x, first, second, torch.from_numpy(row), who, shown, answers.things, answers.users, spreads
+    )
 
 
 class Fitted(NamedTuple):
@@ -141,8 +143,10 @@ class HeldOut:
 class CrossFit:
     """The folds of a dataset, and what both models predict of their answers."""
 
-    def __init__(self, answers: Answers, z: Tensor, seed: int, folds: int = FOLDS) -> None:
-        self.answers, self.z = answers, z
+    def __init__(
+        self, answers: Answers, z: Tensor, seed: int, spreads: Spreads, folds: int = FOLDS
+    ) -> None:
+        self.answers, self.z, self.spreads = answers, z, spreads
         groups = np.unique(np.concatenate([answers.group, answers.other]))
         count = min(folds, len(groups))
         fold = np.empty(int(groups.max()) + 1, np.int64)
@@ -169,15 +173,14 @@ class CrossFit:
             dropped = dropped + missing[tested.second]
         return Fold(np.flatnonzero(train), np.flatnonzero(test), *designs, dropped)
 
-    def _design(self, rows: Numbers, user: Tensor | None = None) -> Design:
+    def _design(self, rows: Numbers) -> Design:
         a = self.answers
         second = None if a.second is None else a.second[rows]
         some = Answers(
             a.first[rows], second, a.user[rows], a.label[rows], a.place[rows], a.group[rows],
             a.other[rows], a.things,
         )  # fmt: skip
-        found = design_of(some, self.z, user)
-        return Design(**{**vars(found), "users": a.users})
+        return replace(design_of(some, self.z, self.spreads), users=a.users)
 
     def held_out(
         self, labels: Tensor, users: Tensor | None = None, strength: Strength = DEFAULT
@@ -188,8 +191,8 @@ class CrossFit:
         for fold in self.folds:
             design, tested = fold.design, fold.tested
             if users is not None:
-                design = Design(**{**vars(design), "user": users[fold.train]})
-                tested = Design(**{**vars(tested), "user": users[fold.test]})
+                design = replace(design, user=users[fold.train])
+                tested = replace(tested, user=users[fold.test])
             fitted = fit_both(design, labels[fold.train], strength)
             one.append(fitted.consensus.margins(fitted.one, tested, fold.dropped))
             many.append(fitted.plural.margins(fitted.many, tested, fold.dropped))
@@ -204,11 +207,16 @@ class CrossFit:
             label = labels[torch.from_numpy(self.rows)][:, batch]
             yield (_loss(found.one, label) - _loss(found.many, label)).double()
 
-    def of_users(self, values: Tensor, users: Tensor | None = None) -> Tensor:
-        """Return the mean over users of their means, (B,), of values of held-out answers (m, B)."""
+    def of_users(
+        self, values: Tensor, some: Tensor | None = None, users: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean over users of their means, (B,), of values of held-out answers (m, B):
+        of all, or of ``some``, (m,) bool. ``users``: (n, B), where draws exchange them."""
         if users is None:
             users = torch.from_numpy(self.answers.user).unsqueeze(1).expand(-1, values.shape[1])
         who = users[torch.from_numpy(self.rows)]
+        if some is not None:
+            values, who = values[some], who[some]
         zeros = values.new_zeros(self.answers.users, values.shape[1])
         total = zeros.scatter_add(0, who, values)
         count = zeros.scatter_add(0, who, torch.ones_like(values))

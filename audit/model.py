@@ -5,8 +5,8 @@
     D_k(row) = x . v_k + eps_k
 
 A *row* is what is answered: one thing, or two that are compared, whose x, E and eps are the first's
-less the second's. The consensus model is the one with K = 0. All of s, E, a_u ~ N(0, 1), omega_u
-around 1's, v_k ~ N(0, sigma^2), eps ~ N(0, tau^2), lambda ~ N(0, 1), as in
+less the second's. The consensus model is the one with K = 0. All of s, E, a_u are normal, omega_u
+is around 1's, with spreads that the data have, v_k ~ N(0, sigma^2), eps ~ N(0, tau^2), lambda ~ N(0, 1), as in
 ``pal.train.solve.mixture``; b_u and the place are what the audit adds, to both models.
 
 All draws of a null have the same shapes, so a batch of them is one problem: whatever is fitted is
@@ -33,6 +33,21 @@ CURVATURE = 0.2
 """p (1 - p) of a usual answer: what the diagonal of the Hessian is guessed by"""
 
 
+class Spreads(NamedTuple):
+    """Standard deviations of what all share and of how users answer, by the data themselves.
+
+    Both models have them, so that neither gains by a prior: with one that is too narrow for the
+    shared taste, prototypes that are all alike widen it.
+    """
+
+    ready: float = 1.0
+    omega: float = 1.0
+    text: float = 1.0
+    """of s"""
+    residual: float = 1.0
+    """of E"""
+
+
 @dataclass(frozen=True)
 class Design:
     """Who answered which rows: what all draws share."""
@@ -51,6 +66,7 @@ class Design:
     """(n, 1) 1, or -1 where the second was shown first"""
     things: int
     users: int
+    spreads: Spreads = Spreads()
 
     def of_rows(self, table: Tensor) -> Tensor:
         """Return rows of a table of things, (T, ..., B): the first's less the second's."""
@@ -148,7 +164,8 @@ class Model:
 
     def _precisions(self) -> list[float]:
         sigma, tau = self.strength
-        return [0.0, 1.0, 1.0, 1.0, 1.0, sigma**-2 if sigma else 1.0, tau**-2 if tau else 1.0, 1.0]
+        shared = [spread**-2 for spread in self.design.spreads]
+        return [0.0, *shared, sigma**-2 if sigma else 1.0, tau**-2 if tau else 1.0, 1.0]
 
     def _curvatures(self) -> list[Tensor | float]:
         """Return a guess of the diagonal of the Hessian: priors and usual answers."""
@@ -162,8 +179,8 @@ class Model:
         of_users = CURVATURE * (own if own.dim() == 1 else own.mean(dim=1))
         share, precision = 1.0 / max(self.k, 1), self._precisions()
         return [
-            CURVATURE * len(design.row), 1.0 + of_users, 1.0 + 0.5 * of_users, 1.0 + of_features,
-            1.0 + CURVATURE * counts, (precision[5] + share * of_features).unsqueeze(1),
+            CURVATURE * len(design.row), precision[1] + of_users, precision[2] + 0.5 * of_users,
+            precision[3] + of_features, precision[4] + CURVATURE * counts, (precision[5] + share * of_features).unsqueeze(1),
             (precision[6] + share * CURVATURE * counts).unsqueeze(1),
             (1.0 + 0.5 * share * of_users).unsqueeze(1),
         ]  # fmt: skip
@@ -228,7 +245,7 @@ class Model:
         reliability = design.of_user(part.reliability)
         margin = design.place * (part.base + design.of_user(part.ready))
         margin = margin + reliability * shared.index_select(0, design.row)
-        variance = reliability.square()
+        variance = (design.spreads.residual * reliability).square()
         if self.k:
             weight = design.of_user(part.weights)
             margin += (weight * own.index_select(0, design.row)).sum(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from scipy.special import expit
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import design_of, fit_consensus
-from pal.audit.model import Design, Model, Parts
+from pal.audit.model import Model, Parts, Spreads
 from pal.train.heads.consensus import OF_ONE
 from pal.train.sharing import Array, Numbers
 
+ROUNDS = 8
+LEAST, MOST = 0.1, 5.0
+"""spreads that are believed"""
 FEWEST_USERS = 2
 """of a prompt group that is a stratum of its own"""
 
@@ -31,20 +34,36 @@ class Population:
     """(N,)"""
     taste: Array
     """(T,) S of things"""
+    text: Array
+    """(T,) what features tell of it"""
     ready_error: Array
     omega_error: Array
     taste_error: Array
+    spreads: Spreads
 
     @classmethod
     def fitted(cls, answers: Answers, z: torch.Tensor) -> Population:
-        """Fit the consensus model to all answers."""
-        design = design_of(answers, z)
+        """Fit the consensus model to all answers, its priors by expectation and maximisation.
+
+        With priors that are too narrow, people who answer at random look like people of another
+        taste.
+        """
         label = torch.from_numpy(answers.label).to(z.dtype).unsqueeze(1)
-        model, found = fit_consensus(design, label)
-        return cls._of(model, model.split(found), design, z)
+        spreads = Spreads()
+        for _ in range(ROUNDS):
+            design = design_of(answers, z, spreads)
+            model, theta = fit_consensus(design, label)
+            found, squares = cls._of(model, model.split(theta), z)
+            roots = (math.sqrt(square) for square in squares)
+            spreads = Spreads(*(min(max(root, LEAST), MOST) for root in roots))
+        return found
 
     @classmethod
-    def _of(cls, model: Model, part: Parts, design: Design, z: torch.Tensor) -> Population:
+    def _of(
+        cls, model: Model, part: Parts, z: torch.Tensor
+    ) -> tuple[Population, tuple[float, float, float, float]]:
+        """Return the posterior, and the mean squares of a, omega, s and E under it."""
+        design, prior = model.design, model.design.spreads
         shared, _ = model.rows(part)
         shared = shared.index_select(0, design.row)
         reliability = design.of_user(part.reliability)
@@ -52,16 +71,30 @@ class Population:
         p = torch.sigmoid(margin)
         bend = p * (1.0 - p)
         steep = torch.sigmoid(part.omega + OF_ONE)
-        of_ready = 1.0 + design.by_user(bend)
-        of_omega = 1.0 + steep.square() * design.by_user(bend * shared.square())
+        of_ready = prior.ready**-2 + design.by_user(bend)
+        of_omega = prior.omega**-2 + steep.square() * design.by_user(bend * shared.square())
         of_rows = design.by_row(bend * reliability.square())
         of_things = of_rows.new_zeros(design.things, 1).index_add_(0, design.first, of_rows)
         if design.second is not None:
             of_things.index_add_(0, design.second, of_rows)
-        taste = z @ part.shared + part.shared_residual
-        errors = [1.0 / torch.sqrt(values) for values in (of_ready, of_omega, 1.0 + of_things)]
-        numbers = [part.base + part.ready, part.omega, taste, *errors]
-        return cls(*(values[:, 0].double().numpy() for values in numbers))
+        # of a row the residuals are integrated out: what is left for the features to be told by
+        free = (1.0 if design.second is None else 2.0) * prior.residual**2
+        of_text = design.x.T @ (design.x * (of_rows / (1.0 + free * of_rows)))
+        of_text.diagonal().add_(prior.text**-2)
+        text_error = torch.linalg.inv(of_text.double()).diagonal().float().unsqueeze(1)
+        text = z @ part.shared
+        taste = text + part.shared_residual
+        squared = [1.0 / of_ready, 1.0 / of_omega, 1.0 / (prior.residual**-2 + of_things)]
+        judged = of_things > 0
+        squares = (
+            float((part.ready.square() + squared[0]).mean()),
+            float((part.omega.square() + squared[1]).mean()),
+            float((part.shared.square() + text_error).mean()),
+            float((part.shared_residual.square() + squared[2])[judged].mean()),
+        )
+        numbers = [part.base + part.ready, part.omega, taste, text, *(v.sqrt() for v in squared)]
+        found = cls(*(values[:, 0].double().numpy() for values in numbers), prior)
+        return found, squares
 
     @property
     def reliability(self) -> Array:
@@ -77,8 +110,10 @@ class Population:
         """
         means = (self.ready, self.omega, self.taste)
         errors = (self.ready_error, self.omega_error, self.taste_error)
-        numbers = (m + e * rng.standard_normal(len(m)) for m, e in zip(means, errors, strict=True))
-        return Population(*numbers, *errors)
+        ready, omega, taste = (
+            m + e * rng.standard_normal(len(m)) for m, e in zip(means, errors, strict=True)
+        )
+        return replace(self, ready=ready, omega=omega, taste=taste)
 
     def margins(self, answers: Answers, taste: Array | None = None) -> Array:
         """Return the margins of answers, (n,); ``taste``: (N, T) or (T,), instead of the common

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from types import FrameType
 from typing import Any
 
@@ -16,9 +15,22 @@ from pal.items import Turn
 MOST_LINES = 2_000_000
 """of a template's own code that run for one conversation, less than a second; counted, so that the
 same conversation is refused on every machine"""
-TODAY = datetime(2024, 7, 26)
-"""what a template takes for today, whenever it is: the day in the templates of Llama 3. Part of the
-specification, since many templates write the date into the system turn"""
+TODAY = "2024-07-26"
+"""what a template takes for today, whenever it is: the day that the templates of Llama 3 fall back
+to. Part of the specification, since many templates write the date into the system turn"""
+CLOCK = "strftime_now"
+"""the function of transformers' by which a template asks for the day"""
+PARTS = {
+    "%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%B": "July", "%b": "Jul", "%d": "26",
+    "%-d": "26", "%A": "Friday", "%a": "Fri", "%j": "208", "%H": "00", "%I": "12", "%M": "00",
+    "%S": "00", "%p": "AM", "%F": TODAY,
+}  # fmt: skip
+STOPPED_CLOCK = (
+    f"{{% macro {CLOCK}(day) %}}{{{{ day"
+    + "".join(f" | replace('{code}', '{value}')" for code, value in PARTS.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
+"""in front of a template: hides the real clock"""
 OF_TEMPLATES = "<template>"
 """the file name that Jinja gives to a template's code"""
 
@@ -46,9 +58,10 @@ def render(tokenizer: Any, turns: Sequence[Turn]) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
 
     def write() -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, strftime_now=TODAY.strftime
-        )
+        template = tokenizer.get_chat_template()
+        if CLOCK in template:
+            template = STOPPED_CLOCK + template
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template)
         return text
 
     try:

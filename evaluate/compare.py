@@ -17,7 +17,7 @@ from scipy.stats import binom
 from pal.config import EvaluateConfig
 from pal.dataset import Population
 from pal.evaluate.crossed import Crossing
-from pal.evaluate.folds import folder_of
+from pal.evaluate.folds import Over, folder_of
 from pal.evaluate.metrics import negative_log_likelihoods
 from pal.evaluate.predict import in_test, load_run, predictions_of
 from pal.evaluate.records import Interval, Metrics
@@ -75,11 +75,15 @@ def chance_of_harm(discordant: NDArray[np.int64]) -> float:
 
 
 def compare(
-    settings: EvaluateConfig, runs: Path, names: Sequence[str], folds: int | None = None
+    settings: EvaluateConfig,
+    runs: Path,
+    names: Sequence[str],
+    folds: int | None = None,
+    over: Over = "prompts",
 ) -> list[Comparison]:
     """Compare every further run with the first, on the predictions both have.
 
-    ``folds``: on those of cross-fitting over so many. Empty where the runs are not all of one
+    ``folds``: on those of cross-fitting over so many folds of prompts, or of answers. Empty where the runs are not all of one
     dataset and split. Raises EvaluationError for predictions that are of another head than their
     run's.
     """
@@ -90,7 +94,7 @@ def compare(
     for name, trained in zip(names, heads, strict=True):
         folder, seal = runs / name, trained.metadata.seal
         if folds is not None:
-            folder = folder_of(folder, folds)
+            folder = folder_of(folder, folds, over)
             seal = Metrics.read(folder).head_seal
         tables.append((name, predictions_of(folder, seal)))
     return compare_runs(settings, tables[0], tables[1:])

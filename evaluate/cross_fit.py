@@ -16,7 +16,7 @@ from pal.config import AdaptConfig, EvaluateConfig, PathsConfig
 from pal.errors import EvaluationError
 from pal.evaluate.adaptation import with_cells
 from pal.evaluate.few_shot import Trial, balanced
-from pal.evaluate.folds import FEWEST_FOLDS, Fold, crossing_folds, folder_of
+from pal.evaluate.folds import FEWEST_FOLDS, Fold, Over, crossing_folds, folder_of
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.panel import few_shot
 from pal.evaluate.predict import (
@@ -45,20 +45,22 @@ def cross_fit(
     name: str,
     folds: int,
     progress: Progress = lambda folds: None,
+    over: Over = "prompts",
 ) -> Metrics:
     """Train a run's settings on every fold, and return the metrics of all tests together.
 
     Unseen users are tested as strangers, and adapted by some of their answers to the prompts of the
-    other folds. Folds that were trained before are taken over. Raises EvaluationError where a fold
-    leaves nothing to train on or to test.
+    other folds. ``over`` answers, all are tested on what other people answered too, and the cell of
+    seen users stands under ``test_items_seen`` as well. Folds that were trained before are taken
+    over. Raises EvaluationError where a fold leaves nothing to train on or to test.
     """
     if folds < FEWEST_FOLDS:
         raise EvaluationError(f"--folds {folds} is no cross-fitting; use {FEWEST_FOLDS} or more")
     run = load_run(paths.runs, name)
     dataset, store = inputs_of_run(paths, run.metadata)
     require_same_data(run, dataset, store)
-    folder = folder_of(paths.runs / name, folds)
-    parts = Fold.all_of(dataset, folds)
+    folder = folder_of(paths.runs / name, folds, over)
+    parts = Fold.all_of(dataset, folds, over)
     trained = train_folds(run.metadata, parts, store, folder, progress)
     predictions = pl.concat(
         [predict_cells(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
@@ -69,13 +71,13 @@ def cross_fit(
     )
     tested = pl.concat([fold.pairs("test") for fold in parts])
     metrics = metrics_of(settings, told, predictions, tested, store)
-    metrics = metrics.model_copy(
-        update={
-            "folds": folds,
-            "n_crossing_folds": crossing_folds(dataset, folds),
-            "head_seal": digest([head.seal for head in heads]),
-        }
-    )
+    told_of_folds: JsonObject = {"folds": folds, "folds_over": over}
+    if over == "prompts":
+        told_of_folds["n_crossing_folds"] = crossing_folds(dataset, folds)
+    seal = digest([head.seal for head in heads])
+    metrics = metrics.model_copy(update={**told_of_folds, "head_seal": seal})
+    if over == "answers":
+        metrics = metrics.model_copy(update={"test_items_seen": metrics.test_seen})
     trials = [Trial(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
     shots = _shots_for(trials) if metrics.test_unseen else ()
     if len(shots) > 1:
@@ -114,7 +116,7 @@ def train_folds(
             if fold.pairs(split, "seen").is_empty():
                 raise EvaluationError(
                     f"fold {fold.number + 1} of {fold.of} of run {run.run} has no {split} pairs of "
-                    "seen users: too few prompts; use fewer --folds"
+                    f"seen users: too few {fold.over}; use fewer --folds"
                 )
     if missing:
         data = load_each(run.train, folds, store, choose_device(run.train.device))
@@ -123,7 +125,7 @@ def train_folds(
         seconds = (time.perf_counter() - began) / len(missing)
         for fold, one in zip(missing, fitted, strict=True):
             own = data[fold.number]
-            config: JsonObject = {"fold": fold.number, "of": fold.of}
+            config: JsonObject = {"fold": fold.number, "of": fold.of, "over": fold.over}
             record = record_before_training(run.train, run.seed, fold, store, run.run)
             head = own.trained(one, record, seconds)
             found[fold.number] = head.save(folder / f"{fold.number}", config, one.log)

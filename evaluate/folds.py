@@ -2,7 +2,9 @@
 
 A single test split of real answers may hold twenty prompts, and its numbers jump with them. Here
 prompt groups are dealt into N folds by hash. Each fold is the test once; of the others a share
-validates (early stopping, thresholds), the rest trains.
+validates (early stopping, thresholds), the rest trains. Dealt over answers instead, every answer is
+tested once by a head that knows the same prompt from other people, and the person from other
+answers: how well it predicts the rest of a survey, not a new question.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pal.chance import bucket
-from pal.dataset import Population, PreparedDataset, Split
+from pal.dataset import Population, PreparedDataset, Split, oriented
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, with_prompt_group
 from pal.files import digest
 
 if TYPE_CHECKING:
     import polars as pl
 
+Over = Literal["prompts", "answers"]
 FEWEST_FOLDS = 2
 VALIDATION_SHARE, VALIDATION_SHARE_OF_ITEMS = 1 / 8, 1 / 4
 """of the prompt groups outside a fold; larger where items are divided, for of the comparisons both
@@ -35,26 +38,27 @@ class Fold(PreparedDataset):
     kept for the test: the fold is the test, their answers to all other prompts are what they can be
     adapted by. Users kept for validation answer what validates, and the fold never. Where items are
     divided, a split holds a comparison if it holds both of its items; one of items in different
-    folds is never tested.
+    folds is never tested. Over answers, the same holds with answers in place of prompts, a user's
+    repeated answers to the same being one.
     """
 
     number: int = 0
     """from 0"""
     of: int = FEWEST_FOLDS
+    over: Over = "prompts"
 
     @classmethod
-    def cut(cls, dataset: PreparedDataset, number: int, of: int) -> Fold:
-        """Return a fold of a dataset in the same view."""
-        return cls(dataset.folder, dataset.card, dataset.view, number, of)
-
-    @classmethod
-    def all_of(cls, dataset: PreparedDataset, of: int) -> list[Fold]:
+    def all_of(cls, dataset: PreparedDataset, of: int, over: Over = "prompts") -> list[Fold]:
         """Return all folds of a dataset in the same view."""
-        return [cls.cut(dataset, number, of) for number in range(of)]
+        return [
+            cls(dataset.folder, dataset.card, dataset.view, number, of, over)
+            for number in range(of)
+        ]
 
     @property
     def split_digest(self) -> str:
-        return digest([self.card.split_digest, "fold", self.number, self.of])
+        what = "fold" if self.over == "prompts" else f"fold over {self.over}"
+        return digest([self.card.split_digest, what, self.number, self.of])
 
     def pairs(
         self,
@@ -76,6 +80,8 @@ class Fold(PreparedDataset):
         import polars as pl
 
         frame = with_prompt_group(super().pairs())
+        if self.over == "answers":
+            frame = with_answer(frame)
         dealt = self._dealt(frame)
         for group, name in ((PROMPT_GROUP, "one"), (OTHER_GROUP, "two")):
             table = dealt.rename({PROMPT_GROUP: group, "dealt": name})
@@ -127,6 +133,18 @@ def crossing_folds(dataset: PreparedDataset, of: int) -> int:
     return int((one != two).sum())
 
 
+def with_answer(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Put the name of each answer in place of its prompt groups: of one user to one comparison,
+    whichever side came first."""
+    import polars as pl
+
+    parts = [pl.col(name).bin.encode("hex") for name in ("prompt_id", "low", "high")]
+    parts[0] = parts[0].fill_null("")
+    name = pl.concat_str(pl.col("user_id"), *parts, separator="|")
+    named = oriented(pairs).with_columns(name.alias(PROMPT_GROUP), name.alias(OTHER_GROUP))
+    return named.select(list(dict.fromkeys([*pairs.columns, PROMPT_GROUP, OTHER_GROUP])))
+
+
 def shuffled_groups(pairs: pl.DataFrame, salt: str) -> list[str]:
     """Return all prompt groups in the order in which they are dealt into folds."""
     import polars as pl
@@ -139,6 +157,6 @@ def _shuffled(groups: list[str], kind: str, salt: str) -> list[str]:
     return sorted(groups, key=lambda group: bucket(kind, salt, group))
 
 
-def folder_of(run: Path, folds: int) -> Path:
+def folder_of(run: Path, folds: int, over: Over = "prompts") -> Path:
     """Return where a run keeps what was trained on so many folds."""
-    return run / "folds" / f"of-{folds}"
+    return run / "folds" / (f"of-{folds}" if over == "prompts" else f"of-{folds}-{over}")

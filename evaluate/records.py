@@ -114,6 +114,10 @@ class Metrics(
     """unseen users with too few answers for those cells"""
     folds: int | None = None
     """cross-fitted: every prompt was tested once, by one of so many heads that never saw it"""
+    folds_over: Literal["prompts", "answers"] | None = None
+    """what is in one fold alone; of answers the prompts are known from other people"""
+    test_items_seen: MaybeCell = None
+    """answers that were left out, to prompts of the training; with folds over answers"""
     n_crossing_folds: int | None = None
     """comparisons of items in different folds, which are not tested"""
     head_seal: str

@@ -116,6 +116,11 @@ def table_of_shots_by_run(metrics: Sequence[Metrics]) -> Table:
 def folds_line(run: Metrics) -> str:
     """Say what cross-fitting tested, and what it could not."""
     told = f"{run.folds} folds: every prompt was tested once, by a head that never saw it."
+    if run.folds_over == "answers":
+        told = (
+            f"{run.folds} folds of answers: every answer was tested once, by a head that knows its "
+            "prompt from others."
+        )
     crossing = run.n_crossing_folds
     if crossing:
         told += f" {crossing:,} comparisons of items in different folds were not tested."

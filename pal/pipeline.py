@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pal.embed.selftest import SelfTest
     from pal.evaluate.adaptation import Adaptation
     from pal.evaluate.evaluation import Evaluation
+    from pal.evaluate.folds import Over
     from pal.evaluate.records import Metrics
     from pal.reward.export import Choice, ExportSummary
     from pal.sweep.record import SweepSummary
@@ -113,15 +114,17 @@ def evaluate(
     folds: int | None = None,
     progress: Progress = silent,
     tell: Tell = say,
+    over: Over = "prompts",
 ) -> Evaluation:
     """Evaluate trained runs again, each on its own dataset and cache, and compare them.
 
     ``folds``: every prompt is tested once, by a head that never saw it, trained with the run's own
-    settings on the other folds.
+    settings on the other folds. ``over`` answers every answer is, by a head that may know the
+    prompt from other people.
     """
     from pal.evaluate.evaluation import evaluate_runs
 
-    found = evaluate_runs(config.evaluate, config.paths, runs, folds, progress)
+    found = evaluate_runs(config.evaluate, config.paths, runs, folds, progress, over)
     _tell_of_runs(config, runs, tell)
     return found
 

@@ -15,7 +15,7 @@ from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate import cross_fit, few_shot
 from pal.evaluate.crossed import with_prompt_group
-from pal.evaluate.folds import Fold, crossing_folds
+from pal.evaluate.folds import Fold, crossing_folds, with_answer
 from pal.evaluate.report import write_report
 from pal.records import write_table
 from pal.train import together
@@ -39,8 +39,7 @@ def groups(dataset: PreparedDataset, split: str, population: str) -> set[str]:
 def test_no_prompt_is_trained_on_or_validated_on_and_tested(config: Config) -> None:
     dataset = PreparedDataset.open(Path("data/demo"))
     tested: list[str] = []
-    for number in range(FOLDS):
-        fold = Fold.cut(dataset, number, FOLDS)
+    for fold in Fold.all_of(dataset, FOLDS):
         test = groups(fold, "test", "seen") | groups(fold, "test", "unseen")
         assert not test & groups(fold, "train", "seen")
         assert not test & groups(fold, "val", "seen")
@@ -51,6 +50,33 @@ def test_no_prompt_is_trained_on_or_validated_on_and_tested(config: Config) -> N
     everything = dataset.pairs(population="seen")["pair_id"].to_list()
     assert sorted(tested) == sorted(everything), "each pair of a seen user is tested once"
     assert crossing_folds(dataset, FOLDS) == 0
+
+
+def test_over_answers_every_answer_is_tested_once_and_its_prompt_is_known(config: Config) -> None:
+    dataset = PreparedDataset.open(Path("data/demo"))
+    tested: list[str] = []
+    for fold in Fold.all_of(dataset, FOLDS, "answers"):
+        parts = {s: with_answer(fold.pairs(s, "seen")) for s in ("train", "val", "test")}
+        named = {split: set(frame["prompt_group"]) for split, frame in parts.items()}
+        assert not named["test"] & (named["train"] | named["val"])
+        assert not named["train"] & named["val"]
+        assert len(groups(fold, "test", "seen") & groups(fold, "train", "seen"))
+        pool, judged = (with_answer(fold.pairs(s, "unseen")) for s in ("train", "test"))
+        assert not set(pool["prompt_group"]) & set(judged["prompt_group"]), "a shot is no test"
+        tested += parts["test"]["pair_id"].to_list()
+    everything = dataset.pairs(population="seen")["pair_id"].to_list()
+    assert sorted(tested) == sorted(everything)
+
+
+def test_folds_of_answers_stand_beside_those_of_prompts(config: Config) -> None:
+    pipeline.train(config, "one")
+    pipeline.evaluate(config, ["one"], FOLDS)
+    (found,) = pipeline.evaluate(config, ["one"], FOLDS, over="answers").runs
+    assert found.folds_over == "answers"
+    assert found.test_items_seen == found.test_seen
+    assert found.test_items_seen is not None
+    folders = sorted(path.name for path in Path("runs/one/folds").iterdir())
+    assert folders == [f"of-{FOLDS}", f"of-{FOLDS}-answers"]
 
 
 def divide_items(folder: Path) -> None:

@@ -46,13 +46,13 @@ class Sharing:
 
     def sums(self, values: Array) -> tuple[Array, Array]:
         """Return the sum of the values, (n,), of each thing, and of each pair of things."""
-        sums = np.bincount(self.things[0], values)
+        sums = np.bincount(self.things[0], values).astype(np.float64)
         if self.pairs is None:
             return sums, np.zeros(0)
-        second = np.bincount(self.things[1][self.pairs.differs], values[self.pairs.differs])
-        longest = max(len(sums), len(second))
-        sums, second = (np.pad(each, (0, longest - len(each))) for each in (sums, second))
-        return sums + second, np.bincount(self.pairs.number, values[self.pairs.differs])
+        both = values[self.pairs.differs]
+        second = np.bincount(self.things[1][self.pairs.differs], both, len(sums))
+        sums = np.pad(sums, (0, len(second) - len(sums))) + second
+        return sums, np.bincount(self.pairs.number, both).astype(np.float64)
 
     def products(self, influence: Array) -> float:
         """Return the sum of the products of all values, (n,), that have a thing in common, each

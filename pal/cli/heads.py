@@ -162,6 +162,10 @@ def evaluate(
         int | None,
         typer.Option("--folds", help="Test every prompt once, by heads trained without it."),
     ] = None,
+    over: Annotated[
+        str,
+        typer.Option("--over", help="What folds divide: prompts, or answers (known prompts)."),
+    ] = "prompts",
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -173,9 +177,13 @@ def evaluate(
     names = [*(runs or []), *(run or [])]
     if not names:
         raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
+    if over not in ("prompts", "answers"):
+        raise ConfigError(f"--over {over} must be prompts or answers")
+    if folds is None and over != "prompts":
+        raise ConfigError(f"--over {over} says what folds divide; add --folds 5")
     settings = settings_of(config, set_)
     with progress_bar(len(names) * (folds or 0), "folds") as progress:
-        result = pipeline.evaluate(settings.config, names, folds, progress)
+        result = pipeline.evaluate(settings.config, names, folds, progress, over=over)
 
     from pal.evaluate.report import write_report
 
