@@ -1,12 +1,11 @@
-"""`auto`'s fit under the protocol of an experiment with published numbers: docs/results/experiment.md.
+"""What ``auto`` fits under the protocol of an experiment with known numbers.
 
-    python benchmarks/experiment.py --work real [--sets ssis ...] [--seeds 3]
+    python benchmarks/experiment.py --work real [--seeds 3]       -> docs/results/experiment.md
 
 WORK is a folder where ``benchmarks/real.py`` has prepared and encoded the conversations. Five folds
 over all statements, moderated ones too; all others train, none validates; everybody who gave enough
 answers is in; accuracy and NLL are means over users, intervals crossed. Beside the choice that
-``auto`` makes stand fixed priors and what each part of the head buys. ``--only FILE`` is a JSON file
-of users, by conversation.
+``auto`` makes stand fixed priors. ``--only FILE`` is a JSON file of users, by conversation.
 """
 
 from __future__ import annotations

@@ -231,17 +231,14 @@ def _result(job: Job, there: _Contents, new: Sequence[Receipt], began: float) ->
 def _encode(
     job: Job, writers: list[CacheWriter], tasks: list[ShardTask], progress: Progress
 ) -> Iterator[Receipt]:
-    """Encode what is missing, in a job array this member's share of it; yields new receipts."""
+    """Encode what is missing, in a job array what nobody else has; yields new receipts."""
     from pal.embed.engines.engine import execute
-    from pal.embed.engines.slurm import share_of_this_task
 
     # a shard missing in one tap is encoded for all
     numbers = {task.number for writer in writers for task in writer.pending(tasks)}
     pending = [task for task in tasks if task.number in numbers]
     progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
-    is_slurm = job.config.embed.executor == "slurm"
-    mine = share_of_this_task(pending) if is_slurm else pending
-    for receipt in execute(job, writers, mine):
+    for receipt in execute(job, writers, pending):
         yield receipt
         progress(receipt.rows + receipt.errors)
         _require_few_errors(writers[0], tasks, job.config.embed.max_error_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -91,26 +91,29 @@ class ShardRunner:
         """operations per second of the device's matrix product, measured when first needed"""
         self.loaders = loaders or min(MOST_LOADERS, os.cpu_count() or 1)
 
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Receipt]:
-        """Do the tasks in order; yields each one's receipt (of the first tap) once committed."""
+    def run(self, tasks: Iterable[ShardTask]) -> Iterator[Receipt]:
+        """Do the tasks in order, asking for each when the one before is read; yields each one's
+        receipt (of the first tap) once committed."""
         with (
             ThreadPoolExecutor(1) as reader,
             ThreadPoolExecutor(self.loaders) as self._loading,
             ThreadPoolExecutor(1) as committer,
         ):
-            following = reader.submit(self._read, tasks[0]) if tasks else None
+            waiting = iter(tasks)
+            task = next(waiting, None)
+            following = None if task is None else reader.submit(self._read, task)
             committing: Future[Receipt] | None = None
-            for number, task in enumerate(tasks):
-                assert following is not None
+            while task is not None and following is not None:
                 began = time.perf_counter()
                 read = following.result()
                 waited = time.perf_counter() - began
-                if number + 1 < len(tasks):
-                    following = reader.submit(self._read, tasks[number + 1])
+                after = next(waiting, None)
+                following = None if after is None else reader.submit(self._read, after)
                 encoded = self._encode(read, waited)
                 if committing is not None:
                     yield committing.result()
                 committing = committer.submit(self._commit, task, encoded)
+                task = after
             if committing is not None:
                 yield committing.result()
 

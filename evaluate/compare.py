@@ -83,9 +83,9 @@ def compare(
 ) -> list[Comparison]:
     """Compare every further run with the first, on the predictions both have.
 
-    ``folds``: on those of cross-fitting over so many folds of prompts, or of answers. Empty where the runs are not all of one
-    dataset and split. Raises EvaluationError for predictions that are of another head than their
-    run's.
+    ``folds``: on those of cross-fitting over so many folds of prompts, or of answers. Empty where
+    the runs are not all of one dataset and split. Raises EvaluationError for predictions that are
+    of another head than their run's.
     """
     heads = [load_run(runs, name) for name in names]
     if len({(t.metadata.split_digest, t.metadata.pairs_digest) for t in heads}) > 1:

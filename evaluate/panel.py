@@ -26,7 +26,7 @@ from pal.evaluate.few_shot import (
     choose_prior,
     new_users,
 )
-from pal.evaluate.metrics import summarize
+from pal.evaluate.metrics import negative_log_likelihoods, summarize
 from pal.evaluate.predict import pairs_of, predict
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule
@@ -35,6 +35,14 @@ from pal.train.adapt.average import predictive
 from pal.train.adapt.map import Adapted
 from pal.train.heads.head import Head
 from pal.train.run_record import TrainedHead
+
+
+class Scores(NamedTuple):
+    """What each judged answer earned, (B,), averaged over draws of the shots."""
+
+    right: Array
+    loss: Array
+    """nats"""
 
 
 class FewShot(NamedTuple):
@@ -48,6 +56,10 @@ class FewShot(NamedTuple):
     n_users_left_out: int
     method: str
     """what was done, in words that cannot be taken for another protocol"""
+    scores: dict[str, Scores]
+    """by the number of answers, of the same judged answers for every head of one dataset"""
+    answers: Crossing
+    """whose they are, and to what"""
 
 
 def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[Trial]) -> FewShot:
@@ -63,6 +75,7 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
     judges = [_Judge.of(settings, trial, names, most) for trial in trials]
     panel = _Panel.of(evaluate, trials, judges)
     cells: dict[str, Cell] = {}
+    scores: dict[str, Scores] = {}
     seconds, at_zero = 0.0, None
     for count in sorted({0, *settings.shots}):
         priors = [choose_prior(j.trained, j.validation, count) for j in judges]
@@ -78,12 +91,13 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
                 parts.append(judge.margins(settings, shots, adapted))
             margins.append(np.concatenate(parts)[panel.counted])
         cell, per_user = panel.cell(margins)
+        scores[str(count)] = panel.scores(margins)
         at_zero = per_user if at_zero is None else at_zero
         if count in settings.shots:
             harmed = float((per_user < at_zero).mean())
             cells[str(count)] = cell.model_copy(update={"harmed_vs_0": harmed})
     method = _method(settings, trials[0].trained.head)
-    return FewShot(cells, round(seconds, 4), len(names), left_out, method)
+    return FewShot(cells, round(seconds, 4), len(names), left_out, method, scores, panel.answers)
 
 
 @dataclass
@@ -160,6 +174,13 @@ class _Panel:
         told = {"n_pairs": int(self.counted.sum()), "repeats": repeats}
         cell = cell.model_copy(update=told)
         return self.ties.told_in(cell, self.labels), crossing.user_means(right)
+
+    def scores(self, margins: Sequence[Array]) -> Scores:
+        """Return what each answer earned in the mean over some draws."""
+        label = self.labels[self.counted]
+        right = [self.ties.credit(margin, label) for margin in margins]
+        loss = [negative_log_likelihoods(margin, label) for margin in margins]
+        return Scores(np.mean(right, axis=0), np.mean(loss, axis=0))
 
 
 def _method(settings: AdaptConfig, head: Head) -> str:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 def execute(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iterator[Receipt]:
     """Do the tasks and yield their receipts; no model is loaded where there are none."""
+    if job.config.embed.executor == "slurm":
+        from pal.embed.engines.slurm import require_slurm
+
+        require_slurm()
     if not tasks:
         return
     if job.config.embed.executor == "ray":
@@ -23,10 +27,10 @@ def execute(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Ite
         yield from on_ray(job, writers, tasks)
         return
     from pal.embed.devices import devices_of
-    from pal.embed.engines.local import in_processes, load_runner
+    from pal.embed.engines.local import in_processes, in_this_process
 
     devices = devices_of(job.config.embed)
     if len(devices) == 1:
-        yield from load_runner(job, writers, devices[0]).run(tasks)
+        yield from in_this_process(job, writers, tasks, devices[0])
     else:
         yield from in_processes(job, writers, tasks, devices)

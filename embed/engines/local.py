@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import SimpleQueue
@@ -58,10 +59,30 @@ def _producer(device: str) -> dict[str, str]:
     }
 
 
+def in_this_process(
+    job: Job, writers: list[CacheWriter], tasks: Sequence[ShardTask], device: str
+) -> Iterator[Receipt]:
+    """Do the tasks, as a member of a job array those that nobody else does; yields receipts.
+
+    No model is loaded where there is nothing to do.
+    """
+    if job.config.embed.executor != "slurm":
+        yield from load_runner(job, writers, device).run(tasks)
+        return
+    from pal.embed.engines.slurm import Claims
+
+    with Claims(writers, tasks) as claims:
+        first = next(iter(claims), None)
+        if first is not None:
+            yield from load_runner(job, writers, device).run(chain([first], claims))
+
+
 def in_processes(
     job: Job, writers: list[CacheWriter], tasks: list[ShardTask], devices: list[str]
 ) -> Iterator[Receipt]:
-    """Use one process per device, every n-th task each; yields receipts as they come.
+    """Use one process per device; yields receipts as they come.
+
+    Each does every n-th task, as a member of a job array whatever nobody else does.
 
     The processes end at once when this one is interrupted, fails or is killed.
     """
@@ -69,14 +90,16 @@ def in_processes(
     alive, ours = context.Pipe(duplex=False)
     done: SimpleQueue[Receipt] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // len(devices)) if devices[0] == "cpu" else None
-    shares = [tasks[number :: len(devices)] for number in range(min(len(devices), len(tasks)))]
+    workers = min(len(devices), len(tasks))
+    is_claiming = job.config.embed.executor == "slurm"
+    shares = [tasks if is_claiming else tasks[n::workers] for n in range(workers)]
     with ProcessPoolExecutor(len(shares), context, _start_worker, (alive, done, threads)) as pool:
         try:
             working = [
                 pool.submit(_work, job, device, share)
                 for device, share in zip(devices, shares, strict=False)
             ]
-            yield from _as_they_come(done, len(tasks), working)
+            yield from _as_they_come(done, None if is_claiming else len(tasks), working)
         except BaseException:
             ours.close()
             raise
@@ -120,26 +143,32 @@ def _work(job: Job, device: str, tasks: Sequence[ShardTask]) -> None:
     """Do some tasks in a process of their own."""
     assert _done is not None, "_start_worker made it"
     writers, _ = job.open()
-    for receipt in load_runner(job, writers, device).run(tasks):
+    for receipt in in_this_process(job, writers, tasks, device):
         _done.put(receipt)
 
 
 def _as_they_come(
-    done: SimpleQueue[Receipt], count: int, working: Sequence[Future[None]]
+    done: SimpleQueue[Receipt], count: int | None, working: Sequence[Future[None]]
 ) -> Iterator[Receipt]:
-    """Yield so many receipts; raises what a worker raised, or EncoderError if one was killed."""
-    while count:
+    """Yield so many receipts, or all; raises what a worker raised, or EncoderError if one was
+    killed."""
+    left = "some" if count is None else str(count)
+    while count != 0:
         ended, running = wait(working, POLL_SECONDS, FIRST_EXCEPTION)
         try:
             for future in ended:
                 future.result()
         except BrokenProcessPool:
             raise EncoderError(
-                f"a worker was killed with {count} shards undone, perhaps for lack of memory; run "
+                f"a worker was killed with {left} shards undone, perhaps for lack of memory; run "
                 f"pal embed again: finished shards are kept"
             ) from None
         while not done.empty():
             yield done.get()
-            count -= 1
+            if count is not None:
+                count -= 1
+                left = str(count)
+        if not running and count is None:
+            return
         if count and not running:
-            raise EncoderError(f"the workers ended with {count} shards undone; run pal embed again")
+            raise EncoderError(f"the workers ended with {left} shards undone; run pal embed again")
