@@ -7,21 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pal import pipeline
 from pal.cache.inspect import verify
-from pal.cache.plan import ShardTask
-from pal.config import Config
-from pal.embed.run import EmbedResult
+from pal.config import Config, PathsConfig
+from pal.embed.engines.slurm import Claims
+from pal.embed.run import EmbedResult, locate_job
 from pal.errors import ConfigError, EncoderError, PalWarning
 
 Configure = Callable[..., Config]
@@ -164,71 +162,72 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def slurm(task: int, **settings: Any) -> dict[str, str]:
-    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in
-            {"ID": task, "MIN": 4, "MAX": 8, "STEP": 2, **settings}.items()}  # fmt: skip
-
-
-def embed_as(task: int, config: Config) -> EmbedResult:
-    """Embed as one task of an array; returns what it did, and checks that it says what is left."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", PalWarning)
-        for name, value in slurm(task).items():
-            patch.setenv(name, value)
-        result = pipeline.embed(config)
-    assert len(told) == (not result.complete)
-    assert all("whichever task of the job array ends last" in str(one.message) for one in told)
-    return result
-
-
-def test_a_slurm_array_shares_the_shards_and_its_last_task_completes_the_cache(
-    configure: Configure,
-) -> None:
-    config = configure({**MANY, "embed.executor": "slurm"})
-    with pytest.raises(
-        ConfigError, match="SLURM_ARRAY_TASK_ID is not set; submit it with sbatch --array"
-    ):
-        pipeline.embed(config)
-    found = [embed_as(task, config) for task in (4, 6, 4, 8, 6)]
-    assert [one.complete for one in found] == [False, False, False, True, True]
-    assert [one.encoded for one in found] == [200, 200, 0, 200, 0]
-    assert [one.reused for one in found] == [0, 200, 400, 400, 600]
-    assert {(one.fingerprint, one.dim) for one in found} == {(found[-1].fingerprint, 64)}
-    whole = pipeline.embed(configure({**MANY, "paths.cache": "whole"}))
-    assert files(found[-1].dir) == files(whole.dir)
-
-
-def test_tasks_of_a_slurm_array_that_run_at_once_leave_each_other_alone(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All look for what is pending before any has committed, and all end at once."""
+@pytest.fixture
+def array(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The settings of members of a job array, in their environment."""
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
     config = configure({**MANY, "embed.executor": "slurm"})
     pipeline.prepare(config)
-    for name, value in slurm(4).items():
-        monkeypatch.setenv(name, value)
-    own, together = threading.local(), threading.Barrier(3, timeout=60)
-    shares = {4: 0, 6: 1, 8: 2}
+    return config
 
-    def share(tasks: list[ShardTask]) -> list[ShardTask]:
-        together.wait()
-        return [task for task in tasks if task.number % 3 == shares[own.task]]
 
-    monkeypatch.setattr("pal.embed.engines.slurm.share_of_this_task", share)
+def claims_of(config: Config) -> Claims:
+    """Return what a member would take, for one that never does it."""
+    return Claims(*locate_job(config, pipeline.prepare(config)).open())
 
-    def work(task: int) -> EmbedResult:
-        own.task = task
-        return pipeline.embed(config)
 
+def test_slurm_is_for_jobs(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r"SLURM_JOB_ID is not set; submit it with sbatch"):
+        pipeline.embed(configure({**MANY, "embed.executor": "slurm"}))
+
+
+def test_members_of_a_slurm_array_take_what_nobody_else_has(array: Config) -> None:
+    with claims_of(array) as others:
+        held = [task.number for task, _ in zip(others, range(3), strict=False)]
+        with pytest.warns(PalWarning, match="9 of 12 in all; whichever task of the job array"):
+            first = pipeline.embed(array)
+        assert (first.complete, first.encoded, held) == (False, 450, [0, 1, 2])
+    # whoever held three of them is dead: another member, of whatever number, takes them
+    second = pipeline.embed(array)
+    assert (second.complete, second.encoded, second.reused) == (True, 150, 450)
+    assert pipeline.embed(array).encoded == 0
+    assert not (Path(second.dir) / "claims").exists()
+    whole = pipeline.embed(array.model_copy(update={"paths": PathsConfig(cache=Path("whole"))}))
+    assert files(second.dir) == files(whole.dir)
+
+
+def test_no_shard_is_done_twice_by_members_that_run_at_once(array: Config) -> None:
     with warnings.catch_warnings(), ThreadPoolExecutor(3) as pool:
         warnings.simplefilter("ignore", PalWarning)
-        found = list(pool.map(work, shares))
-    assert [one.encoded for one in found] == [200, 200, 200]
+        found = list(pool.map(lambda _: pipeline.embed(array), range(3)))
+    assert sum(one.encoded for one in found) == 600
     assert any(one.complete for one in found)
     assert verify(Path(found[0].dir)).rows == 600
 
 
-def test_what_one_executor_began_another_finishes(configure: Configure) -> None:
-    began = embed_as(6, configure({**MANY, "embed.executor": "slurm"}))
+def test_a_claim_that_was_given_up_is_taken_in_a_later_round(array: Config) -> None:
+    with claims_of(array) as one, claims_of(array) as other:
+        first = next(iter(one))
+        passed = [task.number for task in zip(other, range(5), strict=False) for task in task[:1]]
+        assert (first.number, passed) == (0, [1, 2, 3, 4, 5])
+        one.__exit__(None, None, None)
+        left = [task.number for task in other]
+        assert left == [6, 7, 8, 9, 10, 11, 0]
+    assert list(claims_of(array).held) == []
+
+
+@pytest.mark.slow
+def test_processes_of_one_member_share_what_it_claims(array: Config) -> None:
+    two = array.model_copy(update={"embed": array.embed.model_copy(update={"actors": 2})})
+    result = pipeline.embed(two)
+    assert (result.complete, result.encoded) == (True, 600)
+
+
+def test_what_one_executor_began_another_finishes(array: Config, configure: Configure) -> None:
+    with claims_of(array) as others:
+        list(zip(others, range(8), strict=False))
+        with pytest.warns(PalWarning, match="4 of 12 in all"):
+            began = pipeline.embed(array)
     assert (began.complete, began.encoded) == (False, 200)
     result = pipeline.embed(configure(MANY))
     assert (result.encoded, result.reused) == (400, 200)

@@ -54,7 +54,9 @@ def run_server(
     port = listener.getsockname()[1]
     say(f"serving {model.metadata.run} on http://{settings.host}:{port}, see /docs")
     if is_open and not is_loopback(settings.host):
-        say(f"whoever reaches port {port} may ask for rewards, and teach and forget users: no token")
+        say(
+            f"whoever reaches port {port} may ask for rewards, and teach and forget users: no token"
+        )
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # else each full collection, of all that torch brings, stops everybody for 300 ms

@@ -20,7 +20,9 @@ BEGINNINGS = ("<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "<bos>", 
 """what may stand before the first turn"""
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>", "<eos>")
 """what models write when they have finished"""
-MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|\[/?INST\]|</?(start|end)_of_turn>|<</?SYS>>")
+MARK = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|\[/?INST\]|</?(start|end)_of_turn>|<</?SYS>>"
+)
 """what a plain text does not hold"""
 STARTED = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")
 """what templates write behind the header of an answer"""
