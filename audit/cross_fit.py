@@ -146,7 +146,7 @@ class CrossFit:
     def __init__(
         self, answers: Answers, z: Tensor, seed: int, spreads: Spreads, folds: int = FOLDS
     ) -> None:
-        self.answers, self.z, self.spreads = answers, z, spreads
+        self.answers, self.z, self.spreads, self.count = answers, z, spreads, folds
         groups = np.unique(np.concatenate([answers.group, answers.other]))
         count = min(folds, len(groups))
         fold = np.empty(int(groups.max()) + 1, np.int64)

@@ -102,6 +102,16 @@ class Population:
         found: Array = np.logaddexp(0.0, self.omega + OF_ONE)
         return found
 
+    def expected(self, answers: Answers) -> Array:
+        """Return what one taste prefers in each row, (R,): margins of a usual user."""
+        place, _ = answers.rows
+        found = self.taste[answers.first[place]]
+        if answers.second is None:
+            shifted: Array = found + float(self.ready.mean())
+            return shifted
+        margin: Array = found - self.taste[answers.second[place]]
+        return margin
+
     def drawn(self, rng: np.random.Generator) -> Population:
         """Return another population that the answers allow.
 

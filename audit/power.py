@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import CrossFit
 from pal.audit.ledger import Ledger
 from pal.audit.nulls import Population, bootstrap, drawn_labels
 from pal.evaluate.crossed import Crossing
-from pal.train.sharing import Array
+from pal.train.sharing import Array, Numbers
 
 Other = Literal["opposite", "unrelated"]
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5)
@@ -79,6 +80,21 @@ class Instrument:
             "bootstrap", count, lambda n: bootstrap(self.answers, self.population, self.seed, n)
         )
 
+    def exchanged(self, count: int, users: Callable[[int], Numbers]) -> Array:
+        """Return the gains of so many draws of users, (count,)."""
+        label = torch.from_numpy(self.answers.label).float().unsqueeze(1)
+
+        def compute(wanted: Sequence[int]) -> Iterator[Array]:
+            step = self.cross_fit.at_once
+            for start in range(0, len(wanted), step):
+                drawn = np.stack([users(n) for n in wanted[start : start + step]], axis=1)
+                who = torch.from_numpy(drawn)
+                for gains in self.cross_fit.gains(label.expand(-1, who.shape[1]), who):
+                    yield self.cross_fit.of_users(gains, users=who).unsqueeze(1).numpy()
+
+        kind = f"{self.name}permutation"
+        return self.ledger.take(kind, count, compute, self.progress)[:, 0]
+
     def planted(self, share: float, other: Other, number: int) -> Array:
         """Return labels of which a share of the users follow another taste, (n,)."""
         kind = ("opposite", "unrelated").index(other)
@@ -113,9 +129,10 @@ def of_parts(cross_fit: CrossFit, gains: torch.Tensor) -> Array:
     return torch.stack(found, dim=1).numpy()
 
 
-def held_out_crossing(cross_fit: CrossFit) -> Crossing:
-    """Return whose answers about what those are that were held out."""
+def held_out_crossing(cross_fit: CrossFit, some: NDArray[np.bool_] | None = None) -> Crossing:
+    """Return whose answers about what those are that were held out, or some of them, (m,)."""
     a, rows = cross_fit.answers, cross_fit.rows
+    rows = rows if some is None else rows[some]
     return Crossing.of_names(a.user[rows], a.group[rows], a.other[rows])
 
 
@@ -135,22 +152,21 @@ def unrelated(population: Population, z: Array, rng: np.random.Generator) -> Arr
     return other
 
 
-def smallest_share(detected: Callable[[float], float], users: int) -> tuple[float | None, int]:
+def smallest_share(detected: Callable[[float], float], users: int) -> float | None:
     """Return the smallest share of the grid that is found four times in five, None where even half
-    of the users is not; and how many shares were tried. Larger shares are found more often."""
-    grid = [s for n, s in enumerate(SHARES) if planted_users(s, users) not in
-            {planted_users(t, users) for t in SHARES[:n]}]  # fmt: skip
-    low, high, tried = 0, len(grid), 0
+    of the users is not. Larger shares are taken to be found more often."""
+    grid: list[float] = []
+    for share in SHARES:
+        if planted_users(share, users) not in [planted_users(other, users) for other in grid]:
+            grid.append(share)
+    low, high = 0, len(grid)
     while low < high:
         middle = (low + high) // 2
-        tried += 1
         if detected(grid[middle]) >= FOUND:
             high = middle
         else:
             low = middle + 1
-    if low == len(grid):
-        return None, tried
-    return planted_users(grid[low], users) / users, tried
+    return None if low == len(grid) else planted_users(grid[low], users) / users
 
 
 def with_more(answers: Answers, times: int, seed: int) -> Answers:

@@ -102,9 +102,10 @@ def persona(place: Place, groups: int, seed: int, head: str = "lore") -> World:
 def row(name: str, of_seeds: list[Reached]) -> list[str]:
     accuracy = [one.accuracy for one in of_seeds]
     listed = " ".join(f"{value:.3f}" for value in accuracy)
-    nll = mean_and_interval([one.nll for one in of_seeds])
+    nll = [one.nll for one in of_seeds]
+    means = [mean_and_interval(v) if len(v) > 1 else f"{v[0]:.3f}" for v in (accuracy, nll)]
     seconds = sum(one.seconds for one in of_seeds) / len(of_seeds)
-    return [name, mean_and_interval(accuracy), listed, nll, f"{seconds:.0f}"]
+    return [name, means[0], listed, means[1], f"{seconds:.0f}"]
 
 
 def tables(folders: Mapping[str, Path], place: Place) -> Iterator[tuple[str, Table]]:
@@ -128,7 +129,7 @@ def tables(folders: Mapping[str, Path], place: Place) -> Iterator[tuple[str, Tab
                 "`bt-linear`, ours": ours("bt-linear", world, 1, seed),
                 "`consensus`, ours": ours("consensus", world, 1, seed),
             }
-            if title.startswith("Opposed"):
+            if title.startswith("Opposed") or (k == 2 and seed == 0):  # minutes on persona
                 found["VPL, their code"] = vpl_theirs(folders["vpl"], world, seed, 64)
                 found["`vpl`, ours"] = ours("vpl", world, 1, seed, **VPL)
             for name, one in found.items():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import Timeout
 
 from pal.config import DatasetConfig
 from pal.data.adapter import Adapter
@@ -64,7 +67,9 @@ def prepare(
         if same.source != config.source:  # the same rows, now from another place
             same = same.model_copy(update={"source": config.source})
             same.write(folder)
-        _remove_unfinished(folder)
+        if any(_unfinished(folder)):
+            with suppress(Timeout), locked(folder, wait=False):  # else somebody is at them
+                _remove_unfinished(folder)
         return PreparedDataset(folder, same)
 
     with locked(folder):
@@ -100,9 +105,14 @@ def _prepare(
     return PreparedDataset(folder, card)
 
 
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the folders of parts that are kept until a dataset is complete."""
+    return folder.parent.glob(f".{folder.name}.unfinished-*")
+
+
 def _remove_unfinished(folder: Path) -> None:
-    """Remove the parts that were kept until a dataset was complete."""
-    for old in folder.parent.glob(f".{folder.name}.unfinished-*"):
+    """Remove kept parts; whoever calls holds the lock of the folder."""
+    for old in _unfinished(folder):
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -31,6 +31,7 @@ from pal.dataset import PreparedDataset
 from pal.embed.images import ImageReader
 from pal.errors import DataError, PalWarning
 from pal.evaluate.inputs import open_inputs
+from pal.files import locked
 from pal.items import Image as ImageItem
 from pal.items import Place, Text, Turn, image_content_id, items_of
 from pal.train.build import resolve
@@ -945,6 +946,19 @@ def test_a_source_that_cannot_be_used_is_a_problem(
     code, text = examined(*arguments)
     assert code == 1
     assert words in text
+
+
+def test_parts_that_somebody_is_at_are_left_to_them(configure: Configure, tmp_path: Path) -> None:
+    write(tmp_path / "raw", plain_rows())
+    prepared(configure, tmp_path / "raw")
+    part = Path("data/.pairs.unfinished-0123456789abcdef/000000")
+    part.mkdir(parents=True)
+    with locked(Path("data/pairs")):  # another pal prepares it with other settings
+        prepared(configure, tmp_path / "raw")
+        assert part.exists()
+    prepared(configure, tmp_path / "raw")
+    assert not part.parent.exists()
+    assert not list(Path("data").glob(".*lock"))
 
 
 def test_little_disk_and_unfinished_caches_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,14 +346,15 @@ def vivid(user: int, first: float, second: float) -> float:
     return float(abs(first) > abs(second))
 
 
-def accuracies(config: Config, epochs: int) -> dict[int, float]:
-    """Return the accuracy of PAL-A on test pairs of seen users, by K."""
+def accuracies(config: Config, epochs: int, name: str = "run") -> dict[int, float]:
+    """Return the accuracy of PAL-A on test pairs of seen users, by K; ``name`` begins those of the
+    runs."""
     pipeline.embed(config)
     found = {}
     for k in (1, 2):
         train = config.train.model_copy(update={"head": "pal-a", "k": k, "epochs": epochs})
         metrics = pipeline.train(
-            config.model_copy(update={"train": train}), f"{config.dataset}-{k}"
+            config.model_copy(update={"train": train}), f"{name}-{config.dataset}-{k}"
         )
         assert metrics.untrained
         assert metrics.test_seen is not None
@@ -371,7 +372,7 @@ def test_plurality_of_tones_shows_on_pickapic_and_on_the_filter_alone(configure:
     filtered = accuracies(
         settings(configure, "vivid", "pickafilter", beta=1.0, strength=0.6), epochs=20
     )
-    plain = accuracies(settings(configure, "vivid", "pickafilter", beta=0.0), epochs=20)
+    plain = accuracies(settings(configure, "vivid", "pickafilter", beta=0.0), 20, "plain")
     print(f"pickapic {found}, pickafilter beta 1 {filtered}, beta 0 {plain}")
     assert filtered[2] >= filtered[1] + 0.15
     assert abs(plain[2] - plain[1]) < 0.05

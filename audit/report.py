@@ -1,0 +1,209 @@
+"""From what the tests found to the folder of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pal.audit.describe import disagreement, krippendorff_alpha
+from pal.audit.ledger import Ledger
+from pal.audit.limits import limits_of, why_not
+from pal.audit.load import load
+from pal.audit.page import NULL, USERS, Content, as_page
+from pal.audit.pictures import draw_nulls, draw_users
+from pal.audit.record import AuditPlan, AuditRecord, Group, Part
+from pal.audit.run import Audit, Findings, sizes
+from pal.audit.search import answers_per_user
+from pal.audit.verdict import Evidence, judged
+from pal.cache.reader import FeatureStore
+from pal.config import AuditConfig
+from pal.dataset import PreparedDataset
+from pal.errors import EvaluationError
+from pal.evaluate.compare import holm
+from pal.files import atomic_file, digest, file_sha256, locked
+
+Progress = Callable[[int], None]
+PAGE = "audit.md"
+METHOD = 1
+"""another number makes all draws anew"""
+
+
+def audit(
+    settings: AuditConfig,
+    seed: int,
+    dataset: PreparedDataset,
+    store: FeatureStore | None,
+    folder: Path,
+    progress: Progress,
+) -> AuditRecord:
+    """Audit a dataset into a folder and return the record; ``store``: None without features.
+
+    What the folder has of the same audit is taken over: all of it, or the draws of one that was
+    killed. Raises EvaluationError where the folder is something else, or nothing can be audited.
+    """
+    identity = digest(
+        [
+            METHOD, dataset.pairs_digest, dataset.items_digest, seed, settings.folds, settings.by,
+            None if store is None else store.fingerprint,
+        ]  # fmt: skip
+    )
+    encoder = None if store is None else store.manifest.encoder
+    plan = AuditPlan(dataset=dataset.name, encoder=encoder, identity=identity)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        AuditPlan.require_replaceable(folder)
+        done = _finished(folder, plan, settings)
+        if done is not None:
+            return done
+        if AuditPlan.find(folder) != plan:
+            folder.mkdir(exist_ok=True)
+            (folder / AuditRecord.file).unlink(missing_ok=True)
+            plan.write(folder)
+        loaded = load(dataset, store, settings.by)
+        work = Audit(loaded, settings, seed, Ledger(folder, identity), progress)
+        found = work.run()
+        record = _record(settings, dataset, store, folder.name, found)
+        return _written(folder, record, found)
+
+
+def _finished(folder: Path, plan: AuditPlan, settings: AuditConfig) -> AuditRecord | None:
+    """Return the record of a folder that is this audit, whole and undamaged."""
+    record = AuditRecord.find(folder) if folder.is_dir() else None
+    if record is None or AuditPlan.find(folder) != plan:
+        return None
+    asked = (settings.permutations, settings.overlap_draws, settings.power)
+    if (record.permutations, record.overlap_draws, record.power_asked) != asked:
+        return None
+    whole = all(
+        (folder / name).is_file() and file_sha256(folder / name) == seal
+        for name, seal in record.files.items()
+    )
+    return record if whole else None
+
+
+def _record(
+    settings: AuditConfig,
+    dataset: PreparedDataset,
+    store: FeatureStore | None,
+    name: str,
+    found: Findings,
+) -> AuditRecord:
+    loaded, b, a = found.loaded, found.features, found.overlap
+    answers = loaded.answers
+    missing = why_not(answers, settings, b is None)
+    if settings.features:
+        evidence = Evidence(
+            "the test that reads features", None if b is None else b.p,
+            None if b is None else b.gain.default.value,
+            None if b is None else b.gain.default.ci95,
+            None if b is None else b.gain.points.value, missing, found.power,
+        )  # fmt: skip
+    else:
+        p = None if a is None else a.p
+        evidence = Evidence("the test of common pairs", p, None, None, None, missing, found.power)
+    verdict, sentence = judged(evidence)
+    shown = found.shown if verdict == "plural" else None
+    opposed = [one for one in found.power or () if one.other == "opposite"]
+    groups = None
+    if shown is not None and b is not None:
+        groups = shown.division.groups
+    elif b is not None:
+        groups = 1
+    return AuditRecord(
+        name=name,
+        dataset=dataset.name,
+        encoder=None if store is None else store.manifest.encoder,
+        untrained=store is not None and store.manifest.untrained,
+        verdict=verdict,
+        sentence=sentence,
+        limits=limits_of(settings, dataset, store, found),
+        gain_nats=None if b is None else b.gain.nats.value,
+        gain_ci95=None if b is None else b.gain.nats.ci95,
+        gain_points=None if b is None else b.gain.points.value,
+        gain_points_ci95=None if b is None else b.gain.points.ci95,
+        users_who_gain=None if b is None else b.gain.users_who_gain,
+        strength=None if b is None else tuple(b.gain.strength),
+        gain_default=None if b is None else b.gain.default.value,
+        p_overlap=None if a is None else a.p,
+        p_overlap_permutation=None if a is None else a.p_permutation,
+        overlap_users=0 if a is None else a.users,
+        overlap_pairs=0 if a is None else a.pairs,
+        directions=None if a is None else a.directions,
+        p_features=None if b is None else b.p,
+        p_permutation=None if b is None else b.p_permutation,
+        strata=None if b is None else b.strata,
+        permutations=settings.permutations,
+        overlap_draws=settings.overlap_draws,
+        groups=groups,
+        silhouette=None if shown is None or b is None else shown.division.silhouette,
+        group_stability=None if shown is None else shown.stability,
+        groups_shown=[] if shown is None else [
+            Group(users=users, overruled=lost)
+            for users, lost in zip(sizes(shown.division.group), shown.overruled, strict=True)
+        ],
+        smallest_share=opposed[0].share if opposed else None,
+        power=found.power,
+        power_asked=settings.power,
+        users=answers.users,
+        copies=loaded.copies,
+        answers=len(answers),
+        answers_left_out=loaded.left_out,
+        answers_per_user=answers_per_user(answers),
+        things=answers.things,
+        prompt_groups=answers.groups,
+        disagreement=disagreement(answers),
+        krippendorff_alpha=krippendorff_alpha(answers),
+        median_reliability=None if b is None else float(np.median(b.population.reliability)),
+        careless_share=found.careless,
+        between_users=None if found.tastes is None else found.tastes.between,
+        overruled=found.overruled,
+        overruled_users=found.overruled_users,
+        gain_of_majority=None if b is None else b.gain_of_majority,
+        parts=_parts(found),
+        seconds=round(found.seconds, 1),
+    )  # fmt: skip
+
+
+def _parts(found: Findings) -> list[Part]:
+    if found.features is None:
+        return []
+    gains, ps = found.features.gain.parts, found.features.p_parts
+    names = found.loaded.answers.parts
+    return [
+        Part(
+            part=name, answers=gain.answers, users=gain.users,
+            gain_nats=None if gain.nats is None else gain.nats.value,
+            gain_ci95=None if gain.nats is None else gain.nats.ci95, p=p, p_holm=corrected,
+        )
+        for name, gain, p, corrected in zip(names, gains, ps, holm(ps), strict=True)
+    ]  # fmt: skip
+
+
+def _written(folder: Path, record: AuditRecord, found: Findings) -> AuditRecord:
+    """Write page and pictures, and the record last, which names them."""
+    shown = found.shown if record.groups_shown else None
+    pictures, content = [], None
+    if shown is not None:
+        draw_users(folder / USERS, shown.axis, shown.division.group)
+        pictures.append(USERS)
+        content = Content(shown.judged, found.loaded.shown, found.loaded.agree)
+    tests = []
+    if found.overlap is not None:
+        tests.append(("largest eigenvalue (test A)", found.overlap.statistic, found.overlap.null))
+    if found.features is not None:
+        default = found.features.gain.default.value
+        tests.append(("gain, nats an answer (test B)", default, found.features.null))
+    if tests:
+        draw_nulls(folder / NULL, tests)
+        pictures.append(NULL)
+    with atomic_file(folder / PAGE) as temporary:
+        temporary.write_text(as_page(record, content, pictures), encoding="utf-8")
+    files = {name: file_sha256(folder / name) for name in (PAGE, *pictures)}
+    record = record.model_copy(update={"files": files})
+    record.write(folder)
+    return record
+
+
+__all__ = ["PAGE", "EvaluationError", "audit"]
