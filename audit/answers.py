@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class Answers:
         ends = np.searchsorted(self.user[order], np.arange(self.users + 1))
         seen: set[bytes] = set()
         found = []
-        for user, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        for user, (start, end) in enumerate(pairwise(ends)):
             if end - start < SAME_FROM:
                 continue
             mine = order[start:end]

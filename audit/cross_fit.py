@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from pal.audit.answers import Answers
 from pal.audit.descent import minimise
-from pal.audit.model import Design, K, Model, Spreads
+from pal.audit.model import UNIT, Design, K, Model, Spreads
 from pal.train.sharing import Numbers
 from pal.train.solve.choose import DEFAULT
 from pal.train.solve.mixture import START, Strength
@@ -27,7 +27,7 @@ ROUNDS = 4
 """of the power iteration that finds where the plural model begins"""
 
 
-def design_of(answers: Answers, z: Tensor, spreads: Spreads = Spreads()) -> Design:
+def design_of(answers: Answers, z: Tensor, spreads: Spreads = UNIT) -> Design:
     """Return the design of answers about things with features ``z``."""
     place, row = answers.rows
     first = torch.from_numpy(answers.first[place])

@@ -1,5 +1,4 @@
-"""What is beside every verdict: how much people disagree, and what a majority vote would discard.
-"""
+"""What is beside every verdict: how much people disagree, and what a majority vote would discard."""
 
 from __future__ import annotations
 
@@ -26,9 +25,7 @@ class Shares:
         row = answers.rows[1]
         size = int(row.max()) + 1
         weight = np.ones(len(row)) if some is None else some.astype(float)
-        return cls(
-            np.bincount(row, weight * answers.label, size), np.bincount(row, weight, size)
-        )
+        return cls(np.bincount(row, weight * answers.label, size), np.bincount(row, weight, size))
 
     @property
     def mean(self) -> Array:

@@ -55,7 +55,7 @@ def limits_of(
                 f"Of the features {b.features.variance:.0%} of the variance is read, in "
                 f"{b.features.z.shape[1]} directions."
             )
-        held = len(found.features.held) if found.features is not None else 0
+        held = len(b.held)
         if held < len(answers):
             lines.append(
                 f"{len(answers) - held:,} answers compare items of different parts and were not "

@@ -112,7 +112,10 @@ class _LaidOut:
 
     @classmethod
     def of(
-        cls, pairs: pl.DataFrame, reads: Literal["prompt", "items", "both"], dataset: PreparedDataset
+        cls,
+        pairs: pl.DataFrame,
+        reads: Literal["prompt", "items", "both"],
+        dataset: PreparedDataset,
     ) -> _LaidOut:
         label = pairs["label"].to_numpy().astype(np.float64)
         if reads == "prompt":

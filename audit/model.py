@@ -5,9 +5,10 @@
     D_k(row) = x . v_k + eps_k
 
 A *row* is what is answered: one thing, or two that are compared, whose x, E and eps are the first's
-less the second's. The consensus model is the one with K = 0. All of s, E, a_u are normal, omega_u
-is around 1's, with spreads that the data have, v_k ~ N(0, sigma^2), eps ~ N(0, tau^2), lambda ~ N(0, 1), as in
-``pal.train.solve.mixture``; b_u and the place are what the audit adds, to both models.
+less the second's. The consensus model is the one with K = 0. All of s, E, a_u and omega_u
+(around where b is 1) are normal with spreads that the data have; v_k ~ N(0, sigma^2), eps ~
+N(0, tau^2), lambda ~ N(0, 1), as in ``pal.train.solve.mixture``. b_u, the place and the spreads are
+what the audit adds, to both models.
 
 All draws of a null have the same shapes, so a batch of them is one problem: whatever is fitted is
 (..., B), the draws last, and one matrix product serves all. Shapes: B draws, n answers, R rows, T
@@ -48,6 +49,9 @@ class Spreads(NamedTuple):
     """of E"""
 
 
+UNIT = Spreads()
+
+
 @dataclass(frozen=True)
 class Design:
     """Who answered which rows: what all draws share."""
@@ -66,7 +70,7 @@ class Design:
     """(n, 1) 1, or -1 where the second was shown first"""
     things: int
     users: int
-    spreads: Spreads = Spreads()
+    spreads: Spreads = UNIT
 
     def of_rows(self, table: Tensor) -> Tensor:
         """Return rows of a table of things, (T, ..., B): the first's less the second's."""
@@ -180,7 +184,8 @@ class Model:
         share, precision = 1.0 / max(self.k, 1), self._precisions()
         return [
             CURVATURE * len(design.row), precision[1] + of_users, precision[2] + 0.5 * of_users,
-            precision[3] + of_features, precision[4] + CURVATURE * counts, (precision[5] + share * of_features).unsqueeze(1),
+            precision[3] + of_features, precision[4] + CURVATURE * counts,
+            (precision[5] + share * of_features).unsqueeze(1),
             (precision[6] + share * CURVATURE * counts).unsqueeze(1),
             (1.0 + 0.5 * share * of_users).unsqueeze(1),
         ]  # fmt: skip

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import design_of, fit_consensus
-from pal.audit.model import Model, Parts, Spreads
+from pal.audit.model import UNIT, Model, Parts, Spreads
 from pal.train.heads.consensus import OF_ONE
 from pal.train.sharing import Array, Numbers
 
@@ -49,7 +49,7 @@ class Population:
         taste.
         """
         label = torch.from_numpy(answers.label).to(z.dtype).unsqueeze(1)
-        spreads = Spreads()
+        spreads = UNIT
         for _ in range(ROUNDS):
             design = design_of(answers, z, spreads)
             model, theta = fit_consensus(design, label)
@@ -62,7 +62,7 @@ class Population:
     def _of(
         cls, model: Model, part: Parts, z: torch.Tensor
     ) -> tuple[Population, tuple[float, float, float, float]]:
-        """Return the posterior, and the mean squares of a, omega, s and E under it."""
+        """Return the posterior, and the variances of a, omega, s and E under it."""
         design, prior = model.design, model.design.spreads
         shared, _ = model.rows(part)
         shared = shared.index_select(0, design.row)
@@ -88,7 +88,8 @@ class Population:
         judged = of_things > 0
         squares = (
             float((part.ready.square() + squared[0]).mean()),
-            float((part.omega.square() + squared[1]).mean()),
+            # about their own mean: how reliable all are is the size of the taste
+            float(part.omega.var(correction=0) + squared[1].mean()),
             float((part.shared.square() + text_error).mean()),
             float((part.shared_residual.square() + squared[2])[judged].mean()),
         )
@@ -165,8 +166,13 @@ def strata(answers: Answers, z: torch.Tensor, seed: int) -> tuple[Numbers, str]:
     if not alone.any():
         return found, "prompt groups"
     design = design_of(answers, z)
-    things = design.x if answers.second is None else 0.5 * (
-        z[design.first] + z[design.second]  # type: ignore[index]
+    things = (
+        design.x
+        if answers.second is None
+        else 0.5
+        * (
+            z[design.first] + z[design.second]  # type: ignore[index]
+        )
     )
     points = things.double().numpy()[answers.rows[1][alone]]
     count = max(1, math.isqrt(len(points)))

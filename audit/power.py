@@ -114,9 +114,7 @@ class Instrument:
         found = self.measured(
             f"{other} {share:g}", PLANTINGS, lambda n: self.planted(share, other, n), with_low=True
         )
-        return float(
-            np.mean([p_of(value, null) <= LEVEL and low > 0.0 for value, low in found])
-        )
+        return float(np.mean([p_of(value, null) <= LEVEL and low > 0.0 for value, low in found]))
 
 
 def of_parts(cross_fit: CrossFit, gains: torch.Tensor) -> Array:

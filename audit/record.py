@@ -14,9 +14,7 @@ Interval = tuple[float, float]
 REMEDY = "run pal audit --name {name} again"
 
 
-class AuditPlan(
-    Record, kind="audit-plan", file="plan.json", error=EvaluationError, remedy=REMEDY
-):
+class AuditPlan(Record, kind="audit-plan", file="plan.json", error=EvaluationError, remedy=REMEDY):
     """``plan.json``: what an audit is made from; written first."""
 
     dataset: str
@@ -58,9 +56,7 @@ class Planting(Entry):
     """null: not even half of the users"""
 
 
-class AuditRecord(
-    Record, kind="audit", file="audit.json", error=EvaluationError, remedy=REMEDY
-):
+class AuditRecord(Record, kind="audit", file="audit.json", error=EvaluationError, remedy=REMEDY):
     """``audit.json``: the verdict and its numbers."""
 
     name: str
@@ -108,6 +104,7 @@ class AuditRecord(
     """of users with the opposite taste; null without --power"""
     power: list[Planting] | None = None
     """null without --power"""
+    power_asked: bool = False
     users: int
     copies: int
     """users left out, as their ten or more answers are exactly another's"""

@@ -20,7 +20,6 @@ from pal.audit.verdict import Evidence, judged
 from pal.cache.reader import FeatureStore
 from pal.config import AuditConfig
 from pal.dataset import PreparedDataset
-from pal.errors import EvaluationError
 from pal.evaluate.compare import holm
 from pal.files import atomic_file, digest, file_sha256, locked
 
@@ -45,7 +44,12 @@ def audit(
     """
     identity = digest(
         [
-            METHOD, dataset.pairs_digest, dataset.items_digest, seed, settings.folds, settings.by,
+            METHOD,
+            dataset.pairs_digest,
+            dataset.items_digest,
+            seed,
+            settings.folds,
+            settings.by,
             None if store is None else store.fingerprint,
         ]  # fmt: skip
     )
@@ -204,6 +208,3 @@ def _written(folder: Path, record: AuditRecord, found: Findings) -> AuditRecord:
     record = record.model_copy(update={"files": files})
     record.write(folder)
     return record
-
-
-__all__ = ["PAGE", "EvaluationError", "audit"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,6 +54,8 @@ class FeaturesFound:
     population: Population
     features: Features
     gain_of_majority: float
+    held: Numbers
+    """(m,) answers that were held out"""
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,7 @@ class Audit:
                 self.progress(int(owed))
                 owed -= int(owed)
 
-        return OverlapTest.of(
-            self.answers, self.ledger, self.seed, advance, self.settings.workers
-        )
+        return OverlapTest.of(self.answers, self.ledger, self.seed, advance, self.settings.workers)
 
     def _instrument(self, points: torch.Tensor) -> tuple[CrossFit, Instrument, Features]:
         features = features_of(points, self.seed)
@@ -169,7 +168,9 @@ class Audit:
         gain = measured(cross_fit)
         null = instrument.null(draws)
         stratum, name = strata(self.answers, features.z, self.seed)
-        other = instrument.exchanged(draws, lambda n: exchanged(self.answers, stratum, self.seed, n))
+        other = instrument.exchanged(
+            draws, lambda n: exchanged(self.answers, stratum, self.seed, n)
+        )
         value = gain.default.value
         parts = [
             1.0 if part.nats is None else p_of(part.nats.value, null[:, 1 + number])
@@ -180,7 +181,7 @@ class Audit:
         majority = next(cross_fit.gains(label))
         return FeaturesFound(
             gain, null[:, 0], p_of(value, null[:, 0]), p_of(value, other), name, parts,
-            instrument.population, features, float(cross_fit.of_users(majority)[0]),
+            instrument.population, features, float(cross_fit.of_users(majority)[0]), cross_fit.rows,
         )  # fmt: skip
 
     def _tastes(self, found: FeaturesFound | None, start: int | None) -> Tastes | None:

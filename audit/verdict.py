@@ -52,7 +52,10 @@ def judged(found: Evidence) -> tuple[Verdict, str]:
 
 def _plural(found: Evidence, p: str) -> tuple[Verdict, str]:
     if found.gain is None:
-        return "plural", f"Plural: users agree with each other in more than one taste explains, {p}."
+        return (
+            "plural",
+            f"Plural: users agree with each other in more than one taste explains, {p}.",
+        )
     low, high = found.interval or (float("-inf"), float("inf"))
     if low <= 0.0:
         return "cannot tell", (

@@ -1,4 +1,4 @@
-"""Hashes of large files, remembered so that a rerun is quick."""
+"""Hashes of large files, and what is known of models, remembered so that a rerun is quick."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ class FileDigest(Entry):
     sha256: str
 
 
+class ModelFacts(Entry):
+    """What transformers' own code of a model tells (pal.embed.architecture)."""
+
+    sdpa: bool | None
+    """whether it supports that attention; null of code that the model brings itself"""
+    positions: int | None
+    """tokens of the longest text; null without an end"""
+    is_half: bool
+    """whether it has an encoder and a decoder, of which the encoder is read"""
+
+
 class Digests(Record, kind="file-digests", error=EncoderError, remedy="remove it"):
-    """What ``DigestMemory`` remembers, by the path of the file."""
+    """What ``DigestMemory`` remembers: hashes by the path of the file, models by their settings."""
 
     digests: dict[str, FileDigest]
+    facts: dict[str, ModelFacts] = {}
 
 
 class DigestMemory:
@@ -36,9 +48,11 @@ class DigestMemory:
         self.file = file
         self.changed = False
         self.known: dict[str, FileDigest] = {}
+        self.facts: dict[str, ModelFacts] = {}
         if file is not None:
             with suppress(EncoderError):  # a memory that is absent or damaged is empty
-                self.known = dict(Digests.read_file(file).digests)
+                found = Digests.read_file(file)
+                self.known, self.facts = dict(found.digests), dict(found.facts)
 
     def sha256(self, path: Path) -> str:
         stat, key = path.stat(), str(path.resolve())
@@ -50,7 +64,12 @@ class DigestMemory:
             self.changed = True
         return found.sha256
 
+    def remember(self, key: str, facts: ModelFacts) -> None:
+        """Keep what is known of a model."""
+        self.facts[key] = facts
+        self.changed = True
+
     def save(self) -> None:
         if self.file is not None and self.changed and os.access(self.file.parent, os.W_OK):
             with atomic_file(self.file) as temporary:
-                Digests(digests=self.known).write_to(temporary)
+                Digests(digests=self.known, facts=self.facts).write_to(temporary)

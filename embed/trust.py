@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,9 +134,14 @@ def loading_options(source: EncoderSource) -> dict[str, Any]:
     return options if commit is None else {**options, "code_revision": commit}
 
 
-@contextmanager
-def loading(source: EncoderSource) -> Iterator[None]:
+def loading(source: EncoderSource) -> AbstractContextManager[None]:
     """Raise EncoderError for whatever damaged or foreign files make a library raise."""
+    return loading_files(source.name, source.folder, source.config.trust_remote_code)
+
+
+@contextmanager
+def loading_files(name: str, folder: Path | None, trusted: bool) -> Iterator[None]:
+    """As ``loading``, of an encoder that is not located yet."""
     try:
         yield
     except PalError:
@@ -144,14 +149,14 @@ def loading(source: EncoderSource) -> Iterator[None]:
     except Exception as error:
         whole = " ".join(str(error).split())
         reason, remedy = whole[:300] or type(error).__name__, "check its files, or fetch them again"
-        if "trust_remote_code" in whole and not source.config.trust_remote_code:
+        if "trust_remote_code" in whole and not trusted:
             reason, remedy = (
                 "it brings code of its own",
-                f"that code runs only if you set embed.{source.name}.trust_remote_code, or pass "
+                f"that code runs only if you set embed.{name}.trust_remote_code, or pass "
                 "--trust-remote-code where an export is loaded",
             )
         raise EncoderError(
-            f"cannot load encoder {source.name} from {source.folder}: {reason}; {remedy}"
+            f"cannot load encoder {name} from {folder}: {reason}; {remedy}"
         ) from error
 
 

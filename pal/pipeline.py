@@ -22,6 +22,7 @@ from pal.outline import say, short_lines, summary_lines
 from pal.records import JsonObject
 
 if TYPE_CHECKING:
+    from pal.audit.record import AuditRecord
     from pal.embed.forecast import Forecast
     from pal.embed.run import EmbedResult
     from pal.embed.selftest import SelfTest
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 Tell = Callable[[str], None]
+READS_AS_AUTO = {"head": "auto", "view": None, "reads": None, "mlp": None, "score": None,
+                 "learner": None, "bound": None}  # fmt: skip
+"""settings of train with which a dataset is opened for an audit"""
 PRIOR_SHOTS = 20
 """answers for which the prior of users who come later, to an exported model, is tuned"""
 
@@ -173,6 +177,30 @@ def sweep(
     summary = run_sweep(config, name, progress, report)
     _tell_all(report, [*short_lines(dataset.card), *few])
     return summary
+
+
+def audit(
+    config: Config, name: str | None = None, progress: Progress = silent, tell: Tell = say
+) -> AuditRecord:
+    """Say whether the dataset holds plurality, and whether it would have been seen.
+
+    All its answers are tested, of every split and population; ``audit.features`` False needs no
+    cache.
+    """
+    suffix = config.encoder if config.audit.features else "no-features"
+    name = require_name("audit", name or f"{config.dataset}-{suffix}")
+    from pal.audit.report import audit as audit_dataset
+    from pal.evaluate.inputs import open_dataset, open_inputs
+
+    if config.audit.features:
+        chosen = config.train.model_copy(update=READS_AS_AUTO)
+        dataset, store = open_inputs(config.model_copy(update={"train": chosen}))
+    else:
+        dataset, store = open_dataset(config), None
+    folder = config.paths.audits / name
+    record = audit_dataset(config.audit, config.seed, dataset, store, folder, progress)
+    _tell_all(tell, short_lines(dataset.card))
+    return record
 
 
 def export(

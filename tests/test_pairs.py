@@ -951,14 +951,14 @@ def test_a_source_that_cannot_be_used_is_a_problem(
 def test_parts_that_somebody_is_at_are_left_to_them(configure: Configure, tmp_path: Path) -> None:
     write(tmp_path / "raw", plain_rows())
     prepared(configure, tmp_path / "raw")
-    part = Path("data/.pairs.unfinished-0123456789abcdef/000000")
+    part = Path("prepared-raw/.pairs.unfinished-0123456789abcdef/000000")
     part.mkdir(parents=True)
-    with locked(Path("data/pairs")):  # another pal prepares it with other settings
+    with locked(Path("prepared-raw/pairs")):  # another pal prepares it with other settings
         prepared(configure, tmp_path / "raw")
         assert part.exists()
     prepared(configure, tmp_path / "raw")
     assert not part.parent.exists()
-    assert not list(Path("data").glob(".*lock"))
+    assert not list(Path("prepared-raw").glob(".*lock"))
 
 
 def test_little_disk_and_unfinished_caches_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:

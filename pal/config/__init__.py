@@ -1,5 +1,6 @@
 """What pipeline.yaml may say: one frozen model per component, strict loading, no torch."""
 
+from pal.config.audit import AuditConfig
 from pal.config.base import (
     Component,
     Count,
@@ -42,6 +43,7 @@ from pal.config.whole import (
 
 __all__ = [
     "AdaptConfig",
+    "AuditConfig",
     "ComparisonsConfig",
     "Component",
     "Config",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from pal.config.audit import AuditConfig
 from pal.config.base import Component, Count, unknown
 from pal.config.data import DataConfig, DatasetConfig
 from pal.config.embed import EmbedConfig, EncoderConfig
@@ -66,6 +67,7 @@ class PathsConfig(Component):
     cache: Path = Path("cache")
     runs: Path = Path("runs")
     sweeps: Path = Path("sweeps")
+    audits: Path = Path("audits")
     exports: Path = Path("exports")
 
 
@@ -85,6 +87,7 @@ class Config(Component):
     sweep: SweepConfig = Field(default_factory=lambda: SweepConfig.model_validate({}))
     adapt: AdaptConfig = AdaptConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
     serve: ServeConfig = ServeConfig()
 
     def dataset_config(self) -> DatasetConfig:
