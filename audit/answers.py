@@ -71,10 +71,9 @@ class Answers:
         second = None if self.second is None else self.second[chosen]
         user = np.unique(self.user[chosen], return_inverse=True)[1]
         part = None if self.part is None else self.part[chosen]
-        kept = (self.label, self.place, self.group, self.other)
         return Answers(
-            self.first[chosen], second, user, *(values[chosen] for values in kept), self.things,
-            part, self.parts,
+            self.first[chosen], second, user, self.label[chosen], self.place[chosen],
+            self.group[chosen], self.other[chosen], self.things, part, self.parts,
         )  # fmt: skip
 
     def copies(self) -> Numbers:
@@ -115,8 +114,8 @@ def oriented(
         place = np.where(turned, -1.0, 1.0)
     names, number = np.unique([] if part is None else part, return_inverse=True)
     numbered = np.unique(user, return_inverse=True)[1]
-    both = np.unique(np.concatenate([group, other]), return_inverse=True)[1].reshape(2, -1)
+    one, two = np.unique(np.concatenate([group, other]), return_inverse=True)[1].reshape(2, -1)
     return Answers(
-        first, second, numbered, label, place, *both, things,
+        first, second, numbered, label, place, one, two, things,
         None if part is None else number, tuple(map(str, names)),
     )  # fmt: skip

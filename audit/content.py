@@ -35,7 +35,8 @@ class Judged:
         groups = int(group.max()) + 1
         shape = (answers.things, groups)
         own = group[answers.user]
-        wins = np.bincount(answers.first * groups + own, answers.label, answers.things * groups)
+        wins: Array = np.zeros(answers.things * groups)
+        wins += np.bincount(answers.first * groups + own, answers.label, len(wins))
         count = np.bincount(answers.first * groups + own, minlength=answers.things * groups)
         if answers.second is not None:
             key = answers.second * groups + own

@@ -165,13 +165,12 @@ class CrossFit:
             if thing is not None:
                 known[thing[train]] = 1.0
         # users keep their numbers: one without an answer to learn from has the prior's
-        designs = [self._design(np.flatnonzero(rows)) for rows in (train, test)]
+        trained, tested = (self._design(np.flatnonzero(rows)) for rows in (train, test))
         missing = 1.0 - torch.from_numpy(known).to(self.z.dtype)
-        tested = designs[1]
         dropped = missing[tested.first]
         if tested.second is not None:
             dropped = dropped + missing[tested.second]
-        return Fold(np.flatnonzero(train), np.flatnonzero(test), *designs, dropped)
+        return Fold(np.flatnonzero(train), np.flatnonzero(test), trained, tested, dropped)
 
     def _design(self, rows: Numbers) -> Design:
         a = self.answers

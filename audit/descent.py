@@ -78,9 +78,8 @@ def _direction(
     """Return the direction of L-BFGS, (P, B): the two-loop recursion (Nocedal 1980)."""
     found = slope.clone()
     shares = []
-    for step, turn, inverse in zip(
-        reversed(steps), reversed(turns), reversed(inverses), strict=True
-    ):
+    remembered = list(zip(steps, turns, inverses, strict=True))
+    for step, turn, inverse in reversed(remembered):
         share = inverse * (step * found).sum(dim=0)
         shares.append(share)
         found.addcmul_(turn, share, value=-1.0)
@@ -90,7 +89,7 @@ def _direction(
         found *= scale * torch.where(inverses[-1] > 0.0, size.clamp(1e-3, 1e3), 1.0)
     else:
         found *= scale
-    for step, turn, inverse, share in zip(steps, turns, inverses, reversed(shares), strict=True):
+    for (step, turn, inverse), share in zip(remembered, reversed(shares), strict=True):
         back = inverse * (turn * found).sum(dim=0)
         found.addcmul_(step, share - back)
     return -found

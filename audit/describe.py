@@ -1,4 +1,4 @@
-"""What is beside every verdict: how much people disagree, and what a majority vote would discard."""
+"""Beside every verdict: how much people disagree, and what a majority vote would discard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Shares:
         row = answers.rows[1]
         size = int(row.max()) + 1
         weight = np.ones(len(row)) if some is None else some.astype(float)
-        return cls(np.bincount(row, weight * answers.label, size), np.bincount(row, weight, size))
+        total = np.bincount(row, weight * answers.label, size).astype(np.float64)
+        return cls(total, np.bincount(row, weight, size).astype(np.float64))
 
     @property
     def mean(self) -> Array:

@@ -70,9 +70,8 @@ class Tastes:
         positions = _positions(weights, own_rows, counts)
         mean = shared_rows + own_rows @ weights.mean(axis=0)
         inside = float(np.square(positions - positions.mean(axis=0)).sum(axis=1).mean())
-        common = float(
-            np.average(np.square(mean - np.average(mean, weights=counts)), weights=counts)
-        )
+        away = mean - np.average(mean, weights=counts)
+        common = float(np.average(np.square(away), weights=counts))
         reliability = part.reliability[:, 0].double().numpy()
         return cls(
             taste, deviations, weights, reliability, positions, inside / max(inside + common, 1e-12)

@@ -94,7 +94,9 @@ class Population:
             float((part.shared_residual.square() + squared[2])[judged].mean()),
         )
         numbers = [part.base + part.ready, part.omega, taste, text, *(v.sqrt() for v in squared)]
-        found = cls(*(values[:, 0].double().numpy() for values in numbers), prior)
+        columns = [values[:, 0].double().numpy() for values in numbers]
+        ready, omega, everything, told, *errors = columns
+        found = cls(ready, omega, everything, told, errors[0], errors[1], errors[2], prior)
         return found, squares
 
     @property
@@ -166,14 +168,7 @@ def strata(answers: Answers, z: torch.Tensor, seed: int) -> tuple[Numbers, str]:
     if not alone.any():
         return found, "prompt groups"
     design = design_of(answers, z)
-    things = (
-        design.x
-        if answers.second is None
-        else 0.5
-        * (
-            z[design.first] + z[design.second]  # type: ignore[index]
-        )
-    )
+    things = design.x if answers.second is None else 0.5 * (z[design.first] + z[design.second])
     points = things.double().numpy()[answers.rows[1][alone]]
     count = max(1, math.isqrt(len(points)))
     rng = np.random.default_rng([seed, 3])

@@ -89,7 +89,7 @@ class Overlap:
     def shares(self, label: Array) -> tuple[Array, Array, float, float]:
         """Return the sums and counts of pairs, (P,), and the beta prior of their shares."""
         count = np.bincount(self.pair).astype(float)
-        total = np.bincount(self.pair, label)
+        total = np.bincount(self.pair, label).astype(np.float64)
         mean = 0.5 if self.symmetric else float(label.mean())
         squares = np.bincount(self.pair, np.square(label))
         # the sum of squared deviations within pairs estimates p (1 - p), and what ties take from it

@@ -77,7 +77,7 @@ def _numbers(r: AuditRecord) -> Table:
     add("reliability, median person", _with(r.median_reliability, None, ".2f"))
     add("careless people", _share(r.careless_share))
     add("share of the variance of margins between people", _share(r.between_users))
-    if r.groups is not None:
+    if r.groups is not None and r.silhouette is not None:
         stable = "" if r.group_stability is None else f", stability {r.group_stability:.2f}"
         add("groups that the weights show", f"{r.groups} (silhouette {r.silhouette:.2f}{stable})")
     return rows

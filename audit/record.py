@@ -30,7 +30,8 @@ class Part(Entry):
     answers: int
     users: int
     """who have answers there that were held out"""
-    gain_nats: float
+    gain_nats: float | None
+    """null where none was held out"""
     gain_ci95: Interval | None
     p: float
     p_holm: float

@@ -51,7 +51,7 @@ def audit(
             settings.folds,
             settings.by,
             None if store is None else store.fingerprint,
-        ]  # fmt: skip
+        ]
     )
     encoder = None if store is None else store.manifest.encoder
     plan = AuditPlan(dataset=dataset.name, encoder=encoder, identity=identity)
@@ -128,7 +128,7 @@ def _record(
         gain_points=None if b is None else b.gain.points.value,
         gain_points_ci95=None if b is None else b.gain.points.ci95,
         users_who_gain=None if b is None else b.gain.users_who_gain,
-        strength=None if b is None else tuple(b.gain.strength),
+        strength=None if b is None else b.gain.strength,
         gain_default=None if b is None else b.gain.default.value,
         p_overlap=None if a is None else a.p,
         p_overlap_permutation=None if a is None else a.p_permutation,

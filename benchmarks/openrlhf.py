@@ -180,7 +180,7 @@ def exports(encoder: str) -> dict[str, str]:
     """Train a head of each kind on the built-in data and return the folders of their exports."""
     found = {}
     for head in ("pal-a", "pal-b"):
-        small = ["data.demo.limit=400", "train.epochs=3", "train.k=2"]
+        small = ["data.demo.users=20", "train.epochs=3", "train.k=2"]
         config = load(overrides=[f"encoder={encoder}", f"train.head={head}", *small]).config
         pipeline.embed(config)
         pipeline.train(config, run=head)

@@ -15,7 +15,9 @@ from pal.items import ID_BYTES
 from pal.records import Damaged, read_table, write_table
 
 PLAN = "plan.parquet"
-DEFAULT_ROWS_PER_SHARD = 8192
+MOST_ROWS, FEWEST_ROWS, SHARDS = 8192, 512, 16
+"""of a shard by default: few items are cut into several, so that a kill loses a share of them; many
+into shards of the same size, whose overhead no longer shows"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class ShardTask:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+def default_rows(items: int) -> int:
+    """Return the items of a shard where the user says nothing."""
+    return min(max(-(-items // SHARDS), FEWEST_ROWS), MOST_ROWS)
 
 
 def make_plan(item_ids: np.ndarray, rows_per_shard: int) -> list[ShardTask]:

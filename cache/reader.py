@@ -158,11 +158,7 @@ class FeatureStore:
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):
             shard, here = self.shards[number], np.flatnonzero(shard_of == number)
-            local = rows[here] - self._starts[number]
-            group_of = np.searchsorted(shard.starts, local, side="right") - 1
-            for group in np.unique(group_of):
-                mine = group_of == group
-                out[here[mine]] = shard.groups[group][local[mine] - shard.starts[group]]
+            out[here] = shard.gather(rows[here] - self._starts[number])
         return torch.from_numpy(out).view(getattr(torch, self.dtype))
 
     def iter_blocks(self, rows: int = 16_384) -> Iterator[torch.Tensor]:

@@ -69,6 +69,8 @@ class Receipt(
     path: str
     dim: int
     rows: int
+    reused: int = 0
+    """rows whose features were taken over from another cache of the same encoder"""
     errors: int
     bytes: int
     sha256: str

@@ -172,6 +172,15 @@ class Shard:
             offset=column.offset * ID_BYTES,
         )
 
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Copy the vectors of some rows, (n,) int -> (n, width) uint8; reads their pages alone."""
+        out = np.empty((len(rows), self.width), np.uint8)
+        group_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for group in np.unique(group_of):
+            mine = group_of == group
+            out[mine] = self.groups[group][rows[mine] - self.starts[group]]
+        return out
+
     def _group(self, number: int) -> np.ndarray:
         """Return a row group's vectors, (rows, width) uint8: a view of the file if possible."""
 

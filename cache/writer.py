@@ -72,6 +72,10 @@ class EncodedShard:
     statistics: Statistics
     seconds: Seconds = field(default_factory=Seconds)
     errors: Sequence[FailedItem] = ()
+    tokens_real: int | None = None
+    """tokens of the items that were encoded; null: of all"""
+    reused: int = 0
+    """items whose features another cache had"""
     tokens_padded: int = 0
     """tokens that the model computed, padding included"""
     answers_cut: int = 0
@@ -207,11 +211,14 @@ class CacheWriter:
             sha256 = file_sha256(temporary)
             path = self.shards / f"{task.stem}.{sha256[:8]}.parquet"
             rows, seconds = len(encoded.item_ids), encoded.seconds
+            tokens = encoded.tokens_real
+            new = rows - encoded.reused
             receipt = Receipt(
                 shard=task.number,
                 path=f"shards/{path.name}",
                 dim=encoded.features.shape[1] // ITEM_BYTES[encoded.dtype],
                 rows=rows,
+                reused=encoded.reused,
                 errors=len(encoded.errors),
                 bytes=temporary.stat().st_size,
                 sha256=sha256,
@@ -220,11 +227,11 @@ class CacheWriter:
                 items=task.items,
                 statistics=encoded.statistics,
                 seconds=seconds.model_copy(update={"write": time.perf_counter() - began}),
-                tokens_real=int(encoded.n_tokens.sum()),
+                tokens_real=int(encoded.n_tokens.sum()) if tokens is None else tokens,
                 tokens_padded=encoded.tokens_padded,
                 truncated=int(encoded.truncated.sum()),
                 answers_cut=encoded.answers_cut,
-                rows_per_s=round(rows / seconds.encode, 1) if seconds.encode else 0.0,
+                rows_per_s=round(new / seconds.encode, 1) if seconds.encode else 0.0,
                 device=encoded.device,
                 fraction_of_peak=encoded.fraction_of_peak,
                 producer=dict(producer),

@@ -19,3 +19,11 @@ def token_budget_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarr
         stop = start + max(1, budget // longest)
         yield order[start:stop]
         start = stop
+
+
+def equal_length_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """As ``token_budget_batches``, but without any padding, for models that it would disturb."""
+    for length in np.unique(n_tokens)[::-1]:
+        rows = np.flatnonzero(n_tokens == length)
+        for part in token_budget_batches(n_tokens[rows], budget):
+            yield rows[part]

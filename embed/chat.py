@@ -48,8 +48,8 @@ def require_bounded(name: str, template: str | Mapping[str, str]) -> None:
             continue
         if any(kind == "operator" and text == "**" for _, kind, text in tokens):
             raise EncoderError(
-                f"the chat template of encoder {name} computes powers, which can take hours; remove "
-                f"them, or set embed.{name}.template to a pattern"
+                f"the chat template of encoder {name} computes powers, which can take hours; "
+                f"remove them, or set embed.{name}.template to a pattern"
             )
 
 

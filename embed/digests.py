@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import Field
+
 from pal.errors import EncoderError
 from pal.files import atomic_file, file_sha256
 from pal.records import Entry, Record
@@ -34,7 +36,7 @@ class Digests(Record, kind="file-digests", error=EncoderError, remedy="remove it
     """What ``DigestMemory`` remembers: hashes by the path of the file, models by their settings."""
 
     digests: dict[str, FileDigest]
-    facts: dict[str, ModelFacts] = {}
+    facts: dict[str, ModelFacts] = Field(default_factory=dict)
 
 
 class DigestMemory:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pal.config import EncoderConfig
+from pal.embed.beside import Dense
 from pal.embed.odd import Failures, is_about_items, odd_ones
 from pal.errors import EncoderError
 from pal.items import Feature, Image, Item, Text
@@ -155,6 +156,7 @@ class EncoderSource:
 
     name: str
     config: EncoderConfig
+    """without any ``auto`` that files decide"""
     folder: Path | None
     """files of the model, or the file of its weights; None where there are none"""
     spec: JsonObject
@@ -165,6 +167,12 @@ class EncoderSource:
     """random weights: numbers made with them say nothing about the real model"""
     code_commit: str | None = None
     """of the other repository that a trusted model takes its code from"""
+    attention: str = "sdpa"
+    """how transformers computes attention (pal.embed.architecture)"""
+    dense: tuple[Dense, ...] = ()
+    """layers behind the pooling"""
+    notes: tuple[str, ...] = ()
+    """sentences about what lies beside the model and is not followed"""
 
 
 def locate(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSource:
@@ -183,14 +191,15 @@ def locate(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSou
     from pal.embed.weights import hub_source
 
     source = hub_source(name, config, digests)
-    return _with_images(source) if config.kind == "hf-clip" else source
+    return source if config.kind == "hf-text" else _with_images(source)
 
 
 def _with_images(source: EncoderSource) -> EncoderSource:
     """Add to a specification how images are decoded."""
     from pal.embed.images import AS_SEEN
 
-    return replace(source, spec={**source.spec, "images": AS_SEEN})
+    how = AS_SEEN if source.config.images == "as-seen" else source.config.images
+    return replace(source, spec={**source.spec, "images": how})
 
 
 def load(
@@ -215,10 +224,14 @@ def load(
         from pal.embed.encoders.openclip import open_clip_towers
 
         towers = open_clip_towers(source, device)
-    else:
+    elif config.kind == "hf-clip":
         from pal.embed.encoders.hfclip import hf_clip_towers
 
         towers = hf_clip_towers(source, device)
+    else:
+        from pal.embed.encoders.hfimage import hf_image_tower
+
+        towers = hf_image_tower(source, device)
     from pal.embed.encoders.towers import TowersEncoder
 
     return TowersEncoder(towers, source, device, token_budget, compiled)

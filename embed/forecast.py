@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from pal.cache.plan import DEFAULT_ROWS_PER_SHARD
+from pal.cache.plan import default_rows
 from pal.cache.records import Manifest, Receipt
 from pal.cache.shard import ITEM_BYTES
 from pal.cache.spec import encoder_of
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource
-from pal.embed.run import locate_job
+from pal.embed.run import Job, locate_job
 from pal.embed.trust import read_json
 from pal.errors import CacheError
 from pal.records import Entry
@@ -35,6 +35,7 @@ class Forecast(Entry):
     items_total: int
     items_unique: int
     items_done: int
+    """in this cache, or to be taken over from another one of the same encoder"""
     images: int
     tokens_estimated: int
     shards: int
@@ -62,7 +63,7 @@ def forecast(config: Config, dataset: PreparedDataset) -> Forecast:
     vector = None if dim is None else dim * ITEM_BYTES[job.source.config.store_dtype]
     size = None if vector is None else len(items) * (vector + ROW_OVERHEAD) * len(job.folders)
     rates = [rate.rows_per_s for rate in earlier if rate.rows_per_s]
-    done = min(_rows_done(job.folders[0]), len(items))
+    done = min(max(_rows_done(job.folders[0]), _rows_elsewhere(job)), len(items))
     return Forecast(
         dataset=dataset.name,
         encoder=config.encoder,
@@ -72,7 +73,7 @@ def forecast(config: Config, dataset: PreparedDataset) -> Forecast:
         items_done=done,
         images=len(items) - items.column("image_file").null_count,
         tokens_estimated=round(characters / CHARACTERS_PER_TOKEN),
-        shards=-(-len(items) // (config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD)),
+        shards=-(-len(items) // (config.embed.rows_per_shard or default_rows(len(items)))),
         dim=dim,
         bytes=size,
         seconds=round((len(items) - done) / max(rates), 3) if rates else None,
@@ -96,6 +97,11 @@ def _width(source: EncoderSource) -> int | None:
         return None
     settings = read_json(source.folder / "config.json")
     return next((settings[key] for key in WIDTHS if isinstance(settings.get(key), int)), None)
+
+
+def _rows_elsewhere(job: Job) -> int:
+    """Return how many items other caches of the same encoder have, which are taken over."""
+    return min(map(len, job.known()), default=0)
 
 
 def _rows_done(folder: Path) -> int:

@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """what is opened; other formats of Pillow's start programs (EPS) or are no pictures"""
-AS_SEEN = "upright, on white"
+AS_SEEN = "upright, on white, in sRGB"
 """how images are decoded; part of the specification of every encoder that reads them, so that
 caches of images that were decoded otherwise are others"""
+WHITES = {"I": (65_535.0,), "F": (1.0, 255.0, 65_535.0)}
+"""what white may be in pixels of 32 bits: of floats the first that no pixel exceeds"""
 LARGEST_PIXELS = 100_000_000
 GROUPS_KEPT = 4
 
@@ -62,16 +64,40 @@ class ImageReader:
         return value
 
 
-def decode_filtered(raw: bytes, place: Place) -> Any:
-    """Return the decoded PIL image as its place wants it."""
-    image = decode(raw)
+def decode_filtered(raw: bytes, place: Place, decode: Decode | None = None) -> Any:
+    """Return the decoded PIL image as its place wants it; ``decode``: as people see it."""
+    image = (decode or as_seen)(raw)
     return image if place.filter is None else render(image, place.filter)
 
 
-def decode(raw: bytes) -> Any:
-    """Return a PIL image with its pixels decoded as people see it: upright, on white where it is
-    transparent, of several frames the first; raises ValueError, OSError or a PIL error."""
-    from PIL import Image, ImageOps
+def as_seen(raw: bytes) -> Any:
+    """Return a PIL image in RGB or grey with its pixels decoded as people see it: upright, in sRGB,
+    on white where it is transparent, of several frames the first.
+
+    Raises ValueError, OSError or a PIL error.
+    """
+    from PIL import ImageOps
+
+    image = _opened(raw)
+    upright: Any = image
+    with suppress(Exception):  # damaged metadata says nothing about how to hold the picture
+        upright = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    return _on_white(_in_srgb(_in_eight_bits(upright), profile))
+
+
+def as_library(raw: bytes) -> Any:
+    """Return a PIL image as libraries read it: Pillow's own conversion to RGB, and nothing else."""
+    return _opened(raw).convert("RGB")
+
+
+Decode = Callable[[bytes], Any]
+AS: dict[str, Decode] = {"as-seen": as_seen, "as-library": as_library}
+"""what ``embed.<encoder>.images`` names"""
+
+
+def _opened(raw: bytes) -> Any:
+    from PIL import Image
 
     if not raw:
         raise ValueError("the image has zero bytes")
@@ -83,21 +109,43 @@ def decode(raw: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata beside sound pixels
         image.load()
-        upright: Any = image
-        with suppress(Exception):  # damaged metadata says nothing about how to hold the picture
-            upright = ImageOps.exif_transpose(image)
-    return _on_white(_in_eight_bits(upright, image.format))
+    return image
 
 
-def _in_eight_bits(image: Any, format: str | None) -> Any:
-    """Scale 16 bits of grey to 8, which Pillow would cut off at white; raises ValueError for pixels
-    without a known white."""
+def _in_eight_bits(image: Any) -> Any:
+    """Scale grey of more bits to 8, which Pillow would cut off at white; raises ValueError for
+    pixels without a known white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and format == "PNG"):
+    if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.mode in {"I", "F"}:
-        raise ValueError(f"pixels of mode {image.mode} have no known white; give 8 or 16 bits")
+    if image.mode not in {"I", "F"}:
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    white = next((white for white in WHITES[image.mode] if pixels.max(initial=0) <= white), None)
+    if white is None or pixels.min(initial=0) < 0 or not np.isfinite(pixels).all():
+        raise ValueError(
+            f"pixels of mode {image.mode} from {pixels.min():.4g} to {pixels.max():.4g} have no "
+            "known white; give 8 or 16 bits, or floats from 0 to 1"
+        )
+    if image.mode == "I":
+        return Image.fromarray((pixels // 256).astype(np.uint8))
+    return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+
+
+def _in_srgb(image: Any, profile: bytes | None) -> Any:
+    """Return an image in the colours that screens show; a damaged profile says nothing."""
+    if not profile or image.mode not in {"RGB", "RGBA", "CMYK"}:
+        return image
+    with suppress(Exception):  # of as many kinds as there are ways to damage a profile
+        from PIL import ImageCms
+
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        screen = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, own, screen, outputMode=mode)
     return image
 
 

@@ -1,27 +1,27 @@
 """From texts to token ids: the template, and what is cut where a text is too long for the model.
 
 A text with context (a prompt before a response) loses its context first, from its start; the text
-itself only if it is too long alone, and then at its end.
+itself only if it is too long alone, and then at its end. What a chat template writes around the
+turns is never cut.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pal.config import EncoderConfig
+from pal.embed.chat import RefusedByTemplate, require_bounded
+from pal.embed.chat import render as render_chat
+from pal.embed.shorten import shortened
 from pal.errors import EncoderError
 from pal.items import BETWEEN_TURNS, Text
 
 AT_ONCE = 4096
 CHAT = "chat"
 PLAIN = "{context}" + BETWEEN_TURNS + "{text}"
-
-
-class RefusedByTemplate(Exception):
-    """A chat template does not accept this conversation, e.g. its order of roles."""
 
 
 def plain_text(text: Text) -> str:
@@ -35,6 +35,8 @@ class Tokens:
 
     ids: np.ndarray
     starts: np.ndarray
+    types: np.ndarray | None = None
+    """the kind of each token, where the tokenizer tells kinds apart in a single text (XLNet)"""
 
 
 @dataclass
@@ -42,8 +44,12 @@ class Rendered:
     """One text for the model."""
 
     text: str
-    own: int
-    """where the item's own text begins, 0 for an item without context"""
+    fixed: int = 0
+    """where its words begin, behind an instruction"""
+    own: int = 0
+    """where the item's own text begins, 0 for an item without context and in a chat"""
+    item: Text = field(default=Text(""), compare=False)
+    """what was rendered"""
 
 
 class Renderer:
@@ -56,19 +62,28 @@ class Renderer:
         self.tokenizer.truncation_side = config.truncation_side
         self.config = config
         self.is_chat = config.template == CHAT
+        self.instruction = config.instruction or ""
         self.pattern = config.template or PLAIN
-        if self.is_chat and not tokenizer.chat_template:
-            raise EncoderError(
-                f"embed.{name}.template = 'chat', but its tokenizer has no chat template; use a "
-                f"pattern"
-            )
-        if not self.is_chat and not (
-            "{context}" in self.pattern and self.pattern.endswith("{text}")
-        ):
+        if self.is_chat:
+            self._require_chat()
+        elif not ("{context}" in self.pattern and self.pattern.endswith("{text}")):
             raise EncoderError(
                 f"embed.{name}.template = {self.pattern!r} must be 'chat', or hold {{context}} "
                 f"and end with {{text}}"
             )
+
+    def _require_chat(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise EncoderError(
+                f"embed.{self.name}.template = 'chat', but its tokenizer has no chat template; use "
+                f"a pattern"
+            )
+        if self.instruction:
+            raise EncoderError(
+                f"embed.{self.name}.instruction has no place in a chat template; remove it, or set "
+                f"embed.{self.name}.template to a pattern"
+            )
+        require_bounded(self.name, self.tokenizer.chat_template)
 
     def render(self, text: Text) -> Rendered:
         """Return the one string of a text: its turns in their roles, or its words by a pattern.
@@ -76,74 +91,94 @@ class Renderer:
         Raises RefusedByTemplate.
         """
         if self.is_chat:
-            whole = self._chat(text)
-            return Rendered(whole, max(whole.rfind(text.text.strip()), 0) if text.context else 0)
+            return Rendered(render_chat(self.tokenizer, text.turns), item=text)
+        fixed, before = len(self.instruction), self.instruction
         if not text.context:
-            return Rendered(text.text, 0)
+            return Rendered(before + text.text, fixed, item=text)
         words = BETWEEN_TURNS.join(turn.content for turn in text.context)
-        before = self.pattern.removesuffix("{text}").replace("{context}", words)
-        return Rendered(before + text.text, len(before))
-
-    def _chat(self, text: Text) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in text.turns]
-        try:
-            whole: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # a template can raise whatever an expression can
-            roles = ", ".join(turn.role for turn in text.turns)
-            raise RefusedByTemplate(
-                f"the chat template does not accept the roles {roles[:200]}: "
-                f"{str(error) or type(error).__name__}"
-            ) from error
-        return whole
+        before += self.pattern.removesuffix("{text}").replace("{context}", words)
+        return Rendered(before + text.text, fixed, len(before), text)
 
     def tokenise(self, texts: list[Rendered]) -> tuple[Tokens, np.ndarray, int]:
-        """Return the tokens, which texts were cut, (n,) bool, and how many lost their own end."""
+        """Return the tokens, which texts were cut, (n,) bool, and how many lost their own end.
+
+        Raises RefusedByTemplate for a conversation that cannot be made short enough.
+        """
         pieces: list[np.ndarray] = []
+        kinds: list[np.ndarray] = []
         truncated = np.zeros(len(texts), bool)
         own_cut = 0
         longest = self.config.max_length
         for start in range(0, len(texts), AT_ONCE):
             # the whole text is tokenised, since only then is it known whether anything was cut
             chunk = texts[start : start + AT_ONCE]
-            batch = self.tokenizer(
-                [r.text for r in chunk], add_special_tokens=not self.is_chat, verbose=False
-            )
-            for place, ids in enumerate(batch["input_ids"], start=start):
+            batch = self._read([r.text for r in chunk])
+            types = batch.get("token_type_ids") or [None] * len(chunk)
+            for place, (ids, kind) in enumerate(
+                zip(batch["input_ids"], types, strict=True), start=start
+            ):
                 if len(ids) > longest:
                     truncated[place] = True
-                    ids, is_own = self._cut(texts[place], len(ids) - longest)
+                    ids, kind, is_own = self._cut(texts[place], len(ids) - longest)
                     own_cut += is_own
                 pieces.append(np.asarray(ids, dtype=np.int32))
+                kinds.append(np.asarray(kind or [0] * len(ids), dtype=np.int32))
         starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)])
-        return Tokens(np.concatenate(pieces or [np.empty(0, np.int32)]), starts), truncated, own_cut
-
-    def _cut(self, rendered: Rendered, excess: int) -> tuple[list[int], bool]:
-        """Return the ids that are kept, and whether an item behind a context lost its own end."""
-        special = not self.is_chat
-        if not rendered.own:
-            settings = {
-                "truncation": True,
-                "max_length": self.config.max_length,
-                "add_special_tokens": special,
-            }
-            ids: list[int] = self.tokenizer(rendered.text, **settings)["input_ids"]
-            return ids, False
-        if not self.tokenizer.is_fast:
-            raise EncoderError(
-                f"encoder {self.name} has no fast tokenizer, which cutting a prompt needs"
-            )
-        read = self.tokenizer(
-            rendered.text,
-            add_special_tokens=special,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
+        found = np.concatenate(kinds or [np.empty(0, np.int32)])
+        tokens = Tokens(
+            np.concatenate(pieces or [np.empty(0, np.int32)]),
+            starts,
+            found if found.any() else None,
         )
-        is_special = np.array(read["special_tokens_mask"], bool)
-        is_context = ~is_special & (np.array(read["offset_mapping"])[:, 1] <= rendered.own)
-        keep = np.ones(len(is_special), bool)
-        keep[np.flatnonzero(is_context)[:excess]] = False
+        return tokens, truncated, own_cut
+
+    def length(self, text: Text) -> int:
+        """Return how many tokens a text has, uncut; raises RefusedByTemplate."""
+        return len(self._read([self.render(text).text])["input_ids"][0])
+
+    def _read(self, texts: list[str], **options: Any) -> Any:
+        special = not self.is_chat  # a chat template writes its own marks
+        return self.tokenizer(texts, add_special_tokens=special, verbose=False, **options)
+
+    def _cut(self, rendered: Rendered, excess: int) -> tuple[list[int], list[int] | None, bool]:
+        """Return the ids that are kept, their kinds, and whether an item behind a context lost its
+        own end."""
+        if self.is_chat or not self.tokenizer.is_fast:
+            item = shortened(self, rendered.item, self.config.max_length)
+            read = self._read([self.render(item).text])
+            types = read.get("token_type_ids") or [None]
+            is_own = bool(item.context) and item.text != rendered.item.text
+            return read["input_ids"][0], types[0], is_own
+        if not rendered.own and not rendered.fixed:
+            read = self._read([rendered.text], truncation=True, max_length=self.config.max_length)
+            types = read.get("token_type_ids") or [None]
+            return read["input_ids"][0], types[0], False
+        return self._cut_tokens(rendered, excess)
+
+    def _cut_tokens(
+        self, rendered: Rendered, excess: int
+    ) -> tuple[list[int], list[int] | None, bool]:
+        """Leave tokens out, those of the context first, and never marks or the instruction."""
+        read = self._read(
+            [rendered.text], return_offsets_mapping=True, return_special_tokens_mask=True
+        )
+        ids, ends = np.array(read["input_ids"][0]), np.array(read["offset_mapping"][0])[:, 1]
+        is_word = ~np.array(read["special_tokens_mask"][0], bool) & (ends > rendered.fixed)
+        keep = np.ones(len(ids), bool)
+        keep[np.flatnonzero(is_word & (ends <= rendered.own))[:excess]] = False
         excess -= int((~keep).sum())
         if excess:
-            keep[np.flatnonzero(keep & ~is_special)[-excess:]] = False
-        return np.array(read["input_ids"])[keep].tolist(), excess > 0
+            rest = np.flatnonzero(keep & is_word)
+            from_left = not rendered.own and self.config.truncation_side == "left"
+            keep[rest[:excess] if from_left else rest[-excess:]] = False
+        if keep.sum() > self.config.max_length:
+            raise RefusedByTemplate(
+                f"the instruction and the marks alone are longer than max_length = "
+                f"{self.config.max_length} tokens"
+            )
+        types = read.get("token_type_ids")
+        kinds = None if types is None else np.array(types[0])[keep].tolist()
+        return ids[keep].tolist(), kinds, bool(rendered.own) and excess > 0
+
+
+__all__ = ["CHAT", "RefusedByTemplate", "Rendered", "Renderer", "Tokens", "plain_text"]

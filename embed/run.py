@@ -6,12 +6,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pal.cache.plan import DEFAULT_ROWS_PER_SHARD, ShardTask
+from pal.cache.donors import Known
+from pal.cache.plan import ShardTask, default_rows
 from pal.cache.reader import SCORE_HEAD, FeatureStore
 from pal.cache.records import Provenance, Receipt
 from pal.cache.spec import Spec, encoder_of, folder_of, make_spec
@@ -21,6 +23,7 @@ from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.encoder import EncoderSource, locate
 from pal.embed.images import in_source_order
+from pal.embed.reuse import take_over
 from pal.errors import CacheError, EncoderError, PalWarning
 from pal.files import atomic_file, inflight
 from pal.items import ITEM_COLUMNS
@@ -66,6 +69,7 @@ class EmbedResult(Entry):
     """null as long as no shard is there"""
     encoded: int
     reused: int
+    """items that this cache or another one of the same encoder had already"""
     errors: int
     tokens_real: int
     tokens_padded: int
@@ -98,6 +102,18 @@ class Job:
         folders = [folder.absolute() for folder in self.folders]
         return replace(self, source=source, dataset=dataset, folders=folders)
 
+    def item_ids(self) -> np.ndarray:
+        """Return the ids of all items in the order of the plan, (n,) S16."""
+        names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
+        return np.array(names.to_pylist(), dtype="S16")
+
+    def known(self) -> list[Known]:
+        """Return what other caches hold of the items, for each layer; empty where nothing is."""
+        ids = self.item_ids()
+        both = zip(self.folders, self.specs, strict=True)
+        found = [Known.of(folder, spec, ids) for folder, spec in both]
+        return found if all(map(len, found)) else []
+
     def items(self) -> pa.Table:
         """Return the rows of the items in the order of the plan."""
         return in_source_order(self.dataset.items(list(ITEM_COLUMNS)))
@@ -108,9 +124,8 @@ class Job:
             CacheWriter(folder, spec, self.retry_errors)
             for folder, spec in zip(self.folders, self.specs, strict=True)
         ]
-        names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
-        ids = np.array(names.to_pylist(), dtype="S16")
-        size = self.config.embed.rows_per_shard or DEFAULT_ROWS_PER_SHARD
+        ids = self.item_ids()
+        size = self.config.embed.rows_per_shard or default_rows(len(ids))
         plans = [writer.plan(ids, size) for writer in writers]
         if any(plan != plans[0] for plan in plans):
             raise CacheError(
@@ -202,7 +217,7 @@ def _contents_so_far(job: Job, writer: CacheWriter, tasks: Sequence[ShardTask]) 
 
 
 def _result(job: Job, there: _Contents, new: Sequence[Receipt], began: float) -> EmbedResult:
-    encoded, spent = sum(receipt.rows for receipt in new), total_seconds(new)
+    encoded, spent = sum(receipt.rows - receipt.reused for receipt in new), total_seconds(new)
     total = time.perf_counter() - began
     counts = job.dataset.card.counts
     return EmbedResult(
@@ -238,10 +253,23 @@ def _encode(
     numbers = {task.number for writer in writers for task in writer.pending(tasks)}
     pending = [task for task in tasks if task.number in numbers]
     progress(sum(len(task) for task in tasks) - sum(len(task) for task in pending))
-    for receipt in execute(job, writers, pending):
+    for receipt in chain(_taken_over(job, writers, pending), execute(job, writers, pending)):
         yield receipt
         progress(receipt.rows + receipt.errors)
         _require_few_errors(writers[0], tasks, job.config.embed.max_error_rate)
+
+
+def _taken_over(
+    job: Job, writers: list[CacheWriter], pending: list[ShardTask]
+) -> Iterator[Receipt]:
+    """Take over the shards that other caches have as a whole, and take them from ``pending``."""
+    known = job.known() if pending else []
+    if known:
+        done = set()
+        for receipt in take_over(writers, known, pending, job.item_ids()):
+            done.add(receipt.shard)
+            yield receipt
+        pending[:] = [task for task in pending if task.number not in done]
 
 
 def _finish(

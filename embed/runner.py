@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from pal.cache.donors import Known
 from pal.cache.failures import FailedItem
 from pal.cache.plan import ShardTask
 from pal.cache.records import Receipt, Seconds
@@ -21,12 +22,10 @@ from pal.cache.writer import CacheWriter, EncodedShard
 from pal.embed.encoder import Batch, Encoder, Inputs
 from pal.embed.odd import Failures
 from pal.embed.peak import matrix_rate
+from pal.embed.reuse import joined, known_shards, known_to_all
 from pal.embed.storage import moments, to_stored, unstorable
 from pal.errors import EncoderError
 from pal.items import ID_BYTES, items_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCHES_AHEAD = 2
 MOST_LOADERS = 16
@@ -35,7 +34,11 @@ MOST_LOADERS = 16
 @dataclass
 class _Read:
     item_ids: np.ndarray
+    """all of the task"""
+    known: np.ndarray
+    """(n,) bool, which of them need no encoding"""
     inputs: Inputs
+    """of the others"""
     attempts: dict[bytes, int]
     seconds: float
 
@@ -79,12 +82,15 @@ class ShardRunner:
         device: str,
         producer: dict[str, str],
         loaders: int | None = None,
+        known: Sequence[Known] = (),
     ) -> None:
-        """``items``: rows in the order of the plan; one writer per tap of the encoder."""
+        """``items``: rows in the order of the plan; one writer per tap of the encoder, and what
+        other caches have for it."""
         self.encoder = encoder
         self.items = items
         self.writers = list(writers)
         self.dtype = store_dtype(self.writers[0].spec)
+        self.known = list(known)
         self.device = device
         self.producer = producer
         self.peak: float | None = None
@@ -122,8 +128,10 @@ class ShardRunner:
         rows = self.items.slice(task.start, len(task))
         ids = np.array(rows.column("item_id").to_pylist(), dtype="S16")
         attempts = self.writers[0].earlier_attempts(task)
-        inputs = self.encoder.prepare(items_of(rows))
-        return _Read(ids, inputs, attempts, time.perf_counter() - began)
+        known = known_to_all(self.known, ids)
+        new = rows.filter(pa.array(~known)) if known.any() else rows
+        inputs = self.encoder.prepare(items_of(new))
+        return _Read(ids, known, inputs, attempts, time.perf_counter() - began)
 
     def _commit(self, task: ShardTask, encoded: list[EncodedShard]) -> Receipt:
         receipts = [
@@ -135,7 +143,10 @@ class ShardRunner:
     def _encode(self, read: _Read, waited: float) -> list[EncodedShard]:
         """Encode a shard; one batch stays on the device while the next is begun."""
         began = time.perf_counter()
-        done = _Done(len(read.item_ids), len(self.writers), dict(read.inputs.failures))
+        if read.known.all() and len(read.known):
+            return known_shards(self.writers, self.known, read.item_ids)
+        new = len(read.known) - int(read.known.sum())
+        done = _Done(new, len(self.writers), dict(read.inputs.failures))
         padded = 0
         running: tuple[np.ndarray, list[torch.Tensor]] | None = None
         for batch, wait in self._loaded(read.inputs):
@@ -155,6 +166,8 @@ class ShardRunner:
     def _no_rows(self, done: _Done) -> list[np.ndarray | None]:
         """Return the values of a shard in which every item failed; their width must be known."""
         widths = [writer.width() for writer in self.writers]
+        if self.known:
+            widths = [one.width for one in self.known]
         if None in widths:
             examples = sorted({failure.message for failure in done.failures.values()})
             raise EncoderError(
@@ -199,7 +212,8 @@ class ShardRunner:
         kept = np.array(
             [row for row in range(done.rows) if row not in done.failures], dtype=np.int64
         )
-        names = [bytes(value).ljust(ID_BYTES, b"\0") for value in read.item_ids]
+        new = read.item_ids[~read.known]
+        names = [bytes(value).ljust(ID_BYTES, b"\0") for value in new]
         errors = [
             FailedItem(names[row], *failure, attempts=read.attempts.get(names[row], 0) + 1)
             for row, failure in sorted(done.failures.items())
@@ -210,7 +224,7 @@ class ShardRunner:
             assert stored is not None
             shards.append(
                 EncodedShard(
-                    item_ids=read.item_ids[kept],
+                    item_ids=new[kept],
                     n_tokens=inputs.n_tokens[kept],
                     truncated=inputs.truncated[kept],
                     features=stored[kept],
@@ -218,10 +232,14 @@ class ShardRunner:
                     statistics=moments(stored[kept], self.dtype),
                     seconds=seconds,
                     errors=errors,
+                    tokens_real=int(inputs.n_tokens[kept].sum()),
                     tokens_padded=padded,
                     answers_cut=inputs.answers_cut,
                     device=self.device,
                     fraction_of_peak=fraction,
                 )
             )
-        return shards
+        if not self.known:
+            return shards
+        both = zip(shards, self.known, strict=True)
+        return [joined(shard, one, read.item_ids, read.known) for shard, one in both]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pal.config import EncoderConfig
-from pal.embed.digests import DigestMemory
+from pal.embed.architecture import attention_of, facts_of, facts_of_settings
+from pal.embed.beside import Beside, Reading, read_beside, settle
+from pal.embed.chat import TODAY
+from pal.embed.digests import DigestMemory, ModelFacts
 from pal.embed.encoder import EncoderSource
 from pal.embed.render import CHAT
 from pal.embed.trust import CODE, code_of, lacks_code, read_json, require_closed
@@ -36,33 +38,23 @@ RANDOM = "random:"
 
 
 def hub_source(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSource:
-    """Locate a transformers model and state everything its features depend on."""
+    """Locate a transformers model and state everything its features depend on.
+
+    The settings of the source have no ``auto`` any more. Raises EncoderError.
+    """
     if not config.model:
         raise EncoderError(
             f"embed.{name}.model is not set; give a Hub repository, a local folder or random:FAMILY"
         )
-    if config.model.startswith(RANDOM):
-        from pal.embed.encoders.random_models import CLIP_FAMILIES, FAMILIES, SEED
-
-        family, known = (
-            config.model.removeprefix(RANDOM),
-            FAMILIES if config.kind == "hf-text" else CLIP_FAMILIES,
-        )
-        if family not in known:
-            raise EncoderError(
-                f"embed.{name}.model = {config.model!r}, but random models exist for "
-                f"{', '.join(known)}"
-            )
-        identity: JsonObject = {"model": config.model, "weights": f"seed {SEED}"}
-        return EncoderSource(
-            name, config, None, _spec(config, identity), revision="seeded", untrained=True
-        )
-    folder, revision = find_model(name, config)
     memory = DigestMemory(digests)
-    weights = {path.name: memory.sha256(path) for path in weight_files(folder)}
+    if config.model.startswith(RANDOM):
+        return _random_source(name, config, memory)
+    folder, revision = find_model(name, config)
+    weights = {path.name: memory.sha256(path) for path in weights_of(folder, config)}
     if not weights:
+        wanted = config.gguf_file or "*.safetensors"
         raise EncoderError(
-            f"{folder} holds no *.safetensors weights for encoder {name}; convert them or choose "
+            f"{folder} holds no {wanted} weights for encoder {name}; convert them or choose "
             "another model"
         )
     if config.weights_sha256 and list(weights.values()) != [config.weights_sha256]:
@@ -75,21 +67,78 @@ def hub_source(name: str, config: EncoderConfig, digests: Path | None) -> Encode
     files: JsonObject = {
         path.relative_to(folder).as_posix(): memory.sha256(path) for path in settings_files(folder)
     }
-    memory.save()
+    key = str(files.get("config.json") if config.gguf_file is None else weights[config.gguf_file])
+    facts = facts_of(name, config, folder, memory, key)
+    beside = read_beside(folder) if config.kind == "hf-text" else Beside()
+    reading = settle(name, config, beside, facts.positions)
     # Equal weights are equal wherever they came from, so the revision is told but not hashed.
     model = "local" if Path(config.model).is_dir() else config.model
-    identity = {"model": model, "weights": dict(weights), "files": files}
+    identity: JsonObject = {"model": model, "weights": dict(weights), "files": files}
     if code.digests:
         identity["code"] = code.digests
+    if reading.dense:
+        identity["dense"] = {
+            path.relative_to(folder).as_posix(): memory.sha256(path)
+            for path in dense_files(folder, name, reading)
+        }
+    memory.save()
+    return _source(
+        name, folder, reading, identity, facts, revision=revision, code_commit=code.commit
+    )
+
+
+def _random_source(name: str, config: EncoderConfig, memory: DigestMemory) -> EncoderSource:
+    from pal.embed.encoders.random_models import SEED, families, settings_of
+
+    assert config.model is not None
+    family, known = config.model.removeprefix(RANDOM), families(config.kind)
+    if family not in known:
+        raise EncoderError(
+            f"embed.{name}.model = {config.model!r}, but random models exist for {', '.join(known)}"
+        )
+    facts = facts_of_settings(settings_of(family))
+    reading = settle(name, config, Beside(), facts.positions)
+    identity: JsonObject = {"model": config.model, "weights": f"seed {SEED}"}
+    return _source(name, None, reading, identity, facts, revision="seeded", code_commit=None)
+
+
+def _source(
+    name: str,
+    folder: Path | None,
+    reading: Reading,
+    identity: JsonObject,
+    facts: ModelFacts,
+    revision: str,
+    code_commit: str | None,
+) -> EncoderSource:
+    attention = attention_of(name, reading.config, facts)
     return EncoderSource(
         name,
-        config,
+        reading.config,
         folder,
-        _spec(config, identity),
+        _spec(reading.config, identity, attention, facts),
         revision=revision,
-        untrained=False,
-        code_commit=code.commit,
+        untrained=folder is None,
+        code_commit=code_commit,
+        attention=attention,
+        dense=reading.dense,
+        notes=reading.notes,
     )
+
+
+def dense_files(folder: Path, name: str, reading: Reading) -> list[Path]:
+    """Return the files of the layers behind the pooling; raises EncoderError for other weights than
+    safetensors."""
+    found = []
+    for dense in reading.dense:
+        weights = folder / dense.folder / "model.safetensors"
+        if not weights.is_file():
+            raise EncoderError(
+                f"{folder / dense.folder} holds no model.safetensors for encoder {name}; convert "
+                f"its weights, or set embed.{name}.pooling to read the model without it"
+            )
+        found += [folder / dense.folder / "config.json", weights]
+    return found
 
 
 def settings_files(folder: Path) -> list[Path]:
@@ -107,8 +156,11 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
     if Path(config.model).is_dir():
         return Path(config.model), "local"
     patterns = [*MODEL_FILES, CODE] if config.trust_remote_code else MODEL_FILES
+    if config.gguf_file is not None:
+        patterns = [pattern for pattern in patterns if "safetensors" not in pattern]
+        patterns.append(config.gguf_file)
     here = local_copy(config.model, config.revision, patterns)
-    if here is not None and not weight_files(here):
+    if here is not None and not weights_of(here, config):
         here = None
     if here is not None and not _lacks(here, config):
         return here, here.name
@@ -139,6 +191,14 @@ def _lacks(folder: Path, config: EncoderConfig) -> bool:
     return lacks_code(folder, config) or (config.template == CHAT and lacks_template)
 
 
+def weights_of(folder: Path, config: EncoderConfig) -> list[Path]:
+    """Return the files of a model's weights: its safetensors, or the GGUF file that is wanted."""
+    if config.gguf_file is None:
+        return weight_files(folder)
+    place = folder / config.gguf_file
+    return [place] if Path(config.gguf_file).name == config.gguf_file and place.is_file() else []
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, sorted by name."""
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
@@ -158,13 +218,24 @@ def _packaged_model(package: str | None) -> Path | None:
     return None
 
 
-def _spec(config: EncoderConfig, identity: JsonObject) -> JsonObject:
+def _spec(
+    config: EncoderConfig, identity: JsonObject, attention: str, facts: ModelFacts
+) -> JsonObject:
     names = ["kind", "layer", "normalize", "compute_dtype", "store_dtype"]
-    further: JsonObject = {"engine": "transformers", "attention": "sdpa"}
+    names += [name for name in ("quantization", "device_map") if getattr(config, name)]
+    further: JsonObject = {"engine": "transformers", "attention": attention}
     if config.kind == "hf-text":
-        # padding_side is left out: it changes features only by rounding, like the batch size
+        # padding_side is left out: where it changes features beyond rounding, it is refused
         names += ["pooling", "max_length", "truncation_side", "template"]
         further["norm"] = norm_of(config)
+        if config.instruction:
+            names.append("instruction")
+        if config.template == CHAT:
+            further |= {"cut": "contents", "today": TODAY}
+        if facts.is_half:
+            further["half"] = "encoder"
+    elif config.kind == "hf-image":
+        names.append("pooling")
     return {**identity, **{name: getattr(config, name) for name in names}, **further}
 
 
@@ -175,16 +246,6 @@ def norm_of(config: EncoderConfig) -> str:
             f"layer {config.layer} lies before the final norm; use norm: pre, or layer: -1"
         )
     return config.norm or ("post" if config.layer == -1 else "pre")
-
-
-def require_whole(info: Mapping[str, Any]) -> None:
-    """Raise ValueError if transformers had to make up weights that the files do not hold.
-
-    A pooler is excepted, which models trained without one lack, and which no feature reads.
-    """
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}")
 
 
 def score_head(source: EncoderSource) -> torch.Tensor | None:

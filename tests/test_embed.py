@@ -216,7 +216,8 @@ def test_failed_items_are_rows_of_the_errors_table(
         return [out]
 
     monkeypatch.setattr(TextEncoder, "encode", fail_on_some)
-    result = pipeline.embed(configure())
+    one_shard = {"embed.rows_per_shard": 1000}
+    result = pipeline.embed(configure(one_shard))
     assert (result.encoded, result.errors) == (598, 2)
     errors = pl.read_parquet(Path(result.dir) / "errors" / "*.parquet")
     assert sorted(zip(errors["stage"], errors["error_class"], strict=True)) == [
@@ -224,7 +225,7 @@ def test_failed_items_are_rows_of_the_errors_table(
         ("nonfinite", "NonFinite"),
     ]
     # pairs of failed items are left out
-    trained = pipeline.train(configure({"train.head": "pal-b"}))
+    trained = pipeline.train(configure({**one_shard, "train.head": "pal-b"}))
     assert trained.test_seen.n_pairs > 0
     monkeypatch.setattr(
         TextEncoder, "encode", lambda made, batch: fail_twelve(original, made, batch)
@@ -232,7 +233,7 @@ def test_failed_items_are_rows_of_the_errors_table(
     with pytest.raises(
         EncoderError, match=r"12 of 600 items failed, more than embed.max_error_rate = 0.01"
     ):
-        pipeline.embed(configure({"embed.tiny-text.pooling": "cls"}))
+        pipeline.embed(configure({**one_shard, "embed.tiny-text.pooling": "cls"}))
 
 
 def fail_twelve(original: Any, made: TextEncoder, batch: Batch) -> list[torch.Tensor]:

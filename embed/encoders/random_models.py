@@ -5,6 +5,10 @@ Whatever they produce is labelled ``untrained``: it shows that the machinery wor
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 SEED = 20240610
@@ -45,55 +49,93 @@ CLIP_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "siglip": {"text_config": {**_TOWER, "max_position_embeddings": 64}, "vision_config": _EYE},
 }  # fmt: skip
+_PATCHES = {
+    "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+IMAGE_FAMILIES: dict[str, dict[str, Any]] = {
+    "dinov2": _PATCHES,
+    "vit": {**_PATCHES, "intermediate_size": 128},
+}
+
+
+def families(kind: str) -> dict[str, dict[str, Any]]:
+    """Return the random families that a kind of encoder reads."""
+    known = {"hf-text": FAMILIES, "hf-clip": CLIP_FAMILIES, "hf-image": IMAGE_FAMILIES}
+    return known[kind]
+
+
+def settings_of(family: str) -> Any:
+    """Return the configuration of a family, of the class that transformers has for it."""
+    from transformers import AutoConfig
+
+    if family in IMAGE_FAMILIES:
+        return AutoConfig.for_model(family, **IMAGE_FAMILIES[family])
+    tokenizer = byte_tokenizer()
+    marks = {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    if family in FAMILIES:
+        return AutoConfig.for_model(family, **marks, **FAMILIES[family])
+    settings = {
+        key: dict(value) if isinstance(value, dict) else value
+        for key, value in CLIP_FAMILIES[family].items()
+    }
+    settings["text_config"] |= marks
+    return AutoConfig.for_model(family, **settings)
+
+
+@contextmanager
+def saved(family: str) -> Iterator[Path]:
+    """Write a random model as its users' models are written, for as long as it is read."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="pal-random-") as place:
+        folder = Path(place)
+        if family in FAMILIES:
+            parts = (random_model(family), byte_tokenizer())
+        elif family in CLIP_FAMILIES:
+            parts = random_clip(family)
+        else:
+            parts = random_image(family)
+        for part in parts:
+            part.save_pretrained(folder)
+        yield folder
 
 
 def random_model(family: str) -> Any:
     """Build a family's base model with weights drawn from the fixed seed, in evaluation mode."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    tokenizer = byte_tokenizer()
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **FAMILIES[family],
-    )
+    settings = settings_of(family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return AutoModel.from_config(config).eval()
+        return AutoModel.from_config(settings).eval()
 
 
 def random_clip(family: str) -> tuple[Any, Any, Any]:
     """Build a model of two towers from the fixed seed, its image processor and a byte tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModel, CLIPImageProcessor, SiglipImageProcessor
+    from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-    tokenizer = byte_tokenizer()
-    settings = {
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in CLIP_FAMILIES[family].items()
-    }
-    settings["text_config"] |= {
-        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
-    side = settings["vision_config"]["image_size"]
+    side = CLIP_FAMILIES[family]["vision_config"]["image_size"]
     if family == "clip":
         processor = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
     else:
         processor = SiglipImageProcessor(size={"height": side, "width": side})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return (
-            AutoModel.from_config(AutoConfig.for_model(family, **settings)).eval(),
-            processor,
-            tokenizer,
-        )
+    return random_model(family), processor, byte_tokenizer()
+
+
+def random_image(family: str) -> tuple[Any, Any]:
+    """Build a model of images alone from the fixed seed, and its image processor."""
+    from transformers import ViTImageProcessor
+
+    side = IMAGE_FAMILIES[family]["image_size"]
+    return random_model(family), ViTImageProcessor(size={"height": side, "width": side})
 
 
 def byte_tokenizer() -> Any:

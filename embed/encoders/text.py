@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pal.embed.batching import token_budget_batches
+from pal.embed.batching import equal_length_batches, token_budget_batches
+from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
+from pal.embed.encoders.padding import changes_values, to_right
+from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
+from pal.embed.encoders.taps import run_taps, tap_of
 from pal.embed.odd import Failure, Failures, failure_of
 from pal.embed.peak import flops_per_token
-from pal.embed.render import RefusedByTemplate, Rendered, Renderer, Tokens
-from pal.embed.trust import loading, loading_options
-from pal.embed.weights import RANDOM, require_whole
+from pal.embed.render import Rendered, Renderer, Tokens
 from pal.errors import EncoderError
 from pal.items import Item, Text, is_unicode
 
-
-class _LastLayerReached(Exception):
-    """Ends a forward pass at the highest wanted layer; the layers above never run."""
+PROBE = ("Yes.", "Nobody agrees about everything, and most people about something.")
+"""texts of two lengths, which show what padding does to a model"""
 
 
 class TextEncoder(Encoder):
@@ -29,8 +30,7 @@ class TextEncoder(Encoder):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        loaded: Loaded,
         source: EncoderSource,
         device: str,
         token_budget: int,
@@ -38,24 +38,30 @@ class TextEncoder(Encoder):
         compiled: bool = False,
     ) -> None:
         """``layers`` are the taps, in this order; none means the encoder's own."""
-        config = source.config
+        config, model, tokenizer = source.config, loaded.model, loaded.tokenizer
         self.name = source.name
         self.config = config
-        self.device = torch.device(device)
         self.token_budget = token_budget
         self.renderer = Renderer(source.name, tokenizer, config)
-        self.model = (
-            model.to(device=self.device, dtype=getattr(torch, config.compute_dtype))
-            .eval()
-            .requires_grad_(False)
-        )
+        if not loaded.is_placed:
+            model = model.to(device=device, dtype=getattr(torch, config.compute_dtype))
+        self.model = model.eval().requires_grad_(False)
+        self.device = torch.device(model.device if loaded.is_placed else device)
+        self.dense = [layer.to(self.device) for layer in loaded.dense]
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        accepted = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.options = {"use_cache": False} if "use_cache" in accepted else {}
+        self.accepted = set(inspect.signature(model.forward).parameters)
         self.layers = list(layers) or [config.layer]
         self.taps = {layer: tap_of(model, layer, config.norm, source.name) for layer in self.layers}
-        self.forward = torch.compile(self.model, dynamic=True) if compiled else self.model
+        self.forward: Any = self.model
+        self.counts_positions = False
+        """whether the positions of real tokens are given to the model, which would count padding"""
+        self.pads = True
+        """whether texts of unequal length may share a batch"""
+        probe = self._probe()
+        require_own_weights(source, loaded, lambda: self._pooled(*probe[0]))
+        self._settle_padding(probe)
+        if compiled:
+            self.forward = torch.compile(self.model, dynamic=True)
 
     @classmethod
     def load(
@@ -66,30 +72,36 @@ class TextEncoder(Encoder):
         layers: Sequence[int] = (),
         compiled: bool = False,
     ) -> TextEncoder:
-        """Load weights and tokenizer from the located files, or build the random model."""
-        assert source.config.model is not None
-        if source.config.model.startswith(RANDOM):
-            from pal.embed.encoders.random_models import byte_tokenizer, random_model
+        """Load weights and tokenizer from the located files, or those of the random model."""
+        return cls(load_text(source), source, device, token_budget, layers, compiled)
 
-            model = random_model(source.config.model.removeprefix(RANDOM))
-            return cls(model, byte_tokenizer(), source, device, token_budget, layers, compiled)
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
+    def _probe(self) -> list[list[torch.Tensor]]:
+        """Return two texts as the model reads them, each alone: ids and mask, (1, length)."""
+        special = not self.renderer.is_chat
+        read = self.renderer.tokenizer(list(PROBE), add_special_tokens=special, verbose=False)
+        ids = [torch.tensor([row[: self.config.max_length]]) for row in read["input_ids"]]
+        return [
+            to_device((row, torch.ones_like(row, dtype=torch.bool)), self.device) for row in ids
+        ]
 
-        logging.disable_progress_bar()
-        options = loading_options(source)
-        with loading(source):
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
-            model, info = AutoModel.from_pretrained(
-                source.folder,
-                dtype=getattr(torch, source.config.compute_dtype),
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-            require_whole(info)
-        return cls(model, tokenizer, source, device, token_budget, layers, compiled)
+    @torch.inference_mode()
+    def _settle_padding(self, probe: list[list[torch.Tensor]]) -> None:
+        """Find out whether padding leaves features alone; raises EncoderError where it is wanted
+        at the left and does not."""
+        side, dtype = self.config.padding_side, self.config.compute_dtype
+        if not changes_values(self._pooled, probe, self.pad_id, side, dtype):
+            return
+        if side == "right":
+            self.pads = False
+            return
+        if "position_ids" in self.accepted:
+            self.counts_positions = True
+            if not changes_values(self._pooled, probe, self.pad_id, side, dtype):
+                return
+        raise EncoderError(
+            f"encoder {self.name} gives other features behind padding; set "
+            f"embed.{self.name}.padding_side to right"
+        )
 
     def read(self, items: Sequence[Item]) -> Inputs:
         """Render and tokenise texts behind their context."""
@@ -117,11 +129,13 @@ class TextEncoder(Encoder):
 
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         kept = inputs.kept
-        for rows in token_budget_batches(inputs.n_tokens[kept], self.token_budget):
+        cut = token_budget_batches if self.pads else equal_length_batches
+        for rows in cut(inputs.n_tokens[kept], self.token_budget):
             yield kept[rows]
 
     def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
-        """Lay token ids out, both (len(rows), longest): ids and mask."""
+        """Lay token ids out: ids, mask and, where there are several, kinds, (len(rows), longest)
+        each."""
         tokens: Tokens = inputs.payload
         lengths = inputs.n_tokens[rows]
         longest = max(1, int(lengths.max()))
@@ -130,8 +144,14 @@ class TextEncoder(Encoder):
         place = column[None, :] - shift[:, None]
         mask = (place >= 0) & (place < lengths[:, None])
         ids = np.full(mask.shape, self.pad_id, np.int64)
-        ids[mask] = tokens.ids[(tokens.starts[rows][:, None] + place)[mask]]
-        return Batch(rows, (torch.from_numpy(ids), torch.from_numpy(mask)), padded=mask.size)
+        where = (tokens.starts[rows][:, None] + place)[mask]
+        ids[mask] = tokens.ids[where]
+        arrays = [ids, mask]
+        if tokens.types is not None:
+            types = np.zeros(mask.shape, np.int64)
+            types[mask] = tokens.types[where]
+            arrays.append(types)
+        return Batch(rows, tuple(map(torch.from_numpy, arrays)), padded=mask.size)
 
     def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
         return flops_per_token(self.model) * float(inputs.n_tokens[rows].sum())
@@ -139,50 +159,53 @@ class TextEncoder(Encoder):
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return (n, dim) float32 features of each tap."""
-        ids, mask = to_device(batch.tensors, self.device)
-        states = self._hidden_states(ids, mask)
-        pooled = [pool(states[layer], mask, self.config.pooling) for layer in self.layers]
-        return (
-            [torch.nn.functional.normalize(p, dim=1) for p in pooled]
-            if self.config.normalize
-            else pooled
-        )
+        return self._pooled(*to_device(batch.tensors, self.device))
 
-    def _hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[int, torch.Tensor]:
+    def features_of(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of token ids that somebody else padded, on whichever side, (n, dim)
+        each; both are (n, length)."""
+        ids, mask = to_right(ids, mask.bool(), self.pad_id)
+        if self.pads or bool(mask.all()):
+            return self._pooled(ids, mask)
+        lengths = mask.sum(dim=1).tolist()
+        alone = [
+            self._pooled(ids[row : row + 1, :length], mask[row : row + 1, :length])
+            for row, length in enumerate(lengths)
+        ]
+        return [torch.cat(tap) for tap in zip(*alone, strict=True)]
+
+    def _pooled(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        states = self._hidden_states(ids, mask, types)
+        return [self._finished(pool(states[n], mask, self.config.pooling)) for n in self.layers]
+
+    def _finished(self, feature: torch.Tensor) -> torch.Tensor:
+        """Return a pooled state, (n, dim), as the feature that it becomes."""
+        for layer in self.dense:
+            feature = layer(feature)
+        return torch.nn.functional.normalize(feature, dim=1) if self.config.normalize else feature
+
+    def _hidden_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
         """Return the states of all taps, (n, length, dim) each."""
-        arguments: dict[str, Any] = {
-            "input_ids": ids,
+        given: dict[str, Any] = {
             "attention_mask": mask.long(),
-            **self.options,
+            "use_cache": False,
+            "token_type_ids": types,
         }
-        if self.takes_positions and self.config.padding_side == "left":
-            # else left padding would shift the positions of models that count from the margin
+        arguments = {key: v for key, v in given.items() if key in self.accepted and v is not None}
+        if self.counts_positions:
             arguments["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        reached: dict[int, torch.Tensor] = {}
-        wanted = {layer: block for layer, block in self.taps.items() if block is not None}
-        runs_through = len(wanted) < len(self.taps)
-        highest = max(wanted, default=0)
-
-        def keep(layer: int) -> Any:
-            def hook(module: Any, args: Any, output: Any) -> None:
-                reached[layer] = output[0] if isinstance(output, tuple) else output
-                if layer == highest and not runs_through:
-                    raise _LastLayerReached
-
-            return hook
-
-        handles = [block.register_forward_hook(keep(layer)) for layer, block in wanted.items()]
-        try:
-            last = torch.as_tensor(
-                (self.model if wanted else self.forward)(**arguments).last_hidden_state
-            )
-            reached.update((layer, last) for layer, block in self.taps.items() if block is None)
-        except _LastLayerReached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return reached
+        states = run_taps(self.model, self.forward, self.taps, {"input_ids": ids, **arguments})
+        for layer, state in states.items():
+            if state.shape[:2] != ids.shape:
+                raise EncoderError(
+                    f"layer {layer} of encoder {self.name} gives no state for each token; use "
+                    "layer: -1"
+                )
+        return states
 
 
 def unreadable(text: Text) -> Failure | None:
@@ -198,7 +221,7 @@ def unreadable(text: Text) -> Failure | None:
     return None
 
 
-def to_device(tensors: Any, device: torch.device) -> list[torch.Tensor]:
+def to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """Copy without waiting where the device allows it."""
     if device.type != "cuda":
         return [tensor.to(device) for tensor in tensors]
@@ -219,28 +242,3 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return hidden[everyone, first].float()
     last = torch.where(mask, position, -1).amax(dim=1).clamp(min=0)
     return hidden[everyone, last].float()
-
-
-def tap_of(model: Any, layer: int, norm: str | None, name: str) -> Any:
-    """Return the block after which a layer is read, None for the model's own last state."""
-    if layer == -1 and norm != "pre":
-        return None
-    blocks = blocks_of(model)
-    if -layer > len(blocks):
-        raise EncoderError(
-            f"encoder {name} has {len(blocks)} blocks, so layer {layer} does not exist"
-        )
-    return blocks[layer]
-
-
-def blocks_of(model: Any) -> Any:
-    """Return a model's stack of transformer blocks: its longest list of modules.
-
-    Block -1 ends in the states that the final norm reads; ``layer: -2`` is the output of block -2.
-    """
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    if not stacks:
-        raise EncoderError(
-            f"{type(model).__name__} has no stack of blocks; only layer -1 can be read from it"
-        )
-    return max(stacks, key=len)

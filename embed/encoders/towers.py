@@ -11,30 +11,39 @@ import torch
 
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders.text import to_device, unreadable
-from pal.embed.images import ImageReader, decode_filtered
+from pal.embed.images import AS, ImageReader, decode_filtered
 from pal.embed.odd import Failure, Failures, failure_of, is_about_items
 from pal.embed.render import plain_text
 from pal.items import Image, Item, Place, Text
 
 
+Pixels = dict[str, torch.Tensor]
+"""what a tower reads of images, by the names that its library has for it"""
+
+
 @dataclass
 class Towers:
-    """A loaded model as functions. L is the text length that the model pads to, P its pixels'
-    shape."""
+    """A loaded model as functions. L is the text length that the model pads to.
 
-    transform: Callable[[Any], torch.Tensor]
-    """a PIL image to (3, P, P) float32: the model's own preprocessing"""
-    tokenise: Callable[[list[str]], tuple[torch.Tensor, np.ndarray]]
-    """texts to ids (n, L), and the number of tokens that each text has uncut, (n,)"""
-    images: Callable[[torch.Tensor], torch.Tensor]
-    """(n, 3, P, P) to (n, dim)"""
-    texts: Callable[[torch.Tensor], torch.Tensor]
-    """(n, L) to (n, dim)"""
+    A model of images alone has no ``tokenise`` and no ``texts``.
+    """
+
+    transform: Callable[[Any], Pixels]
+    """a PIL image to the tensors that the model reads of one: its own preprocessing"""
+    images: Callable[..., torch.Tensor]
+    """those of n images, stacked, by name, to (n, dim)"""
     image_tokens: int
-    text_tokens: int
     image_flops: float
     """operations per token of an image, in matrices alone"""
-    text_flops: float
+    tokenise: Callable[[list[str]], tuple[torch.Tensor, np.ndarray]] | None = None
+    """texts to ids (n, L), and the number of tokens that each text has uncut, (n,)"""
+    texts: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """(n, L) to (n, dim)"""
+    text_tokens: int = 1
+    text_flops: float = 0.0
+
+
+IDS = "input_ids"
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Contents:
     places: list[Place | None]
     """None where the item is a text"""
     ids: torch.Tensor
-    """(n, L)"""
+    """(n, L), (n, 0) of a model that reads no texts"""
 
     @property
     def is_image(self) -> np.ndarray:
@@ -60,18 +69,21 @@ class TowersEncoder(Encoder):
         self.towers = towers
         self.name = source.name
         self.normalize = source.config.normalize
+        self.decode = AS[source.config.images]
         self.device = torch.device(device)
         self.dtype = getattr(torch, source.config.compute_dtype)
         self.token_budget = token_budget
         self.reader = ImageReader()
         self.images, self.texts = towers.images, towers.texts
         if compiled:
-            self.images, self.texts = torch.compile(self.images), torch.compile(self.texts)
+            self.images = torch.compile(self.images)
+            self.texts = self.texts and torch.compile(self.texts)
         self.dim: int | None = None
 
     def read(self, items: Sequence[Item]) -> Inputs:
         """Tokenise the texts; images wait for their batch, since a shard of pixels is large."""
-        require_modality(self.name, items, Image, Text)
+        readable = (Image,) if self.towers.tokenise is None else (Image, Text)
+        require_modality(self.name, items, *readable)
         failures: Failures = {}
         texts = ["" for _ in items]
         for row, item in enumerate(items):
@@ -81,7 +93,9 @@ class TowersEncoder(Encoder):
                     texts[row] = plain_text(item)
                 else:
                     failures[row] = failure
-        ids, lengths = self.towers.tokenise(texts)
+        ids, lengths = torch.zeros(len(items), 0), np.zeros(len(items), np.int64)
+        if self.towers.tokenise is not None:
+            ids, lengths = self.towers.tokenise(texts)
         contents = Contents([i.place if isinstance(i, Image) else None for i in items], ids)
         is_text = ~contents.is_image
         n_tokens = np.where(
@@ -106,8 +120,8 @@ class TowersEncoder(Encoder):
         contents: Contents = inputs.payload
         if contents.places[int(rows[0])] is None:
             ids = contents.ids[torch.from_numpy(rows)]
-            return Batch(rows, (ids,), padded=ids.numel())
-        pixels: list[torch.Tensor] = []
+            return Batch(rows, {IDS: ids}, padded=ids.numel())
+        pixels: list[Pixels] = []
         kept: list[int] = []
         failures: Failures = {}
         for row in rows.tolist():
@@ -119,16 +133,16 @@ class TowersEncoder(Encoder):
             else:
                 pixels.append(image)
                 kept.append(row)
-        stacked = torch.stack(pixels) if pixels else torch.empty(0)
+        stacked = {key: torch.stack([image[key] for image in pixels]) for key in (pixels or [{}])[0]}
         padded = len(kept) * self.towers.image_tokens
-        return Batch(np.array(kept, dtype=np.int64), (stacked,), failures, padded)
+        return Batch(np.array(kept, dtype=np.int64), stacked, failures, padded)
 
-    def _pixels(self, place: Place) -> torch.Tensor | Failure:
+    def _pixels(self, place: Place) -> Pixels | Failure:
         stage = "fetch"
         try:
             raw = self.reader.bytes_of(place)
             stage = "decode"
-            return self.towers.transform(decode_filtered(raw, place))
+            return self.towers.transform(decode_filtered(raw, place, self.decode))
         except BaseException as error:  # whatever a damaged file makes a decoder say
             if not is_about_items(error):
                 raise
@@ -142,23 +156,29 @@ class TowersEncoder(Encoder):
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return (n, dim) float32 features."""
-        (inputs,) = to_device(batch.tensors, self.device)
-        feature = (
-            self.images(inputs.to(self.dtype)) if inputs.is_floating_point() else self.texts(inputs)
-        ).float()
+        inputs = dict(
+            zip(batch.tensors, to_device(list(batch.tensors.values()), self.device), strict=True)
+        )
+        if IDS in inputs:
+            assert self.texts is not None
+            feature = self.texts(inputs[IDS]).float()
+        else:
+            feature = self.images(**self._cast(inputs)).float()
         feature = torch.nn.functional.normalize(feature, dim=1) if self.normalize else feature
         return [torch.nn.functional.pad(feature, (0, self.width() - feature.shape[1]))]
+
+    def _cast(self, pixels: Pixels) -> Pixels:
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
 
     def width(self) -> int:
         """Return the wider tower's number of dimensions."""
         if self.dim is None:
-            text = self.towers.texts(self.towers.tokenise([""])[0].to(self.device))
-            blank = (
-                torch.zeros_like(self.towers.transform(_blank()))
-                .unsqueeze(0)
-                .to(self.device, self.dtype)
-            )
-            self.dim = max(text.shape[1], self.towers.images(blank).shape[1])
+            blank = self.towers.transform(_blank()).items()
+            pixels = {key: value.unsqueeze(0).to(self.device) for key, value in blank}
+            self.dim = self.towers.images(**self._cast(pixels)).shape[1]
+            if self.towers.tokenise is not None and self.towers.texts is not None:
+                ids = self.towers.tokenise([""])[0].to(self.device)
+                self.dim = max(self.dim, self.towers.texts(ids).shape[1])
         return self.dim
 
 

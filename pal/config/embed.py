@@ -12,12 +12,15 @@ from pal.config.base import Component, Fraction
 class EncoderConfig(Component):
     """A frozen model and how an item becomes a feature under it."""
 
-    kind: Literal["hf-text", "hf-clip", "open-clip", "identity"] = "hf-text"
+    kind: Literal["hf-text", "hf-clip", "hf-image", "open-clip", "identity"] = "hf-text"
     """Which loader reads the model: a transformers text model, a transformers model with image and
-    text towers, an OpenCLIP model; ``identity`` stores features that the dataset brings."""
+    text towers, one of images alone, an OpenCLIP model; ``identity`` stores features that the
+    dataset brings."""
     model: str | None = None
     """Hub repository, local folder, OpenCLIP architecture, or ``random:FAMILY`` for seeded random
     weights."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in the model's folder, read in the place of safetensors."""
     pretrained: str | None = None
     """OpenCLIP: tag of the weights, or a local file; ``random`` for seeded random weights of the
     real shape."""
@@ -33,19 +36,34 @@ class EncoderConfig(Component):
     template: str | None = None
     """How an item with context becomes one text: ``chat``, the tokenizer's own chat template; a
     pattern with {context} and {text}; null: both with an empty line between them."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    """Over the real tokens: their mean, the first, or the last."""
+    instruction: str | None = None
+    """Words put before every text, as embedding models ask for; null: the default prompt of the
+    model's sentence-transformers files, if they have one; an empty text: none."""
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    """Over the real tokens: their mean, the first, or the last; auto: as the model's
+    sentence-transformers files say, else the mean. Images: cls or the mean of the patches; auto:
+    the model's own pooled output, else cls."""
     max_length: PositiveInt = 512
     """Tokens per item; longer texts are cut and counted. Of an item with context the context is cut
-    first, from its start."""
+    first, from its start. Where it is not set, fewer if the model's files say so."""
     truncation_side: Literal["left", "right"] = "right"
     """The end at which an item without context is cut."""
     padding_side: Literal["left", "right"] = "right"
-    """Where padding stands in a batch; changes nothing beyond rounding."""
-    normalize: bool = False
-    """Scale each feature to unit L2 norm."""
+    """Where padding stands in a batch; refused where the model then gives other features."""
+    normalize: bool | None = None
+    """Scale each feature to unit L2 norm; null: as the model's sentence-transformers files say."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How transformers computes attention; auto: sdpa where the model supports it, else eager."""
+    images: Literal["as-seen", "as-library"] = "as-seen"
+    """How images are decoded. as-seen: upright, on white, in sRGB, 16 bits and floats scaled to 8;
+    as-library: by Pillow's conversion to RGB alone, as OpenCLIP and most published features."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of weights and activations."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Quantise the weights as they are loaded, by bitsandbytes."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """Spread one model over all devices of this machine, by transformers' own map; null: every
+    device has a whole model."""
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Dtype in the cache."""
     trust_remote_code: bool = False
@@ -71,7 +89,7 @@ class EmbedConfig(Component):
     """Padded tokens per batch; auto: 1,024 on a CPU, 65,536 on a GPU. A batch that finds no memory
     is halved."""
     rows_per_shard: PositiveInt | None = None
-    """Items per shard, the unit of resume; null: 8,192."""
+    """Items per shard, the unit of resume; null: a sixteenth of all, 512 to 8,192."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     max_error_rate: Fraction = 0.01

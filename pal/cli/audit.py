@@ -1,0 +1,70 @@
+"""pal audit: does a dataset hold plurality, and would we have seen it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pal.cli.app import Dataset, Encoder, File, Json, Set, app, progress_bar, settings_of, show
+
+
+@app.command()
+def audit(
+    dataset: Dataset = None,
+    encoder: Encoder = None,
+    permutations: Annotated[
+        int | None,
+        typer.Option(
+            "--permutations", help="Draws of each null of the test that reads features; default 99."
+        ),
+    ] = None,
+    power: Annotated[
+        bool | None,
+        typer.Option(
+            "--power/--no-power",
+            help="Plant other tastes: which minority would have been found? Doubles the time.",
+        ),
+    ] = None,
+    features: Annotated[
+        bool | None,
+        typer.Option(
+            "--features/--no-features",
+            help="Without: only pairs that several people judged are compared, in seconds.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", help="Column of pairs.parquet: which source holds the plurality, e.g. group."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the audit; default: dataset and encoder.")
+    ] = None,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Does a dataset hold plurality, and would we have seen it? Plural, none seen or cannot tell.
+
+    Compares one taste for all, each person with a reliability and a readiness to agree, with many
+    tastes, on answers held out, against what chance gives under one taste. Writes audits/NAME/
+    audit.md, with what people disagree about; a killed audit goes on where it was.
+    """
+    from pal import pipeline
+    from pal.audit.run import steps_of
+
+    settings = settings_of(
+        config, set_, dataset=dataset, encoder=encoder, audit__permutations=permutations,
+        audit__power=power, audit__features=features, audit__by=by,
+    )  # fmt: skip
+    with progress_bar(steps_of(settings.config.audit), "draws") as progress:
+        record = pipeline.audit(settings.config, name, progress)
+    folder = settings.config.paths.audits / record.name
+
+    def text() -> str:
+        lines = [record.sentence, *(f"  {line}" for line in record.limits)]
+        return "\n".join([*lines, f"{record.seconds:.0f} s; read {folder / 'audit.md'}"])
+
+    show(record, as_json, text)
