@@ -15,7 +15,7 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,7 +157,24 @@ def section(dataset: str, source: Path, seeds: int) -> str | None:
     same = {head: e.run(dataset) for e, _ in found for head in [e.head] if e.seed == 0}
     if {"auto", SAME_FEATURES} <= set(same):
         told = f"{plurality(config, same)}\n{told}"
+    told = "\n".join([*over_seeds(found), told])
     return f"## {dataset}\n\n{as_markdown(table)}\n\n{told}"
+
+
+def over_seeds(found: Sequence[tuple[Entry, Metrics]]) -> Iterator[str]:
+    """Yield what heads of several seeds reach in the mean."""
+    for head in (SAME_FEATURES, "auto"):
+        every = [metrics for entry, metrics in found if entry.head == head]
+        if len(every) < 2:
+            continue
+        cells = {"seen users": [one.test_seen for one in every]}
+        for shots in every[0].test_unseen:
+            cells[f"new people, {shots} answers"] = [one.test_unseen.get(shots) for one in every]
+        told = []
+        for name, some in cells.items():
+            nll = [cell.nll for cell in some if cell is not None]
+            told.append(f"{name} {sum(nll) / len(nll):.3f} ({', '.join(f'{n:.3f}' for n in nll)})")
+        yield f"NLL of {head}, mean of {len(every)} seeds (each): {'; '.join(told)}."
 
 
 def plurality(config: Config, runs: dict[str, str]) -> str:

@@ -64,13 +64,13 @@ class ImageReader:
         return value
 
 
-def decode_filtered(raw: bytes, place: Place, decode: Decode | None = None) -> Any:
-    """Return the decoded PIL image as its place wants it; ``decode``: as people see it."""
-    image = (decode or as_seen)(raw)
+def decode_filtered(raw: bytes, place: Place, how: str = "as-seen") -> Any:
+    """Return the decoded PIL image as its place wants it; ``how`` is one of ``AS``."""
+    image = AS[how](raw)
     return image if place.filter is None else render(image, place.filter)
 
 
-def as_seen(raw: bytes) -> Any:
+def decode(raw: bytes) -> Any:
     """Return a PIL image in RGB or grey with its pixels decoded as people see it: upright, in sRGB,
     on white where it is transparent, of several frames the first.
 
@@ -91,8 +91,7 @@ def as_library(raw: bytes) -> Any:
     return _opened(raw).convert("RGB")
 
 
-Decode = Callable[[bytes], Any]
-AS: dict[str, Decode] = {"as-seen": as_seen, "as-library": as_library}
+AS: dict[str, Callable[[bytes], Any]] = {"as-seen": decode, "as-library": as_library}
 """what ``embed.<encoder>.images`` names"""
 
 

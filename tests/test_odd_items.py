@@ -319,7 +319,7 @@ def test_whatever_an_image_library_raises_is_a_failure(
             raise error("not this one")
         return original(raw)
 
-    monkeypatch.setattr(images_module, "decode", raising)
+    monkeypatch.setitem(images_module.AS, "as-seen", raising)
     failure = only(towers, FINE_IMAGES, Image.of_bytes(b"odd"))
     assert failure == ("decode", error.__name__, "not this one")
 

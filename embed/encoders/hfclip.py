@@ -1,67 +1,74 @@
-"""CLIP-type models of transformers (CLIP, PickScore, SigLIP): their two towers as functions."""
+"""CLIP-type models of transformers (CLIP, PickScore, SigLIP, SigLIP 2): their two towers as
+functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
 from pal.embed.encoder import EncoderSource
-from pal.embed.encoders.towers import Towers
+from pal.embed.encoders.pretrained import Loaded, files_of, load_model, require_own_weights
+from pal.embed.encoders.towers import Pixels, Towers
 from pal.embed.peak import flops_per_token
 from pal.embed.trust import loading, loading_options
-from pal.embed.weights import RANDOM, require_whole
 from pal.errors import EncoderError
 
 PENULTIMATE = -2
+NAFLEX = "spatial_shapes"
+"""what a processor gives beside the pixels where images keep their shape"""
 
 
 def build(source: EncoderSource) -> tuple[Any, Any, Any]:
-    """Return model, image processor and tokenizer, in float32 on the CPU."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    """Return model, image processor and tokenizer, on the CPU."""
+    loaded, processor = load_with_processor(source)
+    return loaded.model, processor, loaded.tokenizer
 
-    assert source.config.model is not None
-    if source.config.model.startswith(RANDOM):
-        from pal.embed.encoders.random_models import random_clip
 
-        return random_clip(source.config.model.removeprefix(RANDOM))
+def load_with_processor(source: EncoderSource) -> tuple[Loaded, Any]:
+    """Load two towers, their tokenizer and their image processor; raises EncoderError."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
     options = loading_options(source)
-    with loading(source):
-        model, info = AutoModel.from_pretrained(
-            source.folder,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-        require_whole(info)
-        return (
-            model.eval(),
-            AutoImageProcessor.from_pretrained(source.folder, **options),
-            AutoTokenizer.from_pretrained(source.folder, **options),
-        )
+    with files_of(source) as folder, loading(source):
+        loaded = load_model(source, folder, options)
+        loaded.tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        return loaded, AutoImageProcessor.from_pretrained(folder, **options)
+
+
+def placed(loaded: Loaded, source: EncoderSource, device: str) -> Any:
+    """Return a model on its device in its dtype."""
+    if loaded.is_placed:
+        return loaded.model
+    return loaded.model.to(device=device, dtype=getattr(torch, source.config.compute_dtype))
+
+
+def pixels_of(processor: Any) -> Any:
+    """Return what makes a model's inputs of one PIL image."""
+
+    def transform(image: Any) -> Pixels:
+        read = processor(images=image.convert("RGB"), return_tensors="pt")
+        return {key: value[0] for key, value in read.items()}
+
+    return transform
 
 
 def hf_clip_towers(source: EncoderSource, device: str) -> Towers:
     """Load a model's towers; ``layer: -2`` takes the pooled states before the projections."""
-    import torch
-
-    model, processor, tokenizer = build(source)
     config = source.config
     if config.layer not in (-1, PENULTIMATE):
         raise EncoderError(
             f"embed.{source.name}.layer = {config.layer}, but towers give -1 (projected) or -2"
         )
+    loaded, processor = load_with_processor(source)
+    model, tokenizer = placed(loaded, source, device), loaded.tokenizer
     penultimate = config.layer == PENULTIMATE
     if penultimate and not hasattr(model, "visual_projection"):
         raise EncoderError(
             f"encoder {source.name} has no projection that could be left out; use layer: -1"
         )
-    model = model.to(device=device, dtype=getattr(torch, config.compute_dtype)).requires_grad_(
-        False
-    )
     length = model.config.text_config.max_position_embeddings
-    vision = model.config.vision_config
 
     def tokenise(texts: list[str]) -> tuple[Any, np.ndarray]:
         lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
@@ -71,28 +78,48 @@ def hf_clip_towers(source: EncoderSource, device: str) -> Towers:
         )
         return padded["input_ids"], np.array(lengths, dtype=np.int64)
 
-    def images(pixels: Any) -> Any:
+    def images(**pixels: Any) -> Any:
         if penultimate:
-            return model.vision_model(pixel_values=pixels).pooler_output
-        return pooled(model.get_image_features(pixel_values=pixels))
+            return model.vision_model(**pixels).pooler_output
+        return pooled(model.get_image_features(**pixels))
 
     def texts(ids: Any) -> Any:
         if penultimate:
             return model.text_model(input_ids=ids).pooler_output
         return pooled(model.get_text_features(input_ids=ids))
 
-    return Towers(
-        transform=lambda image: processor(images=image.convert("RGB"), return_tensors="pt")[
-            "pixel_values"
-        ][0],
-        tokenise=tokenise,
+    towers = Towers(
+        transform=pixels_of(processor),
         images=images,
-        texts=texts,
-        image_tokens=(vision.image_size // vision.patch_size) ** 2 + 1,
-        text_tokens=length,
+        image_tokens=image_tokens(model.config.vision_config, processor),
         image_flops=flops_per_token(model.vision_model),
+        tokenise=tokenise,
+        texts=texts,
+        text_tokens=length,
         text_flops=flops_per_token(model.text_model),
     )
+    require_own_weights(source, loaded, lambda: [*_probe(towers, model)])
+    return towers
+
+
+def _probe(towers: Towers, model: Any) -> list[torch.Tensor]:
+    """Return the features of a blank image and an empty text."""
+    assert towers.tokenise is not None
+    assert towers.texts is not None
+    ids = towers.tokenise(["-"])[0].to(model.device)
+    return [towers.texts(ids), towers.images(**towers.blank(model.device, model.dtype))]
+
+
+def image_tokens(settings: Any, processor: Any) -> int:
+    """Return how many tokens a model makes of an image, at most."""
+    patches = getattr(processor, "max_num_patches", None)
+    if patches:
+        return int(patches)
+    size, patch = (
+        value[0] if isinstance(value, list | tuple) else int(value)
+        for value in (settings.image_size, settings.patch_size)
+    )
+    return int(size // patch) ** 2 + 1
 
 
 def pooled(output: Any) -> Any:

@@ -148,8 +148,9 @@ def find_weights(name: str, config: EncoderConfig) -> tuple[Path, JsonObject]:
 
 
 def _spec(config: EncoderConfig, identity: JsonObject) -> JsonObject:
-    names = ("kind", "layer", "normalize", "compute_dtype", "store_dtype")
-    return {**identity, **{name: getattr(config, name) for name in names}, "engine": "open_clip"}
+    names = ("kind", "layer", "compute_dtype", "store_dtype")
+    settings: JsonObject = {name: getattr(config, name) for name in names}
+    return {**identity, **settings, "normalize": bool(config.normalize), "engine": "open_clip"}
 
 
 def build(source: EncoderSource) -> tuple[Any, Any, Any]:
@@ -229,13 +230,13 @@ def open_clip_towers(source: EncoderSource, device: str) -> Towers:
         )
 
     return Towers(
-        transform=transform,
-        tokenise=tokenise,
+        transform=lambda image: {"image": transform(image)},
         images=model.encode_image,
-        texts=model.encode_text,
         image_tokens=side * side + 1,
-        text_tokens=int(tokenizer.context_length),
         image_flops=flops_per_token(model.visual),
+        tokenise=tokenise,
+        texts=model.encode_text,
+        text_tokens=int(tokenizer.context_length),
         text_flops=flops_per_token(model) - flops_per_token(model.visual),
     )
 

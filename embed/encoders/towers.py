@@ -11,11 +11,10 @@ import torch
 
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders.text import to_device, unreadable
-from pal.embed.images import AS, ImageReader, decode_filtered
+from pal.embed.images import ImageReader, decode_filtered
 from pal.embed.odd import Failure, Failures, failure_of, is_about_items
 from pal.embed.render import plain_text
 from pal.items import Image, Item, Place, Text
-
 
 Pixels = dict[str, torch.Tensor]
 """what a tower reads of images, by the names that its library has for it"""
@@ -41,6 +40,13 @@ class Towers:
     """(n, L) to (n, dim)"""
     text_tokens: int = 1
     text_flops: float = 0.0
+
+    def blank(self, device: Any, dtype: torch.dtype) -> Pixels:
+        """Return the inputs of one empty image."""
+        from PIL import Image as Pil
+
+        read = self.transform(Pil.new("RGB", (64, 64)))
+        return cast({key: value.unsqueeze(0).to(device) for key, value in read.items()}, dtype)
 
 
 IDS = "input_ids"
@@ -69,7 +75,7 @@ class TowersEncoder(Encoder):
         self.towers = towers
         self.name = source.name
         self.normalize = source.config.normalize
-        self.decode = AS[source.config.images]
+        self.decoded = source.config.images
         self.device = torch.device(device)
         self.dtype = getattr(torch, source.config.compute_dtype)
         self.token_budget = token_budget
@@ -133,7 +139,9 @@ class TowersEncoder(Encoder):
             else:
                 pixels.append(image)
                 kept.append(row)
-        stacked = {key: torch.stack([image[key] for image in pixels]) for key in (pixels or [{}])[0]}
+        stacked = {
+            key: torch.stack([image[key] for image in pixels]) for key in (pixels or [{}])[0]
+        }
         padded = len(kept) * self.towers.image_tokens
         return Batch(np.array(kept, dtype=np.int64), stacked, failures, padded)
 
@@ -142,7 +150,7 @@ class TowersEncoder(Encoder):
         try:
             raw = self.reader.bytes_of(place)
             stage = "decode"
-            return self.towers.transform(decode_filtered(raw, place, self.decode))
+            return self.towers.transform(decode_filtered(raw, place, self.decoded))
         except BaseException as error:  # whatever a damaged file makes a decoder say
             if not is_about_items(error):
                 raise
@@ -163,26 +171,21 @@ class TowersEncoder(Encoder):
             assert self.texts is not None
             feature = self.texts(inputs[IDS]).float()
         else:
-            feature = self.images(**self._cast(inputs)).float()
+            feature = self.images(**cast(inputs, self.dtype)).float()
         feature = torch.nn.functional.normalize(feature, dim=1) if self.normalize else feature
         return [torch.nn.functional.pad(feature, (0, self.width() - feature.shape[1]))]
-
-    def _cast(self, pixels: Pixels) -> Pixels:
-        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in pixels.items()}
 
     def width(self) -> int:
         """Return the wider tower's number of dimensions."""
         if self.dim is None:
-            blank = self.towers.transform(_blank()).items()
-            pixels = {key: value.unsqueeze(0).to(self.device) for key, value in blank}
-            self.dim = self.towers.images(**self._cast(pixels)).shape[1]
+            blank = self.towers.blank(self.device, self.dtype)
+            self.dim = self.towers.images(**blank).shape[1]
             if self.towers.tokenise is not None and self.towers.texts is not None:
                 ids = self.towers.tokenise([""])[0].to(self.device)
                 self.dim = max(self.dim, self.towers.texts(ids).shape[1])
         return self.dim
 
 
-def _blank() -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", (64, 64))
+def cast(pixels: Pixels, dtype: torch.dtype) -> Pixels:
+    """Return inputs with their real numbers in the dtype of the model."""
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in pixels.items()}
