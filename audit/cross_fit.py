@@ -19,7 +19,7 @@ from pal.train.solve.choose import DEFAULT
 from pal.train.solve.mixture import START, Strength
 
 FOLDS = 5
-ITERATIONS = 40
+ITERATIONS = 60
 """of either model; the plural one begins where the other ended"""
 AT_ONCE = 400_000
 """numbers of a batch's largest table: more fall out of the caches"""
@@ -104,7 +104,7 @@ def _where_users_differ(model: Model, one: Tensor, label: Tensor) -> tuple[Tenso
     own = design.answers_of_user
     own = own.unsqueeze(1).expand(-1, draws) if own.dim() == 1 else own
     slope = slope / torch.sqrt(1.0 + own.T).unsqueeze(2)
-    axes = torch.randn(width, K // 2, generator=torch.Generator().manual_seed(0))
+    axes = torch.randn(width, K // 2, generator=torch.Generator().manual_seed(0)).to(slope)
     found = axes.expand(draws, -1, -1)
     for _ in range(ROUNDS):
         found, _ = torch.linalg.qr(slope.transpose(1, 2) @ (slope @ found))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 HISTORY = 6
-PROGRESS = 1e-6
+PROGRESS = 1e-7
 """relative decrease of a step below which a problem is through"""
 ENOUGH = 1e-4
 """share of the promised decrease that a step must bring (Armijo)"""

@@ -81,17 +81,22 @@ class Population:
         free = (1.0 if design.second is None else 2.0) * prior.residual**2
         of_text = design.x.T @ (design.x * (of_rows / (1.0 + free * of_rows)))
         of_text.diagonal().add_(prior.text**-2)
-        text_error = torch.linalg.inv(of_text.double()).diagonal().float().unsqueeze(1)
+        covariance = torch.linalg.inv(of_text.double()).to(z.dtype)
+        text_error = covariance.diagonal().unsqueeze(1)
         text = z @ part.shared
         taste = text + part.shared_residual
         squared = [1.0 / of_ready, 1.0 / of_omega, 1.0 / (prior.residual**-2 + of_things)]
+        # what features tell is not known either, and what they do not tell is its residual
+        leans = of_things / (prior.residual**-2 + of_things)
+        unsure = ((z @ covariance) * z).sum(dim=1, keepdim=True)
+        of_residual = part.shared_residual.square() + squared[2] + leans.square() * unsure
         judged = of_things > 0
         squares = (
             float((part.ready.square() + squared[0]).mean()),
             # about their own mean: how reliable all are is the size of the taste
             float(part.omega.var(correction=0) + squared[1].mean()),
             float((part.shared.square() + text_error).mean()),
-            float((part.shared_residual.square() + squared[2])[judged].mean()),
+            float(of_residual[judged].mean()),
         )
         numbers = [part.base + part.ready, part.omega, taste, text, *(v.sqrt() for v in squared)]
         columns = [values[:, 0].double().numpy() for values in numbers]

@@ -21,7 +21,7 @@ from pal.evaluate.folds import Over, folder_of
 from pal.evaluate.metrics import negative_log_likelihoods
 from pal.evaluate.predict import in_test, load_run, predictions_of
 from pal.evaluate.records import Interval, Metrics
-from pal.evaluate.ties import TieRule
+from pal.evaluate.ties import TieRule, folds_of
 from pal.records import Entry
 
 CELLS: dict[Population, str] = {"seen": "test_seen", "unseen": "test_unseen_0"}
@@ -134,7 +134,7 @@ def _compare(
         return None
     label = both["label"].to_numpy()
     first, second = (
-        rule.credit(both[margin].to_numpy(), label)
+        rule.credit(both[margin].to_numpy(), label, folds_of(both))
         for rule, margin in zip(rules, ("margin", "margin_right"), strict=True)
     )
     crossing = Crossing.of(both)

@@ -27,6 +27,7 @@ from pal.evaluate.predict import (
     write_evaluation,
 )
 from pal.evaluate.records import Metrics
+from pal.evaluate.ties import of_folds
 from pal.files import digest
 from pal.records import JsonObject
 from pal.train.data import record_before_training
@@ -62,9 +63,8 @@ def cross_fit(
     folder = folder_of(paths.runs / name, folds, over)
     parts = Fold.all_of(dataset, folds, over)
     trained = train_folds(run.metadata, parts, store, folder, progress)
-    predictions = pl.concat(
-        [predict_cells(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
-    )
+    both = zip(trained, parts, strict=True)
+    predictions = of_folds(predict_cells(head, fold, store) for head, fold in both)
     heads = [head.metadata for head in trained]
     told = run.metadata.model_copy(
         update={"seconds": round(sum(head.seconds for head in heads), 3)}

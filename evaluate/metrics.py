@@ -23,7 +23,7 @@ def credit(margin: Array, label: Array) -> Array:
     return np.where(margin > 0, label, np.where(margin < 0, 1.0 - label, 0.5))
 
 
-def credit_with_ties(p: Array, label: Array, threshold: float) -> Array:
+def credit_with_ties(p: Array, label: Array, threshold: Array | float) -> Array:
     """Return PickScore's credit (n,): a tie is predicted where |P(first) - P(second)| <= threshold.
 
     1 where prediction and label agree, a tie on both sides included; 1/2 where exactly one of them

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 
@@ -29,7 +28,7 @@ from pal.evaluate.few_shot import (
 from pal.evaluate.metrics import negative_log_likelihoods, summarize
 from pal.evaluate.predict import pairs_of, predict
 from pal.evaluate.records import Cell
-from pal.evaluate.ties import TieRule
+from pal.evaluate.ties import TieRule, of_folds
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive
 from pal.train.adapt.map import Adapted
@@ -140,6 +139,8 @@ class _Panel:
     answers: Crossing
     """of those that count"""
     ties: TieRule
+    fold: NDArray[np.int64]
+    """(counted,) which trial judges"""
 
     @classmethod
     def of(
@@ -149,7 +150,7 @@ class _Panel:
         for trained, dataset, store in trials:
             frame = pairs_of(dataset, store, trained.users, "val", "seen")
             predicted.append(predict(trained, frame, store, store.features()))
-        ties = TieRule.choose(evaluate.ties, pl.concat(predicted))
+        ties = TieRule.choose(evaluate.ties, of_folds(predicted))
         judged = [judge.users.judged for judge in judges]
         labels = torch.cat([answers.label for answers in judged]).double().numpy()
         counted = ties.keeps(labels)
@@ -159,9 +160,10 @@ class _Panel:
                 "use half"
             )
         user = torch.cat([answers.user for answers in judged]).numpy()
+        fold = np.repeat(np.arange(len(judged)), [len(answers.label) for answers in judged])
         groups = np.concatenate([judge.users.prompt_groups for judge in judges], axis=1)
         crossing = Crossing.of_names(user[counted], *groups[:, counted])
-        return cls(evaluate, labels, counted, crossing, ties)
+        return cls(evaluate, labels, counted, crossing, ties, fold[counted])
 
     def cell(self, margins: Sequence[Array]) -> tuple[Cell, Array]:
         """Return the cell of some draws, and each user's accuracy over all of them, (U,)."""
@@ -169,7 +171,7 @@ class _Panel:
         margin = np.concatenate(margins)
         label = np.tile(self.labels[self.counted], repeats)
         crossing = self.answers.repeated(repeats)
-        right = self.ties.credit(margin, label)
+        right = self.ties.credit(margin, label, np.tile(self.fold, repeats))
         cell = summarize(margin, label, crossing, self.evaluate.ece_bins, right)
         told = {"n_pairs": int(self.counted.sum()), "repeats": repeats}
         cell = cell.model_copy(update=told)
@@ -178,7 +180,7 @@ class _Panel:
     def scores(self, margins: Sequence[Array]) -> Scores:
         """Return what each answer earned in the mean over some draws."""
         label = self.labels[self.counted]
-        right = [self.ties.credit(margin, label) for margin in margins]
+        right = [self.ties.credit(margin, label, self.fold) for margin in margins]
         loss = [negative_log_likelihoods(margin, label) for margin in margins]
         return Scores(np.mean(right, axis=0), np.mean(loss, axis=0))
 

@@ -20,7 +20,7 @@ from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, Crossing, with_prompt_group
 from pal.evaluate.metrics import sigmoid, summarize
 from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
-from pal.evaluate.ties import TieRule
+from pal.evaluate.ties import TieRule, folds_of
 from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, locked
 from pal.names import require_name
@@ -229,7 +229,7 @@ def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) 
             "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; use half"
         )
     margin, label = counted["margin"].to_numpy(), counted["label"].to_numpy()
-    right = ties.credit(margin, label)
+    right = ties.credit(margin, label, folds_of(counted))
     cell = summarize(margin, label, Crossing.of(counted), settings.ece_bins, right)
     return ties.told_in(cell, every_label)
 

@@ -58,6 +58,7 @@ class Cell(Sparse):
     """the rule for pairs labelled as ties, where there are any"""
     n_ties: int | None = None
     tie_threshold: float | None = None
+    """the mean over folds where each has its own"""
     tie_random_baseline: float | None = None
     """expected credit of uniformly random probabilities under the threshold"""
     n_controversial: int | None = None

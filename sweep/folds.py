@@ -17,6 +17,7 @@ from pal.config import Config
 from pal.evaluate.folds import crossing_folds
 from pal.evaluate.inputs import open_dataset
 from pal.evaluate.seen import cells_of_seen, predict_seen
+from pal.evaluate.ties import of_folds
 from pal.files import atomic_file
 from pal.records import Damaged, read_table, write_table
 from pal.sweep.fit import Worlds, train_alone
@@ -74,7 +75,7 @@ def cross_fitted(
     return CrossFitted(
         folds=folds,
         chosen=chosen,
-        test=cells_of_seen(config.evaluate, pl.concat(found))["test"],
+        test=cells_of_seen(config.evaluate, of_folds(found))["test"],
         n_crossing_folds=crossing_folds(open_dataset(config), folds),
     )
 

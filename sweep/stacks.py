@@ -10,6 +10,7 @@ import polars as pl
 
 from pal.config import Config
 from pal.evaluate.seen import cells_of_seen, predict_seen
+from pal.evaluate.ties import of_folds
 from pal.sweep.fit import Result, Worlds, train_alone, train_together
 from pal.sweep.folds import save_leaders
 from pal.sweep.plan import Candidate
@@ -70,7 +71,7 @@ class StackTrainer:
             for head, seen in zip(trained, self.worlds.of(one).seen, strict=True)
         ]
         evaluate = one.config.evaluate
-        cells, found = cells_of_seen(evaluate, pl.concat(predictions)), {}
+        cells, found = cells_of_seen(evaluate, of_folds(predictions)), {}
         if one.config.sweep.folds is not None:
             self._predictions[one.id] = predictions
             inner = [cells_of_seen(evaluate, rows)["val"] for rows in predictions]

@@ -144,8 +144,9 @@ def test_gains_do_not_depend_on_the_batch() -> None:
     both = torch.from_numpy(np.stack([one.answers.label, other], axis=1)).float()
     together = torch.cat(list(cross_fit.gains(both)), dim=1)
     alone = torch.cat([next(cross_fit.gains(both[:, n : n + 1])) for n in (0, 1)], dim=1)
-    torch.testing.assert_close(together, alone, atol=2e-3, rtol=0.0)
-    assert float(cross_fit.of_users(together)[0]) > 0.02
+    found, wanted = cross_fit.of_users(together), cross_fit.of_users(alone)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0.0)
+    assert float(found[0]) > 0.02
 
 
 def test_reliability_of_people_who_answer_at_random_or_against_all_is_small() -> None:

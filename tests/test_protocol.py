@@ -16,7 +16,7 @@ from pal.evaluate.compare import chance_of_harm, compare_runs, holm
 from pal.evaluate.free import free_baselines, free_margins
 from pal.evaluate.metrics import credit_with_ties, tie_baseline, tie_threshold
 from pal.evaluate.predict import cell_of
-from pal.evaluate.ties import TieRule
+from pal.evaluate.ties import TieRule, folds_of, of_folds
 from pal.evaluate.votes import by_division, with_votes
 
 Configure = Callable[..., Config]
@@ -54,7 +54,7 @@ def predictions(label: list[float], margin: list[float], users: list[str]) -> pl
 
 def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
     frame = predictions([1.0, 0.5, 0.0], [2.0, 0.01, 1.0], ["a", "a", "b"])
-    rules = TieRule("half"), TieRule("drop"), TieRule("pickscore", 0.1)
+    rules = TieRule("half"), TieRule("drop"), TieRule("pickscore", (0.1,))
     evaluate = configure().evaluate
     half, drop, pick = (cell_of(evaluate, frame, rule) for rule in rules)
     assert half.accuracy == pytest.approx(0.5)
@@ -63,6 +63,21 @@ def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
     assert pick.tie_threshold == 0.1
     with pytest.raises(EvaluationError, match="all pairs to be evaluated are ties"):
         cell_of(evaluate, predictions([0.5], [1.0], ["a"]), TieRule("drop"))
+
+
+def test_each_fold_has_the_threshold_that_its_own_validation_chose() -> None:
+    # in the first fold all answers are ties, in the second none is
+    folds = [
+        predictions([label] * 4, [0.3, -0.3, 0.5, -0.5], ["a", "b", "c", "d"])
+        for label in (0.5, 1.0)
+    ]
+    folds = [fold.with_columns(p=1 / (1 + (-pl.col("margin")).exp())) for fold in folds]
+    both = of_folds(folds)
+    rule = TieRule.choose("pickscore", both)
+    assert rule.thresholds[0] > 0.2
+    assert rule.thresholds[1] == 0.0
+    margin, label = both["margin"].to_numpy(), both["label"].to_numpy()
+    assert rule.credit(margin, label, folds_of(both)).tolist() == [1, 1, 1, 1, 1, 0, 1, 0]
 
 
 def test_votes_leave_the_own_answer_out_and_know_the_sides() -> None:

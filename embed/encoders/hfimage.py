@@ -1,0 +1,77 @@
+"""Models of transformers that read images alone (DINOv2, DINOv3, ViT): a tower as functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pal.embed.encoder import EncoderSource
+from pal.embed.encoders.hfclip import image_tokens, pixels_of, placed
+from pal.embed.encoders.pretrained import Loaded, files_of, load_model, require_own_weights
+from pal.embed.encoders.taps import run_taps, tap_of
+from pal.embed.encoders.towers import Towers
+from pal.embed.peak import flops_per_token
+from pal.embed.trust import loading, loading_options
+from pal.errors import EncoderError
+
+
+def load_with_processor(source: EncoderSource) -> tuple[Loaded, Any]:
+    """Load a model and its image processor; raises EncoderError."""
+    from transformers import AutoImageProcessor
+
+    options = loading_options(source)
+    with files_of(source) as folder, loading(source):
+        loaded = load_model(source, folder, options)
+        return loaded, AutoImageProcessor.from_pretrained(folder, **options)
+
+
+def hf_image_tower(source: EncoderSource, device: str) -> Towers:
+    """Load a model as a tower without texts; it gives states, (n, tokens, dim), that are pooled.
+
+    The tokens in front of the patches, the class token and registers, are none of the mean.
+    """
+    loaded, processor = load_with_processor(source)
+    model, config = placed(loaded, source, device), source.config
+    if config.pooling == "last":
+        raise EncoderError(
+            f"embed.{source.name}.pooling = 'last' means nothing of an image; use auto, cls or mean"
+        )
+    block = tap_of(model, config.layer, config.norm, source.name)
+    settings = model.config
+
+    def images(**pixels: Any) -> torch.Tensor:
+        if block is None and config.pooling == "auto":
+            output = model(**pixels)
+            own: torch.Tensor | None = getattr(output, "pooler_output", None)
+            if own is not None and own is not output.last_hidden_state:
+                return own.flatten(1)
+        states = run_taps(model, model, {config.layer: block}, pixels)[config.layer]
+        if states.ndim != 3:
+            raise EncoderError(
+                f"encoder {source.name} gives no state for each patch; use layer: -1 and pooling: "
+                "auto"
+            )
+        if config.pooling == "mean":
+            return states[:, front_tokens(states, settings) :].float().mean(dim=1)
+        return states[:, 0]
+
+    towers = Towers(
+        transform=pixels_of(processor),
+        images=images,
+        image_tokens=image_tokens(settings, processor) if hasattr(settings, "patch_size") else 256,
+        image_flops=flops_per_token(model),
+    )
+    require_own_weights(
+        source, loaded, lambda: [towers.images(**towers.blank(model.device, model.dtype))]
+    )
+    return towers
+
+
+def front_tokens(states: torch.Tensor, settings: Any) -> int:
+    """Return how many tokens stand before the patches: what is more than a square of them, as
+    models differ in what they put there."""
+    patches = int(states.shape[1] ** 0.5) ** 2
+    registers = getattr(settings, "num_register_tokens", 0)
+    declared = 1 + int(registers or 0)
+    return declared if states.shape[1] > declared else states.shape[1] - patches
