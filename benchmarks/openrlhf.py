@@ -20,6 +20,7 @@ import sys
 import tempfile
 import types
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ SPECIAL = (
     "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>",
     "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<bos>", "<s>", "</s>", "[INST]", "[/INST]",
 )  # fmt: skip
-SPACED = {"Gemma", "Gemma 3", "Mistral", "Zephyr"}
-"""have tokenizers in which a blank is part of the word behind it"""
+SPACED = {"Gemma": False, "Gemma 3": False, "Mistral": True, "Zephyr": True}
+"""have tokenizers in which a blank is part of the word behind it; whether one is put before each
+text"""
 PROMPTS: list[Any] = [
     'Is the following statement something you would say?\n"I love long walks ."',
     "Schreib mir ein Gedicht über Kaffee – kurz, bitte! \u2615",
@@ -69,7 +71,9 @@ PROMPTS: list[Any] = [
 ]
 RESPONSES = ["Yes", "No, I wouldn't say that.\n\n- first\n- second", "Once there was a clock."]
 USERS = ["seen-00000", "seen-00001", "nobody"]
-LONGEST, NEW = 160, 60
+LONGEST, NEW = 1000, 60
+"""tokens of prompt and answer, and of the answer; for every third row a third of the prompt is too
+much"""
 TOLERANCE = 1e-4
 
 
@@ -92,6 +96,7 @@ def client_of(checkout: Path) -> tuple[Any, Any]:
         sys.modules[name] = package
     dataset = importlib.import_module("openrlhf.datasets.prompts_dataset")
     agent = importlib.import_module("openrlhf.utils.agent")
+    agent.logger.setLevel("ERROR")  # it warns of each prompt that it cuts
     return dataset.preprocess_data, agent.SingleTurnAgentExecutor
 
 
@@ -113,7 +118,7 @@ def policies(templates: Path, gguf: Path | None) -> dict[str, Any]:
     if gguf is not None:
         found["SmolLM2"] = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     for name, (template, bos, eos) in POLICIES.items():
-        made = _spaced() if name in SPACED else _of_bytes()
+        made = _spaced(SPACED[name]) if name in SPACED else _of_bytes()
         made.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
         made.add_special_tokens({"eos_token": eos, **({"bos_token": bos} if bos else {})})
         is_file = template.endswith(".jinja")
@@ -128,24 +133,39 @@ def _of_bytes() -> Any:
     return byte_tokenizer()
 
 
-def _spaced() -> Any:
+def _spaced(is_prefixed: bool) -> Any:
     """Return a tokenizer as Llama 2, Gemma and Mistral have: blanks are letters, odd letters are
-    bytes, and decoding drops the blank that was put before the text."""
+    bytes, and of some decoding drops the blank that was put before the text."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
     texts = [text for text in [*map(str, PROMPTS), *RESPONSES] for _ in range(3)]
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    prefix = [normalizers.Prepend("▁")] if is_prefixed else []
+    strip = [decoders.Strip(" ", 1, 0)] if is_prefixed else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-         decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     bytes_of_all = [f"<0x{number:02X}>" for number in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", *bytes_of_all])
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def generated(tokenizer: Any, chat: list[Any], prompt: str, response: str) -> tuple[list[int], str]:
+    """Return the tokens that a policy trained on whole chats writes, and the answer they are: what
+    stands behind the prompt in the whole chat, with a block of thoughts if the template adds one.
+    """
+    answered = [*chat, {"role": "assistant", "content": response}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    before, ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole)
+    )
+    assert ids[: len(before)] == before, "a prompt's tokens change by what follows"
+    own = ids[len(before) :]
+    own = own[: own.index(tokenizer.eos_token_id) + 1]
+    written = whole[len(prompt) :]
+    return own, written.partition(tokenizer.eos_token)[0] if "<think>" in written else response
 
 
 async def ask(client: tuple[Any, Any], tokenizer: Any, address: str) -> Difference:
@@ -154,20 +174,19 @@ async def ask(client: tuple[Any, Any], tokenizer: Any, address: str) -> Differen
     executor = executor_of(f"{address}/get_reward/{TOKEN}")
     sampling = types.SimpleNamespace(max_tokens=NEW, logprobs=None)
     rewards, cut, told, bodies = [], 0, 0, []
-    for prompt in PROMPTS:
+    for prompt, response, (number, user) in product(PROMPTS, RESPONSES, enumerate(USERS)):
         row = {"input": prompt}
         text, _ = preprocess(row, None, "input", None, tokenizer.apply_chat_template)
-        for response in RESPONSES:
-            ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-            for user in USERS:
-                engine = Engine([*ids, tokenizer.eos_token_id])
-                found = await executor.execute(text, user, sampling, LONGEST, tokenizer, engine)
-                whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-                cut += len(engine.prompt) < len(whole)
-                told += int(found["extra_logs"]["pal_prompt_cut"][0])
-                rewards += found["reward"]
-                answer = tokenizer.decode(ids, skip_special_tokens=True)
-                bodies.append((prompt, answer, user))
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids, answer = generated(tokenizer, chat, text, response)
+        whole = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        longest = LONGEST if number else NEW + whole * 2 // 3
+        engine = Engine(ids)
+        found = await executor.execute(text, user, sampling, longest, tokenizer, engine)
+        cut += len(engine.prompt) < whole
+        told += int(found["extra_logs"]["pal_prompt_cut"][0])
+        rewards += found["reward"]
+        bodies.append((prompt, answer, user))
     prompts, responses, users = (list(column) for column in zip(*bodies, strict=True))
     body = {"prompts": prompts, "responses": responses, "users": users}
     headers = {"Authorization": f"Bearer {TOKEN}"}

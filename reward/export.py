@@ -189,11 +189,13 @@ def _write_for_transformers(
     folder: Path, model: RewardModel, record: ExportRecord, golden: Golden
 ) -> ExportRecord:
     """Write what transformers reads; return the record, with what merging found."""
-    from pal.reward.tools.hf import describe, merge_into
+    from pal.reward.tools.hf import describe
 
     if not record.merged:
         describe(folder, model)
         return record
+    from pal.reward.tools.merge import merge_into
+
     merged = merge_into(folder, model, golden)
     return record.model_copy(
         update={

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from pal.reward import RewardModel
 from pal.reward.export import Choice, export, one_choice, push
 from pal.reward.export_record import ExportRecord
 from pal.reward.tools.rewardbench import SECTIONS, as_text, evaluate
+from pal.reward.tools.silence import SILENCE
 from pal.rows import BadRow
 
 Configure = Callable[..., Config]
@@ -210,12 +212,97 @@ def test_rows_without_a_reward_are_none_for_trl_and_told(opened: Opened) -> None
     told: dict[str, float] = {}
     completions = ["a", "", "b", [{"content": 5}]]
     users = [USERS[0], USERS[0], ["odd"], USERS[1]]
-    with pytest.warns(PalWarning, match="a completion has no reward, .*: the text is empty"):
+    with pytest.warns(PalWarning, match="a completion has no reward, .*: a user's id is"):
         rewards = PalReward(model)(
             ["p"] * 4, completions, log_metric=told.__setitem__, user_id=users
         )
-    assert rewards == [pytest.approx(model.score("p", ["a"], USERS[0])[0]), None, None, None]
-    assert told == {"pal_reward/unknown_users": 0.0, "pal_reward/not_rewarded": 0.75}
+    wanted = model.score("p", ["a", SILENCE], USERS[0])
+    assert rewards == [*map(pytest.approx, wanted), None, None]
+    assert told == {"pal_reward/unknown_users": 0.0, "pal_reward/not_rewarded": 0.5}
+
+
+def test_users_of_a_dataset_may_be_numbers(opened: Opened) -> None:
+    from pal.reward.tools.trl import PalReward
+
+    model = opened(["7", "8"])
+    wanted = model.score("p", ["a"] * 4, ["7", "8", None, "7"])
+    for users in ([7, 8, None, 7.0], [np.int64(7), np.float32(8), float("nan"), "7"]):
+        assert PalReward(model)(["p"] * 4, ["a"] * 4, user_id=users) == pytest.approx(wanted)
+
+
+CHAT = [
+    {"role": "user", "content": 'What "is" {{ this }}?'},
+    {"role": "assistant", "content": "A {% question %}."},
+    {"role": "user", "content": "And that?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "view", "item_text"),
+    [
+        ({"model": "random:bert"}, "prompt+response", "{response}"),
+        ({"model": "random:bert", "instruction": "Rate: "}, "response", "{response}"),
+        ({"model": "random:llama", "pooling": "last"}, "response", "{prompt}{response}"),
+        (
+            {"model": "random:llama", "template": "Q: {context}\nA: {text}"},
+            "prompt+response",
+            "{response}",
+        ),
+    ],
+)
+def test_a_module_gives_trl_the_rewards_of_the_model(
+    opened: Opened, settings: dict[str, Any], view: str, item_text: str
+) -> None:
+    """TRL writes chats with the tokenizer of ``_name_or_path`` and tokenises without special
+    tokens."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import pal.reward.tools.hf
+
+    model = opened(USERS, "pal-a", view=view, item_text=item_text, max_length=200, **settings)
+    folder = exported(model, Choice("user", user=USERS[0]))
+    module = AutoModelForSequenceClassification.from_pretrained(str(folder), num_labels=1)
+    assert isinstance(module, pal.reward.tools.hf.PalForSequenceClassification)
+    tokenizer = AutoTokenizer.from_pretrained(module.config._name_or_path)
+    answers = ["It is.", "No, I would not say so at all."]
+    for chat in (CHAT[:1], CHAT):
+        rows = [[*chat, {"role": "assistant", "content": answer}] for answer in answers]
+        texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
+        wanted = model.score([chat] * 2, answers, USERS[0])
+        for side in ("left", "right"):
+            read = tokenizer(
+                text=texts, return_tensors="pt", padding=True, padding_side=side,
+                add_special_tokens=False,
+            )  # fmt: skip
+            found = module(**read).logits[:, 0].tolist()
+            assert found == pytest.approx(wanted, rel=1e-5)
+    long = tokenizer(["word " * 300, ""], return_tensors="pt", padding=True)
+    assert module(**long).logits.isfinite().all()
+    empty = torch.zeros((2, 0), dtype=torch.long)
+    assert module(empty).logits.isfinite().all()
+
+
+def test_a_module_is_saved_as_the_export_that_it_was(opened: Opened) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from pal.reward.tools.hf import PalForSequenceClassification
+
+    folder = exported(opened(USERS, "pal-a"))
+    module = PalForSequenceClassification.from_pretrained(folder)
+    module.save_pretrained("again")
+    module.save_pretrained("again")
+    ids = torch.tensor([[5, 6, 7]])
+    again = AutoModelForSequenceClassification.from_pretrained("again")
+    assert torch.equal(again(ids).logits, module(ids).logits)
+    assert RewardModel.from_pretrained("again").score("p", ["a"])
+    with torch.no_grad():
+        next(again.head.parameters()).add_(1.0)
+    with pytest.raises(RewardError, match="was trained after it had been exported"):
+        again.save_pretrained("other")
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").touch()
+    with pytest.raises(RewardError, match="mine"):
+        module.save_pretrained("mine")
 
 
 def test_the_commands_print_one_object(

@@ -27,6 +27,8 @@ SlurmdPort={daemon}
 AuthInfo=socket={place}/munge.socket
 StateSaveLocation={place}/state
 SlurmdSpoolDir={place}/spool
+SlurmdParameters=config_overrides
+MpiDefault=none
 SlurmctldPidFile={place}/slurmctld.pid
 SlurmdPidFile={place}/slurmd.pid
 ProctrackType=proctrack/linuxproc
@@ -72,6 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     text = CONFIGURATION.format(host=host, place=place, control=control, daemon=daemon)
     (place / "slurm.conf").write_text(text)
     (place / "state").mkdir()
+    (place / "spool").mkdir()
     (place / "munge.key").write_bytes(os.urandom(128))
     (place / "munge.key").chmod(0o600)
     names = ("key", "socket", "pid", "seed", "log")

@@ -62,7 +62,11 @@ class BoundPenalty(nn.Module):
 
 class HeadTraining(lightning.LightningModule):
     """Trains one head. ``epoch_rows`` collects a row per epoch, ``best_state`` the weights of the
-    best one."""
+    best one.
+
+    Any Trainer runs it, with a ``PairsDataModule``: it logs ``train/loss``, ``val/loss`` and
+    ``val/acc`` of each epoch, over all processes.
+    """
 
     def __init__(self, head: Head, config: TrainConfig) -> None:
         super().__init__()
@@ -78,11 +82,29 @@ class HeadTraining(lightning.LightningModule):
         self.rows: RowAdam | None = None
         self._present = torch.zeros(0, dtype=torch.bool)
         self._sums = {"train": torch.zeros(2), "val": torch.zeros(3)}
+        self._validated: dict[str, float] = {}
 
     def on_fit_start(self) -> None:
         if self.config.loss_over == "users":
             owner: Tensor = self.trainer.datamodule.train_pairs.user
             self.user_weights = weights_of_users(owner, len(self.head.users.logits))
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum of a value over the processes."""
+        if self.ranks == 1:
+            return value
+        summed: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+        return summed
+
+    def _tell(self, values: dict[str, float]) -> None:
+        """Log values for callbacks and loggers, if there is a Trainer that has some."""
+        if self._trainer is not None:
+            self.log_dict(values, sync_dist=self.ranks > 1)
 
     def margin(self, batch: Batch) -> Tensor:
         """Return the margins of a batch under its users' weights, (B,)."""
@@ -112,7 +134,8 @@ class HeadTraining(lightning.LightningModule):
         super().optimizer_step(*arguments, **options)
         table = self.head.users.logits
         if self.rows is not None and table.grad is not None:
-            self.rows.step(table.grad, self._present, self.config.user_lr)
+            present = self._over_ranks(self._present.float()) > 0
+            self.rows.step(table.grad, present, self.config.user_lr)
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)
@@ -126,9 +149,13 @@ class HeadTraining(lightning.LightningModule):
         loss = self.loss(self.margin(batch), batch.label)
         total, count = self.total(batch, loss)
         self._sums["train"] += torch.stack([total.detach(), count])
-        mean = loss.mean() if self.user_weights is None else total / count
+        if self.user_weights is None:
+            mean = loss.mean()
+        else:
+            mean = total / self._over_ranks(count) * self.ranks
         beta = self.config.bound
-        return mean if beta is None else mean + self.bound_penalty(batch, beta)
+        # a sum over the batch, where gradients of processes are averaged
+        return mean if beta is None else mean + self.ranks * self.bound_penalty(batch, beta)
 
     def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
         """Return what ideal points beyond ``beta`` add to the loss of a batch."""
@@ -149,18 +176,18 @@ class HeadTraining(lightning.LightningModule):
         )
         self._sums["val"] += torch.stack(self.total(batch, loss, right))
 
+    def on_validation_epoch_end(self) -> None:
+        loss, right, count = self._over_ranks(self._sums["val"]).tolist()
+        self._validated = {"val/loss": loss / count, "val/acc": right / count}
+        self._tell(self._validated)
+
     def on_train_epoch_end(self) -> None:
-        loss, right, count = self._sums["val"].tolist()
-        train_loss, train_count = self._sums["train"].tolist()
-        val_loss = loss / count
-        self.epoch_rows.append(
-            {
-                "epoch": self.current_epoch + 1,
-                "train/loss": train_loss / train_count,
-                "val/loss": val_loss,
-                "val/acc": right / count,
-            }
-        )
+        loss, count = self._over_ranks(self._sums["train"]).tolist()
+        train = {"train/loss": loss / count}
+        self._tell(train)
+        validated, self._validated = self._validated, {}
+        self.epoch_rows.append({"epoch": self.current_epoch + 1, **train, **validated})
+        val_loss = validated.get("val/loss", float("inf"))
         if val_loss < self.best_loss:
             self.best_loss, self.best_epoch = val_loss, self.current_epoch + 1
             self.best_state = {

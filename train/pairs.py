@@ -119,13 +119,24 @@ def with_prompts(frame: pl.DataFrame) -> pl.DataFrame:
 class PairBatches:
     """Iterates over comparisons once an epoch, in a new order each time or in their own."""
 
-    def __init__(self, features: Tensor, pairs: Pairs, batch_size: int, seed: int | None) -> None:
-        """``seed`` None keeps the order of the pairs."""
+    def __init__(
+        self,
+        features: Tensor,
+        pairs: Pairs,
+        batch_size: int,
+        seed: int | None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        """``seed`` None keeps the order of the pairs. ``part``: the number of this process and how
+        many there are, each of which has its part of every batch."""
         self.features, self.pairs, self.batch_size = features, pairs, batch_size
+        self.rank, self.ranks = part
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        return -(-len(self.pairs) // self.batch_size)
+        whole, left = divmod(len(self.pairs), self.batch_size)
+        is_enough = left >= self.ranks or (left and self.generator is None)
+        return whole + bool(is_enough)
 
     def __iter__(self) -> Iterator[Batch]:
         for chosen in self.places():
@@ -139,7 +150,15 @@ class PairBatches:
             if self.generator is None
             else torch.randperm(len(self.pairs), generator=self.generator)
         )
-        yield from order.to(self.features.device).split(self.batch_size)
+        for places in order.to(self.features.device).split(self.batch_size):
+            if self.ranks == 1:
+                yield places
+            elif self.generator is None:  # a part without a comparison adds nothing to a sum
+                yield places[self.rank :: self.ranks]
+            else:  # of one size, since the mean over processes is that of their means
+                size = len(places) // self.ranks
+                if size:
+                    yield places[self.rank * size : (self.rank + 1) * size]
 
 
 class LaneBatches:
@@ -190,7 +209,11 @@ def filled_batch(stream: PairBatches, places: Tensor, size: int) -> Batch:
 
 class PairsDataModule(lightning.LightningDataModule):
     """Training and validation pairs of the seen users for one head, features resident on the
-    device."""
+    device.
+
+    Under a Trainer of several processes each has its part of every batch; an epoch's last training
+    batch loses what cannot be shared equally.
+    """
 
     def __init__(
         self, features: Tensor, train: Pairs, val: Pairs, batch_size: int, seed: int
@@ -200,10 +223,17 @@ class PairsDataModule(lightning.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> PairBatches:
-        return PairBatches(self.features, self.train_pairs, self.batch_size, self.seed)
+        return PairBatches(
+            self.features, self.train_pairs, self.batch_size, self.seed, self._part()
+        )
 
     def val_dataloader(self) -> PairBatches:
-        return PairBatches(self.features, self.val_pairs, 8 * self.batch_size, None)
+        size = 8 * self.batch_size
+        return PairBatches(self.features, self.val_pairs, size, None, self._part())
+
+    def _part(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 @dataclass

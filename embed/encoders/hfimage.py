@@ -10,7 +10,7 @@ from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.hfclip import image_tokens, pixels_of, placed
 from pal.embed.encoders.pretrained import Loaded, files_of, load_model, require_own_weights
 from pal.embed.encoders.taps import run_taps, tap_of
-from pal.embed.encoders.towers import Towers
+from pal.embed.encoders.towers import Pixels, Towers
 from pal.embed.peak import flops_per_token
 from pal.embed.trust import loading, loading_options
 from pal.errors import EncoderError
@@ -53,7 +53,7 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
                 "auto"
             )
         if config.pooling == "mean":
-            return states[:, front_tokens(states, settings) :].float().mean(dim=1)
+            return states[:, -patches_of(pixels, settings) :].float().mean(dim=1)
         return states[:, 0]
 
     towers = Towers(
@@ -68,10 +68,9 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
     return towers
 
 
-def front_tokens(states: torch.Tensor, settings: Any) -> int:
-    """Return how many tokens stand before the patches: what is more than a square of them, as
-    models differ in what they put there."""
-    patches = int(states.shape[1] ** 0.5) ** 2
-    registers = getattr(settings, "num_register_tokens", 0)
-    declared = 1 + int(registers or 0)
-    return declared if states.shape[1] > declared else states.shape[1] - patches
+def patches_of(pixels: Pixels, settings: Any) -> int:
+    """Return how many of the last tokens are patches."""
+    height, width = pixels["pixel_values"].shape[-2:]
+    patch = settings.patch_size
+    high, wide = patch if isinstance(patch, list | tuple) else (patch, patch)
+    return int(height // high) * int(width // wide)

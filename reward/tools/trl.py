@@ -3,9 +3,11 @@ would.
 
     trainer = GRPOTrainer(model, reward_funcs=PalReward("exports/NAME"), train_dataset=dataset, ...)
 
-The dataset needs a column with the users (``user_id``): texts or numbers, null for nobody. Trainers
-that want a module take ``pal.reward.tools.hf.PalForSequenceClassification``, or the folder of a
-merged export, for one fixed user.
+The dataset needs a column with the users (``user_id``): texts or numbers, null for nobody. For one
+fixed user, a module does as well: the folder itself as ``reward_funcs``, after ``import
+pal.reward.tools.hf`` if it is no merged one. Its rewards are the same where the dataset's prompts
+are chats; plain prompts are joined to their answers by TRL, without the words between them that
+stage one writes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Any
 
 from pal.errors import PalWarning, RewardError
 from pal.reward.model import RewardModel
+from pal.reward.tools.silence import spoken
 
 
 class PalReward:
-    """A ``reward_funcs`` callable of GRPO, RLOO and online DPO; deliberately no module, which TRL
-    would feed tokens."""
+    """A ``reward_funcs`` callable of GRPO and RLOO; deliberately no module, which TRL would feed
+    tokens."""
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class PalReward:
     ) -> list[float | None]:
         """Return one reward per completion; None, which trainers leave out, where there is none.
 
+        An empty completion is rewarded as silence (silence.py): left out, it would count as zero.
         Logged are the shares ``NAME/unknown_users`` and ``NAME/not_rewarded``. Raises RewardError
         where the users' column did not arrive.
         """
@@ -56,7 +60,8 @@ class PalReward:
                     "one reward for all"
                 )
             users = columns[self.user_column]
-        rewards, failures = self.model.score_each(list(prompts), list(completions), list(users))
+        answers = list(map(spoken, completions))
+        rewards, failures = self.model.score_each(list(prompts), answers, list(users))
         if failures:
             warnings.warn(
                 f"a completion has no reward, which TRL leaves out: {failures[min(failures)]}",

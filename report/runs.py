@@ -1,0 +1,237 @@
+"""Runs side by side on a page: their table, their intervals, by K and by the number of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pal.config import EvaluateConfig
+from pal.errors import PalError
+from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.records import METRICS, Cell, Metrics
+from pal.evaluate.report import Table as Rows
+from pal.evaluate.report import (
+    folds_line,
+    table_of_comparisons,
+    table_of_runs,
+    table_of_shots_by_run,
+)
+from pal.report.charts import Value, forest, lines
+from pal.report.page import Block, Bullets, Page, Picture, Pictures, Source, Table, Text
+from pal.report.subjects import Subject
+from pal.train.run_record import RunRecord
+
+MOST_DRAWN, MOST_CURVES = 24, 8
+ACCURACY = "accuracy, mean over people"
+INTERVALS = (
+    "Intervals of 95 % are over people and prompts at once; a p behind one says that most of it "
+    "comes from the prompts."
+)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run and what it reaches."""
+
+    folder: Path
+    record: RunRecord
+    metrics: Metrics
+
+    @property
+    def name(self) -> str:
+        return self.record.run
+
+    @property
+    def command(self) -> str:
+        """The command that trains it, as far as options say it; its config.yaml says the rest."""
+        record = self.record
+        return (
+            f"pal train --dataset {record.dataset} --encoder {record.encoder} --head "
+            f"{record.train.head} --k {record.train.k} --seed {record.seed} --run {record.run}"
+        )
+
+
+def read_runs(subjects: Sequence[Subject]) -> tuple[list[Evaluated], list[str]]:
+    """Return runs with their metrics, and a sentence for each whose numbers cannot be shown."""
+    found, problems = [], []
+    for one in subjects:
+        try:
+            found.append(read_run(one.folder))
+        except PalError as problem:
+            problems.append(f"{one.name} is not shown: {problem}.")
+    return found, problems
+
+
+def read_run(folder: Path) -> Evaluated:
+    """Read a run; raises EvaluationError where it has no metrics, or those of another head."""
+    record = RunRecord.of(folder)
+    metrics = Metrics.read(folder)
+    if metrics.head_seal != record.seal:
+        raise Metrics.error(
+            f"{folder / METRICS} is of an earlier head; run: pal evaluate --run {folder.name}"
+        )
+    return Evaluated(folder, record, metrics)
+
+
+def add_runs(
+    page: Page, settings: EvaluateConfig, runs: Sequence[Evaluated], problems: Sequence[str] = ()
+) -> None:
+    """Add runs side by side, each compared with the first where that can be done."""
+    if not runs:
+        page.add("Runs", [Bullets(list(problems))] if problems else [])
+        return
+    metrics = [run.metrics for run in runs]
+    blocks: list[Block] = [Text(INTERVALS), _table("The runs, on test answers.", table_of_runs(metrics))]
+    if any(one.untrained for one in metrics):
+        told = "An encoder has random weights (untrained): its numbers say nothing about people."
+        blocks.append(Text(told, "warning"))
+    if problems:
+        blocks.append(Bullets(list(problems)))
+    page.add("Runs", blocks)
+    drawn = [one for one in (_forest(metrics), _by_k(runs), _by_shots(metrics)) if one is not None]
+    if drawn:
+        page.add("Accuracy", [Pictures(drawn)], 3)
+    if any(len(one.test_unseen) > 1 for one in metrics):
+        table = _table("New people, by the number of their answers.", table_of_shots_by_run(metrics))
+        page.add("New people", [table], 3)
+    page.add("By folds", _folds(runs), 3)
+    page.add("Differences", _comparisons(settings, runs), 3)
+    for run in runs:
+        page.cite(*sources_of(run))
+
+
+def sources_of(run: Evaluated) -> list[Source]:
+    """Say where the numbers of a run come from."""
+    return [
+        Source(f"run {run.name}", str(run.folder / RunRecord.file), run.record.seal[:16],
+               run.command),
+        Source(f"metrics of {run.name}", str(run.folder / METRICS), run.metrics.head_seal[:16],
+               f"pal evaluate --run {run.name}"),
+    ]  # fmt: skip
+
+
+def value_of(cell: Cell) -> Value:
+    """Return a cell's accuracy, mean over users, with its interval."""
+    return Value(cell.macro_accuracy, cell.macro_ci95)
+
+
+def by_shots(metrics: Metrics) -> dict[int, Value]:
+    """Return what new users reach by the number of their answers, the fewest first."""
+    return {
+        int(shots): value_of(metrics.test_unseen[shots])
+        for shots in sorted(metrics.test_unseen, key=int)
+    }
+
+
+def difference_sentence(one: Comparison) -> str:
+    """Say in a sentence what a comparison with a baseline shows, or does not."""
+    where = "seen people" if one.cell == "test_seen" else "new people without an answer"
+    told = f"{one.b} against {one.a}, {where}: {100 * one.difference:+.1f} points"
+    if one.ci95 is None:
+        return f"{told}; with a single user or prompt there is no interval, so nothing is shown."
+    low, high = one.ci95
+    told += f" [{100 * low:+.1f}, {100 * high:+.1f}], p = {one.p_holm:.4f} (Holm): "
+    if one.p_holm < 0.05 and low > 0.0:
+        told += f"{one.b} is better"
+    elif one.p_holm < 0.05 and high < 0.0:
+        told += f"{one.b} is worse"
+    else:
+        told += "no difference is shown"
+    return (
+        f"{told}. {one.harmed:.0%} of the {one.n_users} people are worse off; coin flips would give "
+        f"{one.harmed_by_chance:.0%}."
+    )
+
+
+def _forest(metrics: Sequence[Metrics]) -> Picture | None:
+    values = {one.run: value_of(one.test_seen) for one in metrics if one.test_seen}
+    if len(values) < 2:
+        return None
+    caption = "Seen people, new answers."
+    if len(values) > MOST_DRAWN:
+        caption += f" The {MOST_DRAWN} highest of {len(values)} runs."
+        highest = sorted(values, key=lambda name: -values[name].value)[:MOST_DRAWN]
+        values = {name: values[name] for name in values if name in highest}
+    return forest(caption, values, ACCURACY)
+
+
+def _by_k(runs: Sequence[Evaluated]) -> Picture | None:
+    """Draw heads of which there are several K, of everything else alike, a curve each."""
+    curves: dict[str, dict[int, Value]] = {}
+    for run in sorted(runs, key=lambda run: run.metrics.k):
+        cell, one = run.metrics.test_seen, run.metrics
+        if cell:
+            name = f"{one.head}, {one.dataset}, {one.encoder}, seed {one.seed}"
+            curves.setdefault(name, {}).setdefault(one.k, value_of(cell))
+    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
+    if not curves:
+        return None
+    shared = _shared_words([name.split(", ") for name in curves])
+    shown = {
+        ", ".join(part for part in name.split(", ") if part not in shared) or name: curve
+        for name, curve in list(curves.items())[:MOST_CURVES]
+    }
+    caption = "Seen people by the number of prototypes K. Whether a step is real, the differences "
+    return lines(f"{caption}below say.", shown, "K", ACCURACY, is_log=True)
+
+
+def _shared_words(names: Sequence[Sequence[str]]) -> set[str]:
+    return set.intersection(*map(set, names)) if len(names) > 1 else set(names[0][1:])
+
+
+def _by_shots(metrics: Sequence[Metrics]) -> Picture | None:
+    several = {one.run: by_shots(one) for one in metrics if len(one.test_unseen) > 1}
+    if not several:
+        return None
+    caption = "New people by the number of their answers; 0: the mean over the seen people."
+    first = dict(list(several.items())[:MOST_CURVES])
+    return lines(caption, first, "answers", ACCURACY, is_log=True)
+
+
+def _folds(runs: Sequence[Evaluated]) -> list[Block]:
+    """Tell the numbers of cross-fitting, where every prompt is tested once."""
+    found = []
+    for run in runs:
+        for path in sorted((run.folder / "folds").glob(f"*/{METRICS}")):
+            metrics = Metrics.find(path.parent)
+            if metrics is not None and metrics.folds:
+                found.append(metrics)
+    blocks: list[Block] = []
+    for kind in sorted({folds_line(one).split(". ")[0] for one in found}):
+        some = [one for one in found if folds_line(one).startswith(kind)]
+        blocks.append(_table(f"{kind.rstrip('.')}.", table_of_runs(some)))
+    return blocks
+
+
+def _comparisons(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> list[Block]:
+    """Compare each run with the first of its dataset and split; K = 1 comes first where it is."""
+    groups: dict[tuple[str, str], list[Evaluated]] = {}
+    for run in runs:
+        key = (run.record.split_digest, run.record.pairs_digest)
+        groups.setdefault(key, []).append(run)
+    found: list[Comparison] = []
+    problems = []
+    for some in groups.values():
+        ordered = sorted(some, key=lambda run: run.record.train.prototypes != 1)
+        if len(ordered) > 1:
+            names = [run.name for run in ordered]
+            try:
+                found += compare(settings, ordered[0].folder.parent, names)
+            except PalError as problem:
+                problems.append(f"{problem}.")
+    blocks: list[Block] = []
+    if found:
+        table = table_of_comparisons(found)
+        blocks.append(_table("Paired differences of the accuracy by person.", table))
+        best = max(found, key=lambda one: one.difference)
+        blocks.append(Text(difference_sentence(best)))
+    if len(groups) > 1:
+        told = "Runs of different datasets or splits share no answer, so they are not compared."
+        blocks.append(Text(told))
+    return [*blocks, *([Bullets(problems)] if problems else [])]
+
+
+def _table(caption: str, rows: Rows) -> Table:
+    return Table.of(caption, rows[0], rows[1:])
+
