@@ -12,7 +12,7 @@ CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
 EXTRAS   = offline,optuna,ray,serve,trl
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep adapt evaluate export check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep audit adapt evaluate export check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ train: $(MANIFEST)  ## stage two: cached features -> runs/
 sweep: $(MANIFEST)  ## hundreds of heads from the cache -> sweeps/
 	$(PAL) sweep $(CHOICE) $(ARGS)
 
+audit: $(MANIFEST)  ## does $(DATASET) hold plurality, and would we have seen it -> audits/
+	$(PAL) audit $(CHOICE) $(ARGS)
+
 adapt: .venv/ready  ## few-shot weights for new users of RUN=name
 	$(PAL) adapt --run $(RUN) $(ARGS)
 
@@ -71,7 +74,7 @@ test-all: .venv/ready  ## the long campaigns too
 
 typings:  ## let type checkers and editors resolve pal.embed -> embed/
 	@rm -rf typings && mkdir -p typings/pal
-	@ln -s $(addprefix ../../,$(wildcard pal/*.py pal/*.yaml pal/py.typed) $(patsubst %/__init__.py,%,$(wildcard pal/*/__init__.py)) data embed cache train evaluate sweep audit reward) typings/pal/
+	@ln -s $(addprefix ../../,$(wildcard pal/*.py pal/*.yaml pal/py.typed) $(patsubst %/__init__.py,%,$(wildcard pal/*/__init__.py)) data embed cache train evaluate sweep audit report reward) typings/pal/
 
 dist: .venv/ready  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .

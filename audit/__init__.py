@@ -3,6 +3,7 @@
 answers.py     what people answered, each pair in one orientation, users who are one counted once
 features.py    what is judged, as features
 overlap.py     test A: do users agree with each other in ways that one taste cannot explain
+design.py      who answered which rows, and the sums that models are made of
 model.py       the consensus and the plural model, for many vectors of labels at once
 descent.py     their fit
 cross_fit.py   test B's statistic: what the plural model gains on answers that it has not seen

@@ -13,7 +13,8 @@ from torch.nn.functional import softplus
 
 from pal.audit.answers import Answers
 from pal.audit.descent import minimise
-from pal.audit.model import UNIT, Design, K, Model, Spreads
+from pal.audit.design import UNIT, Design, Spreads
+from pal.audit.model import K, Model
 from pal.train.sharing import Numbers
 from pal.train.solve.choose import DEFAULT
 from pal.train.solve.mixture import START, Strength
@@ -54,8 +55,7 @@ def fit_consensus(design: Design, label: Tensor) -> tuple[Model, Tensor]:
     """Fit one taste to labels (n, B)."""
     model = Model(design, 0)
     start = model.zeros(label.shape[1])
-    found = minimise(lambda t: model.value_and_slope(t, label), start, model.scale, ITERATIONS)
-    return model, found
+    return model, minimise(model.of_labels(label), start, model.scale, ITERATIONS)
 
 
 def fit_both(
@@ -79,7 +79,7 @@ def fit_both(
         )
     begun.deviations.copy_(deviations)
     begun.logits.copy_(logits)
-    many = minimise(lambda t: plural.value_and_slope(t, label), start, plural.scale, ITERATIONS)
+    many = minimise(plural.of_labels(label), start, plural.scale, ITERATIONS)
     return Fitted(consensus, one, plural, many)
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import design_of, fit_both
-from pal.audit.model import Spreads
+from pal.audit.design import Spreads
 from pal.train.sharing import Array, Numbers
 from pal.train.solve.mixture import Strength
 

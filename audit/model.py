@@ -17,98 +17,25 @@ things, F features, K prototypes, N users.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pal.audit.descent import Function
+from pal.audit.design import Cells, Design, Table
 from pal.train.heads.consensus import OF_ONE
 from pal.train.solve.choose import DEFAULT
 from pal.train.solve.mixture import Strength
 
 K = 8
 """prototypes of the plural model: those that nobody needs shrink to nothing"""
+FULL = 0.05
+"""share of the table of users and rows that is answered, from which on the table is computed"""
 CURVATURE = 0.2
 """p (1 - p) of a usual answer: what the diagonal of the Hessian is guessed by"""
-
-
-class Spreads(NamedTuple):
-    """Standard deviations of what all share and of how users answer, by the data themselves.
-
-    Both models have them, so that neither gains by a prior: with one that is too narrow for the
-    shared taste, prototypes that are all alike widen it.
-    """
-
-    ready: float = 1.0
-    omega: float = 1.0
-    text: float = 1.0
-    """of s"""
-    residual: float = 1.0
-    """of E"""
-
-
-UNIT = Spreads()
-
-
-@dataclass(frozen=True)
-class Design:
-    """Who answered which rows: what all draws share."""
-
-    x: Tensor
-    """(R, F)"""
-    first: Tensor
-    """(R,) thing"""
-    second: Tensor | None
-    """(R,) thing that it is compared with; None where rows are things"""
-    row: Tensor
-    """(n,)"""
-    user: Tensor
-    """(n,), or (n, B) where draws exchange users"""
-    place: Tensor
-    """(n, 1) 1, or -1 where the second was shown first"""
-    things: int
-    users: int
-    spreads: Spreads = UNIT
-
-    def of_rows(self, table: Tensor) -> Tensor:
-        """Return rows of a table of things, (T, ..., B): the first's less the second's."""
-        found = table.index_select(0, self.first)
-        return found if self.second is None else found - table.index_select(0, self.second)
-
-    def of_things(self, rows: Tensor) -> Tensor:
-        """Return the sums over rows, (R, ..., B), that ``of_rows`` has as its transpose."""
-        found = rows.new_zeros(self.things, *rows.shape[1:]).index_add_(0, self.first, rows)
-        return found if self.second is None else found.index_add_(0, self.second, -rows)
-
-    def by_row(self, values: Tensor) -> Tensor:
-        """Return the sums of answers' values, (n, ..., B), over each row."""
-        return values.new_zeros(len(self.x), *values.shape[1:]).index_add_(0, self.row, values)
-
-    def by_user(self, values: Tensor) -> Tensor:
-        """Return the sums of answers' values, (n, ..., B), over each user."""
-        zeros = values.new_zeros(self.users, *values.shape[1:])
-        if self.user.dim() == 1:
-            return zeros.index_add_(0, self.user, values)
-        return zeros.scatter_add_(0, self._spread(values), values)
-
-    def of_user(self, table: Tensor) -> Tensor:
-        """Return each answer's row of a table of users, (N, ..., B)."""
-        if self.user.dim() == 1:
-            return table.index_select(0, self.user)
-        return table.gather(0, self._spread(table))
-
-    def _spread(self, like: Tensor) -> Tensor:
-        if like.dim() == 2:
-            return self.user
-        return self.user.unsqueeze(1).expand(-1, like.shape[1], -1)
-
-    @property
-    def answers_of_user(self) -> Tensor:
-        """(N,) or (N, B)"""
-        one = torch.ones(self.user.shape, dtype=self.x.dtype)
-        return self.by_user(one)
 
 
 class Parts(NamedTuple):
@@ -154,6 +81,9 @@ class Model:
             (design.things, of_things), (design.users, k),
         ]  # fmt: skip
         self.sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
+        table = design.users * len(design.x)
+        is_full = design.user.dim() == 1 and len(design.row) > FULL * table
+        self.mixing: type[Cells] | type[Table] = Table if is_full else Cells
         self.precision = self._joined(*self._precisions())
         self.scale = 1.0 / self._joined(*self._curvatures())
 
@@ -206,17 +136,36 @@ class Model:
         own = (design.x @ part.deviations.flatten(1)).view(len(design.x), self.k, -1)
         return shared, own + design.of_rows(part.residuals) if self.strength.tau else own
 
-    def value_and_slope(self, theta: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the negative log posterior, (B,), and its slope, (P, B), for labels (n, B)."""
+    def of_labels(self, label: Tensor) -> Function:
+        """Return the negative log posterior as a function to minimise, of labels (n, B)."""
+        draws = label.shape[1]
+
+        def function(theta: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+            if len(which) == draws:
+                return self.value_and_slope(theta, label, self.design.user)
+            user = self.design.user
+            if user.dim() == 2:
+                user = user[:, which]
+            return self.value_and_slope(theta, label[:, which], user)
+
+        return function
+
+    def value_and_slope(
+        self, theta: Tensor, label: Tensor, user: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the negative log posterior, (B,), and its slope, (P, B), for labels (n, B);
+        ``user``: of these draws, where draws exchange users."""
         design, part = self.design, self.split(theta)
+        if user is not None and user is not design.user:
+            design = replace(design, user=user)
         shared, own = self.rows(part)
         shared = shared.index_select(0, design.row)
         reliability = design.of_user(part.reliability)
         margin = design.place * (part.base + design.of_user(part.ready)) + reliability * shared
         if self.k:
             weights = part.weights
-            weight, taste = design.of_user(weights), own.index_select(0, design.row)
-            margin += (weight * taste).sum(dim=1)
+            mixed = self.mixing(design, weights, own)
+            margin += mixed.margin
         off = torch.sigmoid(margin) - label
         value = (softplus(margin) - label * margin).sum(dim=0)
         weighted = self.precision * theta
@@ -233,11 +182,11 @@ class Model:
         down.shared.add_(design.x.T @ of_rows)
         down.shared_residual.add_(design.of_things(of_rows))
         if self.k:
-            off = off.unsqueeze(1)
-            along = design.by_user(off * taste)
+            along, of_rows = mixed.back(off)
             down.logits.add_(weights * (along - (weights * along).sum(dim=1, keepdim=True)))
-            of_rows = design.by_row(off * weight)
-            down.deviations.add_((design.x.T @ of_rows.flatten(1)).view_as(down.deviations))
+            down.deviations.add_(
+                (design.x.T @ of_rows.reshape(len(of_rows), -1)).view_as(down.deviations)
+            )
             if self.strength.tau:
                 down.residuals.add_(design.of_things(of_rows))
         return value, slope

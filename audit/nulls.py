@@ -12,7 +12,8 @@ from scipy.special import expit
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import design_of, fit_consensus
-from pal.audit.model import UNIT, Model, Parts, Spreads
+from pal.audit.design import UNIT, Spreads
+from pal.audit.model import Model, Parts
 from pal.train.heads.consensus import OF_ONE
 from pal.train.sharing import Array, Numbers
 

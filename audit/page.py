@@ -109,7 +109,9 @@ def _disagreements(r: AuditRecord, content: Content) -> list[str]:
     for group, size in enumerate(sizes):
         parts.append(f"### Group {group + 1}: {size:,} people ({size / every:.0%})")
         apart = judged.apart(group)
-        for title, score in (("More than the others", apart), ("Less than the others", -apart)):
+        scores = [("More than the others", apart), ("Less than the others", -apart)]
+        # of two groups, what one likes less is what the other likes more
+        for title, score in scores if len(sizes) > 2 else scores[:1]:
             parts.append(f"{title}:\n\n" + _compared(content, judged.ranked(score), group))
         liked = judged.most_liked(group)
         for title, score in (("Most liked", liked), ("Least liked", -liked)):

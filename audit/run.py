@@ -177,12 +177,19 @@ class Audit:
             for number, part in enumerate(gain.parts)
         ]
         expected = instrument.population.expected(self.answers)
-        label = torch.from_numpy(majority_labels(self.answers, expected)).float().unsqueeze(1)
-        majority = next(cross_fit.gains(label))
+        majority = self._gain_of(majority_labels(self.answers, expected), features)
         return FeaturesFound(
             gain, null[:, 0], p_of(value, null[:, 0]), p_of(value, other), name, parts,
-            instrument.population, features, float(cross_fit.of_users(majority)[0]), cross_fit.rows,
+            instrument.population, features, majority, cross_fit.rows,
         )  # fmt: skip
+
+    def _gain_of(self, label: Array, features: Features) -> float:
+        """Return the gain of the plural model on other labels, (n,), whose spreads are theirs."""
+        answers = self.answers.with_labels(label)
+        spreads = Population.fitted(answers, features.z).spreads
+        cross_fit = CrossFit(answers, features.z, self.seed, spreads, self.settings.folds)
+        gains = next(cross_fit.gains(torch.from_numpy(label).float().unsqueeze(1)))
+        return float(cross_fit.of_users(gains)[0])
 
     def _tastes(self, found: FeaturesFound | None, start: int | None) -> Tastes | None:
         if found is None:

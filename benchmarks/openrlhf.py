@@ -67,7 +67,7 @@ PROMPTS: list[Any] = [
         {"role": "assistant", "content": "Good day. How can I help?"},
         {"role": "user", "content": "Tell me, don't lie, a story."},
     ],
-    "Summarise this: " + "the river was long and slow, and it went on. " * 12,
+    "Summarise this:" + " the river was long and slow, and it went on." * 12,
 ]
 RESPONSES = ["Yes", "No, I wouldn't say that.\n\n- first\n- second", "Once there was a clock."]
 USERS = ["seen-00000", "seen-00001", "nobody"]

@@ -9,8 +9,8 @@ import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pal.cells import rows_of_cells
 from pal.data.arrow import batches_of
-from pal.data.cells import rows_of_cells
 from pal.data.encodings import Foreign, is_utf8
 from pal.data.sheets import Sheet, reading
 from pal.rows import BadRow, Row, members_of, row_of, rows_of_array, rows_of_batch, rows_of_lines

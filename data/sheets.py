@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, cast
 
+from pal.cells import DELIMITERS, delimiter_of
 from pal.data.arrow import columns_of_bytes
-from pal.data.cells import DELIMITERS, delimiter_of
 from pal.data.encodings import encoding_of, is_utf8
 from pal.errors import DataError
 from pal.rows import other_kind

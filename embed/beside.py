@@ -169,7 +169,7 @@ def settle(name: str, config: EncoderConfig, beside: Beside, positions: int | No
     found = {
         "pooling": pooling,
         "normalize": beside.normalize if normalize is None else normalize,
-        "instruction": instruction or None,
+        "instruction": instruction or "",
         "max_length": length,
     }
     return Reading(config.model_copy(update=found), dense, (*notes, *note))

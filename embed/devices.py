@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pal.config import EmbedConfig
+from pal.config import EmbedConfig, EncoderConfig
 
 CPU_TOKEN_BUDGET = 1024
 """padded tokens; on a CPU a batch should stay in its caches"""
 GPU_TOKEN_BUDGET = 65_536
 
 
-def devices_of(settings: EmbedConfig) -> list[str]:
-    """Return the devices of this machine's workers."""
+def devices_of(settings: EmbedConfig, encoder: EncoderConfig | None = None) -> list[str]:
+    """Return the devices of this machine's workers; one that is spread over all has one worker."""
     import torch
 
     if settings.device != "auto":
         return [settings.device]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if encoder is not None and encoder.device_map is not None:
+        count = min(count, 1)
     if not count:
         return ["cpu"] * (settings.actors or 1)
     return [f"cuda:{number}" for number in range(min(count, settings.actors or count))]

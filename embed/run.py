@@ -175,6 +175,8 @@ def embed(
     new: list[Receipt] = []
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
+        for note in job.source.notes:
+            warnings.warn(note, PalWarning, stacklevel=2)
         writers, tasks = job.open()
         new.extend(_encode(job, writers, tasks, progress))
         try:

@@ -1,8 +1,10 @@
-"""Does the cache hold what the model says? Some cached features against live passes of one item."""
+"""Does the cache hold what the model says? Some cached features against the library's own passes of
+one item (pal.embed.reference)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,18 +14,16 @@ from pal.cache.reader import FeatureStore
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.devices import devices_of
-from pal.embed.encoder import Encoder, EncoderSource, load
+from pal.embed.encoder import EncoderSource
+from pal.embed.encoders.padding import TOLERANCE
+from pal.embed.reference import TextReference, reference_of
 from pal.embed.run import locate_job
-from pal.embed.trust import loading, loading_options
 from pal.errors import CacheError, EncoderError
 from pal.items import Item, items_of
 from pal.records import Entry
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-TOLERANCE = {"float32": 2e-4, "float16": 4e-3, "bfloat16": 3e-2}
-"""largest difference, relative to the feature's largest value, that rounding in a dtype explains"""
 
 
 class SelfTest(Entry):
@@ -38,7 +38,8 @@ class SelfTest(Entry):
 
 
 def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> SelfTest:
-    """Encode a sample of items alone and compare with the cache; raises CacheError on a difference.
+    """Let the library alone encode a sample of items and compare with the cache; raises CacheError
+    on a difference.
 
     For a reward model, feature times score weight is compared with the model's own logit too.
     """
@@ -50,9 +51,9 @@ def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> Sel
     items = _items_named(job.items(), ids)
     dtype = job.source.config.compute_dtype if job.source.config.kind != "identity" else "float32"
     tolerance = max(TOLERANCE[dtype], TOLERANCE[store.dtype])
-    encoder = load(job.source, devices_of(config.embed)[0], 1, job.layers[:1], False)
-    live = one_by_one(encoder, items)
+    device = devices_of(config.embed, job.source.config)[0]
     cached = store.gather(chosen).float()
+    live = _one_by_one(_with_layer(job.source, job.layers[0]), device, items, cached.shape[1])
     worst = (cached - live).abs().amax(dim=1) / live.abs().amax(dim=1).clamp(min=1e-9)
     row = int(worst.argmax())
     if float(worst[row]) > tolerance:
@@ -65,7 +66,7 @@ def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> Sel
     weight, logits = store.score_weight(), None
     if weight is not None:
         scores = cached @ weight.T
-        logits = _compare_logits(job.source, encoder, items, scores, tolerance)
+        logits = _compare_logits(job.source, device, items, scores, tolerance)
     return SelfTest(
         dir=str(job.folders[0]),
         items=len(chosen),
@@ -80,40 +81,31 @@ def _items_named(table: pa.Table, ids: np.ndarray) -> list[Item]:
     return items_of(table.take([place[name] for name in ids]))
 
 
+def _with_layer(source: EncoderSource, layer: int) -> EncoderSource:
+    return replace(source, config=source.config.model_copy(update={"layer": layer}))
+
+
 @torch.inference_mode()
-def one_by_one(encoder: Encoder, items: Sequence[Item]) -> torch.Tensor:
-    """Encode items as batches of one, (n, dim) float32 on the CPU."""
-    inputs = encoder.prepare(items)
-    rows = [
-        encoder.encode(encoder.load_batch(inputs, np.array([row])))[0] for row in range(len(items))
-    ]
-    return torch.cat(rows).float().cpu()
+def _one_by_one(
+    source: EncoderSource, device: str, items: Sequence[Item], dim: int
+) -> torch.Tensor:
+    """Return features by the library alone, (n, dim) float32 on the CPU."""
+    reference = reference_of(source, device)
+    rows = [reference(item) for item in items]
+    return torch.stack([torch.nn.functional.pad(row, (0, dim - len(row))) for row in rows])
 
 
 @torch.inference_mode()
 def _compare_logits(
     source: EncoderSource,
-    encoder: Encoder,
+    device: str,
     items: Sequence[Item],
     scores: torch.Tensor,
     tolerance: float,
 ) -> float:
     """Return the largest difference between ``scores``, (n, labels), and the model's logits."""
-    from transformers import AutoModelForSequenceClassification
-
-    with loading(source):
-        whole = AutoModelForSequenceClassification.from_pretrained(
-            source.folder,
-            dtype=getattr(torch, source.config.compute_dtype),
-            use_safetensors=True,
-            **loading_options(source),
-        ).eval()
-    inputs = encoder.prepare(items)
-    logits = []
-    for row in range(len(items)):
-        ids, mask = encoder.load_batch(inputs, np.array([row])).tensors
-        logits.append(whole(input_ids=ids, attention_mask=mask.long()).logits.float())
-    own = torch.cat(logits)
+    whole = TextReference(source, device, classifier=True)
+    own = torch.stack([whole.logits(item) for item in items])
     difference = float((own - scores).abs().max() / own.abs().max().clamp(min=1e-9))
     if difference > 4 * tolerance:  # a sum of many rounded products
         raise EncoderError(

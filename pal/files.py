@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 import warnings
@@ -146,7 +147,7 @@ def _take_place(new: Path, target: Path) -> None:
                 return
             parked = _parked(target)
             if _is_renamed(target, parked) and _is_renamed(new, target):
-                _discard(parked)
+                discard(parked)
                 return
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
 
@@ -171,18 +172,24 @@ def recover(target: Path) -> None:
     parked = _parked(target)
     if parked.exists():
         if target.exists():
-            _discard(parked)
+            discard(parked)
         else:
             with suppress(FileNotFoundError):  # another process was quicker
                 _is_renamed(parked, target)
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a directory, which nobody sees in half; unless another process is quicker."""
     gone = path.parent / _inflight_name(path.suffix)
     with suppress(FileNotFoundError):
         os.rename(path, gone)
         _remove(gone)
+
+
+def bytes_of(folder: Path) -> int:
+    """Return how many bytes the files of a folder take; links are not followed."""
+    found = (path.lstat() for path in folder.rglob("*"))
+    return sum(one.st_size for one in found if stat.S_ISREG(one.st_mode))
 
 
 @contextmanager

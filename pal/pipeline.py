@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pal.evaluate.evaluation import Evaluation
     from pal.evaluate.folds import Over
     from pal.evaluate.records import Metrics
+    from pal.report.write import Report
     from pal.reward.export import Choice, ExportSummary
     from pal.sweep.record import SweepSummary
 
@@ -201,6 +203,14 @@ def audit(
     record = audit_dataset(config.audit, config.seed, dataset, store, folder, progress)
     _tell_all(tell, short_lines(dataset.card))
     return record
+
+
+def report(config: Config, names: Sequence[str] = (), out: Path | None = None) -> Report:
+    """Write one HTML page of datasets, runs, sweeps or audits, side by side where they are several;
+    without a name of the chosen dataset and all that was made of it."""
+    from pal.report.write import write_report
+
+    return write_report(config, names, out)
 
 
 def export(

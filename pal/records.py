@@ -24,10 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pal.errors import PalError
-from pal.files import atomic_directory, atomic_file, recover
+from pal.files import atomic_directory, atomic_file, bytes_of, discard, locked, recover
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,6 +163,27 @@ class Record(Entry):
         cls.require_replaceable(folder)
         with atomic_directory(folder.resolve() if folder.is_symlink() else folder) as temporary:
             yield temporary
+
+    @classmethod
+    def remove(cls, folder: Path) -> int:
+        """Remove a folder of this kind, as a whole; returns how many bytes that frees.
+
+        Raises ``cls.error`` for any folder whose record does not say that it is ours and of this
+        kind, and for one that another pal writes.
+        """
+        if folder.is_symlink() or not cls.is_ours(folder):
+            raise cls.error(
+                f"{folder} is no {cls.kind} of ours, so it is not removed; remove it yourself"
+            )
+        try:
+            with locked(folder, wait=False):
+                freed = bytes_of(folder)
+                discard(folder)
+        except Timeout:
+            raise cls.error(
+                f"{folder} is being written by another pal; wait until that is done"
+            ) from None
+        return freed
 
     @classmethod
     def require_replaceable(cls, folder: Path) -> None:

@@ -99,8 +99,10 @@ def _inline(text: str, names: Mapping[str, Sequence[str]]) -> str:
     root = ElementTree.fromstring(text)
     for group, told in names.items():
         _name_points(root, group, told)
-    for metadata in root.findall(f"{SVG}metadata"):
-        root.remove(metadata)
+    for parent in (root, *root.iter(f"{SVG}defs")):
+        for child in list(parent):
+            if child.tag in (f"{SVG}metadata", f"{SVG}style"):  # a style would be the whole page's
+                parent.remove(child)
     prefix = f"d{next(_numbers)}-"
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
@@ -118,9 +120,7 @@ def _inline(text: str, names: Mapping[str, Sequence[str]]) -> str:
     root.set("aria-hidden", "true")  # the picture around it says what it shows
     root.set("focusable", "false")
     markup = ElementTree.tostring(root, encoding="unicode")
-    return re.sub(
-        "|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found.group()]})", markup
-    )
+    return re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found.group()]})", markup)
 
 
 def _name_points(root: ElementTree.Element, group: str, names: Sequence[str]) -> None:

@@ -33,6 +33,8 @@ from pal.report.tastes import prototype_blocks, prototype_weights
 from pal.train.heads.users import NoUsers
 
 MOST_HARMED, MOST_DRAWN = 15, 400
+OF_ONE_TASTE = ("one-taste", "consensus", "bt-linear", "bt-mlp")
+"""heads that have no prototypes, or one"""
 
 
 def add_run(page: Page, config: Config, run: Evaluated) -> None:
@@ -46,7 +48,9 @@ def add_run(page: Page, config: Config, run: Evaluated) -> None:
     baseline = baseline_of(config, run)
     page.add("Person by person", _people(config, run, baseline), 3)
     _add_tastes(page, config, run)
-    page.add("Made by", [Code([run.command]), Text(f"All settings: {run.folder / 'config.yaml'}")], 3)
+    page.add(
+        "Made by", [Code([run.command]), Text(f"All settings: {run.folder / 'config.yaml'}")], 3
+    )
     page.cite(*sources_of(run))
     if baseline is not None:
         page.cite(*sources_of(baseline))
@@ -76,19 +80,24 @@ def baseline_of(config: Config, run: Evaluated) -> Evaluated | None:
         for one in here
         if (one.record.split_digest, one.record.pairs_digest) == same
         and one.name != run.name
-        and one.record.train.prototypes == 1
+        and has_one_taste(one)
     ]
 
-    def rank(one: Evaluated) -> tuple[bool, ...]:
+    def rank(one: Evaluated) -> tuple[int, ...]:
         other = one.record
         return (
             other.train.head != record.train.head,
-            other.train.head not in ("consensus", "one-taste", "bt-linear"),
+            OF_ONE_TASTE.index(other.train.head) if other.train.head in OF_ONE_TASTE else 9,
             other.encoder != record.encoder,
             other.seed != record.seed,
         )
 
-    return min(found, key=rank, default=None) if record.train.prototypes > 1 else None
+    return None if has_one_taste(run) else min(found, key=rank, default=None)
+
+
+def has_one_taste(run: Evaluated) -> bool:
+    """Say whether a run gives all people one taste, whatever else it knows of each."""
+    return run.record.train.prototypes == 1 or run.record.train.head in OF_ONE_TASTE
 
 
 def _what(run: Evaluated) -> list[Block]:
@@ -153,20 +162,22 @@ def _calibration(config: Config, run: Evaluated) -> Picture | None:
         return None
     margin, label = rows["margin"].to_numpy(), rows["label"].to_numpy()
     bins = min(config.evaluate.ece_bins, 10)
-    told = f"Seen people's {len(rows):,} test answers, ties left out, in {bins} bins of as many each."
+    told = (
+        f"Seen people's {len(rows):,} test answers, ties left out, in {bins} bins of as many each."
+    )
     return reliability(told, sigmoid(np.abs(margin)), credit(margin, label), bins)
 
 
 def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[Block]:
     """Compare each person's accuracy with that under one taste."""
-    if run.record.train.prototypes == 1:
+    if has_one_taste(run):
         return []
     if baseline is None:
         command = f"{run.command} --k 1".replace(f"--k {run.record.train.k} ", "").replace(
             f"--run {run.name}", f"--run {run.name}-one-taste"
         )
         return [
-            Text("There is no run with K = 1 on the same answers to compare with; train one:"),
+            Text("There is no run with one taste on the same answers to compare with; train one:"),
             Code([command]),
         ]
     users, before, now, counts = _by_person(config, run, baseline)
@@ -179,8 +190,13 @@ def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[
         if one.cell == "test_seen"
     ]
     blocks += [Text(difference_sentence(one)) for one in found]
-    caption = f"Each person's accuracy under {run.name} and under {baseline.name}, which has K = 1."
-    blocks.append(versus(caption, users, before, now, f"under {baseline.name}", f"under {run.name}"))
+    caption = (
+        f"Each person's accuracy under {run.name}, and under {baseline.name}, which has one taste "
+        "for all."
+    )
+    blocks.append(
+        versus(caption, users, before, now, f"under {baseline.name}", f"under {run.name}")
+    )
     loses = [n for n in np.argsort(now - before, kind="stable") if now[n] < before[n]]
     if loses:
         rows = [
@@ -188,7 +204,7 @@ def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[
              f"{now[n] - before[n]:+.3f}"]
             for n in loses[:MOST_HARMED]
         ]  # fmt: skip
-        header = ["person", "test answers", "K = 1", f"K = {run.record.train.k}", "difference"]
+        header = ["person", "test answers", "one taste", "this run", "difference"]
         told = f"Who is worse off: {len(loses)} of {len(users)} people"
         more = f", the {MOST_HARMED} by most" if len(loses) > MOST_HARMED else ""
         blocks.append(Table.of(f"{told}{more}.", header, rows))
@@ -249,5 +265,3 @@ def _simplex(users: Sequence[str], weights: np.ndarray) -> Picture:
         told += f" {MOST_DRAWN} of {len(users):,} people, evenly from all."
         users, weights = [users[n] for n in chosen], weights[chosen]
     return simplex(told, [cut(user, 80) for user in users], weights)
-
-

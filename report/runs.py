@@ -82,7 +82,10 @@ def add_runs(
         page.add("Runs", [Bullets(list(problems))] if problems else [])
         return
     metrics = [run.metrics for run in runs]
-    blocks: list[Block] = [Text(INTERVALS), _table("The runs, on test answers.", table_of_runs(metrics))]
+    blocks: list[Block] = [
+        Text(INTERVALS),
+        _table("The runs, on test answers.", table_of_runs(metrics)),
+    ]
     if any(one.untrained for one in metrics):
         told = "An encoder has random weights (untrained): its numbers say nothing about people."
         blocks.append(Text(told, "warning"))
@@ -93,7 +96,9 @@ def add_runs(
     if drawn:
         page.add("Accuracy", [Pictures(drawn)], 3)
     if any(len(one.test_unseen) > 1 for one in metrics):
-        table = _table("New people, by the number of their answers.", table_of_shots_by_run(metrics))
+        table = _table(
+            "New people, by the number of their answers.", table_of_shots_by_run(metrics)
+        )
         page.add("New people", [table], 3)
     page.add("By folds", _folds(runs), 3)
     page.add("Differences", _comparisons(settings, runs), 3)
@@ -139,8 +144,8 @@ def difference_sentence(one: Comparison) -> str:
     else:
         told += "no difference is shown"
     return (
-        f"{told}. {one.harmed:.0%} of the {one.n_users} people are worse off; coin flips would give "
-        f"{one.harmed_by_chance:.0%}."
+        f"{told}. {one.harmed:.0%} of the {one.n_users} people are worse off; coin flips would "
+        f"give {one.harmed_by_chance:.0%}."
     )
 
 
@@ -234,4 +239,3 @@ def _comparisons(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> list[Bl
 
 def _table(caption: str, rows: Rows) -> Table:
     return Table.of(caption, rows[0], rows[1:])
-

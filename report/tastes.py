@@ -12,14 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
-from pal.dataset import PreparedDataset, ids_of
+from pal.dataset import PreparedDataset
 from pal.evaluate.predict import readable
-from pal.items import Image, Text as TextItem, items_of
+from pal.items import Image, items_of
+from pal.items import Text as TextItem
 from pal.report.dataset import cut
 from pal.report.page import Block, Table, Text
 from pal.train.build import settled
@@ -50,17 +53,22 @@ def prototype_blocks(
     liked = _liked(trained, dataset, store)
     if liked is None:
         return [Text("No comparison of the dataset can be read by this head.")]
-    chance, names, unit = liked.chance, liked.names, liked.unit
+    chance, unit = liked.chance, liked.unit
     count = chance.shape[1]
+
+    def named(score: Numbers) -> list[tuple[str, Numbers]]:
+        first = np.argsort(score, kind="stable")[:SHOWN]
+        return list(zip(_names(dataset, liked.things[first]), chance[first], strict=True))
+
     blocks: list[Block] = []
     header = ["text", *(f"prototype {k + 1}" for k in range(count))]
     if count > 1:
         apart = chance.max(axis=1) - chance.min(axis=1)
-        rows = [_row(names, chance, t) for t in _first(-apart)]
+        rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in named(-apart)]
         blocks.append(Table.of(f"What divides the prototypes most: {unit}.", header, rows))
     for k in range(count):
         for word, score in (("most", -chance[:, k]), ("least", chance[:, k])):
-            rows = [[names[t], f"{chance[t, k]:.2f}"] for t in _first(score)]
+            rows = [[name, f"{row[k]:.2f}"] for name, row in named(score)]
             caption = f"Prototype {k + 1} likes {word}: {unit}."
             blocks.append(Table.of(caption, ["text", "probability"], rows))
     return blocks
@@ -68,8 +76,8 @@ def prototype_blocks(
 
 def disagreement_blocks(dataset: PreparedDataset) -> list[Block]:
     """Return what people disagree about most and agree on most, by their answers alone."""
-    things = _things(dataset, dataset.viewed("response").pairs())
-    counted = things.group_by("thing", maintain_order=True).agg(
+    things, sides = _things(dataset, dataset.viewed("response").pairs())
+    counted = sides.group_by("number", maintain_order=True).agg(
         pl.col("user_id").n_unique().alias("people"), pl.mean("wins").alias("share")
     )
     judged = counted.filter(pl.col("people") >= FEWEST_ANSWERS)
@@ -78,15 +86,14 @@ def disagreement_blocks(dataset: PreparedDataset) -> list[Block]:
         return [Text(told)]
     unit = _unit(dataset)
     judged = judged.with_columns(apart=(pl.col("share") - 0.5).abs())
-    names = _names(dataset, judged["thing"].to_list())
     blocks: list[Block] = []
     for caption, is_most in (("What divides people most", False), ("What people agree on", True)):
-        order = judged.with_row_index().sort(
-            ["apart", "people"], descending=[is_most, True], maintain_order=True
-        )
+        order = judged.sort(["apart", "people"], descending=[is_most, True], maintain_order=True)
+        shown = order.head(2 * SHOWN)
+        names = _names(dataset, things[shown["number"]])
         rows = [
-            [names[row["index"]], f"{row['share']:.0%}", f"{row['people']:,}"]
-            for row in order.head(2 * SHOWN).iter_rows(named=True)
+            [name, f"{row['share']:.0%}", f"{row['people']:,}"]
+            for name, row in zip(names, shown.iter_rows(named=True), strict=True)
         ]
         header = ["text", unit, "people"]
         blocks.append(Table.of(f"{caption}, of {len(judged):,} things.", header, rows))
@@ -97,7 +104,8 @@ def disagreement_blocks(dataset: PreparedDataset) -> list[Block]:
 class _Liked:
     """How much each prototype likes each thing."""
 
-    names: list[str]
+    things: pl.DataFrame
+    """prompt_id, item_id"""
     chance: Numbers
     """(T, K)"""
     unit: str
@@ -119,16 +127,13 @@ def _liked(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) 
             prepared = trained.head.prepare(*batch[:3])
             found.append(trained.head.margins_of_each(prepared, vectors).double().sigmoid())
     first = torch.cat(found).numpy()
-    things = _things(dataset, frame.with_columns(row=pl.int_range(pl.len())))
-    side = things["is_first"].to_numpy()[:, None]
-    row = things["row"].to_numpy()
+    things, sides = _things(dataset, frame.with_columns(row=pl.int_range(pl.len())))
+    side, row = sides["is_first"].to_numpy()[:, None], sides["row"].to_numpy()
     chance = np.where(side, first[row], 1.0 - first[row])
-    keys, inverse = np.unique(things["number"].to_numpy(), return_inverse=True)
-    count = np.bincount(inverse)
-    mean = np.stack([np.bincount(inverse, column) / count for column in chance.T], axis=1)
-    by_number = things.unique("number").sort("number")["thing"].to_list()
-    assert len(keys) == len(by_number)
-    return _Liked(_names(dataset, by_number), mean, _unit(dataset, is_model=True))
+    number = sides["number"].to_numpy()
+    count = np.bincount(number)
+    mean = np.stack([np.bincount(number, column) / count for column in chance.T], axis=1)
+    return _Liked(things, mean, _unit(dataset, is_model=True))
 
 
 def _prototypes(trained: TrainedHead) -> torch.Tensor:
@@ -161,51 +166,47 @@ def _answers(dataset: PreparedDataset) -> tuple[bytes, str]:
     table = dataset.items(["item_id", "text"])
     texts = pl.DataFrame(pl.from_arrow(table)).filter(pl.col("item_id").is_in(ids.implode()))
     ranked = sorted(
-        texts.iter_rows(), key=lambda row: ((row[1] or "").casefold() not in AFFIRMING, row[1] or "")
+        texts.iter_rows(),
+        key=lambda row: ((row[1] or "").casefold() not in AFFIRMING, row[1] or ""),
     )
     return ranked[0][0], ranked[0][1] or ""
 
 
-def _things(dataset: PreparedDataset, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Return a row for each side of each pair that is a thing: ``thing`` = (prompt_id, item_id),
-    its ``number``, whether it ``is_first``, and the share that it ``wins`` of the answer.
+def _things(dataset: PreparedDataset, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the things that pairs are about, ``number, prompt_id, item_id``, and the sides of the
+    pairs that are things: the pairs' columns with ``number``, ``is_first``, and ``wins``, the share
+    of the answer that the side has.
 
     Where the same two answers are given to all prompts, the thing is the prompt and has one side.
     """
-    plain = pairs
     if dataset.view != "response":
-        ids = dataset.viewed("response").pairs(columns=["pair_id", "first_id", "second_id"])
-        plain = pairs.drop("first_id", "second_id").join(
-            ids, on="pair_id", how="left", maintain_order="left"
+        plain = dataset.viewed("response").pairs(columns=["pair_id", "first_id", "second_id"])
+        pairs = pairs.drop("first_id", "second_id").join(
+            plain, on="pair_id", how="left", maintain_order="left"
         )
-    first = plain.with_columns(is_first=pl.lit(True), item="first_id", wins="label")
-    second = plain.with_columns(
-        is_first=pl.lit(False), item="second_id", wins=1.0 - pl.col("label")
+    label = pl.col("label")
+    both = pl.concat(
+        [
+            pairs.with_columns(is_first=pl.lit(True), item_id="first_id", wins=label),
+            pairs.with_columns(is_first=pl.lit(False), item_id="second_id", wins=1.0 - label),
+        ]
     )
-    both = pl.concat([first, second])
     if _judges_prompts(dataset):
-        affirming = _answers(dataset)[0]
-        both = both.filter(pl.col("item") == affirming).with_columns(
-            item=pl.lit(None, pl.Binary)
-        )
-    return both.with_columns(thing=pl.struct("prompt_id", "item")).with_columns(
-        number=pl.struct("prompt_id", "item").rank("dense")
-    )
+        both = both.filter(pl.col("item_id") == _answers(dataset)[0])
+        both = both.with_columns(item_id=pl.lit(None, pl.Binary))
+    key = ["prompt_id", "item_id"]
+    things = both.select(key).unique(maintain_order=True).with_row_index("number")
+    return things, both.join(things, on=key, nulls_equal=True, maintain_order="left")
 
 
-def _names(dataset: PreparedDataset, things: list[dict[str, bytes | None]]) -> list[str]:
+def _names(dataset: PreparedDataset, things: pl.DataFrame) -> list[str]:
     """Return what a person reads of each thing: prompt and text, or where an image is."""
-    wanted = {name for thing in things for name in thing.values() if name is not None}
+    both = things.select("prompt_id", "item_id").rows()
+    wanted = pa.array({name for row in both for name in row if name is not None}, pa.binary(16))
     table = dataset.items()
-    keep = pl.Series(ids_of(pl.Series(pl.from_arrow(table.column("item_id")))).tolist()).is_in(
-        list(wanted)
-    )
-    some = table.filter(keep.to_arrow())
+    some = table.filter(pc.is_in(table.column("item_id"), wanted))
     texts = dict(zip(some.column("item_id").to_pylist(), map(_told, items_of(some)), strict=True))
-    return [
-        " → ".join(cut(texts[name]) for name in (one["prompt_id"], one["item"]) if name is not None)
-        for one in things
-    ]
+    return [" → ".join(cut(texts[name]) for name in row if name is not None) for row in both]
 
 
 def _told(item: object) -> str:
@@ -215,13 +216,3 @@ def _told(item: object) -> str:
         where = item.place.file or "the source"
         return f"image in {where}" + ("" if item.place.row is None else f", row {item.place.row}")
     return "a vector that the dataset brings"
-
-
-def _first(score: Numbers) -> list[int]:
-    return [int(t) for t in np.argsort(score, kind="stable")[:SHOWN]]
-
-
-def _row(names: list[str], chance: Numbers, thing: int) -> list[str]:
-    return [names[thing], *(f"{value:.2f}" for value in chance[thing])]
-
-

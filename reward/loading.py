@@ -81,7 +81,8 @@ def encoder_settings(
     settings = reference.settings.model_copy(update={"trust_remote_code": trusted})
     spec = reference.spec
     if record.merged:
-        own = {"model": str(folder), "offline_package": None, "weights_sha256": None}
+        gone = ("offline_package", "weights_sha256", "gguf_file", "quantization", "device_map")
+        own = {"model": str(folder), **dict.fromkeys(gone)}
         settings, spec = settings.model_copy(update=own), record.merged_spec or {}
     if encoder is not None:
         settings = settings.model_copy(update={"model": str(encoder)})
@@ -119,7 +120,7 @@ def open_run(
             name=metadata.encoder,
             revision=source.revision,
             spec=metadata.encoder_spec,
-            settings=settings.model_copy(
+            settings=source.config.model_copy(
                 update={
                     "revision": revision,
                     "code_revision": source.code_commit or settings.code_revision,

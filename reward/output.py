@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from pal.reward.rows import (
     common_schema,
     fits_parquet,
+    is_cells,
     is_parquet,
     read_batches,
     read_rows,
     read_schema,
     write_batches,
+    write_cells,
     write_jsonl,
     write_parquet,
 )
@@ -41,7 +43,7 @@ class Output:
 
     source: Path
     schema: pa.Schema | None
-    """of the input, where Parquet is written; None: JSONL is written"""
+    """of the input, where Parquet is written; None: JSONL or CSV is written"""
     best_of: int | None = None
     """keep the best of the first so many of each group; None: keep all rows"""
     pairs_of: str | None = None
@@ -49,6 +51,8 @@ class Output:
 
     def write(self, path: Path, outcomes: Callable[[], Iterator[Outcome]]) -> int:
         """Write the output and return its number of rows; ``outcomes`` begins anew each time."""
+        if is_cells(path):
+            return write_cells(path, lambda: self.rows(outcomes))
         if self.schema is None:
             return write_jsonl(path, self.rows(outcomes))
         if self.pairs_of is not None:

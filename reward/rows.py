@@ -1,20 +1,24 @@
 """Files of rows that are scored: read block by block, so that memory does not grow, and written.
 
-A Parquet file is read and written by pyarrow from end to end, so its types, nested columns and
-metadata stay as they are. JSONL is JSON line by line. What cannot be read of a row costs that row
+The ending of a name says what the file is: .parquet, .csv, .tsv, and anything else JSON lines. A
+Parquet file is read and written by pyarrow from end to end, so its types, nested columns and
+metadata stay as they are. JSONL is JSON line by line; of a CSV file an
+empty cell is nothing. What cannot be read of a row costs that row
 alone (pal.rows).
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pal.cells import delimiter_of, rows_of_cells
 from pal.errors import RewardError
 from pal.items import is_unicode
 from pal.rows import BadRow, Row, other_kind, rows_of_batch, rows_of_lines
@@ -23,13 +27,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 512
+BEGINNING = 1 << 16
+"""characters by which it is found what stands between the cells of a CSV file"""
 ROW_GROUP_BYTES = 16 << 20
 LARGEST_WHOLE = 1 << 63
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""between the cells that are written, by the ending"""
 T = TypeVar("T")
 
 
 def is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
+
+
+def is_cells(path: Path) -> bool:
+    return path.suffix in DELIMITERS
 
 
 def blocks(rows: Iterable[T]) -> Iterator[list[T]]:
@@ -40,23 +52,26 @@ def blocks(rows: Iterable[T]) -> Iterator[list[T]]:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
-    """Yield the rows of a JSONL or Parquet file; of Parquet only ``columns`` are read, if given.
+    """Yield the rows of a JSONL, CSV or Parquet file; of Parquet only ``columns`` are read, if
+    given.
 
     Empty lines are no rows.
     """
     require_file(path)
-    return _read_parquet(path, columns) if is_parquet(path) else _read_jsonl(path)
+    if is_parquet(path):
+        return _read_parquet(path, columns)
+    return _read_cells(path) if is_cells(path) else _read_jsonl(path)
 
 
 def require_file(path: Path) -> None:
     """Raise RewardError unless there is a file that may hold rows, and can be read."""
     try:
         if not path.exists():
-            raise RewardError(f"{path} does not exist; give --input a JSONL or Parquet file")
+            raise RewardError(f"{path} does not exist; give --input a JSONL, CSV or Parquet file")
         if not path.is_file():
             raise RewardError(
-                f"--input {path} is no regular file, and rows are read several times; give a JSONL "
-                "or Parquet file"
+                f"--input {path} is no regular file, and rows are read several times; give a JSONL, "
+                "CSV or Parquet file"
             )
         with open(path, "rb") as stream:
             start = stream.read(8)
@@ -65,7 +80,7 @@ def require_file(path: Path) -> None:
     kind = None if is_parquet(path) else other_kind(start)
     if kind is not None:
         raise RewardError(
-            f"{path} is {kind}, not JSON lines; unpack it, or give it the ending .parquet if it is "
+            f"{path} is {kind}, not text; unpack it, or give it the ending .parquet if it is "
             "Parquet"
         )
 
@@ -73,6 +88,18 @@ def require_file(path: Path) -> None:
 def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:
     with open(path, "rb") as lines:
         yield from rows_of_lines(lines)
+
+
+def _read_cells(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        # what is no UTF-8 becomes halves of surrogate pairs, which cost the row alone
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            delimiter = delimiter_of(stream.read(BEGINNING), is_whole=False)
+            stream.seek(0)
+            for count, (_, row) in enumerate(rows_of_cells(stream, delimiter), start=1):
+                yield BadRow(count, row.reason) if isinstance(row, BadRow) else row
+    except (ValueError, csv.Error) as error:
+        raise RewardError(f"{path} is no CSV file that can be read ({error}); correct it") from None
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
@@ -123,7 +150,29 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
     return count
 
 
-def _line(row: Row) -> str:
+def write_cells(path: Path, rows: Callable[[], Iterable[Row]]) -> int:
+    """Write rows as CSV and return how many; ``rows`` begins anew each time.
+
+    The columns are those that any row has, in the order in which they are met; what is no text or
+    number is written as JSON, and null as an empty cell.
+    """
+    names = list(dict.fromkeys(name for row in rows() for name in row))
+    count = 0
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
+        writer = csv.writer(out, delimiter=DELIMITERS[path.suffix])
+        writer.writerow(names)
+        for count, row in enumerate(rows(), start=1):  # noqa: B007, counted for after the loop
+            writer.writerow([_cell(row.get(name)) for name in names])
+    return count
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return value
+    return _line(value).rstrip("\n")
+
+
+def _line(row: Any) -> str:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:

@@ -23,7 +23,7 @@ from pal.reward.output import Output, schema_to_write
 from pal.reward.rows import is_parquet, read_batches, read_schema, require_file
 from pal.reward.scoring import Progress, Scoring
 
-NOT_WRITTEN = {".gz", ".zst", ".xz", ".bz2", ".zip", ".csv", ".tsv"}
+NOT_WRITTEN = {".gz", ".zst", ".xz", ".bz2", ".zip"}
 """endings that promise what we do not write"""
 
 
@@ -106,7 +106,7 @@ def require_files(source: Path, target: Path) -> None:
     if target.suffix in NOT_WRITTEN:
         raise RewardError(
             f"--output {target} would be JSON lines under the name of something else; let it end "
-            "in .jsonl or .parquet"
+            "in .jsonl, .csv or .parquet"
         )
 
 

@@ -30,7 +30,7 @@ def plot_accuracy_against_k(folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    best = _best_by_k(frame)
+    best = best_by_k(frame)
     lines = 2 * best["head"].n_unique()
     size = WIDTH, max(HEIGHT, ROOM + LINE * lines)  # a higher legend would leave no plane
     figure, plane = pyplot.subplots(figsize=size, layout="constrained")
@@ -56,7 +56,7 @@ def plot_accuracy_against_k(folder: Path) -> None:
     pyplot.close(figure)
 
 
-def _best_by_k(frame: pl.DataFrame) -> pl.DataFrame:
+def best_by_k(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the best settings of each head and K by validation, averaged over seeds."""
     means = frame.group_by(axes_of(frame)).agg(
         *(pl.col(f"{s}_macro_accuracy").mean() for s in ("val", "test")),

@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPEN_TO_ALL = {
-    "chance", "config", "dataset", "errors", "files", "hub", "items", "names", "records", "rows",
+    "cells", "chance", "config", "dataset", "errors", "files", "hub", "items", "names", "records", "rows",
     "users",
 }  # fmt: skip
 

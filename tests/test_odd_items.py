@@ -92,7 +92,7 @@ def with_template(made: TextEncoder, template: str) -> TextEncoder:
         "2.0 ** 5000",
         "messages[9]['content']",
         "cycler.__init__.__globals__",
-        "strftime_now(3)",
+        "strftime_now()['x']()",
     ],
 )
 def test_what_a_chat_template_raises_is_a_failure(texts: TextEncoder, expression: str) -> None:
@@ -262,7 +262,9 @@ ODD: dict[str, Callable[[], bytes]] = {
     "truncated": lambda: saved(PLAIN, "PNG")[:700],
     "empty": lambda: b"",
     "no image": lambda: b"GIF89a",
-    "floats": lambda: saved(Pil.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"),
+    "floats without a white": lambda: saved(
+        Pil.fromarray(NOISE[..., 0].astype(np.float32) - 9), "TIFF"
+    ),
     "bomb": lambda: saved(Pil.new("1", (20_000, 20_000)), "PNG"),
     "too large": lambda: saved(Pil.new("1", (12_000, 9_000)), "PNG"),
 }
@@ -275,13 +277,63 @@ def test_unusual_images_are_read(towers: Encoder, name: str) -> None:
     assert (sorted(features), failures) == ([0, 1, 2, 3], {})
 
 
-def test_sixteen_bits_of_grey_are_the_eight_upper_ones(towers: Encoder) -> None:
-    eight = saved(Pil.fromarray(NOISE[..., 0]), "PNG")
-    features, _ = encoded(
-        towers, [Image.of_bytes(raw) for raw in (SOUND["16 bits"](), eight, saved(PLAIN, "PNG"))]
-    )
+GREY = NOISE[..., 0]
+DEEP = {
+    "16 bits": (Pil.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
+    "floats to 1": (Pil.fromarray(GREY.astype(np.float32) / 255), "TIFF"),
+    "floats to 255": (Pil.fromarray(GREY.astype(np.float32)), "TIFF"),
+    "floats to 65535": (Pil.fromarray(GREY.astype(np.float32) * 257), "TIFF"),
+    "32 bits": (Pil.fromarray(GREY.astype(np.int32) * 257), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_grey_of_more_than_eight_bits_is_scaled(towers: Encoder, name: str) -> None:
+    deep, format = DEEP[name]
+    items = [saved(deep, format), saved(Pil.fromarray(GREY), "PNG"), saved(PLAIN, "PNG")]
+    features, _ = encoded(towers, [Image.of_bytes(raw) for raw in items])
     torch.testing.assert_close(features[0], features[1])
     assert not torch.allclose(features[0], features[2])
+
+
+def test_colours_are_those_of_the_profile_that_an_image_brings() -> None:
+    from PIL import ImageCms
+
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))  # no colours of a screen's
+    screen = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    plain = images_module.decode(saved(PLAIN, "PNG"))
+    srgb = images_module.decode(saved(PLAIN, "PNG", icc_profile=screen.tobytes()))
+    damaged = images_module.decode(saved(PLAIN, "PNG", icc_profile=b"no profile"))
+    assert srgb.tobytes() == damaged.tobytes() == plain.tobytes()
+    assert images_module.decode(saved(PLAIN, "PNG", icc_profile=lab.tobytes())).size == plain.size
+    wide = images_module.decode(saved(PLAIN, "PNG", icc_profile=wide_profile()))
+    assert wide.tobytes() != plain.tobytes()
+
+
+def wide_profile() -> bytes:
+    """Return sRGB's own profile with red and blue exchanged, under another name."""
+    from PIL import ImageCms
+
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(raw[128:132], "big")
+    places = {bytes(raw[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    raw[red : red + 4], raw[blue : blue + 4] = raw[blue : blue + 4], raw[red : red + 4]
+    return bytes(raw).replace(b"sRGB", b"wide").replace("sRGB".encode("utf-16-be"),
+                                                        "wide".encode("utf-16-be"))  # fmt: skip
+
+
+def test_as_the_library_reads_an_image_nothing_but_its_mode_is_changed() -> None:
+    see_through = Pil.fromarray(np.dstack([NOISE, NOISE[..., :1] // 2]))
+    for raw in (rotated(), saved(see_through, "PNG"), SOUND["palette with transparency"]()):
+        wanted = Pil.open(io.BytesIO(raw)).convert("RGB")
+        assert images_module.AS["as-library"](raw).tobytes() == wanted.tobytes()
+        assert images_module.AS["as-seen"](raw).convert("RGB").tobytes() != wanted.tobytes()
+    seen, library = (
+        locate("tiny", EncoderConfig(kind="hf-clip", model="random:clip", images=how), None).spec
+        for how in ("as-seen", "as-library")
+    )
+    assert (seen["images"], library["images"]) == (images_module.AS_SEEN, "as-library")
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pal.config import EncoderConfig
+from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import locate
 from pal.embed.encoders.random_models import byte_tokenizer, random_model
 from pal.embed.encoders.text import TextEncoder, pool
@@ -56,7 +57,6 @@ def test_context_stands_before_the_text() -> None:
     assert renderer().render(Text("alone")).text == "alone"
     chat = renderer(chat=True).render(Text(" answer ", PROMPT))
     assert chat.text == "<s>user: first</s><s>user: second</s><s>assistant: answer</s>"
-    assert chat.text[chat.own :].startswith("answer")
     assert renderer(chat=True).render(Text("alone")).text == "<s>user: alone</s>"
 
 
@@ -67,7 +67,6 @@ def test_a_prompt_of_system_and_user_is_not_an_assistants_text() -> None:
     chat = renderer(chat=True)
     whole = chat.render(item)
     assert whole.text == "<s>system: be brief</s><s>user: why?</s>"
-    assert whole.text[whole.own :] == "why?</s>"
     answer = response_item(prompt, "because", "prompt+response", "{response}")
     assert chat.render(answer).text == f"{whole.text}<s>assistant: because</s>"
     assert renderer().render(item).text == "be brief\n\nwhy?"
@@ -102,9 +101,8 @@ def test_a_conversation_that_the_chat_template_refuses_costs_that_item_alone() -
     assert "does not accept the roles system, user, assistant: no system role" in failure.message
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_the_context_is_cut_first_and_from_its_start(chat: bool) -> None:
-    made = renderer(chat, max_length=30)
+def test_the_context_is_cut_first_and_from_its_start() -> None:
+    made = renderer(max_length=30)
     item = Text("the answer", (Turn("user", "x" * 50 + "end"),))
     text, truncated, cut = read(made, item)
     assert truncated
@@ -112,6 +110,102 @@ def test_the_context_is_cut_first_and_from_its_start(chat: bool) -> None:
     assert text.endswith("the answer")
     assert "end" in text
     assert len(made.tokenise([made.render(item)])[0].ids) == 30
+
+
+def written(made: Renderer, text: Text) -> tuple[str, int, int]:
+    """Return the whole chat that the model reads, its tokens, and how many answers were cut."""
+    tokens, truncated, cut = made.tokenise([made.render(text)])
+    assert truncated.all()
+    return made.tokenizer.decode(tokens.ids), len(tokens.ids), cut
+
+
+LONG = (Turn("system", "s" * 40), Turn("user", "0123456789" * 4), Turn("assistant", "so"))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_turns_of_a_chat_are_cut_oldest_first_and_keep_what_stands_around_them(
+    is_fast: bool,
+) -> None:
+    made = renderer(chat=True, max_length=60)
+    if not is_fast:
+        made.tokenizer = Slow(made.tokenizer)
+    text, count, cut = written(made, Text("the answer", LONG))
+    assert text == (
+        "<s>system: </s><s>user: 3456789</s><s>assistant: so</s><s>assistant: the answer</s>"
+    )
+    assert (count, cut) == (60, 0)
+
+
+def test_a_long_answer_in_a_chat_keeps_its_header_and_its_end_of_turn() -> None:
+    made = renderer(chat=True, max_length=40)
+    text, count, cut = written(made, Text("0123456789" * 30, (Turn("user", "why?"),)))
+    assert text == "<s>user: </s><s>assistant: 0123456789012345</s>"
+    assert (count, cut) == (40, 1)
+    text, count, _ = written(made, Text("0123456789" * 30))
+    assert text == f"<s>user: {'0123456789' * 3}0</s>"
+    assert count == 40
+    left = renderer(chat=True, max_length=40, truncation_side="left")
+    assert written(left, Text("0123456789" * 30))[0].endswith("0123456789</s>")
+
+
+def test_of_many_turns_whose_marks_fill_the_length_the_oldest_go() -> None:
+    made = renderer(chat=True, max_length=60)
+    many = tuple(Turn(("user", "assistant")[n % 2], f"turn {n}") for n in range(40))
+    text, count, cut = written(made, Text("the answer", many))
+    assert text == "<s>assistant: </s><s>assistant: the answer</s>"
+    assert count <= 60
+    assert cut == 0
+
+
+def test_a_chat_whose_marks_alone_are_too_long_costs_that_item() -> None:
+    made = encoder("bert", max_length=8)
+    made.renderer = renderer(chat=True, max_length=8)
+    inputs = made.prepare([Text("fine"), Text("no", PROMPT)])
+    assert sorted(inputs.failures) == [0, 1]
+    assert "around 3 turns is longer than max_length = 8 tokens" in inputs.failures[1].message
+
+
+class Slow:
+    """A tokenizer that does not say where in a text a token stands."""
+
+    is_fast = False
+
+    def __init__(self, fast: Any) -> None:
+        self.fast = fast
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        assert not options.get("return_offsets_mapping")
+        return self.fast(*given, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fast, name)
+
+
+LOOPS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_does_not_end_is_stopped_and_costs_that_item() -> None:
+    made = renderer(chat=True)
+    made.tokenizer.chat_template = (
+        "{% if 'odd' in messages[-1]['content'] %}" + LOOPS + "{% endif %}" + CHAT
+    )
+    assert made.render(Text("fine")).text == "<s>user: fine</s>"
+    with pytest.raises(RefusedByTemplate, match="it runs for more than 2,000,000 lines"):
+        made.render(Text("odd"))
+    made.tokenizer.chat_template = "{{ 9 ** 9 ** 9 }}"
+    with pytest.raises(EncoderError, match="computes powers, which can take hours"):
+        Renderer("mine", made.tokenizer, EncoderConfig(template="chat"))
+
+
+def test_a_template_sees_the_same_day_whenever_it_is() -> None:
+    made = renderer(chat=True)
+    made.tokenizer.chat_template = "\n{{ strftime_now('%d %B %Y, %Y-%m-%d') }}|" + CHAT
+    assert made.render(Text("a")).text == "\n26 July 2024, 2024-07-26|<s>user: a</s>"
+
+
+def test_an_instruction_has_no_place_in_a_chat() -> None:
+    with pytest.raises(EncoderError, match=r"instruction has no place in a chat template"):
+        renderer(chat=True, instruction="why: ")
 
 
 def test_an_answer_too_long_alone_is_cut_at_its_end_and_counted() -> None:

@@ -43,7 +43,9 @@ NodeName={host} CPUs=4 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 SMALL = (
-    "data.demo.limit=200", "data.demo.groups=1", "data.demo.pairs_per_user=20", "train.epochs=2",
+    "data.demo.limit=200", "data.demo.groups=1", "data.demo.users=6", "data.demo.unseen_users=4",
+    "data.demo.validation_users=2", "data.demo.pairs_per_user=10", "train.epochs=2",
+    "data.demo.validation_pairs_per_user=5", "data.demo.test_pairs_per_user=5",
     "embed.rows_per_shard=5",
 )  # fmt: skip
 

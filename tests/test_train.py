@@ -603,7 +603,8 @@ def test_every_user_counts_the_same_in_a_loss_over_users() -> None:
     def slope(pairs: Pairs, over: str) -> torch.Tensor:
         train = TrainConfig(head="pal-a", loss_over=over)
         module = HeadTraining(world.new_head(train, 0), train)
-        module.trainer = SimpleNamespace(datamodule=SimpleNamespace(train_pairs=pairs))  # type: ignore[assignment]
+        data = SimpleNamespace(train_pairs=pairs)
+        module.trainer = SimpleNamespace(datamodule=data, world_size=1)  # type: ignore[assignment]
         module.on_fit_start()
         module.training_step(pairs.batch(world.features, slice(None)), 0).backward()
         grad = module.head.users.logits.grad

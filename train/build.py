@@ -16,8 +16,9 @@ from pal.dataset import PreparedDataset
 from pal.errors import ConfigError
 from pal.train.heads import find_heads
 from pal.train.heads.head import Head
+from pal.train.heads.shrunk import SHRUNK
 
-CHECKED = ("mlp", "score", "learner", "bound", "reads")
+CHECKED = ("mlp", "score", "learner", "bound", "reads", "sigma")
 """settings that must be null for heads that do not read them"""
 ANSWERS = 2
 """that all prompts have where prompts are judged: Agree and Disagree, say"""
@@ -26,6 +27,19 @@ ANSWERS = 2
 def heads() -> dict[str, type[Head]]:
     """Return the heads by name."""
     return find_heads()
+
+
+def kind_of(settings: TrainConfig) -> type[Head]:
+    """Return the class of the head that settings name."""
+    kind = heads()[settings.head]
+    return SHRUNK.get(settings.head, kind) if settings.priors == "auto" else kind
+
+
+def has_priors(settings: TrainConfig) -> bool:
+    """Say whether settings train a head under priors: not one that is solved, or whose rewards
+    cannot be divided for what is not known."""
+    kind = kind_of(settings)
+    return settings.priors == "auto" and kind.has_residuals and not kind.is_solved
 
 
 def defaults_of(head: type[Head]) -> dict[str, object]:
@@ -42,15 +56,19 @@ def resolve(settings: TrainConfig) -> TrainConfig:
     known = heads()
     if settings.head not in known:
         raise ConfigError(unknown("head", settings.head, list(known)))
-    head = known[settings.head]
+    head = kind_of(settings)
     own = defaults_of(head)
     read = {*own, "bound"} if "score" in own else set(own)  # the bound is on ideal points
+    own.pop("sigma", None)  # null: by evidence, see ``pal.train.fit``
     for key in CHECKED:
         value = getattr(settings, key)
         if value is not None and key not in read:
+            under = " under priors" if head is not known[settings.head] else ""
             raise ConfigError(
-                f"train.{key} = {value!r} is not read by head {settings.head}; leave it null"
+                f"train.{key} = {value!r} is not read by head {settings.head}{under}; leave it null"
             )
+    if has_priors(settings):
+        _require_posterior(settings)
     if "reads" not in own:  # else the dataset decides, see ``settled``
         own["view"] = "response" if head.uses_prompt else "prompt+response"
     settings = settings.model_copy(update={"k": settings.prototypes})
@@ -60,6 +78,19 @@ def resolve(settings: TrainConfig) -> TrainConfig:
     )
 
 
+def _require_posterior(settings: TrainConfig) -> None:
+    """Raise ConfigError where settings and priors together are no posterior."""
+    if settings.loss != "logistic":
+        raise ConfigError(
+            f"train.loss = {settings.loss!r} is no likelihood, which train.priors needs; use "
+            "logistic, or train.priors=none"
+        )
+    if settings.head in SHRUNK and settings.weights != "mixture":
+        raise ConfigError(
+            f"train.weights = {settings.weights!r} has no prior; use mixture, or train.priors=none"
+        )
+
+
 def settled(settings: TrainConfig, dataset: PreparedDataset) -> TrainConfig:
     """Fill in what the dataset decides, for heads that can read it in several ways.
 
@@ -67,7 +98,7 @@ def settled(settings: TrainConfig, dataset: PreparedDataset) -> TrainConfig:
     a prompt and no view has it in its text; else items. ``view`` follows from it.
     """
     settings = resolve(settings)
-    if "reads" not in defaults_of(heads()[settings.head]):
+    if "reads" not in defaults_of(kind_of(settings)):
         return settings
     reads, view = settings.reads, settings.view
     if reads is None:
@@ -81,7 +112,12 @@ def reads_prompt(settings: TrainConfig) -> bool:
     """Say whether a head of settled settings reads the prompt's feature."""
     if settings.reads is not None:
         return settings.reads != "items"
-    return heads()[settings.head].uses_prompt
+    return kind_of(settings).uses_prompt
+
+
+def holds_votes(dataset: PreparedDataset) -> bool:
+    """Say whether the same two answers are given to all prompts."""
+    return _reads_of(dataset) == "prompt"
 
 
 def _reads_of(dataset: PreparedDataset) -> Literal["prompt", "items", "both"]:
@@ -118,8 +154,10 @@ def build_head(settings: TrainConfig, dim: int, users: int) -> Head:
     that the head cannot use.
     """
     settings = resolve(settings)
-    head = heads()[settings.head]
+    head = kind_of(settings)
     chosen = {key: getattr(settings, key) for key in defaults_of(head)}
+    if chosen.get("sigma", 0.0) is None:
+        chosen["sigma"] = defaults_of(head)["sigma"]
     try:
         return head(dim, users, **chosen)
     except ValueError as error:

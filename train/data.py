@@ -17,7 +17,7 @@ from pal.cache.spec import encoder_of
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import PalWarning, TrainError
-from pal.train.build import build_head, reads_prompt, settled
+from pal.train.build import build_head, holds_votes, reads_prompt, settled
 from pal.train.heads.head import Head
 from pal.train.heads.standardise import Standardiser
 from pal.train.pairs import NO_PROMPTS, Pairs, drop_without_feature, with_prompts
@@ -80,6 +80,11 @@ class TrainingData:
         with_prompt = all(frame["prompt_id"].null_count() == 0 for frame in (train, val))
         joined = [Pairs.join(frame, store, users, with_prompt, device) for frame in (train, val)]
         return cls(dataset, store, users, store.features(device), *joined)
+
+    @cached_property
+    def is_vote(self) -> bool:
+        """Whether the same two answers are given to all prompts."""
+        return self.train.prompt is not None and holds_votes(self.dataset)
 
     @property
     def problem(self) -> Problem:

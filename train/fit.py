@@ -7,11 +7,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
@@ -20,11 +22,13 @@ from pal.errors import TrainError
 from pal.files import locked
 from pal.names import require_name
 from pal.records import JsonObject
-from pal.train.build import resolve
+from pal.train.build import has_priors, kind_of, resolve
 from pal.train.data import Fitted, TrainingData, record_before_training
 from pal.train.diagnose import warn_about_labels, warn_about_loss
+from pal.train.heads.shrunk import ShrunkHead
 from pal.train.module import HeadTraining
-from pal.train.pairs import LanesDataModule, PairsDataModule
+from pal.train.pairs import LanesDataModule, Pairs, PairsDataModule
+from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.solve import is_solved, solve
 from pal.train.stack_training import StackTraining
@@ -32,6 +36,7 @@ from pal.train.stack_training import StackTraining
 Progress = Callable[[int], None]
 SEEDS_APART = 1000
 """between the seeds of a run's starts"""
+NEVER_FINITE = "the validation loss was never finite; train with a lower --set train.lr"
 
 
 def train(
@@ -77,6 +82,8 @@ def fit_head(
 
     The result is the same whether or not other heads are fitted from this data.
     """
+    if has_priors(settings):
+        return fit_under_priors(data, settings, seed, progress)
     best: HeadTraining | None = None
     for own_seed in range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART):
         head = data.new_head(settings, own_seed)
@@ -92,9 +99,67 @@ def fit_head(
         if module.best_state and (best is None or module.best_loss < best.best_loss):
             best = module
     if best is None:
-        raise TrainError("the validation loss was never finite; train with a lower --set train.lr")
+        raise TrainError(NEVER_FINITE)
     best.head.load_state_dict(best.best_state)
     return Fitted(best.head, best.epoch_rows, best.best_epoch)
+
+
+def fit_under_priors(
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress = lambda epochs: None
+) -> Fitted:
+    """Fit a head under priors (pal.train.priors): of several starts the best; with the default
+    strength, or with a weaker one where validation pairs gain clearly by it."""
+    has_strength = settings.sigma is None and issubclass(kind_of(settings), ShrunkHead)
+    chosen: _Trained | None = None
+    for sigma in PATH if has_strength else (settings.sigma,):
+        own = settings.model_copy(update={"sigma": sigma})
+        seeds = range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART)
+        tried = [_train_under_priors(data, own, own_seed, progress) for own_seed in seeds]
+        found = min(tried, key=lambda one: one.module.best_loss)
+        if not found.module.best_state:
+            continue
+        if chosen is not None and not gains_clearly(chosen.losses, found.losses, found.val.judged):
+            break
+        chosen, progress = found, lambda epochs: None
+    if chosen is None:
+        raise TrainError(NEVER_FINITE)
+    module = chosen.module
+    assert module.priors is not None
+    module.head.moderate(module.priors.size)
+    strength = {} if module.config.sigma is None else {"sigma": module.config.sigma}
+    log = [{**row, **strength} for row in module.epoch_rows]
+    return Fitted(module.head, log, module.best_epoch)
+
+
+@dataclass
+class _Trained:
+    """A head after training under priors, at its best epoch and not yet moderated."""
+
+    module: HeadTraining
+    val: Pairs
+    losses: Tensor
+    """(n,) of the validation pairs"""
+
+
+def _train_under_priors(
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress
+) -> _Trained:
+    head = data.new_head(settings, seed)
+    points = data.item_scale(data.features).to(data.features.device)
+    train, val = (
+        with_things(pairs, points, data.is_vote, head.uses_prompt)
+        for pairs in (data.train, data.val)
+    )
+    prepare(head, train, data.features, data.is_vote)
+    module = HeadTraining(head, settings, Priors(head, train, data.is_vote))
+    batches = PairsDataModule(data.features, train, val, settings.batch_size, seed)
+    fit(module, batches, str(data.features.device), progress)
+    if module.best_state:
+        head.load_state_dict(module.best_state)
+    head.eval()
+    with torch.no_grad():
+        losses = [module.judge(batch)[0] for batch in batches.val_dataloader()]
+    return _Trained(module, val, torch.cat(losses))
 
 
 def fit(

@@ -13,6 +13,7 @@ from pal.train.heads.head import Head
 from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.loss import LOSSES, weights_of_users
 from pal.train.pairs import Batch
+from pal.train.priors import Priors
 from pal.train.row_adam import RowAdam
 
 
@@ -68,9 +69,10 @@ class HeadTraining(lightning.LightningModule):
     ``val/acc`` of each epoch, over all processes.
     """
 
-    def __init__(self, head: Head, config: TrainConfig) -> None:
+    def __init__(self, head: Head, config: TrainConfig, priors: Priors | None = None) -> None:
+        """``priors`` None: the loss alone is made small."""
         super().__init__()
-        self.head = head
+        self.head, self.priors = head, priors
         self.config = config
         self.epochs = config.epochs
         self.loss = LOSSES[config.loss]
@@ -128,6 +130,11 @@ class HeadTraining(lightning.LightningModule):
                 group["params"] = [p for p in group["params"] if p is not table]
             # a rate of zero: AdamW wants some parameter, and there may be no other
             groups.append({"params": [table], "lr": 0.0, "weight_decay": 0.0, "name": "rows"})
+        if self.priors is not None:  # which hold the maps instead of a decay
+            for group in groups:
+                group["weight_decay"] = 0.0
+            residuals = list(self.priors.parameters())
+            groups.append({"params": residuals, "lr": self.config.user_lr, "weight_decay": 0.0})
         return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -146,13 +153,18 @@ class HeadTraining(lightning.LightningModule):
                 len(self.head.users.logits), dtype=torch.bool, device=self.device
             )
             self._present[batch.user] = True
-        loss = self.loss(self.margin(batch), batch.label)
+        margin = self.margin(batch)
+        if self.priors is not None:
+            margin = margin + self.priors.residual(batch.judged)
+        loss = self.loss(margin, batch.label)
         total, count = self.total(batch, loss)
         self._sums["train"] += torch.stack([total.detach(), count])
         if self.user_weights is None:
             mean = loss.mean()
         else:
             mean = total / self._over_ranks(count) * self.ranks
+        if self.priors is not None:
+            mean = mean + self.priors.penalty(self.head)
         beta = self.config.bound
         # a sum over the batch, where gradients of processes are averaged
         return mean if beta is None else mean + self.ranks * self.bound_penalty(batch, beta)
@@ -168,13 +180,19 @@ class HeadTraining(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._sums["val"] = torch.zeros(3, device=self.device)
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each pair of validation, whose things are not known, and whether it
+        is right, (B,) each."""
         margin = self.margin(batch)
-        loss = self.loss(margin, batch.label)
+        if self.priors is not None:
+            margin = margin / self.priors.size
         right = torch.where(
             margin == 0, 0.5, torch.where(margin > 0, batch.label, 1.0 - batch.label)
         )
-        self._sums["val"] += torch.stack(self.total(batch, loss, right))
+        return self.loss(margin, batch.label), right
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._sums["val"] += torch.stack(self.total(batch, *self.judge(batch)))
 
     def on_validation_epoch_end(self) -> None:
         loss, right, count = self._over_ranks(self._sums["val"]).tolist()

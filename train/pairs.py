@@ -21,6 +21,16 @@ NO_USER = -1
 NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
 
 
+class Judged(NamedTuple):
+    """The things whose liking a margin is a difference of, (n, 2), and with which sign, (n, 2)."""
+
+    thing: Tensor
+    sign: Tensor
+
+    def take(self, chosen: Tensor | slice) -> Judged:
+        return Judged(self.thing[chosen], self.sign[chosen])
+
+
 class Batch(NamedTuple):
     """B comparisons with their features; ``prompt`` is None for heads that read no prompt."""
 
@@ -31,6 +41,8 @@ class Batch(NamedTuple):
     label: Tensor
     real: Tensor | None = None
     """(B,) 1 for a comparison, 0 for a row that only fills the batch up; None: all are real"""
+    judged: Judged | None = None
+    """where training knows things by name (``pal.train.priors``)"""
 
 
 @dataclass
@@ -44,6 +56,7 @@ class Pairs:
     user: Tensor
     """NO_USER for users outside the table"""
     label: Tensor
+    judged: Judged | None = None
 
     @classmethod
     def join(
@@ -92,6 +105,7 @@ class Pairs:
             features[self.second[chosen]],
             self.user[chosen],
             self.label[chosen],
+            judged=None if self.judged is None else self.judged.take(chosen),
         )
 
     def item_rows(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from pal.config import TrainConfig
 from pal.records import JsonObject
-from pal.train.build import build_head, defaults_of, heads, resolve
+from pal.train.build import build_head, defaults_of, kind_of, resolve
 from pal.train.heads.auto import Auto
 from pal.train.heads.linear import LinearHead
 from pal.train.heads.meta import MetaLearned
@@ -42,10 +42,11 @@ not named here, all that any head is trained by counts"""
 def relevant_names(settings: TrainConfig) -> frozenset[str]:
     """Return the names of the settings that decide what training makes of a head."""
     settings = resolve(settings)
-    kind = heads()[settings.head]
+    kind = kind_of(settings)
     names = DATA | set(defaults_of(kind))
     if not kind.is_solved:
-        return frozenset(names | STEPS | {"starts", "bound", "loss_over"} | _rates_of(settings))
+        of_loss = {"priors", "starts", "bound", "loss_over"}
+        return frozenset(names | STEPS | of_loss | _rates_of(settings))
     own = next((SOLVERS[base] for base in kind.__mro__ if base in SOLVERS), None)
     return frozenset(
         names | own if own is not None else names.union({"ridge"}, STEPS, *RATES.values())

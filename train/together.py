@@ -14,7 +14,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import TrainError
-from pal.train.build import heads
+from pal.train.build import has_priors, heads
 from pal.train.data import Fitted, TrainingData
 from pal.train.fit import fit, fit_head
 from pal.train.heads.head import Head
@@ -31,10 +31,11 @@ SMALL_STEP = 2_000_000
 
 def can_be_stacked(settings: TrainConfig) -> bool:
     """Say whether a stack can train a head: batch normalisation keeps running statistics, which a
-    stack would mix; solved heads take no steps; and of a head with several starts only one is a
-    result."""
+    stack would mix; solved heads take no steps; of a head with several starts only one is a
+    result; and priors know the things of their own fold."""
     has_batchnorm = "batchnorm" in (settings.mlp or "")
-    return not (heads()[settings.head].is_solved or has_batchnorm or settings.starts > 1)
+    takes_steps = not heads()[settings.head].is_solved and settings.starts == 1
+    return takes_steps and not has_batchnorm and not has_priors(settings)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import polars as pl
 
+from pal.cells import DELIMITERS
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Adapter, Part
-from pal.data.cells import DELIMITERS
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
 from pal.data.encodings import Foreign
 from pal.data.locate import resolve_source

@@ -161,8 +161,9 @@ def require_own_weights(
             tensor.requires_grad_(False)
     if read is not None:
         raise EncoderError(
-            f"cannot load encoder {source.name} from {source.folder}: its files lack weights that "
-            f"features are computed from, such as {read}; check its files, or fetch them again"
+            f"cannot load encoder {source.name} from {source.folder}: its files lack "
+            f"{len(floats)} weights, such as {read}, and features are computed from them; check "
+            "its files, or fetch them again"
         )
 
 

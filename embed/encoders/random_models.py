@@ -95,7 +95,7 @@ def saved(family: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pal-random-") as place:
         folder = Path(place)
         if family in FAMILIES:
-            parts = (random_model(family), byte_tokenizer())
+            parts: tuple[Any, ...] = (random_model(family), byte_tokenizer())
         elif family in CLIP_FAMILIES:
             parts = random_clip(family)
         else:

@@ -29,7 +29,7 @@ def execute(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Ite
     from pal.embed.devices import devices_of
     from pal.embed.engines.local import in_processes, in_this_process
 
-    devices = devices_of(job.config.embed)
+    devices = devices_of(job.config.embed, job.source.config)
     if len(devices) == 1:
         yield from in_this_process(job, writers, tasks, devices[0])
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pal import __version__
-from pal.cli import audit, data, features, heads, project, reward  # noqa: F401, importing a file adds its commands
+from pal.cli import audit, data, features, heads, project, report, reward  # noqa: F401, importing a file adds its commands
 from pal.cli.app import app, say
 from pal.errors import PalError, PalWarning, disk_error
 

@@ -98,12 +98,14 @@ def export(
 def score(
     model: Model,
     input: Annotated[
-        Path, typer.Option("--input", help="JSONL or Parquet: prompt, response or image, user_id.")
+        Path,
+        typer.Option("--input", help="JSONL, CSV or Parquet: prompt, response or image, user_id."),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", help="JSONL or Parquet, the same rows with reward or reward_error."
+            "--output",
+            help="The same rows with reward or reward_error; the ending says which kind of file.",
         ),
     ],
     best_of: Annotated[

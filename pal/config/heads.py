@@ -41,6 +41,12 @@ class TrainConfig(Component):
     reads: Literal["prompt", "items", "both"] | None = None
     """What ``auto`` judges: the prompt, by one of two answers that all prompts have (votes); items;
     or items under their prompts; null: by the dataset."""
+    priors: Literal["auto", "none"] = "none"
+    """auto: what training items have beyond their features is a residual of each, and PAL-A and
+    PAL-B are a shared taste with shrunk deviations; none: as the paper has them."""
+    sigma: PositiveFloat | None = None
+    """How far prototypes may deviate from the shared taste under priors, 1 being as far as that
+    taste itself; null: 1, unless validation pairs gain clearly by more."""
     ridge: PositiveFloat | None = None
     """Ridge of the linear heads; null: chosen by the validation pairs."""
     loss: Literal["logistic", "hinge", "smooth-hinge-1", "smooth-hinge-5"] = "logistic"

@@ -68,6 +68,7 @@ class PathsConfig(Component):
     runs: Path = Path("runs")
     sweeps: Path = Path("sweeps")
     audits: Path = Path("audits")
+    reports: Path = Path("reports")
     exports: Path = Path("exports")
 
 

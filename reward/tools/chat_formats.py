@@ -96,7 +96,7 @@ class Family:
             yield Turn(turn.role, content)
 
     def answer(self, text: str) -> str:
-        return text.removeprefix(" ") if self.is_spaced else text
+        return text.lstrip(" ") if self.is_spaced else text  # tokenizers add a second one
 
 
 CHATML = Family(
@@ -172,7 +172,7 @@ class TokenizerFormat:
         return None
 
     def answer(self, text: str) -> str:
-        return text.removeprefix(" ") if self.turned == f"{self.opening} " else text
+        return text.lstrip(" ") if self.turned == f"{self.opening} " else text
 
     def _candidates(self, body: str) -> Iterator[Conversation]:
         if body.startswith(self.before):

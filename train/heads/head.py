@@ -54,6 +54,9 @@ class Head(nn.Module, ABC):
     """whether it reads the prompt's feature; a head that may or may not says so of itself"""
     is_solved: ClassVar[bool] = False
     """whether ``pal.train.solve`` finds its parameters, instead of gradient steps"""
+    has_residuals: ClassVar[bool] = False
+    """whether training under ``train.priors`` gives a residual to each thing that is judged, and
+    ``moderate`` says later that those of other things are not known"""
     is_amortised: ClassVar[bool] = False
     """whether ``infer`` adapts it, instead of an optimisation over the raw numbers"""
     users: UserTable
@@ -124,6 +127,10 @@ class Head(nn.Module, ABC):
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
         """Return new users' vectors by one pass over their answers, (U, R); only for heads that say
         ``is_amortised``."""
+        raise NotImplementedError
+
+    def moderate(self, size: float) -> None:
+        """Divide all rewards by a number, in place; only for heads that say ``has_residuals``."""
         raise NotImplementedError
 
     def upper_limits(self) -> dict[str, float]:

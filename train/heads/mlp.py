@@ -34,6 +34,10 @@ class Architecture:
     def is_identity(self) -> bool:
         return self.name == "identity"
 
+    def activate(self, x: Tensor, training: bool) -> Tensor:
+        """Drop out, then activate: in this order, as in the released code."""
+        return _ACTIVATIONS[self.activation](nn.functional.dropout(x, self.dropout, training))
+
     @classmethod
     def parse(cls, name: str) -> Architecture:
         """Read ``mlp{L}-{activation}-dropout{D}[-residual][-batchnorm][-nobias]`` or ``identity``.
@@ -133,10 +137,8 @@ class MLPs(nn.Module):
         return torch.baddbmm(bias_CH.unsqueeze(1), x, weight_CHD.mT)
 
     def _hidden(self, layer: int, x_CBH: Tensor) -> Tensor:
-        """Normalise, drop out, activate: dropout stands before the activation, as in the released
-        code."""
+        """Normalise, drop out, activate."""
         if self.architecture.batchnorm:
             flat = x_CBH.transpose(0, 1).flatten(1)
             x_CBH = self.norms[layer](flat).view(len(flat), self.copies, -1).transpose(0, 1)
-        x_CBH = nn.functional.dropout(x_CBH, self.architecture.dropout, self.training)
-        return _ACTIVATIONS[self.architecture.activation](x_CBH)
+        return self.architecture.activate(x_CBH, self.training)

@@ -20,6 +20,7 @@ class BradleyTerryNetwork(Head):
     cancels."""
 
     name: ClassVar[str] = "bt-mlp"
+    has_residuals: ClassVar[bool] = True
 
     def __init__(self, dim: int, users: int, *, latent_dim: int | None = None) -> None:
         super().__init__()
@@ -34,11 +35,15 @@ class BradleyTerryNetwork(Head):
         value: Tensor = self.net(self.item_scale(item_BD)).squeeze(1)
         return value
 
+    def moderate(self, size: float) -> None:
+        shrink_last(self.net, size)
+
 
 class UserEmbedding(Head):
     """r_u(e) = v^T gelu(W [e; u_0 + o_u] + b): an unknown user has the mean vector."""
 
     name: ClassVar[str] = "user-embedding"
+    has_residuals: ClassVar[bool] = True
 
     def __init__(self, dim: int, users: int, *, latent_dim: int | None = None) -> None:
         super().__init__()
@@ -54,3 +59,14 @@ class UserEmbedding(Head):
         joined = torch.cat([self.item_scale(item_BD), vector_BR], dim=1)
         value: Tensor = self.net(joined).squeeze(1)
         return value
+
+    def moderate(self, size: float) -> None:
+        shrink_last(self.net, size)
+
+
+@torch.no_grad()
+def shrink_last(net: nn.Sequential, size: float) -> None:
+    """Divide the last layer, which has no bias, by a number."""
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight /= size

@@ -1,0 +1,82 @@
+"""Looking after runs: what is there, and removing what nobody wants any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pal.errors import EvaluationError
+from pal.evaluate.records import Cell, Metrics
+from pal.files import bytes_of
+from pal.names import require_name
+from pal.records import Entry
+from pal.train.run_record import RunRecord
+
+
+class ListedRun(Entry):
+    """A run in a list of them; of one that is damaged little is known."""
+
+    run: str
+    dir: str
+    bytes: int
+    state: str
+    """evaluated, not evaluated or damaged"""
+    dataset: str | None = None
+    encoder: str | None = None
+    head: str | None = None
+    k: int | None = None
+    cache_fingerprint: str | None = None
+    test_seen: Cell | None = None
+
+
+class RemovedRuns(Entry):
+    """What was removed."""
+
+    removed: list[str]
+    bytes: int
+
+
+def list_runs(root: Path) -> list[ListedRun]:
+    """Return every run below a folder, by name."""
+    folders = [path.parent for path in sorted(root.glob(f"*/{RunRecord.file}"))]
+    return [_listed(folder) for folder in folders if RunRecord.is_ours(folder)]
+
+
+def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
+    """Return runs by their names; raises EvaluationError where one is not there, before any is
+    removed."""
+    found = []
+    for name in dict.fromkeys(names):
+        folder = root / require_name("run", name, EvaluationError)
+        if folder.is_symlink() or not RunRecord.is_ours(folder):
+            raise EvaluationError(
+                f"{folder} is no run of ours, so it is not removed; see pal runs ls"
+            )
+        found.append(_listed(folder))
+    return found
+
+
+def remove_runs(runs: Sequence[ListedRun]) -> RemovedRuns:
+    """Remove runs; raises EvaluationError for one that is being written."""
+    freed = sum(RunRecord.remove(Path(run.dir)) for run in runs)
+    return RemovedRuns(removed=[run.run for run in runs], bytes=freed)
+
+
+def _listed(folder: Path) -> ListedRun:
+    size, record = bytes_of(folder), RunRecord.find(folder)
+    if record is None:
+        return ListedRun(run=folder.name, dir=str(folder), bytes=size, state="damaged")
+    metrics = Metrics.find(folder)
+    is_evaluated = metrics is not None and metrics.head_seal == record.seal
+    return ListedRun(
+        run=folder.name,
+        dir=str(folder),
+        bytes=size,
+        state="evaluated" if is_evaluated else "not evaluated",
+        dataset=record.dataset,
+        encoder=record.encoder,
+        head=record.train.head,
+        k=record.train.k,
+        cache_fingerprint=record.cache_fingerprint,
+        test_seen=metrics.test_seen if metrics is not None and is_evaluated else None,
+    )

@@ -1,0 +1,111 @@
+"""One page of some names: which parts it has, and where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pal.audit.record import AuditRecord
+from pal.config import Config
+from pal.dataset import PreparedDataset
+from pal.files import digest
+from pal.names import NAME
+from pal.records import Entry
+from pal.report.audit import add_audit
+from pal.report.dataset import add_caches, add_dataset
+from pal.report.page import Bullets, Page, Text
+from pal.report.render import write_page
+from pal.report.run import add_run
+from pal.report.runs import add_runs, read_run, read_runs
+from pal.report.subjects import Subject, all_of, subjects_of
+from pal.report.sweep import add_sweep, best_run
+from pal.report.tastes import disagreement_blocks
+from pal.train.run_record import RunRecord
+
+
+class Report(Entry):
+    """What ``pal report --json`` prints."""
+
+    file: str
+    names: list[str]
+    """of what is on the page"""
+
+
+def write_report(config: Config, names: Sequence[str], out: Path | None = None) -> Report:
+    """Write one page of a dataset, run, sweep or audit, or of several side by side.
+
+    Without a name it is of the chosen dataset. Raises EvaluationError for names that nothing has,
+    and whatever reading refuses.
+    """
+    given = list(names) or [f"dataset:{config.dataset}"]
+    subjects = subjects_of(config.paths, given)
+    page = page_of(config, subjects)
+    path = out or config.paths.reports / f"{file_name(given)}.html"
+    write_page(path, page)
+    return Report(file=str(path), names=[one.name for one in subjects])
+
+
+def file_name(names: Sequence[str]) -> str:
+    """Return the file's name for the names that were asked for."""
+    plain = [name.replace("dataset:", "").replace(":", "-") for name in names]
+    joined = "-and-".join(plain)
+    return joined if NAME.fullmatch(joined) else f"{plain[0][:60]}-and-more-{digest(plain, 4)}"
+
+
+def page_of(config: Config, subjects: Sequence[Subject]) -> Page:
+    """Return the page of some subjects: each with all there is, or side by side."""
+    title = ", ".join(dict.fromkeys(one.name for one in subjects))
+    kinds = " and ".join(dict.fromkeys(f"{one.kind}" for one in subjects))
+    page = Page(title, f"A page about {len(subjects)} thing{'s' * (len(subjects) > 1)}: {kinds}.")
+    runs = [one for one in subjects if one.kind == "run"]
+    for one in subjects:
+        if one.kind == "dataset":
+            _add_all_of_dataset(page, config, one)
+    if len(runs) > 1:
+        add_runs(page, config.evaluate, *read_runs(runs))
+    elif runs:
+        add_run(page, config, read_run(runs[0].folder))
+    for one in subjects:
+        if one.kind == "sweep":
+            _add_sweep(page, config, one)
+        elif one.kind == "audit":
+            add_audit(page, one)
+    return page
+
+
+def _add_all_of_dataset(page: Page, config: Config, subject: Subject) -> None:
+    """Add a dataset, and what was made of it: caches, runs, sweeps and audits."""
+    dataset = PreparedDataset.open(subject.folder)
+    add_dataset(page, dataset)
+    page.add("What people disagree about", disagreement_blocks(dataset))
+    add_caches(page, config.paths.cache, dataset.name)
+    own = [one for one in all_of(config.paths, "run") if _dataset_of(one) == dataset.name]
+    if own:
+        add_runs(page, config.evaluate, *read_runs(own))
+    else:
+        page.add("Runs", [Text(f"None yet; run: pal train --dataset {dataset.name}")])
+    audits = [one for one in all_of(config.paths, "audit") if _audited(one) == dataset.name]
+    if not audits:
+        page.add("Audits", [Text(f"None yet; run: pal audit --dataset {dataset.name}")])
+    for one in audits:
+        add_audit(page, one)
+    lines = [f"pal report {one.name}" for one in own]
+    if lines:
+        page.add("Pages of its runs", [Bullets(lines)])
+
+
+def _add_sweep(page: Page, config: Config, subject: Subject) -> None:
+    summary = add_sweep(page, subject)
+    best = best_run(config.paths.runs, summary)
+    if best is not None:
+        add_run(page, config, read_run(best))
+
+
+def _dataset_of(run: Subject) -> str | None:
+    record = RunRecord.find(run.folder)
+    return None if record is None else record.dataset
+
+
+def _audited(audit: Subject) -> str | None:
+    record = AuditRecord.find(audit.folder)
+    return None if record is None else record.dataset
