@@ -1,4 +1,4 @@
-# data/ -> embed/ -> cache/ -> train/ -> evaluate/ -> sweep/, audit/ -> reward/
+# data/ -> embed/ -> cache/ -> train/ -> evaluate/ -> sweep/, audit/ -> report/, reward/
 
 DATASET ?= demo
 ENCODER ?= minilm
@@ -12,11 +12,12 @@ CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
 EXTRAS   = offline,optuna,ray,serve,trl
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep audit adapt evaluate export check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep audit adapt evaluate report export check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo; echo 'Variables: DATASET=$(DATASET) ENCODER=$(ENCODER) SOURCE=path-of-raw-data ARGS="--set train.k=4 --json"'
+	@echo 'pal is $(abspath $(PAL)); ". $(BIN)/activate" lets you type pal alone'
 
 setup: .venv/ready  ## build .venv with every extra and the development tools
 .venv/ready: pyproject.toml constraints.txt
@@ -25,6 +26,7 @@ setup: .venv/ready  ## build .venv with every extra and the development tools
 	$(BIN)/pip install --quiet --constraint constraints.txt --group dev --editable '.[$(EXTRAS)]'
 	@$(MAKE) --no-print-directory typings
 	@touch $@
+	@echo 'pal is $(abspath $(PAL)); ". $(BIN)/activate" lets you type pal alone'
 
 demo: .venv/ready  ## both stages on built-in data, in a few minutes on two cores
 	$(PAL) demo $(ARGS)
@@ -53,6 +55,9 @@ adapt: .venv/ready  ## few-shot weights for new users of RUN=name
 
 evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
 	$(PAL) evaluate $(foreach run,$(RUNS),--run $(run)) $(ARGS)
+
+report: .venv/ready  ## one page to look at of NAMES="name name", or of DATASET -> reports/
+	$(PAL) report $(NAMES) --dataset $(DATASET) $(ARGS)
 
 export: .venv/ready  ## a reward model for other tools from RUN=name -> exports/
 	$(PAL) export --run $(RUN) $(ARGS)

@@ -24,6 +24,8 @@ ITERATIONS = 60
 """of either model; the plural one begins where the other ended"""
 AT_ONCE = 400_000
 """numbers of a batch's largest table: more fall out of the caches"""
+LARGEST, BLOCK = 20_000_000, 65_536
+"""cells of a table of users and rows that may stand in memory; else answers are added in blocks"""
 ROUNDS = 4
 """of the power iteration that finds where the plural model begins"""
 
@@ -92,15 +94,8 @@ def _where_users_differ(model: Model, one: Tensor, label: Tensor) -> tuple[Tenso
     """
     design = model.design
     residual = label - torch.sigmoid(model.margins(one, design, torch.zeros(len(design.x))))
-    draws, users, width = label.shape[1], design.users, design.x.shape[1]
-    rows = len(design.x)
-    who = design.user if design.user.dim() == 2 else design.user.unsqueeze(1)
-    cell = who * rows + design.row.unsqueeze(1)
-    table = residual.new_zeros(users * rows, draws)
-    table.scatter_add_(0, cell.expand(-1, draws), residual)
-    # (B, N, R) @ (R, F): the slope of each user's likelihood along the features
-    slope = table.view(users, rows, draws).permute(2, 0, 1).reshape(-1, rows) @ design.x
-    slope = slope.view(draws, users, width)
+    draws, width = label.shape[1], design.x.shape[1]
+    slope = slopes_of_users(design, residual)
     own = design.answers_of_user
     own = own.unsqueeze(1).expand(-1, draws) if own.dim() == 1 else own
     slope = slope / torch.sqrt(1.0 + own.T).unsqueeze(2)
@@ -115,6 +110,27 @@ def _where_users_differ(model: Model, one: Tensor, label: Tensor) -> tuple[Tenso
     found = START * found / reach
     both_ways = [torch.cat([part, -part], dim=2).permute(1, 2, 0) for part in (found, logits)]
     return both_ways[0], both_ways[1]
+
+
+def slopes_of_users(design: Design, residual: Tensor) -> Tensor:
+    """Return the sum of each user's residuals, (n, B), times the features of what they are about,
+    (B, N, F)."""
+    draws, users, rows = residual.shape[1], design.users, len(design.x)
+    who = design.user if design.user.dim() == 2 else design.user.unsqueeze(1)
+    if draws * users * rows <= LARGEST:
+        cell = (who * rows + design.row.unsqueeze(1)).expand(-1, draws)
+        table = residual.new_zeros(users * rows, draws).scatter_add_(0, cell, residual)
+        # (B, N, R) @ (R, F)
+        found = table.view(users, rows, draws).permute(2, 0, 1).reshape(-1, rows) @ design.x
+        return found.view(draws, users, -1)
+    found = residual.new_zeros(draws, users, design.x.shape[1])
+    for start in range(0, len(residual), BLOCK):
+        block = slice(start, start + BLOCK)
+        x = design.x[design.row[block]]
+        for draw in range(draws):
+            user = who[block, min(draw, who.shape[1] - 1)]
+            found[draw].index_add_(0, user, residual[block, draw : draw + 1] * x)
+    return found
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def limits_of(
             if a.p <= LEVEL
             else "Test A alone, on common pairs, would not have seen it."
         )
+    if settings.by is not None and not settings.features:
+        lines.append("Sources (--by) are compared by the test that reads features alone.")
     if found.power is None and not settings.power:
         lines.append("Which minority would have been found is not known; use --power.")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def draw_nulls(path: Path, tests: Sequence[tuple[str, float, Array]]) -> None:
     _save(figure, path, pyplot)
 
 
-def _figure(planes: int):  # type: ignore[no-untyped-def]
+def _figure(planes: int) -> tuple[Any, Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,7 +54,7 @@ def _figure(planes: int):  # type: ignore[no-untyped-def]
     return figure, drawn[0], pyplot
 
 
-def _save(figure, path: Path, pyplot) -> None:  # type: ignore[no-untyped-def]
+def _save(figure: Any, path: Path, pyplot: Any) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

@@ -98,15 +98,22 @@ def _record(
     answers = loaded.answers
     missing = why_not(answers, settings, b is None)
     if settings.features:
+        gain = None if b is None else b.gain
         evidence = Evidence(
-            "the test that reads features", None if b is None else b.p,
-            None if b is None else b.gain.default.value,
-            None if b is None else b.gain.default.ci95,
-            None if b is None else b.gain.points.value, missing, found.power,
-        )  # fmt: skip
+            "the test that reads features",
+            None if b is None else b.p,
+            None if gain is None else gain.default.ci95,
+            None if gain is None else gain.nats.value,
+            None if gain is None else gain.nats.ci95,
+            None if gain is None else gain.points.value,
+            missing,
+            found.power,
+        )
     else:
         p = None if a is None else a.p
-        evidence = Evidence("the test of common pairs", p, None, None, None, missing, found.power)
+        evidence = Evidence(
+            "the test of common pairs", p, None, None, None, None, missing, found.power
+        )
     verdict, sentence = judged(evidence)
     shown = found.shown if verdict == "plural" else None
     opposed = [one for one in found.power or () if one.other == "opposite"]

@@ -19,9 +19,11 @@ class Evidence:
     """which test decides, for people"""
     p: float | None
     """None: it cannot be done"""
-    gain: float | None
-    """nats, at the strength that the null has; None where test A decides"""
     interval: Interval | None
+    """of the gain at the strength that the null has; it decides"""
+    gain: float | None
+    """nats, at the strength that is told; None where test A decides"""
+    gain_interval: Interval | None
     points: float | None
     why_not: str
     """why the test cannot be done"""
@@ -62,6 +64,7 @@ def _plural(found: Evidence, p: str) -> tuple[Verdict, str]:
             f"Cannot tell: {p}, but the interval of the gain, [{low:+.4f}, {high:+.4f}] nats an "
             "answer, holds 0; more prompts or users would narrow it."
         )
+    low, high = found.gain_interval or (low, high)
     points = "" if found.points is None else f", {100.0 * found.points:+.1f} points of accuracy"
     return "plural", (
         f"Plural: more than one taste predicts answers not yet seen better, by {found.gain:.4f} "

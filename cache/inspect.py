@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pal.cache.reader import FeatureStore
 from pal.cache.records import FeatureStatistics, Manifest, Seconds, SpecRecord
-from pal.cache.spec import fingerprint
+from pal.cache.spec import embed_command, fingerprint
 from pal.cache.verified import require_undamaged
 from pal.errors import CacheError
 from pal.records import Entry
@@ -65,7 +66,7 @@ def _listed(folder: Path) -> ListedCache:
     if not (folder / Manifest.file).is_file():
         return ListedCache(dir=str(folder), state="incomplete")
     manifest = Manifest.find(folder)
-    if manifest is None:
+    if manifest is None or not _has_shards(folder, manifest):
         return ListedCache(dir=str(folder), state="damaged")
     return ListedCache(
         dir=str(folder),
@@ -77,6 +78,13 @@ def _listed(folder: Path) -> ListedCache:
         dtype=manifest.dtype,
         untrained=manifest.untrained,
     )
+
+
+def _has_shards(folder: Path, manifest: Manifest) -> bool:
+    """Say whether all shards are there with as many bytes as they had; ``verify`` hashes them."""
+    with suppress(OSError):
+        return all((folder / s.path).stat().st_size == s.bytes for s in manifest.shards)
+    return False
 
 
 def stats(folder: Path) -> CacheStats:
@@ -113,16 +121,17 @@ def verify(folder: Path) -> VerifiedCache:
     if fingerprint(manifest.spec) != manifest.fingerprint:
         raise CacheError(
             f"{folder / Manifest.file} does not fit its own fingerprint; remove {folder} and run "
-            f"pal embed"
+            f"{embed_command(folder)}"
         )
     require_undamaged(folder, manifest.shards, trusting=False)
     store = FeatureStore.open(folder)
     if len(np.unique(store.item_ids)) != store.rows:
-        raise CacheError(f"{folder} holds an item twice; remove it and run pal embed")
+        raise CacheError(f"{folder} holds an item twice; remove it and run {embed_command(folder)}")
     for block in store.iter_blocks():
         if not bool(torch.isfinite(block.float()).all()):
             raise CacheError(
-                f"{folder} holds NaN or infinite features; remove it and run pal embed"
+                f"{folder} holds NaN or infinite features; remove it and run "
+                f"{embed_command(folder)}"
             )
     return VerifiedCache(
         dir=str(folder), shards=len(manifest.shards), rows=store.rows, errors=manifest.errors

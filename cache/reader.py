@@ -12,7 +12,7 @@ import numpy as np
 
 from pal.cache.records import Manifest
 from pal.cache.shard import ITEM_BYTES, Shard
-from pal.cache.spec import Spec, differences
+from pal.cache.spec import Spec, differences, embed_command
 from pal.cache.verified import record_verified, require_undamaged
 from pal.errors import CacheError, CacheMismatch
 from pal.items import ID_BYTES
@@ -60,7 +60,8 @@ class FeatureStore:
         if expect is not None and manifest.spec != expect:
             listed = "; ".join(differences(manifest.spec, expect))
             raise CacheMismatch(
-                f"{folder} was made under another specification ({listed}); run pal embed again"
+                f"{folder} was made under another specification ({listed}); run "
+                f"{embed_command(folder)} again"
             )
         marks = require_undamaged(folder, manifest.shards, trusting=True)
         for name, seal in manifest.files.items():
@@ -108,7 +109,8 @@ class FeatureStore:
             example = bytes(wanted[~found][0]).ljust(ID_BYTES, b"\0").hex()
             raise CacheError(
                 f"{self.folder} has no feature for {int((~found).sum())} of {len(wanted)} items, "
-                f"e.g. {example}; see {self.folder / 'errors'} or run pal embed again"
+                f"e.g. {example}; see {self.folder / 'errors'} or run "
+                f"{embed_command(self.folder)} again"
             )
         rows: np.ndarray = np.where(found, order[place] if len(names) else -1, -1)
         return rows

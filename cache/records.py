@@ -10,16 +10,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pal.cache.spec import embed_command
 from pal.errors import CacheError
 from pal.records import Entry, JsonObject, Record
 
 
+class CacheRecord(Record, kind="", remedy=""):
+    """A record within a cache, whose remedy may name the command that fills it."""
+
+    @classmethod
+    def remedy_for(cls, folder: Path) -> str:
+        return cls.remedy.format(folder=folder, name=folder.name, embed=embed_command(folder))
+
+
 class SpecRecord(
-    Record,
+    CacheRecord,
     kind="cache-spec",
     file="spec.json",
     error=CacheError,
-    remedy="run pal embed again, which writes it anew",
+    remedy="run {embed} again, which writes it anew",
 ):
     """``spec.json``: written first of all, never changed."""
 
@@ -58,10 +67,10 @@ class ShardEntry(Entry):
 
 
 class Receipt(
-    Record,
+    CacheRecord,
     kind="receipt",
     error=CacheError,
-    remedy="run pal embed again, which encodes this shard again",
+    remedy="run {embed} again, which encodes this shard again",
 ):
     """``shards/part-N-of-M.json``: the only sign that a shard is complete."""
 
@@ -122,11 +131,11 @@ class Provenance(Entry):
 
 
 class Manifest(
-    Record,
+    CacheRecord,
     kind="cache",
     file="manifest.json",
     error=CacheError,
-    remedy="run pal embed again, which writes it anew",
+    remedy="run {embed} again, which writes it anew",
 ):
     """``manifest.json``: written last of all, so a cache that has one is complete."""
 
@@ -156,7 +165,7 @@ class Manifest(
     def of(cls, folder: Path) -> Manifest:
         """Read the manifest of a cache; raises CacheError where it is not complete."""
         if not (folder / cls.file).is_file():
-            raise CacheError(f"no complete cache in {folder}; run pal embed")
+            raise CacheError(f"no complete cache in {folder}; run {embed_command(folder)}")
         return cls.read(folder)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pal.cache.records import Manifest, SpecRecord
-from pal.cache.spec import encoder_of, fingerprint
+from pal.cache.spec import encoder_of, fingerprint, place_of
 from pal.errors import CacheError
 from pal.files import bytes_of
 from pal.names import require_name
 from pal.records import Entry
-
-FOLDER = re.compile(r"(?P<encoder>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
 class Removable(Entry):
@@ -91,8 +88,8 @@ def remove(found: Collection[Removable]) -> RemovedCaches:
 
 def encoder_name(folder: Path) -> str:
     """Return the encoder's name in the name of a cache's folder."""
-    found = FOLDER.fullmatch(folder.name)
-    return found["encoder"] if found else folder.name
+    place = place_of(folder)
+    return folder.name if place is None else place[1]
 
 
 def fingerprint_of(folder: Path) -> str:

@@ -8,6 +8,7 @@ so they are not in it. Another specification is another folder: caches are never
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -16,6 +17,8 @@ from pal.files import canonical_json
 from pal.records import JsonObject
 
 LAYOUT_VERSION = 1
+NAME = re.compile(r"(?P<encoder>.+)-[0-9a-f]{12}")
+"""of a cache's folder"""
 Spec = JsonObject
 
 
@@ -45,6 +48,25 @@ def fingerprint(spec: Spec) -> str:
 def folder_of(root: Path, dataset: str, encoder: str, spec: Spec) -> Path:
     """Return the folder of the cache with this specification: ``root/dataset/encoder-<fp12>``."""
     return root / dataset / f"{encoder}-{fingerprint(spec)[:12]}"
+
+
+def place_of(folder: Path) -> tuple[str, str] | None:
+    """Return dataset and encoder of a cache's folder, or of one within it; None where it does not
+    lie as ``folder_of`` says."""
+    folder = folder.resolve()
+    for one in (folder, folder.parent):
+        found = NAME.fullmatch(one.name)
+        if found:
+            return one.parent.name, found["encoder"]
+    return None
+
+
+def embed_command(folder: Path) -> str:
+    """Return the command that fills a cache, as far as its folder says it."""
+    place = place_of(folder)
+    if place is None:
+        return "pal embed"
+    return f"pal embed --dataset {place[0]} --encoder {place[1]}"
 
 
 def differences(found: Spec, wanted: Spec, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pal.cache.records import Mark, ShardEntry, Verified
+from pal.cache.spec import embed_command
 from pal.errors import CacheError
 from pal.files import file_sha256
 
@@ -50,8 +51,8 @@ def require_undamaged(
         if os.access(folder, os.W_OK):
             (folder / Verified.file).unlink(missing_ok=True)
         raise CacheError(
-            f"{folder}: {', '.join(damaged)} is damaged or missing; run pal embed again to "
-            f"re-encode it"
+            f"{folder}: {', '.join(damaged)} is damaged or missing; run "
+            f"{embed_command(folder)} again to re-encode it"
         )
     return {path: mark for path, mark in marks.items() if mark is not None}
 

@@ -40,7 +40,14 @@ from pal.cache.records import (
     Statistics,
 )
 from pal.cache.shard import ITEM_BYTES, write_shard
-from pal.cache.spec import LAYOUT_VERSION, Spec, differences, fingerprint, store_dtype
+from pal.cache.spec import (
+    LAYOUT_VERSION,
+    Spec,
+    differences,
+    embed_command,
+    fingerprint,
+    store_dtype,
+)
 from pal.cache.summary import manifest_of
 from pal.cache.verified import marks_of, record_verified, seen_undamaged
 from pal.errors import CacheError, CacheMismatch
@@ -301,14 +308,18 @@ class CacheWriter:
         for task in tasks:
             receipt = self.receipt_on_disk(task)
             if receipt is None:
-                raise Unfinished(f"{self.folder}: {task.stem} is not finished; run pal embed again")
+                raise Unfinished(f"{self.folder}: {task.stem} is not finished; run {self._again}")
             receipts.append(receipt)
         for receipt in receipts:
             mark = seen_undamaged(self.folder, receipt.entry, known)
             if mark is None:
-                raise Unfinished(f"{self.folder}: {receipt.path} is damaged; run pal embed again")
+                raise Unfinished(f"{self.folder}: {receipt.path} is damaged; run {self._again}")
             marks[receipt.path] = mark
         return receipts, marks
+
+    @property
+    def _again(self) -> str:
+        return f"{embed_command(self.folder)} again"
 
     def _manifest(
         self, receipts: Sequence[Receipt], provenance: Provenance, files: Mapping[str, str]
@@ -316,8 +327,8 @@ class CacheWriter:
         dims = sorted({receipt.dim for receipt in receipts})
         if len(dims) > 1:
             raise CacheError(
-                f"{self.folder} holds features of {dims} dimensions; remove it and run pal embed "
-                f"again"
+                f"{self.folder} holds features of {dims} dimensions; remove it and run "
+                f"{self._again}"
             )
         return manifest_of(self.spec, receipts, provenance, files)
 

@@ -23,8 +23,8 @@ BEHIND_PADDING = {
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 """model types that count positions from behind the number of the padding token"""
-RELATIVE = ("relative_attention_num_buckets",)
-"""settings of models whose positions have no end, whatever else they say"""
+ENDLESS = "relative_attention_num_buckets"
+"""a setting of T5's family, whose positions have no end, whatever ``n_positions`` says"""
 OWN = "own"
 """attention of code that a model brings itself"""
 
@@ -38,7 +38,8 @@ def facts_of(
     """
     import importlib.metadata
 
-    key = f"{key} in transformers {importlib.metadata.version('transformers')}"
+    trusted = "trusted " if config.trust_remote_code else ""
+    key = f"{trusted}{key} in transformers {importlib.metadata.version('transformers')}"
     found = memory.facts.get(key)
     if found is None:
         found = _facts(name, config, folder)
@@ -76,7 +77,7 @@ def positions_of(settings: dict[str, Any]) -> int | None:
     """Return how many positions a model has, None where they have no end or are not known."""
     inner = settings.get("text_config")
     settings = inner if isinstance(inner, dict) else settings
-    if any(settings.get(key) for key in RELATIVE):
+    if ENDLESS in settings and POSITIONS[0] not in settings:
         return None
     if settings.get("relative_attention") and not settings.get("position_biased_input", True):
         return None

@@ -136,6 +136,8 @@ class Reading:
 
 def settle(name: str, config: EncoderConfig, beside: Beside, positions: int | None) -> Reading:
     """Fill in what nobody typed from the files; raises EncoderError for what cannot be read."""
+    if config.kind != "hf-text":
+        return Reading(config.model_copy(update={"normalize": bool(config.normalize)}), (), ())
     notes = []
     if beside.unknown:
         notes.append(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pal.cache.reader import FeatureStore
+from pal.cache.spec import embed_command
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.devices import devices_of
@@ -61,7 +62,7 @@ def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> Sel
         raise CacheError(
             f"{job.folders[0]}: item {name} differs from a live forward pass by "
             f"{float(worst[row]):.2g} of its largest value, more than {tolerance} allows; remove "
-            f"the folder and run pal embed again"
+            f"the folder and run {embed_command(job.folders[0])} again"
         )
     weight, logits = store.score_weight(), None
     if weight is not None:

@@ -15,6 +15,7 @@ from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
 from pal.evaluate.predict import ZERO_SHOT
 from pal.evaluate.records import Cell, Interval, Metrics
+from pal.evaluate.sentences import sentences_of
 from pal.files import atomic_file, write_json
 
 Table = list[list[str]]
@@ -140,6 +141,8 @@ def write_report(folder: Path, found: Evaluation) -> str:
         text += f"\n\nDataset {name}:\n\n" + as_markdown(table_of_free(baselines))
     if found.comparisons:
         text += "\n\n" + as_markdown(table_of_comparisons(found.comparisons))
+    for sentence in sentences_of(found):
+        text += f"\n\n{sentence}"
     with atomic_file(folder / "evaluation.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     with (

@@ -18,6 +18,8 @@ from pathlib import Path
 QUESTION = 'Do you agree with this statement?\n"{}"'
 ANSWERS = {"1": (" Agree", " Disagree"), "-1": (" Disagree", " Agree")}
 
+if len(sys.argv) < 3:
+    sys.exit("say which export and what to write: python examples/polis_as_pairs.py EXPORT FILE")
 export, target = Path(sys.argv[1]), Path(sys.argv[2])
 fewest = int(sys.argv[3]) if len(sys.argv) > 3 else 20
 

@@ -27,6 +27,8 @@ CANDIDATES = [
     "I think reading novels is a waste of time",
 ]
 
+if len(sys.argv) < 2:
+    sys.exit("say where the statements are: python examples/rewards_for_opposed_users.py FOLDER")
 source, *overrides = sys.argv[1:]
 fixed = ["dataset=persona", f"data.persona.source={source}", "train.head=pal-a", "train.k=2"]
 config = load(overrides=[*fixed, *overrides]).config

@@ -142,6 +142,7 @@ def environment() -> list[Finding]:
 def caches(config: Config) -> list[Finding]:
     """Look at the state of every cache."""
     from pal.cache.inspect import list_caches
+    from pal.cache.spec import embed_command
 
     found = []
     for cache in list_caches(config.paths.cache):
@@ -153,7 +154,7 @@ def caches(config: Config) -> list[Finding]:
                 f"{cache.dir}: {cache.state}, {cache.rows:,} rows",
                 ""
                 if is_complete
-                else "run pal embed again with the same settings; it does what is missing",
+                else f"run {embed_command(Path(cache.dir))} again; it does what is missing",
             )
         )
     return found

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pal.report.write import Report
     from pal.reward.export import Choice, ExportSummary
     from pal.sweep.record import SweepSummary
+    from pal.train.own_trainer import OwnTraining
 
 Progress = Callable[[int], None]
 Tell = Callable[[str], None]
@@ -112,6 +113,18 @@ def train(
     metrics = evaluate_run(config.evaluate, trained, dataset, store, config.paths.runs / name)
     _tell_all(tell, [*short_lines(dataset.card), *few, *unread])
     return metrics
+
+
+def open_training(config: Config, run: str) -> OwnTraining:
+    """Return a head and its batches for a Trainer of your own, and what makes a run of it
+    (train/own_trainer.py)."""
+    from pal.evaluate.inputs import open_inputs
+    from pal.train.own_trainer import open_training as open_head
+
+    dataset, store = open_inputs(config)
+    return open_head(
+        config.train, config.seed, dataset, store, config.paths.runs, run, saved(config)
+    )
 
 
 def evaluate(

@@ -64,7 +64,7 @@ class Drawing:
         self._names[group] = names
         self.plane.scatter(
             x, y, s=26, color=colour, marker=marker, alpha=0.75, linewidths=0.5, gid=group,
-            label=label, zorder=3,
+            label=label, zorder=3, clip_on=False,
         )  # fmt: skip
 
     def svg(self) -> str:

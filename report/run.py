@@ -16,6 +16,7 @@ from pal.evaluate.metrics import credit, sigmoid
 from pal.evaluate.predict import in_test, load_run, predictions_of
 from pal.evaluate.records import Cell
 from pal.evaluate.report import interval
+from pal.evaluate.sentences import OF_ONE_TASTE, difference_sentence
 from pal.report.charts import lines, reliability, simplex, versus
 from pal.report.dataset import UNTRAINED, cache_source, cut
 from pal.report.page import Block, Code, Facts, Page, Picture, Pictures, Source, Table, Text
@@ -24,7 +25,6 @@ from pal.report.runs import (
     INTERVALS,
     Evaluated,
     by_shots,
-    difference_sentence,
     read_runs,
     sources_of,
 )
@@ -33,8 +33,6 @@ from pal.report.tastes import prototype_blocks, prototype_weights
 from pal.train.heads.users import NoUsers
 
 MOST_HARMED, MOST_DRAWN = 15, 400
-OF_ONE_TASTE = ("one-taste", "consensus", "bt-linear", "bt-mlp")
-"""heads that have no prototypes, or one"""
 
 
 def add_run(page: Page, config: Config, run: Evaluated) -> None:
@@ -80,7 +78,7 @@ def baseline_of(config: Config, run: Evaluated) -> Evaluated | None:
         for one in here
         if (one.record.split_digest, one.record.pairs_digest) == same
         and one.name != run.name
-        and has_one_taste(one)
+        and one.has_one_taste
     ]
 
     def rank(one: Evaluated) -> tuple[int, ...]:
@@ -92,12 +90,7 @@ def baseline_of(config: Config, run: Evaluated) -> Evaluated | None:
             other.seed != record.seed,
         )
 
-    return None if has_one_taste(run) else min(found, key=rank, default=None)
-
-
-def has_one_taste(run: Evaluated) -> bool:
-    """Say whether a run gives all people one taste, whatever else it knows of each."""
-    return run.record.train.prototypes == 1 or run.record.train.head in OF_ONE_TASTE
+    return None if run.has_one_taste else min(found, key=rank, default=None)
 
 
 def _what(run: Evaluated) -> list[Block]:
@@ -170,7 +163,7 @@ def _calibration(config: Config, run: Evaluated) -> Picture | None:
 
 def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[Block]:
     """Compare each person's accuracy with that under one taste."""
-    if has_one_taste(run):
+    if run.has_one_taste:
         return []
     if baseline is None:
         command = f"{run.command} --k 1".replace(f"--k {run.record.train.k} ", "").replace(

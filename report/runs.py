@@ -17,6 +17,7 @@ from pal.evaluate.report import (
     table_of_runs,
     table_of_shots_by_run,
 )
+from pal.evaluate.sentences import difference_sentence, has_one_taste
 from pal.report.charts import Value, forest, lines
 from pal.report.page import Block, Bullets, Page, Picture, Pictures, Source, Table, Text
 from pal.report.subjects import Subject
@@ -41,6 +42,11 @@ class Evaluated:
     @property
     def name(self) -> str:
         return self.record.run
+
+    @property
+    def has_one_taste(self) -> bool:
+        """Whether it gives all people one taste."""
+        return has_one_taste(self.record.train.head, self.record.train.prototypes)
 
     @property
     def command(self) -> str:
@@ -129,26 +135,6 @@ def by_shots(metrics: Metrics) -> dict[int, Value]:
     }
 
 
-def difference_sentence(one: Comparison) -> str:
-    """Say in a sentence what a comparison with a baseline shows, or does not."""
-    where = "seen people" if one.cell == "test_seen" else "new people without an answer"
-    told = f"{one.b} against {one.a}, {where}: {100 * one.difference:+.1f} points"
-    if one.ci95 is None:
-        return f"{told}; with a single user or prompt there is no interval, so nothing is shown."
-    low, high = one.ci95
-    told += f" [{100 * low:+.1f}, {100 * high:+.1f}], p = {one.p_holm:.4f} (Holm): "
-    if one.p_holm < 0.05 and low > 0.0:
-        told += f"{one.b} is better"
-    elif one.p_holm < 0.05 and high < 0.0:
-        told += f"{one.b} is worse"
-    else:
-        told += "no difference is shown"
-    return (
-        f"{told}. {one.harmed:.0%} of the {one.n_users} people are worse off; coin flips would "
-        f"give {one.harmed_by_chance:.0%}."
-    )
-
-
 def _forest(metrics: Sequence[Metrics]) -> Picture | None:
     values = {one.run: value_of(one.test_seen) for one in metrics if one.test_seen}
     if len(values) < 2:
@@ -218,7 +204,7 @@ def _comparisons(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> list[Bl
     found: list[Comparison] = []
     problems = []
     for some in groups.values():
-        ordered = sorted(some, key=lambda run: run.record.train.prototypes != 1)
+        ordered = sorted(some, key=lambda run: not run.has_one_taste)
         if len(ordered) > 1:
             names = [run.name for run in ordered]
             try:

@@ -70,8 +70,8 @@ def require_file(path: Path) -> None:
             raise RewardError(f"{path} does not exist; give --input a JSONL, CSV or Parquet file")
         if not path.is_file():
             raise RewardError(
-                f"--input {path} is no regular file, and rows are read several times; give a JSONL, "
-                "CSV or Parquet file"
+                f"--input {path} is no regular file, and rows are read several times; give a "
+                "JSONL, CSV or Parquet file"
             )
         with open(path, "rb") as stream:
             start = stream.read(8)
@@ -80,8 +80,8 @@ def require_file(path: Path) -> None:
     kind = None if is_parquet(path) else other_kind(start)
     if kind is not None:
         raise RewardError(
-            f"{path} is {kind}, not text; unpack it, or give it the ending .parquet if it is "
-            "Parquet"
+            f"{path} is {kind}, not {'CSV' if is_cells(path) else 'JSON lines'}; unpack it, or "
+            "give it the ending .parquet if it is Parquet"
         )
 
 

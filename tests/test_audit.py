@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from scipy.special import expit
 from typer.testing import CliRunner
 
+from pal.audit import cross_fit
 from pal.audit.answers import Answers, oriented
 from pal.audit.content import Judged
 from pal.audit.cross_fit import CrossFit, design_of
@@ -88,9 +90,9 @@ def sentence_of(found: Findings) -> str:
     b = found.features
     assert b is not None
     gain = b.gain.default
-    return judged(Evidence("B", b.p, gain.value, gain.ci95, b.gain.points.value, "", found.power))[
-        0
-    ]
+    return judged(
+        Evidence("B", b.p, gain.ci95, gain.value, gain.ci95, b.gain.points.value, "", found.power)
+    )[0]
 
 
 @pytest.mark.parametrize("compared", [False, True])
@@ -103,7 +105,7 @@ def test_slopes_are_those_of_finite_differences(compared: bool, k: int, exchange
     design = design_of(answers, z)
     if exchanges:
         who = torch.randint(4, (len(answers), 2), generator=generator)
-        design = type(design)(**{**vars(design), "user": who})
+        design = replace(design, user=who)
     model = Model(design, k, Strength(2.0, 0.5))
     theta = 0.3 * torch.randn(sum(model.sizes), 2, generator=generator).double()
     label = torch.rand(len(answers), 2, generator=generator).double()
@@ -133,6 +135,23 @@ def test_both_ways_to_mix_tastes_are_the_same() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("exchanges", [False, True])
+def test_slopes_of_users_are_the_same_without_a_table(
+    exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = made(users=5, per=8, things=9).answers
+    generator = torch.Generator().manual_seed(0)
+    design = design_of(answers, torch.randn(9, 2, generator=generator))
+    if exchanges:
+        who = torch.randint(5, (len(answers), 3), generator=generator)
+        design = replace(design, user=who)
+    residual = torch.randn(len(answers), 3, generator=generator)
+    by_table = cross_fit.slopes_of_users(design, residual)
+    monkeypatch.setattr(cross_fit, "LARGEST", 0)
+    monkeypatch.setattr(cross_fit, "BLOCK", 7)
+    torch.testing.assert_close(cross_fit.slopes_of_users(design, residual), by_table)
+
+
 def test_problems_of_a_batch_end_where_each_ends_alone() -> None:
     scales = torch.tensor([[1.0, 30.0, 0.1], [5.0, 1.0, 2.0]]).double()
     wanted = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]).double()
@@ -154,14 +173,14 @@ def test_problems_of_a_batch_end_where_each_ends_alone() -> None:
 
 
 def test_gains_do_not_depend_on_the_batch() -> None:
-    one = made(share=0.4)
+    one = made(users=16, per=20, things=40, share=0.4)
     z = features_of(one.points, 0).z
-    cross_fit = CrossFit(one.answers, z, 0, Population.fitted(one.answers, z).spreads)
-    other = made(seed=1).answers.label
+    folds = CrossFit(one.answers, z, 0, Population.fitted(one.answers, z).spreads)
+    other = made(seed=1, users=16, per=20, things=40).answers.label
     both = torch.from_numpy(np.stack([one.answers.label, other], axis=1)).float()
-    together = torch.cat(list(cross_fit.gains(both)), dim=1)
-    alone = torch.cat([next(cross_fit.gains(both[:, n : n + 1])) for n in (0, 1)], dim=1)
-    found, wanted = cross_fit.of_users(together), cross_fit.of_users(alone)
+    together = torch.cat(list(folds.gains(both)), dim=1)
+    alone = torch.cat([next(folds.gains(both[:, n : n + 1])) for n in (0, 1)], dim=1)
+    found, wanted = folds.of_users(together), folds.of_users(alone)
     torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0.0)
     assert float(found[0]) > 0.02
 
@@ -177,12 +196,14 @@ def test_reliability_of_people_who_answer_at_random_or_against_all_is_small() ->
 
 
 def test_a_minority_is_plurality_and_careless_people_are_none(tmp_path: Path) -> None:
-    found = examined(tmp_path / "opposed", made(users=20, share=0.3))
+    found = examined(tmp_path / "opposed", made(users=20, per=20, things=40, share=0.3))
     assert sentence_of(found) == "plural"
     assert found.features is not None
     assert found.overlap is not None
     assert found.overlap.p <= 0.05
-    careless = examined(tmp_path / "careless", made(seed=1, users=20, careless=0.3))
+    careless = examined(
+        tmp_path / "careless", made(seed=1, users=20, per=20, things=40, careless=0.3)
+    )
     assert careless.features is not None
     assert careless.overlap is not None
     assert careless.features.p > 0.05
@@ -192,7 +213,7 @@ def test_a_minority_is_plurality_and_careless_people_are_none(tmp_path: Path) ->
 
 
 def test_the_groups_are_those_that_were_planted(tmp_path: Path) -> None:
-    one = made(share=0.4, ready=0.3)
+    one = made(users=20, per=20, things=40, share=0.4, ready=0.3)
     shown = examined(tmp_path, one).shown
     assert shown is not None
     assert shown.division.groups == 2
@@ -242,14 +263,14 @@ def test_power_finds_the_share_and_more_answers_make_it_smaller() -> None:
 
 
 def test_power_of_both_tests(tmp_path: Path) -> None:
-    one = made(users=20, per=40)
+    one = made(users=20, per=30, things=40)
     found = examined(tmp_path / "b", one, power=True)
     assert found.power is not None
     opposite, unrelated = found.power[:2]
     assert opposite.other == "opposite"
     assert opposite.share is not None
     assert opposite.share <= 0.25
-    assert unrelated.answers_per_user == 40
+    assert unrelated.answers_per_user == 30
     alone = examined(tmp_path / "a", one, features=False, power=True)
     assert alone.features is None
     assert alone.power is not None
@@ -276,7 +297,9 @@ def test_the_verdict_follows_the_rule(p: Any, interval: Any, shares: Any, wanted
             Planting(other="opposite", answers_per_user=10.0 * 2**n, share=share)
             for n, share in enumerate(shares)
         ]
-    verdict, sentence = judged(Evidence("B", p, 0.01, interval, 0.02, "there is no one", power))
+    verdict, sentence = judged(
+        Evidence("B", p, interval, 0.01, interval, 0.02, "there is no one", power)
+    )
     assert verdict == wanted
     assert sentence.endswith((".", "--power."))
     if shares == (None, 0.2):
@@ -534,11 +557,11 @@ def test_without_features_no_cache_is_needed(configure: Any) -> None:
 
 
 def test_which_source_holds_the_plurality(tmp_path: Path) -> None:
-    one = made(users=30, per=30, share=0.0)
-    other = made(seed=5, users=30, per=30, share=0.4)
+    one = made(users=20, per=20, things=40)
+    other = made(seed=5, users=20, per=20, things=40, share=0.4)
     a, b = one.answers, other.answers
     joined = oriented(
-        np.concatenate([a.first, b.first + a.things]), None, np.concatenate([a.user, b.user + 30]),
+        np.concatenate([a.first, b.first + a.things]), None, np.concatenate([a.user, b.user + 20]),
         np.concatenate([a.label, b.label]), np.concatenate([a.group, b.group + a.things]),
         np.concatenate([a.other, b.other + a.things]), 2 * a.things,
         ["calm"] * len(a) + ["torn"] * len(b),

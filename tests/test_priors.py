@@ -19,7 +19,7 @@ from pal.train.fit import fit_head
 from pal.train.heads.held import HeldMLPs, deviating, moved
 from pal.train.heads.mlp import Architecture
 from pal.train.heads.pal_b import PalB
-from pal.train.heads.shrunk import ShrunkHead, ShrunkPalA, ShrunkPalB
+from pal.train.heads.shrunk import FAR, ShrunkHead, ShrunkPalA, ShrunkPalB
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.priors import Priors, gains_clearly, prepare, with_things
@@ -183,9 +183,9 @@ def test_the_loss_over_all_pairs_is_the_negative_log_posterior(name: str) -> Non
     for key, value in head.named_parameters():
         away = value - module.priors.first.get(key, torch.zeros(()))
         if key == "prototypes_KH":
-            prior = prior + 2.0 * DIM / 0.25 * away.square().sum()
+            prior = prior + 2.0 * DIM / (0.5 * FAR) ** 2 * away.square().sum()
         elif "out_CHF" in key or "bias_CH" in key:
-            own = deviating(value, 0.5) if name == "pal-b" else 0.5 * value.square().sum()
+            own = deviating(value, 0.5) if name == "pal-b" else 0.5 * (FAR * value).square().sum()
             prior = prior + own
         elif key != "users.logits":
             prior = prior + 1.5 * DIM * away.square().sum()

@@ -4,16 +4,20 @@ command runs."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from pal import __version__
-from pal.cli import audit, data, features, heads, project, report, reward  # noqa: F401, importing a file adds its commands
+from pal.cli import audit, data, features, heads, project, report, reward, runs  # noqa: F401, importing a file adds its commands
 from pal.cli.app import app, say
+from pal.cli.examples import epilog
 from pal.errors import PalError, PalWarning, disk_error
+
+INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
@@ -21,8 +25,23 @@ def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if show:
-        typer.echo(__version__)
+        from pal.cli.version import version_text
+
+        typer.echo(version_text())
         raise typer.Exit
+
+
+def _add_examples(commands: typer.Typer, before: str = "") -> None:
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        command.epilog = epilog(f"{before}{name}")
+    for group in commands.registered_groups:
+        assert group.typer_instance is not None
+        _add_examples(group.typer_instance, f"{group.name} ")
+
+
+_add_examples(app)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
@@ -31,19 +50,36 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         say(f"pal: warning: {message}")
 
 
+class _Interrupts:
+    """Remembers Ctrl-C: Lightning, and others, end the process in ways of their own for it."""
+
+    def __init__(self) -> None:
+        self.came = False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Run the command line; an error that the user can fix becomes one sentence and exit code 1."""
+    """Run the command line; an error that the user can fix becomes one sentence and exit code 1,
+    Ctrl-C a word and 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its reports are not the user's
     warnings.showwarning = _show_warning
+    interrupts = _Interrupts()
     try:
         app()
-    except KeyboardInterrupt:
-        say("pal: interrupted")
-        sys.exit(130)
-    except Exception as error:
-        told = error if isinstance(error, PalError) else disk_error(error)
+    except BaseException as error:
+        if interrupts.came or isinstance(error, KeyboardInterrupt):
+            say("pal: interrupted")
+            sys.exit(INTERRUPTED)
+        told = error if isinstance(error, PalError) else None
+        if told is None and isinstance(error, Exception):
+            told = disk_error(error)
         if told is None:
             raise
         say(f"pal: {told}")

@@ -80,6 +80,33 @@ def show(result: BaseModel | dict[str, Any], as_json: bool, text: Callable[[], s
         typer.echo(text())
 
 
+def with_page(text: str, *names: str) -> str:
+    """Return what a command tells, and the command that makes a page of what it made."""
+    return f"{text}\n\nTo look at it: pal report {' '.join(names)}"
+
+
+def is_agreed(question: str, yes: bool) -> bool:
+    """Ask whether something is to be removed; raises ConfigError where nobody can answer."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        from pal.errors import ConfigError
+
+        raise ConfigError(f"{question.rstrip('?')}: nobody can be asked here, so add --yes")
+    return typer.confirm(question, err=True)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= worth:
+            return f"{count / worth:.1f} {unit}"
+    return f"{count} bytes"
+
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
 @contextmanager
 def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error once something takes longer than two seconds; nothing when not a

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from pal.cli.app import Dataset, Encoder, File, Json, Set, app, progress_bar, settings_of, show
+from pal.cli.app import (
+    Dataset,
+    Encoder,
+    File,
+    Json,
+    Set,
+    app,
+    progress_bar,
+    settings_of,
+    show,
+    with_page,
+)
 
 
 @app.command()
@@ -65,6 +76,7 @@ def audit(
 
     def text() -> str:
         lines = [record.sentence, *(f"  {line}" for line in record.limits)]
-        return "\n".join([*lines, f"{record.seconds:.0f} s; read {folder / 'audit.md'}"])
+        lines.append(f"{record.seconds:.0f} s; read {folder / 'audit.md'}")
+        return with_page("\n".join(lines), record.name)
 
     show(record, as_json, text)

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from pal.cli.app import Dataset, File, Json, Set, Source, app, progress_bar, say, settings_of, show
+from pal.cli.app import (
+    Dataset,
+    File,
+    Json,
+    Set,
+    Source,
+    app,
+    progress_bar,
+    say,
+    settings_of,
+    show,
+    with_page,
+)
 
 
 @app.command()
@@ -40,7 +52,7 @@ def prepare(
     show(
         {**prepared.card.model_dump(mode="json"), "dir": str(prepared.folder)},
         as_json,
-        lambda: card_text(prepared.card, prepared.folder),
+        lambda: with_page(card_text(prepared.card, prepared.folder), prepared.card.name),
     )
 
 

@@ -16,11 +16,16 @@ from pal.cli.app import (
     Json,
     Set,
     Source,
+    Yes,
     app,
+    is_agreed,
     numbers_of,
     progress_bar,
+    say,
     settings_of,
     show,
+    size,
+    with_page,
 )
 
 cache_app = typer.Typer(help="Look after caches of features.", no_args_is_help=True)
@@ -82,7 +87,7 @@ def embed(
         redirect_stdout(sys.stderr),
     ):  # Ray tells of its nodes on standard output
         result = pipeline.embed(settings, progress, retry_errors)
-    show(result, as_json, lambda: messages.of_embed(result))
+    show(result, as_json, lambda: with_page(messages.of_embed(result), result.dataset))
 
 
 @cache_app.command("ls")
@@ -149,3 +154,51 @@ def cache_export(
         as_json,
         lambda: f"{made.rows:,} x {made.dim} in {made.dir}: {', '.join(made.files)}",
     )
+
+
+@cache_app.command("rm")
+def cache_rm(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Whose caches; all of them without an encoder.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Argument(help="Of this encoder alone.")] = None,
+    unused: Annotated[
+        bool,
+        typer.Option("--unused", help="Those that no present dataset, encoder or run needs."),
+    ] = False,
+    yes: Yes = False,
+    config: File = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Remove caches; only folders whose own record says that they are caches.
+
+    Features are taken over from any cache of the same encoder, so it is said which are the only
+    ones that hold theirs: these would have to be encoded anew.
+    """
+    from pal.cache.removal import caches_of, removable, remove, unused_caches
+    from pal.embed.needed import is_needed
+    from pal.errors import ConfigError
+    from pal.evaluate.keeping import list_runs
+
+    if unused == (dataset is not None):
+        raise ConfigError("name a dataset, pal cache rm DATASET [ENCODER], or say --unused")
+    settings = settings_of(config, set_).config
+    runs, root = list_runs(settings.paths.runs), settings.paths.cache
+    if dataset is None:
+        trained_on = {run.cache_fingerprint for run in runs}
+        folders = unused_caches(root, lambda one: is_needed(settings, one, trained_on))
+    else:
+        folders = caches_of(root, dataset, encoder)
+    found = removable(
+        root, folders, lambda mark: [run.run for run in runs if run.cache_fingerprint == mark]
+    )
+    for one in found:
+        lost = "; no other cache has these features" if one.sole else ""
+        used = f"; {', '.join(one.runs)} can then not be evaluated" if one.runs else ""
+        say(f"{one.dir}: {size(one.bytes)}{lost}{used}")
+    total, many = sum(one.bytes for one in found), "s" * (len(found) != 1)
+    if found and not is_agreed(f"Remove {len(found)} cache{many}, {size(total)}?", yes):
+        raise typer.Exit(1)
+    removed = remove(found)
+    show(removed, as_json, lambda: f"{len(removed.removed)} removed, {size(removed.bytes)} freed")

@@ -19,6 +19,7 @@ from pal.cli.app import (
     say,
     settings_of,
     show,
+    with_page,
 )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def train(
         settings.config.train.epochs * settings.config.train.starts, "epochs"
     ) as progress:
         metrics = pipeline.train(settings.config, run, progress)
-    show(metrics, as_json, lambda: runs_table([metrics]))
+    show(metrics, as_json, lambda: with_page(runs_table([metrics]), metrics.run))
 
 
 @app.command()
@@ -83,11 +84,12 @@ def sweep(
         from pal.sweep.table import nested_text, table_of_sweep
 
         folder = settings.config.paths.sweeps / summary.name
-        return (
+        told = (
             f"{as_markdown(table_of_sweep(folder))}\n\n{nested_text(summary)}"
             f"{summary.heads} heads, {summary.trained} trained now in {summary.seconds:.1f} s "
             f"({summary.mode}), {summary.failed} failed; {folder}"
         )
+        return with_page(told, summary.name)
 
     show(summary, as_json, text)
 
@@ -145,7 +147,7 @@ def adapt(
             made = found.grown
             told = "nothing to grow for" if made is None else f"run {made.run} has K = {made.k}"
             lines.append(told)
-        return "\n".join(lines)
+        return with_page("\n".join(lines), run)
 
     show(found, as_json, text)
 
@@ -188,4 +190,4 @@ def evaluate(
     from pal.evaluate.report import write_report
 
     report = write_report(settings.config.paths.runs, result)
-    show(result, as_json, lambda: report)
+    show(result, as_json, lambda: with_page(report, *dict.fromkeys(names)))

@@ -1,11 +1,31 @@
-"""pal demo and pal config: the project as a whole."""
+"""pal demo, pal init and pal config: the project as a whole."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pal.cli.app import Dataset, Encoder, File, Json, Set, app, runs_table, say, settings_of, show
+import typer
+
+from pal.cli.app import (
+    Dataset,
+    Encoder,
+    File,
+    Json,
+    Set,
+    app,
+    runs_table,
+    say,
+    settings_of,
+    show,
+    with_page,
+)
+
+if TYPE_CHECKING:
+    from pal.evaluate.records import Metrics
 
 
 @app.command()
@@ -22,8 +42,56 @@ def demo(
     show(
         {"cache": made.cache.model_dump(mode="json"), "runs": runs, "seconds": seconds},
         as_json,
-        lambda: f"\n{runs_table(made.runs)}\n\n{seconds:.0f} s in all",
+        lambda: _demo_text(made.runs, seconds),
     )
+
+
+def _demo_text(runs: Sequence[Metrics], seconds: float) -> str:
+    """Return the table of the demo, what it shows, and what to do next."""
+    one, many = runs[0], runs[1]
+    gain = (
+        ""
+        if one.test_seen is None or many.test_seen is None
+        else (
+            f"One taste for all is right in {one.test_seen.macro_accuracy:.0%} of the answers, "
+            f"{many.k} prototypes are in {many.test_seen.macro_accuracy:.0%}.\n"
+        )
+    )
+    next_steps = (
+        f"Next: pal evaluate {one.run} {many.run}   (is the difference sure?)\n"
+        f"      pal adapt --run {many.run} --shots 0,5,20   (people it never saw)\n"
+        "      pal init --source FILE   (your own answers)"
+    )
+    told = f"\n{runs_table(runs)}\n\n{gain}{seconds:.0f} s in all.\n\n{next_steps}"
+    return with_page(told, one.dataset)
+
+
+@app.command()
+def init(
+    source: Annotated[
+        Path, typer.Option("--source", help="Your file of answers, or the folder of an export.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the dataset; default: the file's.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a pipeline.yaml that is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at your file and write a commented pipeline.yaml for it."""
+    from pal.data.proposal import propose, write_settings
+
+    found = propose(source, name)
+    file = write_settings(found, Path("pipeline.yaml"), force)
+
+    def text() -> str:
+        lines = [f"{file} is written: {source} is read as {found.kind}."]
+        lines += [f"  {line}" for line in found.notes]
+        lines.append(f"Next: pal doctor --dataset {found.name}, then pal embed, then pal train")
+        return "\n".join(lines)
+
+    show({"file": str(file), "dataset": found.name, "kind": found.kind}, as_json, text)
 
 
 @app.command("config")

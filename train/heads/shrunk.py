@@ -4,8 +4,8 @@
     PAL-B: R_k = <f(item) / |f(item)|, g_k(prompt)>               g_k = W_k phi_k + b_k
     PAL-A: R_k = 2 <f(item), p_k> - |f(item)|^2                   f = W phi + b
 
-    W_k = W_0 + sigma V_k, b_k alike, p_k = p_0 + sigma delta_k;  W_0, V_k, W, b, a_u, omega_u ~
-    N(0, 1);  hidden layers, PAL-B's f and p_k ~ N(as drawn at first, the variance of that draw)
+    W_k = W_0 + sigma V_k, b_k alike, p_k = p_0 + sigma delta_k;  W_0, V_k, FAR W, FAR b, a_u,
+    omega_u ~ N(0, 1);  hidden layers, PAL-B's f and p_k ~ N(as drawn, the variance of that draw)
 
 Weights sum to one, so an ideal point is a mixture of K prototypical ones (arXiv 2406.08469); in
 PAL-A |a|^2 cancels in a margin. The shared part of PAL-B is no parameter: it is integrated out, and
@@ -32,6 +32,9 @@ from pal.train.heads.users import ReadyWeights
 
 START = 0.5
 """spread of the first user logits: at zero all prototypes would be alike for ever"""
+FAR = 8.0
+"""how far PAL-A's first ideal points lie, in units of what items are apart: -|z|^2, which users do
+not differ in, then bends rewards little"""
 First = dict[str, Tensor]
 
 
@@ -172,8 +175,8 @@ class ShrunkPalA(ShrunkHead):
         super().__init__(dim, users, k=k, latent_dim=latent_dim, mlp=mlp, sigma=sigma)
         self.f = HeldMLPs(1, dim, self.latent_dim, self.architecture)
         way_KH = nn.functional.normalize(torch.randn(1 + k, self.latent_dim), dim=1)
-        # 2 <f, p_0> has the variance of an output of f, 2 <f, delta> sigma^2 times as much
-        self.prototypes_KH = nn.Parameter(0.5 * (way_KH[:1] + sigma * way_KH[1:]))
+        # 2 <f, p_0> has a variance of about one, 2 <f, delta_k> of sigma^2
+        self.prototypes_KH = nn.Parameter(0.5 * FAR * (way_KH[:1] + sigma * way_KH[1:]))
 
     def terms(self, prompt_BD: Tensor | None, item_BD: Tensor) -> Tensor:
         placed_BH: Tensor = self.f(self.item_scale(item_BD))[0]
@@ -192,8 +195,8 @@ class ShrunkPalA(ShrunkHead):
     def surprise(self, first: First) -> Tensor:
         now: First = dict(self.first_values())
         away_KH = now.pop("prototypes_KH") - first["prototypes_KH"]
-        prototypes = 2.0 * self.latent_dim / self.sigma**2 * away_KH.square().sum()
-        mapped = 0.5 * (self.f.out_CHF.square().sum() + self.f.bias_CH.square().sum())
+        prototypes = 2.0 * self.latent_dim / (FAR * self.sigma) ** 2 * away_KH.square().sum()
+        mapped = 0.5 * FAR**2 * (self.f.out_CHF.square().sum() + self.f.bias_CH.square().sum())
         return mapped + prototypes + moved(now, first) + self._users_surprise()
 
     def roles(self) -> dict[str, list[nn.Parameter]]:

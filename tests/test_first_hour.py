@@ -1,0 +1,313 @@
+"""What a new user meets in the first hour: help, remedies, a file of one's own, tidying up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from pal import __version__, pipeline
+from pal.cache.inspect import list_caches
+from pal.cache.removal import caches_of, removable, remove, unused_caches
+from pal.cache.spec import embed_command
+from pal.cells import delimiter_of
+from pal.cli import version as version_option
+from pal.cli.app import app
+from pal.cli.examples import EXAMPLES
+from pal.cli.version import version_text
+from pal.config import Config, load
+from pal.data.proposal import propose, write_settings
+from pal.embed.needed import is_needed
+from pal.errors import CacheError, ConfigError, DataError, EvaluationError
+from pal.evaluate.compare import Comparison
+from pal.evaluate.evaluation import Evaluation
+from pal.evaluate.keeping import list_runs, remove_runs, runs_to_remove
+from pal.evaluate.records import Metrics
+from pal.evaluate.sentences import sentences_of
+from pal.reward.rows import read_rows, write_cells
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+Configure = Callable[..., Config]
+SIMULATED = {"dataset": "simulated", "encoder": "identity", "train.head": "pal-a",
+             "train.epochs": 1}  # fmt: skip
+
+
+def commands(of: typer.Typer = app, before: str = "") -> list[str]:
+    found = []
+    for one in of.registered_commands:
+        assert one.callback is not None
+        found.append(before + (one.name or one.callback.__name__))
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        found += commands(group.typer_instance, f"{group.name} ")
+    return found
+
+
+def test_every_command_has_examples_and_no_other_has() -> None:
+    assert sorted(commands()) == sorted(EXAMPLES)
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_examples_of_help_are_commands_with_options_that_exist(line: str) -> None:
+    _, *words = shlex.split(line)
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("pal", list(words), resilient_parsing=True)
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+        context = command.make_context(name, list(words), parent=context)
+    assert context.args == []
+
+
+def test_help_ends_with_its_examples() -> None:
+    told = CliRunner().invoke(app, ["cache", "rm", "--help"]).output
+    assert "pal cache rm --unused" in told
+
+
+def test_the_version_tells_the_commit_of_a_checkout() -> None:
+    assert version_option is not None
+    told = version_text()
+    assert told.startswith(f"pal {__version__}")
+    assert re.search(r"\(git [0-9a-f]{7,}", told) or not (REPOSITORY / ".git").exists()
+
+
+def test_make_says_where_pal_is() -> None:
+    told = subprocess.run(
+        ["make", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    assert f"pal is {REPOSITORY}/.venv/bin/pal" in told
+
+
+def test_ctrl_c_says_a_word_and_exits_with_130() -> None:
+    command = [
+        sys.executable, "-m", "pal", "train", "--dataset", "simulated", "--encoder", "identity",
+        "--head", "pal-a", "--set", "train.epochs=100000",
+    ]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "pal", "embed", *command[4:8]], check=True, capture_output=True
+    )
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)  # importing, or training: wherever it is
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert told.strip().splitlines()[-1] == "pal: interrupted"
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "example", ["polis_as_pairs.py", "rewards_for_opposed_users.py", "slurm.sbatch"]
+)
+def test_an_example_without_its_argument_ends_in_one_sentence(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
+    program = sys.executable if example.endswith(".py") else "bash"
+    done = subprocess.run(
+        [program, str(REPOSITORY / "examples" / example)], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("say ")
+
+
+def write_csv(name: str, header: list[str], rows: list[list[Any]], delimiter: str = ",") -> Path:
+    with open(name, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows([header, *rows])
+    return Path(name)
+
+
+ROWS = [[f"person {p}", f"Statement: {n}", ("agree", "disagree")[(p + n) % 2]]
+        for p in range(12) for n in range(10)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("header", "kind", "doubts"),
+    [
+        (["user_id", "item", "vote"], "votes", set()),
+        (["who", "statement", "vote"], "votes", {"user_id"}),
+    ],
+)
+def test_init_recognises_votes(header: list[str], kind: str, doubts: set[str]) -> None:
+    file = write_csv("town.csv", header, ROWS, ";")
+    found = propose(file)
+    assert (found.name, found.kind, found.columns["vote"]) == ("town", kind, "vote")
+    assert found.columns["user_id"] == header[0]
+    assert doubts <= set(found.doubts)
+    write_settings(found, Path("pipeline.yaml"))
+    config = load(None, (), {}).config
+    assert (config.dataset, config.train.head) == ("town", "auto")
+    prepared = pipeline.prepare(config, tell=lambda line: None)
+    assert prepared.card.counts.pairs == len(ROWS)
+
+
+def test_init_recognises_comparisons_ratings_and_exports() -> None:
+    rows = [[p, f"Q{n}", f"good {n}", f"bad {n}"] for p in range(12) for n in range(5)]
+    assert (
+        propose(write_csv("a.csv", ["user", "prompt", "chosen", "rejected"], rows)).kind == "pairs"
+    )
+    stars = [[p, f"text {n}", 1 + (p + n) % 5] for p in range(12) for n in range(5)]
+    assert propose(write_csv("b.csv", ["user", "text", "stars"], stars)).kind == "ratings"
+    Path("export").mkdir()
+    write_csv("export/comments.csv", ["comment-id", "comment-body"], [[0, "Trams."]])
+    write_csv("export/participants-votes.csv", ["participant", "0"], [[1, 1]])
+    assert propose(Path("export")).kind == "polis"
+
+
+def test_init_replaces_nothing_without_force_and_explains_what_it_does_not_know() -> None:
+    file = write_csv("town.csv", ["user_id", "item", "vote"], ROWS)
+    Path("pipeline.yaml").write_text("seed: 7\n")
+    with pytest.raises(ConfigError, match="is there already.*say --force.*kind: votes"):
+        write_settings(propose(file), Path("pipeline.yaml"))
+    assert Path("pipeline.yaml").read_text() == "seed: 7\n"
+    write_settings(propose(file), Path("pipeline.yaml"), force=True)
+    assert yaml.safe_load(Path("pipeline.yaml").read_text())["dataset"] == "town"
+    with pytest.raises(DataError, match="does not exist"):
+        propose(Path("absent.csv"))
+    with pytest.raises(DataError, match="neither comparisons .* its columns are x, y"):
+        propose(write_csv("odd.csv", ["x", "y"], [[1, 2]]))
+
+
+def test_names_of_columns_cannot_change_the_settings() -> None:
+    column = 'vote: {"x"}\nseed: 99 # '
+    file = write_csv("town.csv", ["user_id", "item", column], ROWS)
+    odd = propose(write_csv("plain.csv", ["user_id", "item", "vote"], ROWS))
+    given = {**odd.columns, "vote": column}
+    found = type(odd)(odd.name, odd.kind, file, given, (f"a\n{column}",))
+    write_settings(found, Path("pipeline.yaml"))
+    read = yaml.safe_load(Path("pipeline.yaml").read_text())
+    assert read["data"]["plain"]["columns"]["vote"] == column
+    assert "seed" not in read
+
+
+@pytest.fixture
+def made(configure: Configure) -> Config:
+    """Return settings under which a cache and two runs are there."""
+    config = configure(SIMULATED)
+    pipeline.embed(config, tell=lambda line: None)
+    for name in ("one", "two"):
+        pipeline.train(config, name, tell=lambda line: None)
+    return config
+
+
+def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
+    runs = made.paths.runs
+    listed = list_runs(runs)
+    assert [(run.run, run.state, run.head) for run in listed] == [
+        ("one", "evaluated", "pal-a"), ("two", "evaluated", "pal-a"),
+    ]  # fmt: skip
+    (runs / "mine").mkdir()
+    (runs / "mine" / "head.json").write_text("{}")
+    (runs / "link").symlink_to("one")
+    for name in ("mine", "link", "absent"):
+        with pytest.raises(EvaluationError, match="is no run of ours"):
+            runs_to_remove(runs, ["one", name])
+    with pytest.raises(EvaluationError, match="cannot be the name of a run"):
+        runs_to_remove(runs, ["../runs/one"])
+    assert (runs / "one").is_dir()
+    removed = remove_runs(runs_to_remove(runs, ["one"]))
+    assert removed.removed == ["one"]
+    assert removed.bytes == listed[0].bytes > 0
+    assert not (runs / "one").exists()
+    assert (runs / "two").is_dir()
+    asked = CliRunner().invoke(app, ["runs", "rm", "two"])
+    assert isinstance(asked.exception, ConfigError)
+    assert (runs / "two").is_dir()
+    done = CliRunner().invoke(app, ["runs", "rm", "two", "--yes", "--json"])
+    assert json.loads(done.stdout)["removed"] == ["two"]
+
+
+def test_caches_that_runs_or_settings_need_are_used(made: Config) -> None:
+    root = made.paths.cache
+    (cache,) = caches_of(root, "simulated", "identity")
+    trained_on = {run.cache_fingerprint for run in list_runs(made.paths.runs)}
+    assert unused_caches(root, lambda one: is_needed(made, one, trained_on)) == []
+    changed = made.paths.data / "simulated"
+    assert is_needed(made, cache, ())  # the settings would make it today
+    changed.rename(made.paths.data / "gone")
+    assert not is_needed(made, cache, ())
+    with pytest.raises(CacheError, match="no cache of simulated under other.*are identity"):
+        caches_of(root, "simulated", "other")
+    with pytest.raises(CacheError, match="cannot be the name"):
+        caches_of(root, "..", None)
+    (found,) = removable(root, [cache], lambda mark: ["one"] if mark in trained_on else [])
+    assert (found.sole, found.runs) == (True, ["one"])
+    freed = remove([found])
+    assert freed.bytes == found.bytes > 0
+    assert list_caches(root) == []
+    assert not (root / "simulated").exists()  # nor the link to it
+
+
+def test_a_cache_whose_shards_are_gone_is_not_complete(made: Config) -> None:
+    assert [one.state for one in list_caches(made.paths.cache)] == ["complete"]
+    next(made.paths.cache.glob("*/*/shards/*.parquet")).unlink()
+    assert [one.state for one in list_caches(made.paths.cache)] == ["damaged"]
+
+
+def test_remedies_name_the_dataset_and_the_encoder() -> None:
+    folder = Path("cache/town/bge-m3-0123456789ab")
+    wanted = "pal embed --dataset town --encoder bge-m3"
+    assert embed_command(folder) == embed_command(folder / "shards") == wanted
+    assert embed_command(Path("elsewhere")) == "pal embed"
+
+
+def evaluation(difference: float, p: float, heads: tuple[str, str] = ("bt-linear", "pal-a")) -> Any:
+    runs = [
+        Metrics.model_construct(run=name, head=head, k=2)
+        for name, head in zip("ab", heads, strict=True)
+    ]
+    ends = (difference - 0.1, difference + 0.1)
+    one = Comparison.model_construct(
+        a="a", b="b", cell="test_seen", difference=difference, ci95=ends, p_holm=p
+    )
+    return Evaluation.model_construct(runs=runs, comparisons=[one], free_baselines={})
+
+
+def test_evaluate_says_whether_plurality_is_shown() -> None:
+    (told,) = sentences_of(evaluation(0.215, 0.001))
+    assert told.startswith("Plurality is shown: b, of many tastes, against a, of one: +21.5 points "
+                           "[+11.5, +31.5]")  # fmt: skip
+    (told,) = sentences_of(evaluation(0.02, 0.4))
+    assert told.startswith("Plurality is not shown")
+    (told,) = sentences_of(evaluation(-0.2, 0.001, ("pal-a", "bt-linear")))
+    assert told.startswith("Plurality is shown: a, of many tastes, against b, of one: +20.0 points "
+                           "[+10.0, +30.0]")  # fmt: skip
+    (told,) = sentences_of(evaluation(-0.2, 0.001))
+    assert told.startswith("Many tastes do worse")
+    (told,) = sentences_of(evaluation(0.2, 0.001, ("pal-b", "pal-a")))
+    assert told.startswith("Whether people differ is not tested here")
+    apart = evaluation(0.2, 0.001).model_copy(update={"comparisons": []})
+    assert "different datasets or splits" in sentences_of(apart)[0]
+
+
+def test_scores_are_read_from_and_written_as_csv() -> None:
+    file = write_csv(
+        "in.csv", ["prompt", "response", "user_id"], [["p", "r; s", ""], ["q", "t", 7]]
+    )
+    assert list(read_rows(file)) == [
+        {"prompt": "p", "response": "r; s", "user_id": None},
+        {"prompt": "q", "response": "t", "user_id": "7"},
+    ]
+    rows = [{"prompt": [{"role": "user"}], "reward": 0.5}, {"prompt": "é,\n", "reward_error": "no"}]
+    assert write_cells(Path("out.csv"), lambda: iter(rows)) == 2
+    with open("out.csv", newline="", encoding="utf-8") as stream:
+        assert list(csv.reader(stream)) == [
+            ["prompt", "reward", "reward_error"], ['[{"role": "user"}]', "0.5", ""],
+            ["é,\n", "", "no"],
+        ]  # fmt: skip
+    write_cells(Path("out.tsv"), lambda: iter(rows))
+    assert delimiter_of(Path("out.tsv").read_text()) == "\t"
