@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from pal.audit.answers import Answers
+from pal.audit.nulls import Population
+from pal.train.heads.consensus import OF_ONE
 from pal.train.sharing import Array, Numbers
 
-CARELESS = 0.25
-"""a user who prefers less than this share of the median user's strength"""
+CARELESS, NOTHING = 0.5, 2.0
+"""reliability of a careless user at most, as a share of the median user's, and nats by which any
+taste, shared or own, tells all the answers of one better than the own mean does"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,19 @@ class Shares:
         with np.errstate(invalid="ignore"):
             found: Array = self.total / self.count
         return found
+
+
+def careless_share(population: Population, told: Array) -> float:
+    """Return the share of the users who answer at random, as it is to be expected.
+
+    Each counts with the probability of a reliability below half of the median's, unless the plural
+    model tells the own answers: one of another taste follows the common one as little. ``told``:
+    nats, (N,), of ``Tastes``.
+    """
+    bound = CARELESS * float(np.median(population.reliability))
+    at = float(np.log(np.expm1(bound))) - OF_ONE
+    chance = ndtr((at - population.omega) / population.omega_error)
+    return float(np.where(told < NOTHING, chance, 0.0).mean())
 
 
 def disagreement(answers: Answers) -> float | None:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
+from scipy.special import logit
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import design_of, fit_both
 from pal.audit.design import Spreads
+from pal.evaluate.metrics import negative_log_likelihoods
 from pal.train.sharing import Array, Numbers
 from pal.train.solve.mixture import Strength
 
@@ -21,6 +23,8 @@ MOST, TRIES = 8, 10
 APART = 0.5
 """mean silhouette from which on users are groups; below it they pass into each other (Kaufman and
 Rousseeuw 1990: 0.5 and more is a reasonable structure)"""
+CLOSE = 0.1
+"""of the best silhouette: fewer groups that come so close are preferred"""
 SHOWN_MOST = 4
 """groups into which users are divided to show what they disagree about where there are none"""
 MOST_COMPARED = 2000
@@ -44,6 +48,9 @@ class Tastes:
     positions: Array
     """(N, A) users, so that their distance is by how much their own tastes differ on the pairs
     that were asked about (root mean square), the axes of most difference first"""
+    told: Array
+    """(N,) nats by which all answers of a user are told better than by the own mean alone: nothing
+    for one who answers at random"""
     between: float
     """share of the variance of margins that lies between users: that of w D among all"""
 
@@ -72,17 +79,29 @@ class Tastes:
         inside = float(np.square(positions - positions.mean(axis=0)).sum(axis=1).mean())
         away = mean - np.average(mean, weights=counts)
         common = float(np.average(np.square(away), weights=counts))
+        margin = fitted.plural.margins(fitted.many, design, torch.zeros(len(design.x)))
+        told = _told(answers, margin[:, 0].double().numpy())
         reliability = part.reliability[:, 0].double().numpy()
         return cls(
-            taste, deviations, weights, reliability, positions, inside / max(inside + common, 1e-12)
+            taste,
+            deviations,
+            weights,
+            reliability,
+            positions,
+            told,
+            inside / max(inside + common, 1e-12),
         )
 
-    @property
-    def spreads(self) -> Array:
-        """(N,) how strongly each user prefers, whatever it is: careless users prefer nothing."""
-        own = self.reliability[:, None] * self.shared + self.weights @ self.deviations.T
-        found: Array = own.std(axis=1)
-        return found
+
+def _told(answers: Answers, margin: Array) -> Array:
+    """Return by how much margins (n,) tell each user's answers better than the own mean, (N,)."""
+    says = np.where(answers.place > 0, answers.label, 1.0 - answers.label)
+    share = (np.bincount(answers.user, says) + 0.5) / (np.bincount(answers.user) + 1.0)
+    own = answers.place * logit(share)[answers.user]
+    gained = negative_log_likelihoods(own, answers.label)
+    gained -= negative_log_likelihoods(margin, answers.label)
+    found: Array = np.bincount(answers.user, gained).astype(np.float64)
+    return found
 
 
 def _positions(weights: Array, own: Array, counts: Array) -> Array:
@@ -117,8 +136,8 @@ class Division(NamedTuple):
 def divided(positions: Array, seed: int) -> Division:
     """Divide users into groups by their positions.
 
-    The number is that of the best mean silhouette of k-means. Where none is clear, users are
-    divided all the same, to show what they disagree about, but ``groups`` is 1.
+    The number is the smallest whose mean silhouette of k-means is close to the best. Where none is
+    clear, users are divided all the same, to show what they disagree about, but ``groups`` is 1.
     """
     users, axes = positions.shape
     nobody = Division(np.zeros(users, np.int64), 1, 0.0)
@@ -131,7 +150,8 @@ def divided(positions: Array, seed: int) -> Division:
             found.append((_silhouette(positions, group, seed), count, group))
     if not found:
         return nobody
-    best = max(found, key=lambda one: one[0])
+    most = max(one[0] for one in found)
+    best = next(one for one in found if one[0] >= most - CLOSE)  # the fewest come first
     if best[0] < APART:
         best = max((one for one in found if one[1] <= SHOWN_MOST), key=lambda one: one[0])
     order = np.argsort(-np.bincount(best[2]), kind="stable")

@@ -120,7 +120,7 @@ class AuditRecord(Record, kind="audit", file="audit.json", error=EvaluationError
     krippendorff_alpha: float | None
     median_reliability: float | None
     careless_share: float | None
-    """users who prefer less than a quarter as strongly as the median user"""
+    """users of less than half of the median's reliability whom no other taste tells either"""
     between_users: float | None
     """share of the variance of margins that lies between users"""
     overruled: float | None

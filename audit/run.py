@@ -12,7 +12,7 @@ import torch
 from pal.audit.answers import Answers
 from pal.audit.content import Judged
 from pal.audit.cross_fit import CrossFit
-from pal.audit.describe import CARELESS, majority_labels, overruled
+from pal.audit.describe import careless_share, majority_labels, overruled
 from pal.audit.features import Features, features_of
 from pal.audit.groups import STARTS, Division, Tastes, agreement, divided
 from pal.audit.ledger import Ledger
@@ -119,9 +119,8 @@ class Audit:
         label = majority_labels(self.answers, self._expected(features))
         lost = overruled(self.answers, label, np.zeros(self.answers.users, np.int64))
         careless = None
-        if tastes is not None:
-            spreads = tastes.spreads
-            careless = float((spreads < CARELESS * np.median(spreads)).mean())
+        if features is not None and tastes is not None:
+            careless = careless_share(features.population, tastes.told)
         shown = self._shown(features, tastes, test, overlap, label)
         return Findings(
             self.loaded, overlap, features, tastes, shown, power, careless, lost.answers,

@@ -47,7 +47,9 @@ class Spent(NamedTuple):
 def timed(work: Callable[[], object]) -> Spent:
     wall, processor = time.perf_counter(), time.process_time()
     work()
-    return Spent(time.perf_counter() - wall, time.process_time() - processor)
+    spent = Spent(time.perf_counter() - wall, time.process_time() - processor)
+    print(f"{spent.wall:.1f} s, of the processor {spent.processor:.1f}", flush=True)
+    return spent
 
 
 def answers_of(compared: bool) -> tuple[Answers, torch.Tensor]:

@@ -4,8 +4,8 @@ fsl          features.parquet      item_id, and feature as FixedSizeList
 npy          features.npy          (rows, dim), memory-mappable, and item_ids.npy
 safetensors  features.safetensors  feature (rows, dim) in its own dtype, item_id (rows, 16) uint8
 
-Parquet, Arrow and NumPy lack bfloat16: it becomes float32 there. The cache itself stays the one
-that is verified.
+Parquet, Arrow and NumPy lack bfloat16: it becomes float32 there. README.md says how each is read,
+by people and by ``datasets.load_dataset``. The cache itself stays the one that is verified.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pal.cache.copy_card import card
 from pal.cache.reader import FeatureStore
 from pal.errors import CacheError
 from pal.files import atomic_directory
@@ -73,6 +74,8 @@ def export(folder: Path, target: Path, kind: str) -> ExportedCache:
     store = FeatureStore.open(folder)
     with atomic_directory(target) as temporary:
         FORMATS[kind](store, temporary)
+        text = card(store.manifest, kind, target.name)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
         CopyRecord(
             fingerprint=store.fingerprint,
             spec=store.manifest.spec,

@@ -85,8 +85,8 @@ def positions_of(settings: dict[str, Any]) -> int | None:
     if count is None or count <= 0:
         return None
     if settings.get("model_type") in BEHIND_PADDING:
-        padding = settings.get("pad_token_id")
-        count -= (1 if padding is None else int(padding)) + 1
+        padding = 1 if settings["model_type"] == "mpnet" else settings.get("pad_token_id")
+        count -= (1 if padding is None else int(padding)) + 1  # mpnet's is written into its code
     return int(count)
 
 

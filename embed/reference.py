@@ -16,6 +16,7 @@ import torch
 from pal.embed.chat import CLOCK, STOPPED_CLOCK
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.pretrained import files_of
+from pal.embed.encoders.taps import blocks_of
 from pal.embed.images import ImageReader, decode_filtered
 from pal.embed.render import Renderer
 from pal.embed.trust import loading, loading_options, read_json
@@ -104,22 +105,29 @@ class TextReference:
     def _states(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the states of the wanted layer, (1, length, dim)."""
         layer = self.config.layer
-        if layer == -1 and self.config.norm == "pre":  # what the last block gives out
-            from pal.embed.encoders.taps import blocks_of
-
-            caught: list[Any] = []
-            handle = blocks_of(self.model)[-1].register_forward_hook(
-                lambda module, given, output: caught.append(output)
-            )
-            self.model(ids)
-            handle.remove()
-            last: torch.Tensor = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
+        if layer == -1 and self.config.norm != "pre":
+            last: torch.Tensor = self.model(ids).last_hidden_state
             return last
-        output = self.model(ids, output_hidden_states=True)
-        states: torch.Tensor = (
-            output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        )
-        return states
+        first: list[Any] = []  # what the first and the last block give out
+        final: list[Any] = []
+        blocks = blocks_of(self.model)
+        handles = [
+            block.register_forward_hook(lambda module, given, output, to=to: to.append(output))
+            for block, to in ((blocks[0], first), (blocks[-1], final))
+        ]
+        states = self.model(ids, output_hidden_states=True).hidden_states
+        for handle in handles:
+            handle.remove()
+        if layer == -1:
+            return _of_block(final[0])
+        # the list of some (Mamba) begins behind the first block and not before it
+        is_behind = bool(first) and torch.equal(_of_block(first[0]), states[0])
+        found: torch.Tensor = states[layer - is_behind]
+        return found
+
+
+def _of_block(output: Any) -> torch.Tensor:
+    return torch.as_tensor(output[0] if isinstance(output, tuple | list) else output)
 
 
 def _matrix(folder: Path, activation: str) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -35,29 +35,32 @@ def shortened(renderer: Renderer, text: Text, longest: int) -> Text:
         excess = renderer.length(text) - longest
     at_start = not text.context and renderer.config.truncation_side == "left"
     while excess > 0:
-        if not text.text:
-            raise RefusedByTemplate(
-                f"what the template writes around {len(text.turns)} turns is longer than "
-                f"max_length = {longest} tokens"
-            )
         text = replace(text, text=without(tokenizer, text.text, excess, at_start))
+        if not text.text.strip():
+            raise RefusedByTemplate(
+                f"what the template writes around {len(text.turns)} turns leaves no place for a "
+                f"word in max_length = {longest} tokens"
+            )
         excess = renderer.length(text) - longest
     return text
 
 
 def _without_old_marks(renderer: Renderer, text: Text, most: int) -> Text:
     """Leave out as few of the oldest turns, which have no words any more, as bring the marks under
-    ``most`` tokens; none where the template accepts no such conversation."""
+    ``most`` tokens, or all but the last where that is not enough."""
     bare = replace(text, text="-")
     if renderer.length(bare) <= most:
         return text
-    for first in range(1, len(text.context) + 1):
+    shortest = text
+    for first in range(1, len(text.context)):  # a text without context would have another role
         try:
-            if renderer.length(replace(bare, context=bare.context[first:])) <= most:
-                return replace(text, context=text.context[first:])
+            length = renderer.length(replace(bare, context=bare.context[first:]))
         except RefusedByTemplate:  # e.g. of an order of roles
             continue
-    return text
+        shortest = replace(text, context=text.context[first:])
+        if length <= most:
+            break
+    return shortest
 
 
 def without(tokenizer: Any, content: str, excess: int, from_start: bool) -> str:

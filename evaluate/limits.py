@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pal.cache.reader import FeatureStore
+from pal.cache.spec import embed_command
 from pal.config import TrainConfig
 from pal.dataset import FEWEST, PreparedDataset
 from pal.errors import ConfigError
@@ -57,7 +58,7 @@ def unread_lines(
     if lost:
         found.append(
             f"  {lost:,} of {len(pairs):,} pairs have an item that could not be encoded and are "
-            "left out; pal embed --retry-errors tries those items again"
+            f"left out; {embed_command(store.folder)} --retry-errors tries those items again"
         )
     missing = encoded["prompt_id"].null_count()
     if with_prompts and missing and reads_prompt(settings):

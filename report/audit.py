@@ -40,7 +40,7 @@ def add_audit(page: Page, audit: Subject) -> AuditRecord:
     page.add(f"Audit {audit.name}: {record.verdict}", blocks)
     for name in record.files:
         if name.endswith(".md"):
-            text = _sealed(audit.folder / name, record.files[name]).decode("utf-8", "replace")
+            text = _sealed(audit.folder, name, record.files[name]).decode("utf-8", "replace")
             for part in parts_of(text):
                 page.add(part.title, part.blocks, 3)
     pictures = [
@@ -119,17 +119,19 @@ def _texts(tokens: Iterator, end: str) -> Iterator[str]:  # type: ignore[type-ar
 
 
 def _png(folder: Path, name: str, seal: str) -> str:
-    return base64.b64encode(_sealed(folder / name, seal)).decode()
+    return base64.b64encode(_sealed(folder, name, seal)).decode()
 
 
-def _sealed(path: Path, seal: str) -> bytes:
-    """Return the bytes of a file that a record names by its SHA-256; raises EvaluationError."""
+def _sealed(folder: Path, name: str, seal: str) -> bytes:
+    """Return the bytes of a file of a folder whose record names its SHA-256; raises
+    EvaluationError."""
+    path = folder / name
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+        raw = path.read_bytes() if path.parent.samefile(folder) else b""
+    except OSError:
         raw = b""
     if hashlib.sha256(raw).hexdigest() != seal:
         raise EvaluationError(
-            f"{path} is damaged or missing; run pal audit --name {path.parent.name} again"
+            f"{path} is damaged or missing; run pal audit --name {folder.name} again"
         )
     return raw

@@ -73,7 +73,8 @@ def lines(
         made.plane.set_xticks([place[key] for key in ticks], [str(key) for key in ticks])
         made.plane.set_xlabel(x)
         made.plane.set_ylabel(y)
-        made.plane.legend()
+        if len(curves) > 1:  # beside the plane, where it hides nothing
+            made.figure.legend(loc="outside lower center", ncols=2)
         svg = made.svg()
     ends = "; ".join(
         f"{name}: " + ", ".join(f"{one.value:.3f} at {key}" for key, one in curve.items())
@@ -83,26 +84,31 @@ def lines(
     return Picture(caption, f"{y} by {x}. {ends}.", svg, table=table)
 
 
-def reliability(caption: str, said: Numbers, right: Numbers, bins: int) -> Picture:
-    """Draw how often what is predicted with a probability is right, (n,) each, in bins of as many
-    pairs each; ``said`` is that of the side that is predicted, from 0.5 to 1."""
-    order = np.argsort(said, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    x = [float(said[part].mean()) for part in parts]
-    y = [float(right[part].mean()) for part in parts]
-    rows = [
-        [f"{a:.3f}", f"{b:.3f}", f"{len(part):,}"] for a, b, part in zip(x, y, parts, strict=True)
-    ]
+def reliability(caption: str, runs: Mapping[str, tuple[Numbers, Numbers]], bins: int) -> Picture:
+    """Draw how often what is predicted with a probability is right, in bins of as many pairs each.
+
+    ``runs``: of each the probability of the side that is predicted, from 0.5 to 1, and what the
+    prediction earns, (n,) each.
+    """
+    rows, gaps = [], []
     with drawing() as made:
-        made.plane.plot([0.5, 1.0], [0.5, 1.0], ":", color=MUTED, label="as it says")
-        made.plane.plot(x, y, "o-", color=series(0)[0], label="this run")
+        made.plane.plot([0.5, 1.0], [0.5, 1.0], ":", color=MUTED, label="as often as said")
+        for number, (name, (said, right)) in enumerate(runs.items()):
+            order = np.argsort(said, kind="stable")
+            parts = [part for part in np.array_split(order, bins) if len(part)]
+            x = [float(said[part].mean()) for part in parts]
+            y = [float(right[part].mean()) for part in parts]
+            colour, marker = series(number)
+            made.plane.plot(x, y, "-", marker=marker, color=colour, label=_short(name))
+            both = list(zip(x, y, parts, strict=True))
+            rows += [[name, f"{a:.3f}", f"{b:.3f}", f"{len(part):,}"] for a, b, part in both]
+            gaps.append(f"{name} {max(abs(a - b) for a, b, _ in both):.3f}")
         made.plane.set_xlabel("probability of the predicted side")
         made.plane.set_ylabel("share that is right")
-        made.plane.legend()
+        made.figure.legend(loc="outside lower center", ncols=2)
         svg = made.svg()
-    gap = max(abs(a - b) for a, b in zip(x, y, strict=True))
-    alt = f"How often predictions are right, in {len(parts)} bins; the largest gap is {gap:.3f}."
-    header = ["probability said", "share right", "pairs"]
+    alt = f"How often predictions are right, in {bins} bins; the largest gaps: {', '.join(gaps)}."
+    header = ["run", "probability said", "share right", "pairs"]
     return Picture(caption, alt, svg, table=Table.of(caption, header, rows))
 
 
@@ -120,12 +126,12 @@ def versus(
             if chosen.any():
                 told = [
                     f"{_short(users[n])}: {before[n]:.2f} to {now[n]:.2f}"
-                    for n in np.flatnonzero(chosen)
+                    for n in np.flatnonzero(chosen).tolist()
                 ]
-                made.points(before[chosen], now[chosen], told, colour, marker, label)  # type: ignore[arg-type]
+                made.points(before[chosen], now[chosen], told, colour, marker, label)
         made.plane.set_xlabel(_short(x))
         made.plane.set_ylabel(_short(y))
-        made.plane.legend()
+        made.figure.legend(loc="outside lower center", ncols=2)
         svg = made.svg()
     alt = (
         f"Accuracy of {len(users)} people: {int(loses.sum())} are worse off under {y} than under "
@@ -133,7 +139,8 @@ def versus(
     )
     order = np.argsort(now - before, kind="stable")
     rows = [
-        [users[n], f"{before[n]:.3f}", f"{now[n]:.3f}", f"{now[n] - before[n]:+.3f}"] for n in order
+        [users[n], f"{before[n]:.3f}", f"{now[n]:.3f}", f"{now[n] - before[n]:+.3f}"]
+        for n in order.tolist()
     ]
     return Picture(
         caption, alt, svg, table=Table.of("each person", ["person", x, y, "difference"], rows)
@@ -162,10 +169,11 @@ def simplex(caption: str, users: Sequence[str], weights: Numbers) -> Picture:
             if len(here):
                 colour, marker = series(k)
                 told = [
-                    f"{_short(users[n])}: {', '.join(f'{w:.2f}' for w in weights[n])}" for n in here
+                    f"{_short(users[n])}: {', '.join(f'{w:.2f}' for w in weights[n])}"
+                    for n in here.tolist()
                 ]
                 x, y = place[here, 0], place[here, 1] + across[here]
-                made.points(x, y, told, colour, marker)  # type: ignore[arg-type]
+                made.points(x, y, told, colour, marker)
             corner = corners[k] * (1.0 if count == 2 else 1.14)
             side = "top" if count == 2 else "center"
             shift = -0.2 if count == 2 else 0.0

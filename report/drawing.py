@@ -13,12 +13,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 INK, GRID, MUTED = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x18))
@@ -31,7 +32,7 @@ MARKERS = "osD^vPX*"
 """of series, so that no drawing depends on colours alone"""
 WIDTH, HEIGHT = 4.4, 3.2
 """inches: so narrow that letters stay readable on a phone"""
-STYLE: dict[str, object] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "pal", "font.size": 10, "font.family": "sans-serif",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK,
     "ytick.color": INK, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False,
@@ -52,8 +53,8 @@ class Drawing:
 
     def points(
         self,
-        x: Sequence[float],
-        y: Sequence[float],
+        x: ArrayLike,
+        y: ArrayLike,
         names: Sequence[str],
         colour: str,
         marker: str = "o",
@@ -82,7 +83,7 @@ def drawing(height: float = HEIGHT, width: float = WIDTH) -> Iterator[Drawing]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context(STYLE):
+    with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
         figure, plane = pyplot.subplots(figsize=(width, height), layout="constrained")
         try:
             yield Drawing(figure, plane)

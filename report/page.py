@@ -60,7 +60,7 @@ class Table:
     @classmethod
     def of(cls, caption: str, header: Sequence[str], rows: Rows) -> Table:
         """Return a table whose columns of numbers are found by themselves."""
-        columns = range(len(header))
+        columns = range(1, len(header))  # the first one names the row
         numbers = [c for c in columns if rows and all(_is_number(row[c]) for row in rows)]
         return cls(caption, header, rows, frozenset(numbers))
 
@@ -81,14 +81,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Drawings side by side where there is room."""
+class Beside:
+    """Drawings or tables side by side where there is room."""
 
-    kind: ClassVar[str] = "pictures"
-    each: Sequence[Picture]
+    kind: ClassVar[str] = "beside"
+    each: Sequence[Picture | Table]
 
 
-Block = Text | Bullets | Code | Facts | Table | Picture | Pictures
+Block = Text | Bullets | Code | Facts | Table | Picture | Beside
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,22 @@ import polars as pl
 from pal.config import Config
 from pal.dataset import DatasetCard
 from pal.errors import PalError
-from pal.evaluate.compare import compare
+from pal.evaluate.compare import compare_runs
 from pal.evaluate.inputs import inputs_of_run
-from pal.evaluate.metrics import credit, sigmoid
-from pal.evaluate.predict import in_test, load_run, predictions_of
+from pal.evaluate.metrics import credit
+from pal.evaluate.predict import in_test, load_run
 from pal.evaluate.records import Cell
 from pal.evaluate.report import interval
 from pal.evaluate.sentences import OF_ONE_TASTE, difference_sentence
-from pal.report.charts import lines, reliability, simplex, versus
+from pal.report.charts import lines, simplex, versus
 from pal.report.dataset import UNTRAINED, cache_source, cut
-from pal.report.page import Block, Code, Facts, Page, Picture, Pictures, Source, Table, Text
+from pal.report.page import Beside, Block, Code, Facts, Page, Picture, Source, Table, Text
 from pal.report.runs import (
     ACCURACY,
     INTERVALS,
     Evaluated,
     by_shots,
+    calibration,
     read_runs,
     sources_of,
 )
@@ -33,6 +34,8 @@ from pal.report.tastes import prototype_blocks, prototype_weights
 from pal.train.heads.users import NoUsers
 
 MOST_HARMED, MOST_DRAWN = 15, 400
+ALIKE = 0.05
+"""weight below which nobody differs from the mean person"""
 
 
 def add_run(page: Page, config: Config, run: Evaluated) -> None:
@@ -40,9 +43,9 @@ def add_run(page: Page, config: Config, run: Evaluated) -> None:
     record = run.record
     page.add(f"Run {run.name}", _what(run))
     page.add("How good it is", _cells(run), 3)
-    drawn = [one for one in (_shots(run), _calibration(config, run)) if one is not None]
+    drawn = [one for one in (_shots(run), calibration(config.evaluate, [run])) if one is not None]
     if drawn:
-        page.add("New people, and how sure it is", [Pictures(drawn)], 3)
+        page.add("New people, and how sure it is", [Beside(drawn)], 3)
     baseline = baseline_of(config, run)
     page.add("Person by person", _people(config, run, baseline), 3)
     _add_tastes(page, config, run)
@@ -136,6 +139,8 @@ def _cells(run: Evaluated) -> list[Block]:
         "who", "people", "prompts", "answers", ACCURACY, "over answers", "worst tenth", "NLL",
         "ECE", "worse than at 0 answers",
     ]  # fmt: skip
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     table = Table.of("On test answers, which no choice was made by.", header, rows)
     return [table, Text(f"{INTERVALS} NLL: nats, a coin has 0.693. ECE: calibration error.")]
 
@@ -146,19 +151,6 @@ def _shots(run: Evaluated) -> Picture | None:
         return None
     told = "New people by the number of their answers; 0: the mean over the seen people."
     return lines(told, {run.name: curve}, "answers", ACCURACY, is_log=True)
-
-
-def _calibration(config: Config, run: Evaluated) -> Picture | None:
-    rows = in_test(predictions_of(run.folder, run.record.seal), "seen")
-    rows = rows.filter(pl.col("label") != 0.5)
-    if rows.is_empty():
-        return None
-    margin, label = rows["margin"].to_numpy(), rows["label"].to_numpy()
-    bins = min(config.evaluate.ece_bins, 10)
-    told = (
-        f"Seen people's {len(rows):,} test answers, ties left out, in {bins} bins of as many each."
-    )
-    return reliability(told, sigmoid(np.abs(margin)), credit(margin, label), bins)
 
 
 def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[Block]:
@@ -179,7 +171,11 @@ def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[
     blocks: list[Block] = []
     found = [
         one
-        for one in compare(config.evaluate, config.paths.runs, [baseline.name, run.name])
+        for one in compare_runs(
+            config.evaluate,
+            (baseline.name, baseline.predictions()),
+            [(run.name, run.predictions())],
+        )
         if one.cell == "test_seen"
     ]
     blocks += [Text(difference_sentence(one)) for one in found]
@@ -207,9 +203,7 @@ def _people(config: Config, run: Evaluated, baseline: Evaluated | None) -> list[
 def _by_person(
     config: Config, run: Evaluated, baseline: Evaluated
 ) -> tuple[list[str], np.ndarray, np.ndarray, list[int]]:
-    frames = [
-        in_test(predictions_of(one.folder, one.record.seal), "seen") for one in (baseline, run)
-    ]
+    frames = [in_test(one.predictions(), "seen") for one in (baseline, run)]
     other = frames[1].select("pair_id", other="margin")
     both = frames[0].join(other, on="pair_id", how="inner")
     label = both["label"].to_numpy()
@@ -240,7 +234,14 @@ def _add_tastes(page: Page, config: Config, run: Evaluated) -> None:
         page.add("People among the prototypes", [Text(told)], 3)
         return
     if weights.shape[1] > 1:
-        page.add("People among the prototypes", [_simplex(trained.users, weights)], 3)
+        blocks: list[Block] = [_simplex(trained.users, weights)]
+        spread = float(np.abs(weights - weights.mean(axis=0)).max())
+        if spread < ALIKE:
+            told = (
+                f"All people are nearly the same mixture (no weight is {spread:.2f} off the mean)"
+            )
+            blocks.insert(0, Text(f"{told}: this head sees one taste here."))
+        page.add("People among the prototypes", blocks, 3)
     try:
         dataset, store = inputs_of_run(config.paths, run.record)
         blocks = prototype_blocks(trained, dataset, store)

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+
 from pal.config import EvaluateConfig
 from pal.errors import PalError
-from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.compare import CELLS, Comparison, compare_runs
+from pal.evaluate.metrics import credit, sigmoid
+from pal.evaluate.predict import in_test, predictions_of
 from pal.evaluate.records import METRICS, Cell, Metrics
 from pal.evaluate.report import Table as Rows
 from pal.evaluate.report import (
@@ -18,8 +23,8 @@ from pal.evaluate.report import (
     table_of_shots_by_run,
 )
 from pal.evaluate.sentences import difference_sentence, has_one_taste
-from pal.report.charts import Value, forest, lines
-from pal.report.page import Block, Bullets, Page, Picture, Pictures, Source, Table, Text
+from pal.report.charts import Value, forest, lines, reliability
+from pal.report.page import Beside, Block, Bullets, Page, Picture, Source, Table, Text
 from pal.report.subjects import Subject
 from pal.train.run_record import RunRecord
 
@@ -42,6 +47,10 @@ class Evaluated:
     @property
     def name(self) -> str:
         return self.record.run
+
+    def predictions(self) -> pl.DataFrame:
+        """Read its predictions; raises EvaluationError where they are of another head."""
+        return predictions_of(self.folder, self.record.seal)
 
     @property
     def has_one_taste(self) -> bool:
@@ -98,9 +107,13 @@ def add_runs(
     if problems:
         blocks.append(Bullets(list(problems)))
     page.add("Runs", blocks)
-    drawn = [one for one in (_forest(metrics), _by_k(runs), _by_shots(metrics)) if one is not None]
+    drawn = [
+        one
+        for one in (_forest(metrics), _by_k(runs), _by_shots(metrics), calibration(settings, runs))
+        if one is not None
+    ]
     if drawn:
-        page.add("Accuracy", [Pictures(drawn)], 3)
+        page.add("Accuracy", [Beside(drawn)], 3)
     if any(len(one.test_unseen) > 1 for one in metrics):
         table = _table(
             "New people, by the number of their answers.", table_of_shots_by_run(metrics)
@@ -180,6 +193,21 @@ def _by_shots(metrics: Sequence[Metrics]) -> Picture | None:
     return lines(caption, first, "answers", ACCURACY, is_log=True)
 
 
+def calibration(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> Picture | None:
+    """Draw how often what runs are sure of is right, on seen people's test answers."""
+    curves = {}
+    for run in runs[:MOST_CURVES]:
+        rows = in_test(run.predictions(), "seen").filter(pl.col("label") != 0.5)
+        if not rows.is_empty():
+            margin, label = rows["margin"].to_numpy(), rows["label"].to_numpy()
+            curves[run.name] = sigmoid(np.abs(margin)), credit(margin, label)
+    if not curves:
+        return None
+    bins = min(settings.ece_bins, 10)
+    told = f"Seen people's test answers, ties left out, in {bins} bins of as many each."
+    return reliability(told, curves, bins)
+
+
 def _folds(runs: Sequence[Evaluated]) -> list[Block]:
     """Tell the numbers of cross-fitting, where every prompt is tested once."""
     found = []
@@ -206,16 +234,17 @@ def _comparisons(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> list[Bl
     for some in groups.values():
         ordered = sorted(some, key=lambda run: not run.has_one_taste)
         if len(ordered) > 1:
-            names = [run.name for run in ordered]
             try:
-                found += compare(settings, ordered[0].folder.parent, names)
+                first, *others = [(one.name, one.predictions()) for one in ordered]
+                found += compare_runs(settings, first, others)
             except PalError as problem:
                 problems.append(f"{problem}.")
     blocks: list[Block] = []
     if found:
         table = table_of_comparisons(found)
         blocks.append(_table("Paired differences of the accuracy by person.", table))
-        best = max(found, key=lambda one: one.difference)
+        seen = [one for one in found if one.cell == CELLS["seen"]]
+        best = max(seen or found, key=lambda one: abs(one.difference))
         blocks.append(Text(difference_sentence(best)))
     if len(groups) > 1:
         told = "Runs of different datasets or splits share no answer, so they are not compared."

@@ -8,7 +8,7 @@ import polars as pl
 
 from pal.errors import PalError
 from pal.report.charts import Value, lines
-from pal.report.page import Block, Facts, Page, Pictures, Source, Table, Text
+from pal.report.page import Beside, Block, Facts, Page, Source, Table, Text
 from pal.report.runs import ACCURACY, INTERVALS, read_run
 from pal.report.subjects import Subject
 from pal.sweep.plot import best_by_k
@@ -65,7 +65,7 @@ def _by_k(frame: pl.DataFrame) -> list[Block]:
         "that were tested on the same answers overlap even where one is surely better: pal "
         "evaluate compares runs answer by answer."
     )
-    return [Pictures([lines(told, curves, "K", ACCURACY, is_log=True)])]
+    return [Beside([lines(told, curves, "K", ACCURACY, is_log=True)])]
 
 
 def _failed(folder: Path) -> list[Block]:

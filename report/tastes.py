@@ -24,7 +24,7 @@ from pal.evaluate.predict import readable
 from pal.items import Image, items_of
 from pal.items import Text as TextItem
 from pal.report.dataset import cut
-from pal.report.page import Block, Table, Text
+from pal.report.page import Beside, Block, Table, Text
 from pal.train.build import settled
 from pal.train.heads.users import ReadyWeights, UserWeights
 from pal.train.pairs import Pairs, drop_without_feature
@@ -33,6 +33,8 @@ from pal.train.run_record import TrainedHead
 Numbers = NDArray[np.float64]
 MOST_PAIRS, ROWS_AT_ONCE = 20_000, 2048
 SHOWN, FEWEST_ANSWERS = 6, 5
+APART = 0.05
+"""between prototypes, for their own tables to say anything"""
 AFFIRMING = ("agree", "yes", "true", "approve", "like", "good", "1")
 
 
@@ -66,11 +68,17 @@ def prototype_blocks(
         apart = chance.max(axis=1) - chance.min(axis=1)
         rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in named(-apart)]
         blocks.append(Table.of(f"What divides the prototypes most: {unit}.", header, rows))
+        if float(apart.max()) < APART:
+            told = f"The prototypes like the same: they differ by {apart.max():.2f} at most."
+            blocks.insert(0, Text(f"{told} What the first of them likes stands for all."))
+            count = 1
     for k in range(count):
+        tables = []
         for word, score in (("most", -chance[:, k]), ("least", chance[:, k])):
             rows = [[name, f"{row[k]:.2f}"] for name, row in named(score)]
             caption = f"Prototype {k + 1} likes {word}: {unit}."
-            blocks.append(Table.of(caption, ["text", "probability"], rows))
+            tables.append(Table.of(caption, ["text", "probability"], rows))
+        blocks.append(Beside(tables))
     return blocks
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pal.audit.record import AuditRecord
 from pal.config import Config
 from pal.dataset import PreparedDataset
+from pal.errors import PalError
 from pal.files import digest
 from pal.names import NAME
 from pal.records import Entry
 from pal.report.audit import add_audit
 from pal.report.dataset import add_caches, add_dataset
-from pal.report.page import Bullets, Page, Text
+from pal.report.page import Code, Page, Text
 from pal.report.render import write_page
 from pal.report.run import add_run
 from pal.report.runs import add_runs, read_run, read_runs
-from pal.report.subjects import Subject, all_of, subjects_of
+from pal.report.subjects import Kind, Subject, all_of, subjects_of
 from pal.report.sweep import add_sweep, best_run
 from pal.report.tastes import disagreement_blocks
+from pal.sweep.record import SweepSummary
 from pal.train.run_record import RunRecord
+
+WHAT: dict[Kind, str] = {
+    "dataset": "who answered what, and what was made of it",
+    "run": "what a head learned of people, how good it is, and for whom it is not",
+    "sweep": "many heads, and the best of them",
+    "audit": "whether people differ in what they like, and whether that would have been seen",
+}
 
 
 class Report(Entry):
@@ -54,9 +63,11 @@ def file_name(names: Sequence[str]) -> str:
 
 def page_of(config: Config, subjects: Sequence[Subject]) -> Page:
     """Return the page of some subjects: each with all there is, or side by side."""
-    title = ", ".join(dict.fromkeys(one.name for one in subjects))
-    kinds = " and ".join(dict.fromkeys(f"{one.kind}" for one in subjects))
-    page = Page(title, f"A page about {len(subjects)} thing{'s' * (len(subjects) > 1)}: {kinds}.")
+    names = list(dict.fromkeys(one.name for one in subjects))
+    lead = "; ".join(WHAT[kind] for kind in dict.fromkeys(one.kind for one in subjects))
+    if len(subjects) > 1:
+        lead = f"{len(subjects)} things side by side: {lead}"
+    page = Page(", ".join(names), f"{lead[:1].upper()}{lead[1:]}.")
     runs = [one for one in subjects if one.kind == "run"]
     for one in subjects:
         if one.kind == "dataset":
@@ -84,14 +95,25 @@ def _add_all_of_dataset(page: Page, config: Config, subject: Subject) -> None:
         add_runs(page, config.evaluate, *read_runs(own))
     else:
         page.add("Runs", [Text(f"None yet; run: pal train --dataset {dataset.name}")])
+    sweeps = [one for one in all_of(config.paths, "sweep") if _swept(config, one) == dataset.name]
+    for one in sweeps:
+        _add_or_say(page, one, add_sweep)
     audits = [one for one in all_of(config.paths, "audit") if _audited(one) == dataset.name]
     if not audits:
         page.add("Audits", [Text(f"None yet; run: pal audit --dataset {dataset.name}")])
     for one in audits:
-        add_audit(page, one)
-    lines = [f"pal report {one.name}" for one in own]
-    if lines:
-        page.add("Pages of its runs", [Bullets(lines)])
+        _add_or_say(page, one, add_audit)
+    if own:
+        page.add("Pages of its runs", [Code([f"pal report {one.name}" for one in own])])
+
+
+def _add_or_say(page: Page, subject: Subject, add: Callable[[Page, Subject], object]) -> None:
+    """Add a part to a page of many, or why it cannot be shown."""
+    try:
+        add(page, subject)
+    except PalError as problem:
+        title = f"{subject.kind.capitalize()} {subject.name}"
+        page.add(title, [Text(f"It cannot be shown: {problem}.", "warning")])
 
 
 def _add_sweep(page: Page, config: Config, subject: Subject) -> None:
@@ -103,6 +125,15 @@ def _add_sweep(page: Page, config: Config, subject: Subject) -> None:
 
 def _dataset_of(run: Subject) -> str | None:
     record = RunRecord.find(run.folder)
+    return None if record is None else record.dataset
+
+
+def _swept(config: Config, sweep: Subject) -> str | None:
+    """Return the dataset of a sweep: that of its best head."""
+    summary = SweepSummary.find(sweep.folder)
+    if summary is None or summary.best is None:
+        return None
+    record = RunRecord.find(config.paths.runs / summary.best.run)
     return None if record is None else record.dataset
 
 

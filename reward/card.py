@@ -52,6 +52,14 @@ def card(record: ExportRecord, name: str, table: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def for_repository(text: str, name: str, repo: str) -> str:
+    """Return a card of the folder ``name`` as that of a repository on the Hub: its title, and every
+    line that loads it."""
+    for before, after in (("# ", "\n"), ('"', '"'), ("--model ", "`")):
+        text = text.replace(f"{before}{name}{after}", f"{before}{repo}{after}")
+    return text
+
+
 def _hub_metadata(record: ExportRecord) -> list[str]:
     """Return the lines on top that the Hub reads."""
     base = record.encoder.settings.model or ""
@@ -107,12 +115,15 @@ def _elsewhere(record: ExportRecord, name: str) -> list[str]:
         f'- `pal.reward.tools.trl.PalReward("{name}")` is a `reward_funcs` entry of TRL trainers.',
     ]
     if record.merged:
-        last = "`AutoModelForSequenceClassification.from_pretrained` loads it without this package."
+        last = (
+            f'`AutoModelForSequenceClassification.from_pretrained("{name}")` loads it without this '
+            "package, in transformers 4.46 or newer."
+        )
     elif record.train.head == "pal-b":
         last = "Its head reads the prompt apart, so no sequence classifier can hold it."
     else:
         last = (
-            "`AutoModelForSequenceClassification.from_pretrained`, after `import "
+            f'`AutoModelForSequenceClassification.from_pretrained("{name}")`, after `import '
             "pal.reward.tools.hf`."
         )
     return [*lines, f"- {last}"]

@@ -11,7 +11,7 @@ from pal.errors import RewardError
 from pal.files import digest
 from pal.names import name_from, require_name
 from pal.records import Entry
-from pal.reward.card import card
+from pal.reward.card import card, for_repository
 from pal.reward.export_record import (
     CARD,
     HEAD,
@@ -213,13 +213,18 @@ def _encoder_folder(model: RewardModel, merge: bool) -> Path | None:
 
 
 def push(place: Path, repo: str, private: bool = True) -> str:
-    """Upload an export to the Hub, private unless asked otherwise, and return its address."""
+    """Upload an export to the Hub, private unless asked otherwise, and return its address.
+
+    The card there loads the repository, the one here the folder.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
+    text = for_repository((place / CARD).read_text(encoding="utf-8"), place.name, repo)
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=place, repo_id=repo)
+        api.upload_folder(folder_path=place, repo_id=repo, ignore_patterns=[CARD])
+        api.upload_file(path_or_fileobj=text.encode(), path_in_repo=CARD, repo_id=repo)
     except Exception as error:
         raise RewardError(
             f"cannot upload {place} to {repo} ({type(error).__name__}); log in with hf auth login "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from pal.errors import PalError, RewardError
 from pal.items import Conversation, Item, Prompt, Text, conversation, prompt_item, response_item
 from pal.names import require_name
 from pal.reward import loading
-from pal.reward.adaptation import Answer, vector_from_answers
+from pal.reward.adaptation import Answer, Comparisons, Questionnaire, vector_from_answers
+from pal.reward.each import is_one_prompt, is_one_user, one_for_each
 from pal.reward.export_record import Contents, Modality, read_contents
 from pal.reward.golden import require_golden
 from pal.reward.live import LiveEncoder, image_of
@@ -135,8 +136,8 @@ class RewardModel:
                 f"this model rewards texts, not images: it was trained on {self.metadata.dataset}"
             )
         count = len(items)
-        each_prompt = _one_for_each(prompts, count, "prompts", _is_one_prompt(prompts))
-        each_user = _one_for_each(users, count, "users", _is_one_user(users))
+        each_prompt = one_for_each(prompts, count, "prompts", is_one_prompt(prompts))
+        each_user = one_for_each(users, count, "users", is_one_user(users))
         rewards, failures = self.score_each(each_prompt, items, each_user)
         if failures:
             first = min(failures)
@@ -248,27 +249,36 @@ class RewardModel:
         """Return the vector of a new user, (R,), from some answers; everything else is frozen."""
         return vector_from_answers(self, answers)
 
+    def learn(self, user: str | int, answers: Sequence[Answer]) -> None:
+        """Add a new user from some answers: the vector, and for ``compare`` who the user may be."""
+        asked = Questionnaire(self, answers)
+        asked.encode(len(asked.rows))
+        self.users.add(user, asked.solve(), asked.audience)
 
-def _is_one_prompt(prompts: Any) -> bool:
-    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):
-        return True
-    return len(prompts) > 0 and all(isinstance(turn, Mapping) for turn in prompts)
+    def compare(
+        self,
+        prompts: Any,
+        first: Sequence[Any],
+        second: Sequence[Any],
+        users: Any = None,
+    ) -> list[float]:
+        """Return P(first preferred) of each pair of responses or images, one for each or one for
+        all as in ``score``.
 
-
-def _is_one_user(users: Any) -> bool:
-    is_text_or_mixture = isinstance(users, str | bytes | Mapping)
-    return is_text_or_mixture or not hasattr(users, "__len__") or getattr(users, "ndim", 1) == 0
-
-
-def _one_for_each(values: Any, rows: int, what: str, is_one: bool) -> Sequence[Any]:
-    """Return one value per row; raises RewardError where there are as many as something else."""
-    if is_one:
-        return [values] * rows
-    if len(values) != rows:
-        raise RewardError(
-            f"{len(values)} {what} for {rows} responses; give one for each, or one for all"
-        )
-    return list(values)
+        Of a user of whom little is known it is an average over who it may be (audience.py): more
+        careful than the sigmoid of a difference of two rewards. Raises RewardError naming the first
+        pair that cannot be read.
+        """
+        count = len(first)
+        sides = one_for_each(second, count, "second responses", False)
+        each_prompt = one_for_each(prompts, count, "prompts", is_one_prompt(prompts))
+        each_user = one_for_each(users, count, "users", is_one_user(users))
+        pairs = [Answer(*pair) for pair in zip(each_prompt, first, sides, strict=True)]
+        asked = Comparisons(self, pairs, [self.users.audience_of(user) for user in each_user])
+        if not pairs:
+            return []
+        asked.encode(len(asked.rows))
+        return [float(p) for p in asked.solve()]
 
 
 __all__ = ["Answer", "RewardModel", "Row", "User"]

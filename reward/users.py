@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pal.errors import PalWarning, RewardError, shown
+from pal.reward.audience import Audience
 from pal.reward.export_record import Contents
 from pal.train.heads.head import Head
 from pal.train.heads.users import ReadyWeights, UserVectors, UserWeights
@@ -80,6 +81,8 @@ class Users:
         self.device = device
         self.number = {name: row for row, name in enumerate(self.metadata.users)}
         self.added: dict[str, Tensor] = {}
+        self.audiences: dict[str, Audience] = {}
+        """who users of whom little is known may be"""
         self.default = contents.user_vector.to(device)
         is_fixed = self.metadata.fixed
         self.population = self.default if is_fixed else self.head.users.population().detach()
@@ -101,8 +104,9 @@ class Users:
             return False
         return user not in self
 
-    def add(self, user: str | int, vector: Tensor) -> None:
-        """Add a user, or replace what is known of one."""
+    def add(self, user: str | int, vector: Tensor, audience: Audience | None = None) -> None:
+        """Add a user, or replace what is known of one; ``audience``: who the user may be, None for
+        one who is just like the vector."""
         name = user_name(user)
         if name is None:
             raise RewardError("a user who is added needs an id")
@@ -113,6 +117,9 @@ class Users:
             )
         with self._lock:
             self.added[name] = vector.to(self.device)
+            self.audiences.pop(name, None)
+            if audience is not None:
+                self.audiences[name] = audience.to(self.device)
 
     def forget(self, user: str | int) -> None:
         """Remove an adapted user."""
@@ -120,6 +127,7 @@ class Users:
         with self._lock:
             if name is not None:
                 self.added.pop(name, None)
+                self.audiences.pop(name, None)
 
     def vector_of(self, user: Any) -> Tensor:
         """Return the vector of an id, a mixture or nobody, (R,).
@@ -127,6 +135,27 @@ class Users:
         A stranger has the population's, and a warning. Raises PalError for what is none of these.
         """
         return self.mixture(user) if isinstance(user, Mapping) else self.vector(user_name(user))
+
+    def audience_of(self, user: Any) -> Audience:
+        """Return who an id, a mixture or nobody may be: one who is known is like the own vector, a
+        stranger like any seen user, and so is nobody, if the model was exported for the population.
+
+        Raises PalError for what is none of these.
+        """
+        if isinstance(user, Mapping):
+            return Audience.of_one(self.mixture(user))
+        name = user_name(user)
+        if name is not None and name in self.audiences:
+            return self.audiences[name]
+        is_anybody = self.metadata.choice == "population" if name is None else name not in self
+        if is_anybody and not self.metadata.fixed:
+            return self.anybody
+        return Audience.of_one(self.vector(name))
+
+    @cached_property
+    def anybody(self) -> Audience:
+        """All seen users, each as likely as another."""
+        return Audience.of_seen(self.head)
 
     @cached_property
     def table(self) -> Tensor:

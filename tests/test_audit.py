@@ -182,7 +182,7 @@ def test_gains_do_not_depend_on_the_batch() -> None:
     alone = torch.cat([next(folds.gains(both[:, n : n + 1])) for n in (0, 1)], dim=1)
     found, wanted = folds.of_users(together), folds.of_users(alone)
     torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0.0)
-    assert float(found[0]) > 0.02
+    assert float(found[0]) > 0.01
 
 
 def test_reliability_of_people_who_answer_at_random_or_against_all_is_small() -> None:
@@ -209,11 +209,13 @@ def test_a_minority_is_plurality_and_careless_people_are_none(tmp_path: Path) ->
     assert careless.features.p > 0.05
     assert careless.overlap.p > 0.05
     assert careless.careless is not None
-    assert 0.1 <= careless.careless <= 0.4
+    assert 0.1 <= careless.careless <= 0.45
+    assert found.careless is not None
+    assert found.careless < 0.05  # the opposed are not careless
 
 
 def test_the_groups_are_those_that_were_planted(tmp_path: Path) -> None:
-    one = made(users=20, per=20, things=40, share=0.4, ready=0.3)
+    one = made(users=24, share=0.4, ready=0.3)
     shown = examined(tmp_path, one).shown
     assert shown is not None
     assert shown.division.groups == 2

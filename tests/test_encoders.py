@@ -23,8 +23,9 @@ from pal.embed import encoder as encoders
 from pal.embed.encoder import EncoderSource, locate
 from pal.embed.encoders import text as text_module
 from pal.embed.encoders.padding import to_right
-from pal.embed.encoders.random_models import byte_tokenizer
+from pal.embed.encoders.random_models import byte_tokenizer, random_clip
 from pal.embed.encoders.text import TextEncoder
+from pal.embed.reference import reference_of
 from pal.errors import CacheError, EncoderError, PalWarning
 from pal.items import Image, Item, Text, Turn
 
@@ -37,7 +38,7 @@ SMALL: dict[str, Any] = {
     "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_kv": 8,
     "d_ff": 48, "num_layers": 2, "num_heads": 4, "dim": 32, "n_layers": 2, "n_heads": 4,
-    "hidden_dim": 48, "ffn_dim": 48, "word_embed_proj_dim": 32,
+    "hidden_dim": 48, "ffn_dim": 48, "word_embed_proj_dim": 32, "embedding_size": 32,
 }  # fmt: skip
 
 
@@ -52,6 +53,9 @@ def saved(kind: str, folder: str = "model", auto: str = "AutoModel", **settings:
     }  # fmt: skip
     default = transformers.AutoConfig.for_model(kind)
     known = {key: value for key, value in SMALL.items() if hasattr(default, key)}
+    if kind == "xlnet":  # has no end, and says so by an error
+        del known["max_position_embeddings"]
+        known["d_head"] = 8
     config = transformers.AutoConfig.for_model(kind, **{**known, **marks, **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -108,7 +112,7 @@ def test_a_model_is_read_in_the_attention_that_it_has_and_padded_where_that_is_h
     torch.testing.assert_close(features(made, words), plain(folder, TEXTS), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "mpnet", "bert", "llama"])
+@pytest.mark.parametrize("kind", ["roberta", "bert", "llama"])
 def test_padding_at_the_left_gives_the_same_features(kind: str) -> None:
     folder = saved(kind)
     made = loaded(source_of(folder, padding_side="left"))
@@ -116,8 +120,9 @@ def test_padding_at_the_left_gives_the_same_features(kind: str) -> None:
     torch.testing.assert_close(features(made, words), plain(folder, TEXTS), atol=1e-5, rtol=1e-4)
 
 
-def test_padding_at_the_left_that_changes_features_is_refused() -> None:
-    saved("bart")
+@pytest.mark.parametrize("kind", ["bart", "mpnet"])
+def test_padding_at_the_left_that_changes_features_is_refused(kind: str) -> None:
+    saved(kind)  # of mpnet only where the padding token has another number than the model knows
     with pytest.raises(EncoderError, match=r"gives other features behind padding; set embed\.mine"):
         loaded(source_of(padding_side="left"))
 
@@ -222,8 +227,9 @@ def test_what_is_typed_counts_and_what_is_not_followed_is_said(configure: Config
     ]
     settings = {f"embed.mine.{key}": value for key, value in typed.items()}
     config = configure({"encoder": "mine", "embed.mine.model": str(folder), **settings})
-    with pytest.warns(PalWarning, match="the dense layers of its sentence-transformers files"):
+    with pytest.warns(PalWarning) as said:
         pipeline.embed(config)
+    assert [str(warning.message) for warning in said] == list(source.notes)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PalWarning)  # nothing is encoded, so nothing is said
         pipeline.embed(config)
@@ -247,7 +253,7 @@ def test_a_pooling_that_pal_does_not_have_is_refused_and_other_modules_are_said(
         source_of(folder)
 
 
-@pytest.mark.parametrize(("kind", "positions"), [("bert", 128), ("roberta", 126), ("mpnet", 126)])
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 128), ("roberta", 127), ("mpnet", 126)])
 def test_texts_may_fill_the_positions_and_no_more(kind: str, positions: int) -> None:
     folder = saved(kind)
     made = loaded(source_of(folder, max_length=positions))
@@ -277,6 +283,24 @@ def test_every_choice_that_changes_values_is_in_the_specification() -> None:
     saved("mpnet", "other")
     with pytest.raises(EncoderError, match=r"embed\.mine\.attention = 'sdpa', which this model"):
         source_of("other", attention="sdpa")
+
+
+def test_a_model_that_is_spread_over_devices_gives_the_same_features() -> None:
+    folder = saved("llama")
+    words: list[Item] = [Text(words) for words in TEXTS]
+    spread = loaded(source_of(folder, device_map="auto"))
+    torch.testing.assert_close(features(spread, words), features(loaded(source_of(folder)), words))
+
+
+@pytest.mark.parametrize("kind", ["xlm", "xlnet", "squeezebert", "albert", "mamba"])
+def test_a_lower_layer_is_read_where_its_block_is_no_module_of_the_usual_kind(kind: str) -> None:
+    folder = saved(kind)
+    words: list[Item] = [Text(words) for words in TEXTS]
+    found = features(loaded(source_of(folder, layer=-2)), words)
+    reference = reference_of(source_of(folder, layer=-2), "cpu")
+    with torch.no_grad():
+        wanted = torch.stack([reference(item) for item in words])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -368,53 +392,34 @@ def picture(side: int = 40) -> Image:
     return Image.of_bytes(out.getvalue())
 
 
-@pytest.mark.parametrize("name", [*TOWERS, *IMAGES])
-def test_a_recipe_reads_images_with_its_architecture(name: str) -> None:
-    import transformers
-
-    from pal.embed.encoders.random_models import CLIP_FAMILIES, byte_tokenizer, settings_of
-
-    folder = Path("model")
-    kind = TOWERS.get(name) or IMAGES[name]
-    if name in IMAGES:
-        shape = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2,
-                 "num_attention_heads": 4, "intermediate_size": 48}  # fmt: skip
-        settings = transformers.AutoConfig.for_model(kind, **shape)
-        processor: Any = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    elif kind == "siglip2":
-        text = {"max_position_embeddings": 64, "vocab_size": 300, "projection_size": 32}
-        vision = {"patch_size": 8, "num_patches": 16}
-        tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-                 "intermediate_size": 48}  # fmt: skip
-        settings = transformers.AutoConfig.for_model(
-            kind, text_config={**tower, **text}, vision_config={**tower, **vision}
-        )
-        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    else:
-        assert kind in CLIP_FAMILIES
-        settings = settings_of(kind)
-        sizes = {"shortest_edge": 32} if kind == "clip" else {"height": 32, "width": 32}
-        crop = {"height": 32, "width": 32}
-        processor = (
-            transformers.CLIPImageProcessor(size=sizes, crop_size=crop)
-            if kind == "clip"
-            else transformers.SiglipImageProcessor(size=sizes)
-        )
-    transformers.AutoModel.from_config(settings).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    items: list[Item] = [picture(), picture(90)]
-    if name in TOWERS:
-        byte_tokenizer().save_pretrained(folder)
-        items.append(Text("a cat"))
-    source = recipe(name, folder)
-    made = encoders.load(source, "cpu", 1000, [source.config.layer], False)
-    found = features(made, items)
-    assert len(found) == len(items)
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_recipe_reads_images_and_texts_with_its_architecture(name: str) -> None:
+    for part in random_clip(TOWERS[name]):
+        part.save_pretrained("model")
+    made = encoders.load(recipe(name, Path("model")), "cpu", 1000, [-1], False)
+    found = features(made, [picture(), picture(90), Text("a cat")])
     assert found.isfinite().all()
     assert not torch.allclose(found[0], found[1])
-    if name in IMAGES:
-        with pytest.raises(EncoderError, match="reads image items, but the dataset has text items"):
-            made.prepare([Text("a cat")])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_recipe_reads_images_alone_with_its_architecture(name: str) -> None:
+    import transformers
+
+    shape = {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 48,
+    }  # fmt: skip
+    settings = transformers.AutoConfig.for_model(IMAGES[name], **shape)
+    transformers.AutoModel.from_config(settings).save_pretrained("model")
+    side = {"height": 32, "width": 32}
+    transformers.ViTImageProcessor(size=side).save_pretrained("model")
+    made = encoders.load(recipe(name, Path("model")), "cpu", 1000, [-1], False)
+    found = features(made, [picture(), picture(90)])
+    assert found.shape == (2, 32)
+    assert not torch.allclose(found[0], found[1])
+    with pytest.raises(EncoderError, match="reads image items, but the dataset has text items"):
+        made.prepare([Text("a cat")])
 
 
 @pytest.mark.parametrize("name", sorted(OPEN_CLIP))

@@ -91,16 +91,32 @@ def test_make_says_where_pal_is() -> None:
     assert f"pal is {REPOSITORY}/.venv/bin/pal" in told
 
 
-def test_ctrl_c_says_a_word_and_exits_with_130() -> None:
-    command = [
-        sys.executable, "-m", "pal", "train", "--dataset", "simulated", "--encoder", "identity",
-        "--head", "pal-a", "--set", "train.epochs=100000",
-    ]  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "pal", "embed", *command[4:8]], check=True, capture_output=True
+def test_ctrl_c_says_a_word_and_exits_with_130_whatever_a_library_makes_of_it() -> None:
+    program = (
+        "import os, signal, sys, pal.cli\n"
+        "def ends_itself():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(1)\n"  # as Lightning does
+        "pal.cli.app = ends_itself\n"
+        "pal.cli.main()\n"
     )
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)  # importing, or training: wherever it is
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "pal: interrupted\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_head_is_trained_says_a_word() -> None:
+    choice = ["--dataset", "simulated", "--encoder", "identity"]
+    embed = [sys.executable, "-m", "pal", "embed", *choice]
+    subprocess.run(embed, check=True, capture_output=True)
+    train = [sys.executable, "-m", "pal", "train", *choice, "--head", "pal-a"]
+    running = subprocess.Popen(
+        [*train, "--set", "train.epochs=100000"], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(15)  # it trains then
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=60)
@@ -110,7 +126,12 @@ def test_ctrl_c_says_a_word_and_exits_with_130() -> None:
 
 
 @pytest.mark.parametrize(
-    "example", ["polis_as_pairs.py", "rewards_for_opposed_users.py", "slurm.sbatch"]
+    "example",
+    [
+        "polis_as_pairs.py",
+        "slurm.sbatch",
+        pytest.param("rewards_for_opposed_users.py", marks=pytest.mark.slow),  # imports torch
+    ],
 )
 def test_an_example_without_its_argument_ends_in_one_sentence(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +173,9 @@ def test_init_recognises_votes(header: list[str], kind: str, doubts: set[str]) -
     config = load(None, (), {}).config
     assert (config.dataset, config.train.head) == ("town", "auto")
     prepared = pipeline.prepare(config, tell=lambda line: None)
-    assert prepared.card.counts.pairs == len(ROWS)
+    lost = prepared.card.rejects
+    assert prepared.card.counts.pairs + sum(lost.values()) == len(ROWS)
+    assert set(lost) <= {"not-its-role", "too-few-pairs"}
 
 
 def test_init_recognises_comparisons_ratings_and_exports() -> None:
@@ -256,6 +279,18 @@ def test_a_cache_whose_shards_are_gone_is_not_complete(made: Config) -> None:
     assert [one.state for one in list_caches(made.paths.cache)] == ["complete"]
     next(made.paths.cache.glob("*/*/shards/*.parquet")).unlink()
     assert [one.state for one in list_caches(made.paths.cache)] == ["damaged"]
+
+
+def test_a_command_that_makes_something_ends_with_the_command_of_its_page(made: Config) -> None:
+    done = CliRunner().invoke(app, ["evaluate", "one", "two", *options_of(made)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip().splitlines()[-1] == "To look at it: pal report one two"
+    assert "Whether people differ is not tested here" in done.stdout
+
+
+def options_of(config: Config) -> list[str]:
+    folders = config.paths.model_dump(mode="json")
+    return [f"--set=paths.{name}={folder}" for name, folder in folders.items()]
 
 
 def test_remedies_name_the_dataset_and_the_encoder() -> None:

@@ -37,6 +37,7 @@ KINDS = {
     "openclip": {"embed.tiny.kind": "open-clip", "embed.tiny.model": "random:open-clip"},
     "clip": {"embed.tiny.kind": "hf-clip", "embed.tiny.model": "random:clip"},
     "siglip": {"embed.tiny.kind": "hf-clip", "embed.tiny.model": "random:siglip"},
+    "siglip2": {"embed.tiny.kind": "hf-clip", "embed.tiny.model": "random:siglip2"},
 }
 PROMPTS = ["a cat on a chair", "ünïcode 猫", "many words " * 60]
 

@@ -23,7 +23,10 @@ from pal.train.pairs import PairBatches, Pairs
 
 Configure = Callable[..., Config]
 PALA = {"train.head": "pal-a", "train.k": 2, "train.epochs": 3}
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # of torch, for Lightning's use of it
+]
 
 
 @pytest.fixture

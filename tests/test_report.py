@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pal import pipeline
+from pal.cli.app import app
 from pal.config import Config, load
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
@@ -224,6 +226,14 @@ def test_names_that_nothing_has_and_files_of_others_are_refused(made: tuple[Conf
 def test_a_page_without_a_name_is_of_the_dataset(made: tuple[Config, Path]) -> None:
     found = pipeline.report(made[0])
     assert (Path(found.file).name, found.names) == ("pairs.html", ["pairs"])
+
+
+def test_the_command_prints_the_file_and_the_names(made: tuple[Config, Path]) -> None:
+    _, folder = made
+    places = [f"--set=paths.{name}={folder}/{name}" for name in ("data", "runs", "reports")]
+    done = CliRunner().invoke(app, ["report", "of-1", "--json", *places])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"file": f"{folder}/reports/of-1.html", "names": ["of-1"]}
 
 
 def test_every_text_is_escaped_wherever_it_stands() -> None:

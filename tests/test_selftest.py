@@ -111,7 +111,7 @@ def test_the_forecast_loads_nothing_and_knows_what_earlier_caches_tell(
     with monkeypatch.context() as patch:
         patch.setattr(TextEncoder, "load", refuse)
         planned = pipeline.forecast(config)
-    assert (planned.items_unique, planned.items_done, planned.shards) == (600, 0, 1)
+    assert (planned.items_unique, planned.items_done, planned.shards) == (600, 0, 2)
     assert planned.items_total > planned.items_unique
     assert (planned.bytes, planned.seconds) == (None, None)
     result = pipeline.embed(config)

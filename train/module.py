@@ -146,16 +146,6 @@ class HeadTraining(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)
-        if self.priors is not None:
-            self._slow_down()
-
-    def _slow_down(self) -> None:
-        """Bring the learning rates down to zero in a straight line over the epochs: a maximum of a
-        posterior is a point to arrive at, and steps of one size go on round it."""
-        left = 1.0 - self.current_epoch / self.epochs
-        for optimiser in self.trainer.optimizers:
-            for group in optimiser.param_groups:
-                group["lr"] = group.setdefault("first_lr", group["lr"]) * left
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         if self.rows is not None:

@@ -10,14 +10,12 @@ import torch
 
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.pretrained import Loaded, files_of, load_model, require_own_weights
-from pal.embed.encoders.towers import Pixels, Towers
+from pal.embed.encoders.towers import Pixels, Towers, blank_of
 from pal.embed.peak import flops_per_token
 from pal.embed.trust import loading, loading_options
 from pal.errors import EncoderError
 
 PENULTIMATE = -2
-NAFLEX = "spatial_shapes"
-"""what a processor gives beside the pixels where images keep their shape"""
 
 
 def build(source: EncoderSource) -> tuple[Any, Any, Any]:
@@ -107,7 +105,10 @@ def _probe(towers: Towers, model: Any) -> list[torch.Tensor]:
     assert towers.tokenise is not None
     assert towers.texts is not None
     ids = towers.tokenise(["-"])[0].to(model.device)
-    return [towers.texts(ids), towers.images(**towers.blank(model.device, model.dtype))]
+    return [
+        towers.texts(ids),
+        towers.images(**blank_of(towers.transform, model.device, model.dtype)),
+    ]
 
 
 def image_tokens(settings: Any, processor: Any) -> int:

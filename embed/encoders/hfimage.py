@@ -9,8 +9,8 @@ import torch
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.hfclip import image_tokens, pixels_of, placed
 from pal.embed.encoders.pretrained import Loaded, files_of, load_model, require_own_weights
-from pal.embed.encoders.taps import run_taps, tap_of
-from pal.embed.encoders.towers import Pixels, Towers
+from pal.embed.encoders.taps import Taps
+from pal.embed.encoders.towers import Pixels, Towers, blank_of
 from pal.embed.peak import flops_per_token
 from pal.embed.trust import loading, loading_options
 from pal.errors import EncoderError
@@ -37,16 +37,17 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
         raise EncoderError(
             f"embed.{source.name}.pooling = 'last' means nothing of an image; use auto, cls or mean"
         )
-    block = tap_of(model, config.layer, config.norm, source.name)
-    settings = model.config
+    settings, transform = model.config, pixels_of(processor)
+    probe = blank_of(transform, model.device, model.dtype)
+    taps = Taps(model, [config.layer], config.norm, source.name, probe)
 
     def images(**pixels: Any) -> torch.Tensor:
-        if block is None and config.pooling == "auto":
+        if taps.own and config.pooling == "auto":
             output = model(**pixels)
             own: torch.Tensor | None = getattr(output, "pooler_output", None)
             if own is not None and own is not output.last_hidden_state:
                 return own.flatten(1)
-        states = run_taps(model, model, {config.layer: block}, pixels)[config.layer]
+        states = taps.run(pixels, model)[config.layer]
         if states.ndim != 3:
             raise EncoderError(
                 f"encoder {source.name} gives no state for each patch; use layer: -1 and pooling: "
@@ -57,14 +58,12 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
         return states[:, 0]
 
     towers = Towers(
-        transform=pixels_of(processor),
+        transform=transform,
         images=images,
         image_tokens=image_tokens(settings, processor) if hasattr(settings, "patch_size") else 256,
         image_flops=flops_per_token(model),
     )
-    require_own_weights(
-        source, loaded, lambda: [towers.images(**towers.blank(model.device, model.dtype))]
-    )
+    require_own_weights(source, loaded, lambda: [towers.images(**probe)])
     return towers
 
 

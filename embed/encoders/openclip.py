@@ -11,9 +11,10 @@ from pal.config import EncoderConfig
 from pal.embed.digests import DigestMemory
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.towers import Towers
+from pal.embed.folders import find_model
 from pal.embed.peak import flops_per_token
 from pal.embed.trust import loading, read_json
-from pal.embed.weights import RANDOM, find_model
+from pal.embed.weights import RANDOM
 from pal.errors import EncoderError, shown
 from pal.records import JsonObject
 

@@ -26,13 +26,15 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 def changes_values(
     features: Features,
     texts: Sequence[Sequence[torch.Tensor]],
+    alone: Sequence[Sequence[torch.Tensor]],
     pad: int,
     side: Literal["left", "right"],
     dtype: str,
 ) -> bool:
     """Say whether a text's features differ beyond rounding once it shares a batch with a longer.
 
-    ``texts``: ids and mask of each alone, (1, length); ``features`` gives (n, dim) per tap.
+    ``texts``: ids and mask of each, (1, length); ``alone``: what the model makes of each when
+    nothing is said about padding, (1, dim) per tap, as ``features`` gives it of several.
     """
     longest = max(ids.shape[1] for ids, _ in texts)
     together = [
@@ -45,7 +47,6 @@ def changes_values(
         taps = features(together[0], together[1])
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
         return True  # such a batch cannot be computed at all
-    alone = [features(ids, mask) for ids, mask in texts]
     worst = 0.0
     for number, tap in enumerate(taps):
         wanted = torch.cat([found[number] for found in alone])

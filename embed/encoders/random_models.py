@@ -48,6 +48,10 @@ CLIP_FAMILIES: dict[str, dict[str, Any]] = {
         "projection_dim": 48,
     },
     "siglip": {"text_config": {**_TOWER, "max_position_embeddings": 64}, "vision_config": _EYE},
+    "siglip2": {
+        "text_config": {**_TOWER, "max_position_embeddings": 64, "projection_size": WIDTH},
+        "vision_config": {**_TOWER, "patch_size": 8, "num_patches": 16},
+    },
 }  # fmt: skip
 _PATCHES = {
     "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
@@ -118,8 +122,11 @@ def random_model(family: str) -> Any:
 
 def random_clip(family: str) -> tuple[Any, Any, Any]:
     """Build a model of two towers from the fixed seed, its image processor and a byte tokenizer."""
-    from transformers import CLIPImageProcessor, SiglipImageProcessor
+    from transformers import CLIPImageProcessor, Siglip2ImageProcessor, SiglipImageProcessor
 
+    if family == "siglip2":
+        processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+        return random_model(family), processor, siglip2_tokenizer()
     side = CLIP_FAMILIES[family]["vision_config"]["image_size"]
     if family == "clip":
         processor = CLIPImageProcessor(
@@ -136,6 +143,15 @@ def random_image(family: str) -> tuple[Any, Any]:
 
     side = IMAGE_FAMILIES[family]["image_size"]
     return random_model(family), ViTImageProcessor(size={"height": side, "width": side})
+
+
+def siglip2_tokenizer() -> Any:
+    """Build a tokenizer of the class that transformers has for SigLIP 2; its tokens are letters."""
+    from transformers import Siglip2Tokenizer
+
+    letters = [chr(number) for number in range(33, 127)]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *letters]
+    return Siglip2Tokenizer({token: number for number, token in enumerate(tokens)})
 
 
 def byte_tokenizer() -> Any:

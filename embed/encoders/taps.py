@@ -1,22 +1,126 @@
-"""Where a layer is read: the block after which a forward pass is tapped."""
+"""Where a layer is read: the block after which a forward pass is tapped.
+
+A tap ends the pass at its block, so that the layers above never run. That a block gives what the
+library itself calls the states of that layer is tried on a text as the model is loaded; where it
+does not (XLM's layers are no modules, XLNet's have other shapes), the library lists the states.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from pal.embed.encoders.padding import TOLERANCE, difference
 from pal.errors import EncoderError
+
+Arguments = dict[str, Any]
+"""what a model's forward takes, by name"""
 
 
 class LastLayerReached(Exception):
     """Ends a forward pass at the highest wanted layer; the layers above never run."""
 
 
-def tap_of(model: Any, layer: int, norm: str | None, name: str) -> Any:
-    """Return the block after which a layer is read, None for the model's own last state."""
-    if layer == -1 and norm != "pre":
-        return None
+class Taps:
+    """The layers that are read of a model."""
+
+    def __init__(
+        self, model: Any, layers: Sequence[int], norm: str | None, name: str, probe: Arguments
+    ) -> None:
+        """``probe``: any input. Raises EncoderError for a layer that does not exist."""
+        self.model = model
+        self.name = name
+        self.own = [layer for layer in layers if layer == -1 and norm != "pre"]
+        """the model's last state, behind its final norm"""
+        self.blocks: dict[int, Any] = {}
+        self.listed: list[int] = []
+        """layers whose states the library lists"""
+        lower = [layer for layer in layers if layer not in self.own]
+        states = self._states(probe) if any(layer < -1 for layer in lower) else ()
+        for layer in lower:
+            if layer == -1:
+                self.blocks[layer] = block_of(model, layer, name)
+            elif states and -layer > len(states) - 1:
+                raise EncoderError(
+                    f"encoder {name} has {len(states) - 1} blocks, so layer {layer} does not exist"
+                )
+            elif states and not self._is_block(layer, states, probe):
+                self.listed.append(layer)
+            else:
+                self.blocks[layer] = block_of(model, layer, name)
+
+    @torch.inference_mode()
+    def _states(self, probe: Arguments) -> Sequence[torch.Tensor]:
+        """Return the states as the library lists them, the first those below the first block; none
+        where it does not."""
+        try:
+            output = self.model(**probe, output_hidden_states=True)
+        except TypeError:  # code of a model's own that does not know the option
+            return ()
+        return getattr(output, "hidden_states", None) or ()
+
+    @torch.inference_mode()
+    def _is_block(self, layer: int, states: Sequence[torch.Tensor], probe: Arguments) -> bool:
+        """Say whether what a block gives is among the states; where, libraries count otherwise."""
+        try:
+            block = block_of(self.model, layer, self.name)
+        except EncoderError:
+            return False
+        found = _tapped(self.model, self.model, {layer: block}, (), probe).get(layer)
+        if found is None:  # it is not called as a module (SqueezeBERT)
+            return False
+        tolerance = TOLERANCE[str(found.dtype).removeprefix("torch.")]
+        return any(
+            found.shape == state.shape
+            and difference(found.flatten(0, -2), state.flatten(0, -2)) <= tolerance
+            for state in states
+        )
+
+    def run(self, arguments: Arguments, forward: Any) -> dict[int, torch.Tensor]:
+        """Return the states of all layers, (n, length, dim) each; ``forward`` is the model, perhaps
+        compiled, which is used where it runs through."""
+        if self.listed:
+            output = self.model(**arguments, output_hidden_states=True)
+            reached = {layer: output.hidden_states[layer] for layer in self.listed}
+            reached |= {layer: output.last_hidden_state for layer in self.own}
+            if not self.blocks:
+                return reached
+            return {**reached, **_tapped(self.model, self.model, self.blocks, (), arguments)}
+        forward = self.model if self.blocks else forward
+        return _tapped(self.model, forward, self.blocks, self.own, arguments)
+
+
+def _tapped(
+    model: Any, forward: Any, blocks: dict[int, Any], own: Sequence[int], arguments: Arguments
+) -> dict[int, torch.Tensor]:
+    """Run a model to the highest of some blocks, or through, and return what they give."""
+    reached: dict[int, torch.Tensor] = {}
+    highest = max(blocks, default=0)
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            reached[layer] = output[0] if isinstance(output, tuple | list) else output
+            if layer == highest and not own:
+                raise LastLayerReached
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(layer)) for layer, block in blocks.items()]
+    try:
+        last = forward(**arguments).last_hidden_state
+        reached.update((layer, torch.as_tensor(last)) for layer in own)
+    except LastLayerReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return reached
+
+
+def block_of(model: Any, layer: int, name: str) -> Any:
+    """Return a block; raises EncoderError for one that does not exist."""
     blocks = blocks_of(model)
     if -layer > len(blocks):
         raise EncoderError(
@@ -42,36 +146,3 @@ def blocks_of(model: Any) -> Any:
     if named:
         return min(named, key=lambda stack: stack[0].count("."))[1]
     return max(stacks, key=lambda stack: len(stack[1]))[1]
-
-
-def run_taps(
-    model: Any, forward: Any, taps: dict[int, Any], arguments: dict[str, Any]
-) -> dict[int, torch.Tensor]:
-    """Return the states of all taps, (n, length, dim) each.
-
-    ``taps``: block by layer, None for the model's own last state, which ``forward`` (the model,
-    perhaps compiled) gives where nothing else is wanted.
-    """
-    reached: dict[int, torch.Tensor] = {}
-    wanted = {layer: block for layer, block in taps.items() if block is not None}
-    runs_through = len(wanted) < len(taps)
-    highest = max(wanted, default=0)
-
-    def keep(layer: int) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            reached[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == highest and not runs_through:
-                raise LastLayerReached
-
-        return hook
-
-    handles = [block.register_forward_hook(keep(layer)) for layer, block in wanted.items()]
-    try:
-        last = torch.as_tensor((model if wanted else forward)(**arguments).last_hidden_state)
-        reached.update((layer, last) for layer, block in taps.items() if block is None)
-    except LastLayerReached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return reached

@@ -14,7 +14,7 @@ from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders.padding import changes_values, to_right
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
-from pal.embed.encoders.taps import run_taps, tap_of
+from pal.embed.encoders.taps import Taps
 from pal.embed.odd import Failure, Failures, failure_of
 from pal.embed.peak import flops_per_token
 from pal.embed.render import Rendered, Renderer, Tokens
@@ -51,13 +51,14 @@ class TextEncoder(Encoder):
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.layers = list(layers) or [config.layer]
-        self.taps = {layer: tap_of(model, layer, config.norm, source.name) for layer in self.layers}
         self.forward: Any = self.model
         self.counts_positions = False
         """whether the positions of real tokens are given to the model, which would count padding"""
         self.pads = True
         """whether texts of unequal length may share a batch"""
         probe = self._probe()
+        first = self._arguments(*probe[0])
+        self.taps = Taps(self.model, self.layers, config.norm, source.name, first)
         require_own_weights(source, loaded, lambda: self._pooled(*probe[0]))
         self._settle_padding(probe)
         if compiled:
@@ -88,15 +89,22 @@ class TextEncoder(Encoder):
     def _settle_padding(self, probe: list[list[torch.Tensor]]) -> None:
         """Find out whether padding leaves features alone; raises EncoderError where it is wanted
         at the left and does not."""
-        side, dtype = self.config.padding_side, self.config.compute_dtype
-        if not changes_values(self._pooled, probe, self.pad_id, side, dtype):
+        side = self.config.padding_side
+        alone = [self._pooled(*text) for text in probe]
+
+        def changes() -> bool:
+            return changes_values(
+                self._pooled, probe, alone, self.pad_id, side, self.config.compute_dtype
+            )
+
+        if not changes():
             return
         if side == "right":
             self.pads = False
             return
         if "position_ids" in self.accepted:
             self.counts_positions = True
-            if not changes_values(self._pooled, probe, self.pad_id, side, dtype):
+            if not changes():
                 return
         raise EncoderError(
             f"encoder {self.name} gives other features behind padding; set "
@@ -190,15 +198,7 @@ class TextEncoder(Encoder):
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> dict[int, torch.Tensor]:
         """Return the states of all taps, (n, length, dim) each."""
-        given: dict[str, Any] = {
-            "attention_mask": mask.long(),
-            "use_cache": False,
-            "token_type_ids": types,
-        }
-        arguments = {key: v for key, v in given.items() if key in self.accepted and v is not None}
-        if self.counts_positions:
-            arguments["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        states = run_taps(self.model, self.forward, self.taps, {"input_ids": ids, **arguments})
+        states = self.taps.run(self._arguments(ids, mask, types), self.forward)
         for layer, state in states.items():
             if state.shape[:2] != ids.shape:
                 raise EncoderError(
@@ -206,6 +206,16 @@ class TextEncoder(Encoder):
                     "layer: -1"
                 )
         return states
+
+    def _arguments(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return what of a batch the model's forward takes."""
+        given = {"attention_mask": mask.long(), "use_cache": False, "token_type_ids": types}
+        if self.counts_positions:
+            given["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        known = {key: v for key, v in given.items() if key in self.accepted and v is not None}
+        return {"input_ids": ids, **known}
 
 
 def unreadable(text: Text) -> Failure | None:

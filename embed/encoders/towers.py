@@ -41,13 +41,6 @@ class Towers:
     text_tokens: int = 1
     text_flops: float = 0.0
 
-    def blank(self, device: Any, dtype: torch.dtype) -> Pixels:
-        """Return the inputs of one empty image."""
-        from PIL import Image as Pil
-
-        read = self.transform(Pil.new("RGB", (64, 64)))
-        return cast({key: value.unsqueeze(0).to(device) for key, value in read.items()}, dtype)
-
 
 IDS = "input_ids"
 
@@ -178,7 +171,7 @@ class TowersEncoder(Encoder):
     def width(self) -> int:
         """Return the wider tower's number of dimensions."""
         if self.dim is None:
-            blank = self.towers.blank(self.device, self.dtype)
+            blank = blank_of(self.towers.transform, self.device, self.dtype)
             self.dim = self.towers.images(**blank).shape[1]
             if self.towers.tokenise is not None and self.towers.texts is not None:
                 ids = self.towers.tokenise([""])[0].to(self.device)
@@ -189,3 +182,11 @@ class TowersEncoder(Encoder):
 def cast(pixels: Pixels, dtype: torch.dtype) -> Pixels:
     """Return inputs with their real numbers in the dtype of the model."""
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in pixels.items()}
+
+
+def blank_of(transform: Callable[[Any], Pixels], device: Any, dtype: torch.dtype) -> Pixels:
+    """Return the inputs of one empty image."""
+    from PIL import Image as Pil
+
+    read = transform(Pil.new("RGB", (64, 64)))
+    return cast({key: value.unsqueeze(0).to(device) for key, value in read.items()}, dtype)

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from pal.reward.server.body import BodyRoute, refusal_of
+from pal.reward.server.compare import compare_route
 from pal.reward.server.guard import Guard, Rules
 from pal.reward.server.openrlhf import openrlhf_routes
 from pal.reward.server.schemas import (
@@ -42,7 +43,7 @@ def build_app(service: Service) -> FastAPI:
 
     # for the document only: the guard has asked for the token before
     asks = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
-    for routes in (openrlhf_routes, reward_routes, user_routes, metrics_route):
+    for routes in (openrlhf_routes, reward_routes, compare_route, user_routes, metrics_route):
         app.include_router(routes(service), dependencies=asks)
 
     @app.head("/health", include_in_schema=False)

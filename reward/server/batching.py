@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pal.items import Image, Item, Text
-from pal.reward.adaptation import Questionnaire
+from pal.reward.adaptation import ItemPairs
 from pal.reward.model import Row
 
 ROWS_A_TURN = 8
@@ -70,11 +70,12 @@ class RowsJob:
 
 @dataclass(eq=False)
 class AnswersJob:
-    """Answers of a new user, on the way to a vector (R,)."""
+    """Answers of a new user on the way to a vector (R,), or comparisons on the way to
+    probabilities."""
 
-    asked: Questionnaire
+    asked: ItemPairs
     costs: list[int]
-    """of each item, two for each answer"""
+    """of each item, two for each pair"""
     future: Future[Tensor] = field(default_factory=Future)
 
     @property

@@ -72,6 +72,23 @@ class ScoreReply(BaseModel):
     """rows whose user is not known, scored as the population"""
 
 
+class CompareRequest(BaseModel):
+    """Pairs of responses (files of images in base64) to one prompt each; ``users`` as in
+    /v1/score."""
+
+    prompts: Chats
+    first: Chats
+    second: Chats
+    users: UserOrUsers = None
+
+
+class CompareReply(BaseModel):
+    p: list[float]
+    """P(first preferred): of strangers the average over all users of the training, of users who
+    were adapted over who they may be by their answers"""
+    unknown_users: int
+
+
 class AnswerBody(BaseModel):
     """One comparison by the user; images in base64."""
 

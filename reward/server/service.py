@@ -14,7 +14,7 @@ from fastapi import HTTPException
 
 from pal.config import ServeConfig
 from pal.errors import PalError, RewardError
-from pal.reward.adaptation import Questionnaire
+from pal.reward.adaptation import ItemPairs, Questionnaire
 from pal.reward.model import Answer, Readable, RewardModel, Row
 from pal.reward.server.batching import AnswersJob, RowsJob, bytes_of, cost_of
 from pal.reward.server.body import aside
@@ -67,8 +67,10 @@ class Service:
         self.metrics = Metrics()
         self.worker = Worker(model, settings, self.metrics)
         self.store = UserStore(settings.store or Path("users.sqlite"), model.metadata.head_id)
-        for user, vector in self.store.load(len(model.users.default)).items():
-            model.users.add(user, vector)
+        size = len(model.users.default)
+        audiences = self.store.audiences(size)
+        for user, vector in self.store.load(size).items():
+            model.users.add(user, vector, audiences.get(user))
         self._changes = ThreadPoolExecutor(1, "users")
         gauge = self.metrics.gauge
         gauge("rows_waiting", "Rows that wait.", lambda: self.worker.turns.waiting)
@@ -109,7 +111,7 @@ class Service:
         if read.rows:
             costs = [cost_of(row, self.longest) for row in read.rows]
             job = RowsJob(read.rows, read.vectors, costs)
-            scored = await self._ask(lambda: self.worker.submit_rows(job))
+            scored = await self.ask(lambda: self.worker.submit_rows(job))
             for number, (place, reward) in enumerate(
                 zip(read.places, scored.rewards.tolist(), strict=True)
             ):
@@ -135,7 +137,7 @@ class Service:
         sent, failures = [], {}
         for place, item in enumerate(items):
             try:
-                sent.append(self._item(item))
+                sent.append(self.item_of(item))
             except RewardError as error:
                 sent.append(None)
                 failures[place] = str(error)
@@ -151,7 +153,7 @@ class Service:
         rows, places = [read.rows[n] for n in kept], [read.places[n] for n in kept]
         return Readable(rows, read.vectors[kept], places, failures)
 
-    def _item(self, sent: Any) -> Any:
+    def item_of(self, sent: Any) -> Any:
         """Return a response as the model takes it: an image is bytes, never a path, which would be
         read here."""
         if not self.model.is_image:
@@ -179,29 +181,33 @@ class Service:
         except PalError as error:
             raise HTTPException(422, str(error)[:LONGEST_REASON]) from error
         job = AnswersJob(asked, [cost_of(row, self.longest) for row in asked.rows])
-        vector = await self._ask(lambda: self.worker.submit_answers(job))
+        vector = await self.ask(lambda: self.worker.submit_answers(job))
 
         def keep() -> None:
-            self.store.put(name, len(bodies), vector)
-            self.model.users.add(name, vector)
+            self.store.put(name, len(bodies), vector, asked.audience)
+            self.model.users.add(name, vector, asked.audience)
 
         await self._change(keep)
         weights = [round(float(weight), 6) for weight in vector]
         return AdaptReply(user=name, answers=len(bodies), weights=weights)
 
+    def require_modest(self, asked: ItemPairs) -> None:
+        """Raise RewardError for the first item that is too large."""
+        for number, row in enumerate(asked.rows):
+            reason = self._excess(row)
+            if reason is not None:
+                raise RewardError(f"{asked.what} {number // 2} cannot be read: {reason}")
+
     def _questionnaire(self, bodies: Sequence[AnswerBody]) -> Questionnaire:
         answers = []
         for number, body in enumerate(bodies):
             try:
-                chosen, rejected = self._item(body.chosen), self._item(body.rejected)
+                chosen, rejected = self.item_of(body.chosen), self.item_of(body.rejected)
             except RewardError as error:
                 raise RewardError(f"answer {number} cannot be read: {error}") from error
             answers.append(Answer(body.prompt, chosen, rejected, body.label))
         asked = Questionnaire(self.model, answers)
-        for number, row in enumerate(asked.rows):
-            reason = self._excess(row)
-            if reason is not None:
-                raise RewardError(f"answer {number // 2} cannot be read: {reason}")
+        self.require_modest(asked)
         return asked
 
     async def forget(self, user: str) -> str:
@@ -237,7 +243,7 @@ class Service:
         except PalError as error:
             raise HTTPException(503, str(error), AGAIN) from error
 
-    async def _ask(self, submit: Callable[[], Future[Result]]) -> Result:
+    async def ask(self, submit: Callable[[], Future[Result]]) -> Result:
         """Let the model's thread do something and wait for it."""
         try:
             return await asyncio.wrap_future(submit())

@@ -15,12 +15,19 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pal.errors import PalWarning, RewardError
+from pal.reward.audience import Audience
 
 COLUMNS = ["head", "user", "answers", "vector"]
 TABLE = (
     "CREATE TABLE IF NOT EXISTS user_vectors "
     "(head TEXT, user TEXT, answers INTEGER, vector BLOB, PRIMARY KEY (head, user))"
 )
+AUDIENCES = (
+    "CREATE TABLE IF NOT EXISTS user_audiences "
+    "(head TEXT, user TEXT, people BLOB, PRIMARY KEY (head, user))"
+)
+"""who users may be: the weight and the vector of each person, one after the other"""
+FORGET_AUDIENCE = "DELETE FROM user_audiences WHERE head = ? AND user = ?"
 SEAL_BYTES = 16
 """of the hash behind each vector"""
 
@@ -48,18 +55,27 @@ class UserStore:
             self.close()
             raise
 
-    def put(self, user: str, answers: int, vector: Tensor) -> None:
-        """Keep the vector of a user, (R,)."""
-        raw = vector.float().cpu().numpy().tobytes()
-        sealed = raw + self._seal(user, raw)
+    def put(
+        self, user: str, answers: int, vector: Tensor, audience: Audience | None = None
+    ) -> None:
+        """Keep the vector of a user, (R,), and who the user may be."""
         with self._transaction() as connection:
             connection.execute(
-                "REPLACE INTO user_vectors VALUES (?, ?, ?, ?)", (self.head, user, answers, sealed)
+                "REPLACE INTO user_vectors VALUES (?, ?, ?, ?)",
+                (self.head, user, answers, self._sealed(user, vector)),
             )
+            connection.execute(FORGET_AUDIENCE, (self.head, user))
+            if audience is not None:
+                people = torch.cat([audience.weights.unsqueeze(1), audience.vectors], dim=1)
+                connection.execute(
+                    "INSERT INTO user_audiences VALUES (?, ?, ?)",
+                    (self.head, user, self._sealed(user, people)),
+                )
 
     def remove(self, user: str) -> bool:
         """Forget a user, and say whether there was one."""
         with self._transaction() as connection:
+            connection.execute(FORGET_AUDIENCE, (self.head, user))
             done = connection.execute(
                 "DELETE FROM user_vectors WHERE head = ? AND user = ?", (self.head, user)
             )
@@ -82,19 +98,43 @@ class UserStore:
             )
         return sound
 
+    def audiences(self, size: int) -> dict[str, Audience]:
+        """Return who users may be whose vectors have ``size`` numbers; a row that is damaged is
+        left out, since the vector says enough."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT user, people FROM user_audiences WHERE head = ?", (self.head,)
+            ).fetchall()
+        found: dict[str, Audience] = {}
+        for user, sealed in rows:
+            read = self._unsealed(user, sealed)
+            if read is not None and len(read[1]) % (1 + size) == 0:
+                people = read[1].reshape(-1, 1 + size)
+                found[read[0]] = Audience(people[:, 1:], people[:, 0])
+        return found
+
     def close(self) -> None:
         self.connection.close()
         self._own.release()
 
     def _read(self, user: object, sealed: object, size: int) -> tuple[str, Tensor] | None:
         """Return a row as it was put, None if it is damaged."""
+        read = self._unsealed(user, sealed)
+        return read if read is not None and len(read[1]) == size else None
+
+    def _unsealed(self, user: object, sealed: object) -> tuple[str, Tensor] | None:
+        """Return a user's name and numbers, None if they are damaged."""
         if not isinstance(user, bytes) or not isinstance(sealed, bytes):
             return None
         name, raw = user.decode("utf-8", "replace"), sealed[:-SEAL_BYTES]
-        if len(raw) != 4 * size or sealed[len(raw) :] != self._seal(name, raw):
+        if len(raw) % 4 or sealed[len(raw) :] != self._seal(name, raw):
             return None
-        vector = torch.frombuffer(bytearray(raw), dtype=torch.float32) if size else torch.empty(0)
-        return (name, vector) if bool(torch.isfinite(vector).all()) else None
+        numbers = torch.frombuffer(bytearray(raw), dtype=torch.float32) if raw else torch.empty(0)
+        return (name, numbers) if bool(torch.isfinite(numbers).all()) else None
+
+    def _sealed(self, user: str, numbers: Tensor) -> bytes:
+        raw = numbers.float().cpu().contiguous().numpy().tobytes()
+        return raw + self._seal(user, raw)
 
     def _seal(self, user: str, raw: bytes) -> bytes:
         whole = b"\0".join([self.head.encode(), user.encode(), raw])
@@ -106,6 +146,7 @@ class UserStore:
             self.connection.execute("PRAGMA journal_mode=WAL")
         with self._transaction() as connection:
             connection.execute(TABLE)
+            connection.execute(AUDIENCES)
             columns = [
                 row[1].decode() for row in connection.execute("PRAGMA table_info(user_vectors)")
             ]

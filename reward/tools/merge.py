@@ -19,6 +19,7 @@ from pal.reward.export_record import CONFIG, Golden
 from pal.reward.loading import encoder_settings
 from pal.reward.model import RewardModel
 from pal.reward.tools.hf import ELSEWHERE, require_text_head, save_tokenizer, write_config
+from pal.reward.tools.older import let_older_versions_read
 from pal.train.heads.linear import LinearHead
 
 PAD = "<|pad|>"
@@ -67,6 +68,7 @@ def merge_into(folder: Path, model: RewardModel, golden: Golden) -> Merged:
     whole.save_pretrained(folder)
     save_tokenizer(folder, model)
     write_config(folder, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    let_older_versions_read(folder)
     settings, _ = encoder_settings(folder, model.metadata, None, trust_remote_code=False)
     source = locate(model.metadata.encoder.name, settings, None)
     return Merged(constant, difference, json.loads(json.dumps(source.spec)))

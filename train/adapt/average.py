@@ -56,12 +56,9 @@ def zero_shot(head: Head, prepared: Prepared) -> Tensor:
 
 
 @torch.no_grad()
-def predictive(head: Head, shots: Answers, judged: Answers, adapted: Adapted) -> Tensor:
-    """Return the logit of the judged pairs' probabilities after the shots, (B,).
-
-    ``adapted`` is the maximum of the posterior, with its covariance.
-    """
-    assert adapted.covariance is not None
+def weights_of_seen(head: Head, shots: Answers, adapted: Adapted) -> tuple[Tensor, Tensor]:
+    """Return how likely each user is to be like each seen one, if like any, (U, N), and how likely
+    to be like any, (U,)."""
     vectors_NR = seen_vectors(head)
     misfit_BN = logistic(
         head.margins_of_each(shots.prepared, vectors_NR).double(), shots.label.double().unsqueeze(1)
@@ -72,7 +69,18 @@ def predictive(head: Head, shots: Answers, judged: Answers, adapted: Adapted) ->
     share_U = torch.sigmoid(of_seen_U - evidence(head, shots, adapted).double())
     # of whom nothing is known is one of the seen users, not half of a prior that nobody tried
     share_U[torch.bincount(shots.user, minlength=shots.users) == 0] = 1.0
-    pi_UN = likelihood_UN.softmax(dim=1)
+    return likelihood_UN.softmax(dim=1), share_U
+
+
+@torch.no_grad()
+def predictive(head: Head, shots: Answers, judged: Answers, adapted: Adapted) -> Tensor:
+    """Return the logit of the judged pairs' probabilities after the shots, (B,).
+
+    ``adapted`` is the maximum of the posterior, with its covariance.
+    """
+    assert adapted.covariance is not None
+    vectors_NR = seen_vectors(head)
+    pi_UN, share_U = weights_of_seen(head, shots, adapted)
     found = []
     for rows in torch.arange(len(judged.label), device=judged.user.device).split(ROWS_AT_ONCE):
         some = judged.take(rows)

@@ -1,0 +1,56 @@
+"""``POST /v1/compare``: how probably one response is preferred to another."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, HTTPException
+
+from pal.errors import PalError
+from pal.reward.adaptation import Answer, Comparisons
+from pal.reward.server.batching import AnswersJob, cost_of
+from pal.reward.server.body import BodyRoute, aside
+from pal.reward.server.schemas import CompareReply, CompareRequest
+from pal.reward.server.service import LONGEST_REASON, Service, require_count
+
+
+def compare_route(service: Service) -> APIRouter:
+    """Return the route."""
+    router = APIRouter(route_class=BodyRoute)
+
+    @router.post("/v1/compare", tags=["rewards"])
+    async def compare(body: CompareRequest) -> CompareReply:
+        """How probably each first response is preferred to the second; an odd pair refuses them
+        all."""
+        count = len(body.first)
+        users = body.users if isinstance(body.users, list) else [body.users] * count
+        given = (("prompts", body.prompts), ("second", body.second), ("users", users))
+        for name, values in given:
+            require_count(name, len(values), count, "first responses", "send as many")
+        if 2 * count > service.settings.queue:
+            raise HTTPException(
+                413,
+                f"{count} pairs have more rows than the {service.settings.queue} that may wait; "
+                "send fewer",
+            )
+        known = service.model.users
+
+        def read() -> Comparisons:
+            pairs = [
+                Answer(prompt, service.item_of(first), service.item_of(second))
+                for prompt, first, second in zip(body.prompts, body.first, body.second, strict=True)
+            ]
+            asked = Comparisons(service.model, pairs, list(map(known.audience_of, users)))
+            service.require_modest(asked)
+            return asked
+
+        try:
+            asked = await aside(read)
+            strangers = sum(map(known.is_stranger, users))
+        except PalError as error:
+            raise HTTPException(422, str(error)[:LONGEST_REASON]) from error
+        if not count:
+            return CompareReply(p=[], unknown_users=0)
+        job = AnswersJob(asked, [cost_of(row, service.longest) for row in asked.rows])
+        found = await service.ask(lambda: service.worker.submit_answers(job))
+        return CompareReply(p=[float(p) for p in found], unknown_users=strangers)
+
+    return router
