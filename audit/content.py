@@ -25,8 +25,6 @@ class Judged:
     count: Array
     taste: Array | None
     """reward of the group's average member; None where no model was fitted"""
-    deviation: Array | None
-    """what of it is the group's own"""
     variance: Array | None
     """(T,) of the reward between prototypes, weighed by how much users have of each"""
 
@@ -44,15 +42,14 @@ class Judged:
             count = count + np.bincount(key, minlength=answers.things * groups)
         counts = count.reshape(shape).astype(float)
         if tastes is None:
-            return cls(wins.reshape(shape), counts, None, None, None)
+            return cls(wins.reshape(shape), counts, None, None)
         mean = np.stack([tastes.weights[group == g].mean(axis=0) for g in range(groups)])
         share = tastes.weights.mean(axis=0)
-        deviation = tastes.deviations @ mean.T
+        follows = np.array([tastes.reliability[group == g].mean() for g in range(groups)])
+        taste = tastes.shared[:, None] * follows + tastes.deviations @ mean.T
         centre = tastes.deviations @ share
         variance = np.square(tastes.deviations - centre[:, None]) @ share
-        return cls(
-            wins.reshape(shape), counts, tastes.shared[:, None] + deviation, deviation, variance
-        )
+        return cls(wins.reshape(shape), counts, taste, variance)
 
     @property
     def groups(self) -> int:
@@ -74,10 +71,10 @@ class Judged:
         count, wins = self.count[:, group], self.wins[:, group]
         others, won = self.count.sum(axis=1) - count, self.wins.sum(axis=1) - wins
         known = (count >= FEWEST) & (others >= FEWEST)
-        if self.deviation is not None:
-            users = self.deviation.shape[1]
-            rest = (self.deviation.sum(axis=1) - self.deviation[:, group]) / max(users - 1, 1)
-            found = self.deviation[:, group] - rest
+        if self.taste is not None:
+            groups = self.taste.shape[1]
+            rest = (self.taste.sum(axis=1) - self.taste[:, group]) / max(groups - 1, 1)
+            found = self.taste[:, group] - rest
             judged = self.count.sum(axis=1) > 0
             # of things that are judged once or twice there is no share to show, but a reward
             return np.where(known if known.any() else judged, found, np.nan)

@@ -20,6 +20,8 @@ from pal.train.sharing import Array, Numbers
 ROUNDS = 8
 LEAST, MOST = 0.1, 5.0
 """spreads that are believed"""
+FEW = 0.02
+"""share of the answers that is next to none"""
 FEWEST_USERS = 2
 """of a prompt group that is a stratum of its own"""
 
@@ -164,17 +166,20 @@ def bootstrap(answers: Answers, population: Population, seed: int, number: int) 
 def strata(answers: Answers, z: torch.Tensor, seed: int) -> tuple[Numbers, str]:
     """Return the stratum of each answer, (n,), within which users are exchanged, and its name.
 
-    It is the prompt group where several users answered it; of other answers, a cluster of things
-    that are alike: users who ask about different things are not users of different tastes.
+    It is the prompt group where several users answered it. Of other answers it is a cluster of
+    things that are alike, for users who ask about different things are not users of different
+    tastes; where they are next to none, they stay with their users.
     """
     pairs = np.unique(np.stack([answers.group, answers.user]), axis=1)
     users = np.bincount(pairs[0], minlength=int(answers.group.max()) + 1)
     alone = users[answers.group] < FEWEST_USERS
     found = answers.group.copy()
-    if not alone.any():
+    if float(alone.mean()) <= FEW:
         return found, "prompt groups"
     design = design_of(answers, z)
-    things = design.x if answers.second is None else 0.5 * (z[design.first] + z[design.second])
+    things = design.x
+    if design.second is not None:
+        things = 0.5 * (z[design.first] + z[design.second])
     points = things.double().numpy()[answers.rows[1][alone]]
     count = max(1, math.isqrt(len(points)))
     rng = np.random.default_rng([seed, 3])
@@ -185,11 +190,34 @@ def strata(answers: Answers, z: torch.Tensor, seed: int) -> tuple[Numbers, str]:
     return found, "prompt groups of several users, clusters of the others"
 
 
+def are_pairs(answers: Answers, stratum: Numbers) -> bool:
+    """Say whether each stratum is of votes on one thing: exchanging users is exchanging labels."""
+    if answers.second is not None:
+        return False
+    both = np.unique(np.stack([stratum, answers.rows[1]]), axis=1)
+    return bool(np.bincount(both[0]).max() == 1)
+
+
+def exchanged_labels(answers: Answers, stratum: Numbers, seed: int, number: int) -> Array:
+    """Return the labels, (n,), that users have after ``exchanged`` where strata are pairs."""
+    order, places = _exchange(answers, stratum, seed, number)
+    found = np.empty_like(answers.label)
+    found[order] = answers.label[places]
+    return found
+
+
 def exchanged(answers: Answers, stratum: Numbers, seed: int, number: int) -> Numbers:
     """Return the users of one permutation within strata, (n,)."""
-    rng = np.random.default_rng([seed, 4, number])
-    order = np.lexsort((rng.random(len(answers)), stratum))
-    places = np.argsort(stratum, kind="stable")
+    order, places = _exchange(answers, stratum, seed, number)
     found = np.empty_like(answers.user)
     found[places] = answers.user[order]
     return found
+
+
+def _exchange(
+    answers: Answers, stratum: Numbers, seed: int, number: int
+) -> tuple[Numbers, Numbers]:
+    """Return answers in an order of strata and chance, and which answers' places they take."""
+    rng = np.random.default_rng([seed, 4, number])
+    order = np.lexsort((rng.random(len(answers)), stratum))
+    return order, np.argsort(stratum, kind="stable")

@@ -160,11 +160,10 @@ def _discarded(r: AuditRecord) -> list[str]:
     ]
     if len(told) > 1:
         lines.append(f"By group: {', '.join(told)}.")
-    if r.gain_of_majority is not None and r.gain_default is not None:
+    if r.verdict == "plural" and r.gain_nats is not None:
         lines.append(
-            f"Of the gain of many tastes, {r.gain_default:+.4f} nats, {r.gain_of_majority:+.4f} "
-            "would be left if everybody had given the majority's answer (both at the default "
-            "strength)."
+            f"After it everybody would have answered alike: the gain of many tastes, "
+            f"{r.gain_nats:+.4f} nats an answer, could not be found any more."
         )
     return ["\n\n".join(lines)]
 

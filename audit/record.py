@@ -127,8 +127,6 @@ class AuditRecord(Record, kind="audit", file="audit.json", error=EvaluationError
     """share of the answers that one label for each pair would contradict"""
     overruled_users: float | None
     """share of the users for whom those are a third or more"""
-    gain_of_majority: float | None
-    """nats that the plural model gains where each answer is the majority's"""
     parts: list[Part] = Field(default_factory=list)
     seconds: float
     files: dict[str, str] = Field(default_factory=dict)

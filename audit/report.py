@@ -171,7 +171,6 @@ def _record(
         between_users=None if found.tastes is None else found.tastes.between,
         overruled=found.overruled,
         overruled_users=found.overruled_users,
-        gain_of_majority=None if b is None else b.gain_of_majority,
         parts=_parts(found),
         seconds=round(found.seconds, 1),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from pal.audit.groups import STARTS, Division, Tastes, agreement, divided
 from pal.audit.ledger import Ledger
 from pal.audit.load import Loaded
 from pal.audit.measure import Gain, measured
-from pal.audit.nulls import Population, exchanged, strata
+from pal.audit.nulls import Population, are_pairs, exchanged, exchanged_labels, strata
 from pal.audit.overlap_test import OverlapFound, OverlapTest
 from pal.audit.power import PLANTINGS, Instrument, p_of
 from pal.audit.record import Planting
@@ -53,7 +53,6 @@ class FeaturesFound:
     p_parts: list[float]
     population: Population
     features: Features
-    gain_of_majority: float
     held: Numbers
     """(m,) answers that were held out"""
 
@@ -167,28 +166,27 @@ class Audit:
         gain = measured(cross_fit)
         null = instrument.null(draws)
         stratum, name = strata(self.answers, features.z, self.seed)
-        other = instrument.exchanged(
-            draws, lambda n: exchanged(self.answers, stratum, self.seed, n)
-        )
+        other = self._exchanged(instrument, stratum)
         value = gain.default.value
         parts = [
             1.0 if part.nats is None else p_of(part.nats.value, null[:, 1 + number])
             for number, part in enumerate(gain.parts)
         ]
-        expected = instrument.population.expected(self.answers)
-        majority = self._gain_of(majority_labels(self.answers, expected), features)
         return FeaturesFound(
             gain, null[:, 0], p_of(value, null[:, 0]), p_of(value, other), name, parts,
-            instrument.population, features, majority, cross_fit.rows,
+            instrument.population, features, cross_fit.rows,
         )  # fmt: skip
 
-    def _gain_of(self, label: Array, features: Features) -> float:
-        """Return the gain of the plural model on other labels, (n,), whose spreads are theirs."""
-        answers = self.answers.with_labels(label)
-        spreads = Population.fitted(answers, features.z).spreads
-        cross_fit = CrossFit(answers, features.z, self.seed, spreads, self.settings.folds)
-        gains = next(cross_fit.gains(torch.from_numpy(label).float().unsqueeze(1)))
-        return float(cross_fit.of_users(gains)[0])
+    def _exchanged(self, instrument: Instrument, stratum: Numbers) -> Array:
+        """Return the gains where users are exchanged within strata, (draws,)."""
+        answers, seed, draws = self.answers, self.seed, self.settings.permutations
+        if not are_pairs(answers, stratum):
+            return instrument.exchanged(draws, lambda n: exchanged(answers, stratum, seed, n))
+        found = instrument.measured(
+            "permutation", draws, lambda n: exchanged_labels(answers, stratum, seed, n)
+        )
+        gains: Array = found[:, 0]
+        return gains
 
     def _tastes(self, found: FeaturesFound | None, start: int | None) -> Tastes | None:
         if found is None:

@@ -34,14 +34,15 @@ def main() -> None:
     parser.add_argument("--polis", type=Path, required=True)
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--limit", type=int, default=150, help="statements of each interest")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     lines = [
         "# Encoders", "",
-        "Made by `python benchmarks/encoders.py`: statements of four interests as persona answers "
-        "them (two groups of 100 users), and the votes of the Polis conversation",
-        f"{given.polis.name}. Every prompt is tested once in {FOLDS} folds; accuracy is the mean "
+        f"Made by `python benchmarks/encoders.py`: the votes of the Polis conversation "
+        f"{given.polis.name}, and persona (two opposed groups, {given.limit} statements of each",
+        "interest). Every prompt is tested once in {FOLDS} folds; accuracy is the mean "
         "over users, with its 95 % interval over users and prompts; s are those of stage one on "
         "this machine's cores.", "",
         "| dataset | encoder | D | items | s | head | seen users | NLL | unseen, 20 shots |",
@@ -58,10 +59,12 @@ def main() -> None:
 def datasets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the settings of each dataset, by name."""
     votes = {"kind": "polis", "min_answers": 20, "source": str(given.polis)}
-    return {
-        "persona": {"data.persona.source": str(given.persona)},
-        given.polis.name: {f"data.{given.polis.name}": votes},
+    statements = {
+        "data.persona.source": str(given.persona),
+        "data.persona.limit": given.limit,
+        "data.persona.users": 100,
     }
+    return {given.polis.name: {f"data.{given.polis.name}": votes}, "persona": statements}
 
 
 def encoders(given: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -53,9 +53,11 @@ def _facts(name: str, config: EncoderConfig, folder: Path) -> ModelFacts:
         return ModelFacts(sdpa=None, positions=positions_of(settings), is_half=False)
     from transformers import AutoConfig
 
-    options = {} if config.gguf_file is None else {"gguf_file": config.gguf_file}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if config.gguf_file is not None:
+        options["gguf_file"] = config.gguf_file
     with loading_files(name, folder, trusted=False):
-        found = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        found = AutoConfig.from_pretrained(folder, **options)
     return facts_of_settings(found)
 
 

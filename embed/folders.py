@@ -73,6 +73,7 @@ def _lacks(folder: Path, config: EncoderConfig) -> bool:
     templates = [*folder.glob("*.jinja"), *folder.glob("*/*.jinja")]
     tokenizer = read_json(folder / "tokenizer_config.json")
     lacks_template = not templates and not tokenizer.get("chat_template")
+    lacks_template &= config.gguf_file is None  # such a file holds its own
     return lacks_code(folder, config) or (config.template == CHAT and lacks_template)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,7 +11,7 @@ from pal.config import EvaluateConfig
 from pal.errors import PalError
 from pal.evaluate.compare import CELLS, Comparison, compare_runs
 from pal.evaluate.metrics import credit, sigmoid
-from pal.evaluate.predict import in_test, predictions_of
+from pal.evaluate.predict import in_test
 from pal.evaluate.records import METRICS, Cell, Metrics
 from pal.evaluate.report import Table as Rows
 from pal.evaluate.report import (
@@ -22,11 +20,10 @@ from pal.evaluate.report import (
     table_of_runs,
     table_of_shots_by_run,
 )
-from pal.evaluate.sentences import difference_sentence, has_one_taste
+from pal.evaluate.sentences import difference_sentence
 from pal.report.charts import Value, forest, lines, reliability
-from pal.report.page import Beside, Block, Bullets, Page, Picture, Source, Table, Text
-from pal.report.subjects import Subject
-from pal.train.run_record import RunRecord
+from pal.report.evaluated import Evaluated, sources_of
+from pal.report.page import Beside, Block, Bullets, Page, Picture, Table, Text
 
 MOST_DRAWN, MOST_CURVES = 24, 8
 ACCURACY = "accuracy, mean over people"
@@ -34,59 +31,6 @@ INTERVALS = (
     "Intervals of 95 % are over people and prompts at once; a p behind one says that most of it "
     "comes from the prompts."
 )
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A run and what it reaches."""
-
-    folder: Path
-    record: RunRecord
-    metrics: Metrics
-
-    @property
-    def name(self) -> str:
-        return self.record.run
-
-    def predictions(self) -> pl.DataFrame:
-        """Read its predictions; raises EvaluationError where they are of another head."""
-        return predictions_of(self.folder, self.record.seal)
-
-    @property
-    def has_one_taste(self) -> bool:
-        """Whether it gives all people one taste."""
-        return has_one_taste(self.record.train.head, self.record.train.prototypes)
-
-    @property
-    def command(self) -> str:
-        """The command that trains it, as far as options say it; its config.yaml says the rest."""
-        record = self.record
-        return (
-            f"pal train --dataset {record.dataset} --encoder {record.encoder} --head "
-            f"{record.train.head} --k {record.train.k} --seed {record.seed} --run {record.run}"
-        )
-
-
-def read_runs(subjects: Sequence[Subject]) -> tuple[list[Evaluated], list[str]]:
-    """Return runs with their metrics, and a sentence for each whose numbers cannot be shown."""
-    found, problems = [], []
-    for one in subjects:
-        try:
-            found.append(read_run(one.folder))
-        except PalError as problem:
-            problems.append(f"{one.name} is not shown: {problem}.")
-    return found, problems
-
-
-def read_run(folder: Path) -> Evaluated:
-    """Read a run; raises EvaluationError where it has no metrics, or those of another head."""
-    record = RunRecord.of(folder)
-    metrics = Metrics.read(folder)
-    if metrics.head_seal != record.seal:
-        raise Metrics.error(
-            f"{folder / METRICS} is of an earlier head; run: pal evaluate --run {folder.name}"
-        )
-    return Evaluated(folder, record, metrics)
 
 
 def add_runs(
@@ -123,16 +67,6 @@ def add_runs(
     page.add("Differences", _comparisons(settings, runs), 3)
     for run in runs:
         page.cite(*sources_of(run))
-
-
-def sources_of(run: Evaluated) -> list[Source]:
-    """Say where the numbers of a run come from."""
-    return [
-        Source(f"run {run.name}", str(run.folder / RunRecord.file), run.record.seal[:16],
-               run.command),
-        Source(f"metrics of {run.name}", str(run.folder / METRICS), run.metrics.head_seal[:16],
-               f"pal evaluate --run {run.name}"),
-    ]  # fmt: skip
 
 
 def value_of(cell: Cell) -> Value:
@@ -197,7 +131,12 @@ def calibration(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> Picture 
     """Draw how often what runs are sure of is right, on seen people's test answers."""
     curves = {}
     for run in runs[:MOST_CURVES]:
-        rows = in_test(run.predictions(), "seen").filter(pl.col("label") != 0.5)
+        try:
+            rows = in_test(run.predictions(), "seen").filter(pl.col("label") != 0.5)
+        except PalError:
+            if len(runs) == 1:
+                raise
+            continue  # the differences say so
         if not rows.is_empty():
             margin, label = rows["margin"].to_numpy(), rows["label"].to_numpy()
             curves[run.name] = sigmoid(np.abs(margin)), credit(margin, label)

@@ -8,8 +8,9 @@ import polars as pl
 
 from pal.errors import PalError
 from pal.report.charts import Value, lines
+from pal.report.evaluated import read_run
 from pal.report.page import Beside, Block, Facts, Page, Source, Table, Text
-from pal.report.runs import ACCURACY, INTERVALS, read_run
+from pal.report.runs import ACCURACY, INTERVALS
 from pal.report.subjects import Subject
 from pal.sweep.plot import best_by_k
 from pal.sweep.record import RESULTS, SweepSummary, read_results, table_of

@@ -14,10 +14,11 @@ from pal.names import NAME
 from pal.records import Entry
 from pal.report.audit import add_audit
 from pal.report.dataset import add_caches, add_dataset
+from pal.report.evaluated import read_run, read_runs
 from pal.report.page import Code, Page, Text
 from pal.report.render import write_page
 from pal.report.run import add_run
-from pal.report.runs import add_runs, read_run, read_runs
+from pal.report.runs import add_runs
 from pal.report.subjects import Kind, Subject, all_of, subjects_of
 from pal.report.sweep import add_sweep, best_run
 from pal.report.tastes import disagreement_blocks

@@ -13,16 +13,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pal.reward.cells import is_cells, write_cells
 from pal.reward.rows import (
     common_schema,
     fits_parquet,
-    is_cells,
     is_parquet,
     read_batches,
     read_rows,
     read_schema,
     write_batches,
-    write_cells,
     write_jsonl,
     write_parquet,
 )

@@ -2,46 +2,34 @@
 
 The ending of a name says what the file is: .parquet, .csv, .tsv, and anything else JSON lines. A
 Parquet file is read and written by pyarrow from end to end, so its types, nested columns and
-metadata stay as they are. JSONL is JSON line by line; of a CSV file an
-empty cell is nothing. What cannot be read of a row costs that row
-alone (pal.rows).
+metadata stay as they are. JSONL is JSON line by line, CSV cell by cell. What of a row cannot be
+read costs that row alone (pal.rows).
 """
 
 from __future__ import annotations
 
-import base64
-import csv
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pal.cells import delimiter_of, rows_of_cells
 from pal.errors import RewardError
 from pal.items import is_unicode
+from pal.reward.cells import is_cells, read_cells
+from pal.reward.plain import line_of
 from pal.rows import BadRow, Row, other_kind, rows_of_batch, rows_of_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 512
-BEGINNING = 1 << 16
-"""characters by which it is found what stands between the cells of a CSV file"""
 ROW_GROUP_BYTES = 16 << 20
 LARGEST_WHOLE = 1 << 63
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-"""between the cells that are written, by the ending"""
 T = TypeVar("T")
 
 
 def is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
-
-
-def is_cells(path: Path) -> bool:
-    return path.suffix in DELIMITERS
 
 
 def blocks(rows: Iterable[T]) -> Iterator[list[T]]:
@@ -60,7 +48,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row 
     require_file(path)
     if is_parquet(path):
         return _read_parquet(path, columns)
-    return _read_cells(path) if is_cells(path) else _read_jsonl(path)
+    return read_cells(path) if is_cells(path) else _read_jsonl(path)
 
 
 def require_file(path: Path) -> None:
@@ -88,18 +76,6 @@ def require_file(path: Path) -> None:
 def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:
     with open(path, "rb") as lines:
         yield from rows_of_lines(lines)
-
-
-def _read_cells(path: Path) -> Iterator[Row | BadRow]:
-    try:
-        # what is no UTF-8 becomes halves of surrogate pairs, which cost the row alone
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            delimiter = delimiter_of(stream.read(BEGINNING), is_whole=False)
-            stream.seek(0)
-            for count, (_, row) in enumerate(rows_of_cells(stream, delimiter), start=1):
-                yield BadRow(count, row.reason) if isinstance(row, BadRow) else row
-    except (ValueError, csv.Error) as error:
-        raise RewardError(f"{path} is no CSV file that can be read ({error}); correct it") from None
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
@@ -146,55 +122,8 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
     count = 0
     with open(path, "w", encoding="utf-8") as out:
         for count, row in enumerate(rows, start=1):  # noqa: B007, counted for after the loop
-            out.write(_line(row))
+            out.write(line_of(row))
     return count
-
-
-def write_cells(path: Path, rows: Callable[[], Iterable[Row]]) -> int:
-    """Write rows as CSV and return how many; ``rows`` begins anew each time.
-
-    The columns are those that any row has, in the order in which they are met; what is no text or
-    number is written as JSON, and null as an empty cell.
-    """
-    names = list(dict.fromkeys(name for row in rows() for name in row))
-    count = 0
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
-        writer = csv.writer(out, delimiter=DELIMITERS[path.suffix])
-        writer.writerow(names)
-        for count, row in enumerate(rows(), start=1):  # noqa: B007, counted for after the loop
-            writer.writerow([_cell(row.get(name)) for name in names])
-    return count
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
-        return value
-    return _line(value).rstrip("\n")
-
-
-def _line(row: Any) -> str:
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError:
-        row = _finite(row)
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
-    if not is_unicode(text):  # half of a surrogate pair, which only an escape can write
-        text = json.dumps(row, allow_nan=False, default=_plain)
-    return text + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    return str(value)
 
 
 def write_batches(path: Path, batches: Iterable[pa.Table], schema: pa.Schema) -> int:

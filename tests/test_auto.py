@@ -25,7 +25,16 @@ from pal.train.loss import logistic
 from pal.train.pairs import Pairs
 from pal.train.solve import Problem, solve
 from pal.train.solve.choose import choose, dealt, gained, groups_of, scales
-from pal.train.solve.mixture import Judgements, Parts, Strength, _Problem, fit, predicted
+from pal.train.solve.mixture import (
+    Judgements,
+    Mixture,
+    Parts,
+    Strength,
+    _Problem,
+    fit,
+    predicted,
+    settled,
+)
 
 DIM, K, USERS = 5, 3, 6
 
@@ -37,7 +46,7 @@ def filled(reads: Any, seed: int = 0) -> Auto:
     width = 2 * DIM if reads == "both" else DIM
     points = torch.randn(5, width) / math.sqrt(width)
     head.landmarks.points_LD, head.known.points_TD = points[:3], points
-    head.known.residuals_TC = torch.randn(5, 1 + K)
+    head.known.residuals_TC, head.known.sure_T = torch.randn(5, 1 + K), torch.rand(5)
     head.maps_LM.data, head.offsets_M.data = torch.randn(3, 1 + K), torch.randn(1 + K)
     head.users.logits.data = torch.randn(USERS, 1 + K)
     head.tau.fill_(0.7)
@@ -61,7 +70,9 @@ def by_hand(head: Auto, prompt: Any, item: Any, raw: Any) -> float:
     distance = np.square(thing - known).sum(axis=1)
     compared = 1.0 if head.reads == "prompt" else 2.0
     if distance.min() < 1e-4:
-        taste, compared = taste + head.known.residuals_TC.numpy()[distance.argmin()], 0.0
+        nearest = distance.argmin()
+        taste = taste + head.known.residuals_TC.numpy()[nearest]
+        compared *= 1.0 - float(head.known.sure_T[nearest])
     w = np.exp(raw[1:]) / np.exp(raw[1:]).sum()
     variance = compared * (1.0 + 0.7**2 * (w**2).sum())
     value = taste[0] + w @ taste[1:]
@@ -89,6 +100,17 @@ def test_rewards_are_the_equations_of_known_and_unknown_things(reads: str) -> No
     wanted = [by_hand(head, *row) for row in zip(prompts, items, raw, strict=True)]
     assert found.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert margin.tolist() == pytest.approx((first - second).tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_a_thing_of_few_answers_is_known_in_part_only() -> None:
+    """p is 1/2 where nothing is fitted: n answers have a curvature of n / 4."""
+    thing, counts = np.repeat(np.arange(3), [1, 4, 36]), np.array([1, 4, 36])
+    rows = Judgements(thing, None, np.zeros(41, int), np.full(41, 0.5), 1)
+    nothing = Mixture(
+        0.0, np.zeros(2), np.zeros((2, 1)), np.zeros((4, 2)), np.zeros(1), np.zeros((1, 1)), 1.0
+    )
+    found = settled(nothing, np.zeros((4, 2)), rows)
+    assert found.tolist() == pytest.approx([*(counts / 4 / (1 + counts / 4)), 0.0])
 
 
 @pytest.mark.parametrize("reads", ["prompt", "items", "both"])

@@ -37,7 +37,8 @@ from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.keeping import list_runs, remove_runs, runs_to_remove
 from pal.evaluate.records import Metrics
 from pal.evaluate.sentences import sentences_of
-from pal.reward.rows import read_rows, write_cells
+from pal.reward.cells import write_cells
+from pal.reward.rows import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Configure = Callable[..., Config]

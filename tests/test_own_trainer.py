@@ -71,7 +71,7 @@ def test_the_same_trainer_gives_the_same_head(config: Config) -> None:
     pipeline.train(config, run="ours")
     training = pipeline.open_training(config, "mine")
     training.module.trainer = trainer()
-    with pytest.raises(TrainError, match="never finite"):
+    with pytest.raises(TrainError, match="no epoch with a finite val/loss"):
         training.save()
     own = trainer(max_epochs=3, enable_checkpointing=False, deterministic=True)
     own.fit(training.module, datamodule=training.batches)

@@ -20,6 +20,7 @@ from pal.errors import PalWarning, RewardError
 from pal.reward import RewardModel
 from pal.reward.export import Choice, export, one_choice, push
 from pal.reward.export_record import ExportRecord
+from pal.reward.tools.older import with_old_names
 from pal.reward.tools.rewardbench import SECTIONS, as_text, evaluate
 from pal.reward.tools.silence import SILENCE
 from pal.rows import BadRow
@@ -68,6 +69,33 @@ def test_a_linear_head_is_folded_into_the_encoder(opened: Opened, head: str, fam
             if side == "right":
                 assert (found[:, 0] + constant).tolist() == pytest.approx(wanted, abs=1e-4)
     assert RewardModel.from_pretrained(folder).score("", texts) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_merged_folder_has_the_names_that_transformers_4_knows(opened: Opened) -> None:
+    """benchmarks/results/clients.md: tried with 4.51 and RewardBench's own command."""
+    made = opened(USERS, "lore", model="random:llama", pooling="last", **ALONE)
+    folder = exported(made, Choice("user", user=USERS[1]), merge=True)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == config["dtype"]
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not isinstance(tokenizer.get("extra_special_tokens"), list)
+
+
+def test_settings_of_rotary_positions_have_their_old_names() -> None:
+    gemma = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    old = with_old_names({"rope_parameters": gemma, "rope_theta": 5.0})
+    assert (old["rope_theta"], old["rope_local_base_freq"]) == (5.0, 1e4)
+    assert old["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    phi = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    old = with_old_names({"rope_parameters": phi, "dtype": "float16"})
+    assert (old["partial_rotary_factor"], old["torch_dtype"]) == (0.5, "float16")
+    assert "rope_scaling" not in old
+    assert with_old_names({"a": 1}) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +308,25 @@ def test_a_module_gives_trl_the_rewards_of_the_model(
     assert module(**long).logits.isfinite().all()
     empty = torch.zeros((2, 0), dtype=torch.long)
     assert module(empty).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("view", ["response", "prompt+response"])
+def test_the_template_of_an_export_writes_what_the_encoder_reads(opened: Opened, view: str) -> None:
+    """Also where the encoder has a chat template of its own."""
+    from pal.reward.tools.chat_template import template_of
+
+    model = opened(USERS, "pal-a", view=view, model="random:llama", pooling="last")
+    renderer = model.encoder.encoder.renderer
+    renderer.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    )
+    renderer.is_chat = True
+    own = template_of(renderer, model.metadata)
+    for chat in (CHAT[:1], CHAT):
+        whole = [*chat, {"role": "assistant", "content": "It is {{ so }}."}]
+        wanted = renderer.render(model.row(chat, whole[-1]["content"]).item).text
+        written = renderer.tokenizer.apply_chat_template(whole, chat_template=own, tokenize=False)
+        assert written == wanted
 
 
 def test_a_module_is_saved_as_the_export_that_it_was(opened: Opened) -> None:

@@ -250,7 +250,7 @@ def by_serve(place: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     found: list[float] = []
     monkeypatch.setattr(
         "pal.reward.server.serve.run_server",
-        lambda model, *_: found.extend(model.score("p", ["r"])),
+        lambda model, *_, **__: found.extend(model.score("p", ["r"])),
     )
     app(["serve", "--model", str(place)], standalone_mode=False)
     return found[0]

@@ -21,12 +21,15 @@ from pal.names import require_name
 from pal.records import JsonObject
 from pal.train.build import resolve
 from pal.train.data import Fitted, TrainingData, record_before_training
-from pal.train.fit import NEVER_FINITE
 from pal.train.module import HeadTraining
 from pal.train.pairs import PairsDataModule
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.solve import is_solved
 
+NOTHING = (
+    "no epoch with a finite val/loss is known in this process; lower train.lr, and of several "
+    "processes use the strategy ddp, not one that forks or spawns them"
+)
 REMEDY = "choose another name for the run, or remove that folder"
 
 
@@ -54,7 +57,7 @@ class OwnTraining:
         if not self.module.trainer.is_global_zero:
             return None
         if not self.module.best_state:
-            raise TrainError(NEVER_FINITE)
+            raise TrainError(NOTHING)
         head = self.module.head
         head.load_state_dict(self.module.best_state)
         fitted = Fitted(head, self.module.epoch_rows, self.module.best_epoch)

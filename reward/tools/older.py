@@ -19,12 +19,13 @@ GENERIC, GENERIC_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 def let_older_versions_read(folder: Path) -> None:
     """Add the old names to ``config.json`` and ``tokenizer_config.json`` of a folder."""
-    _rewrite(folder / CONFIG, _with_old_names)
+    _rewrite(folder / CONFIG, with_old_names)
     if (folder / TOKENIZER).is_file():
         _rewrite(folder / TOKENIZER, _with_old_tokenizer)
 
 
-def _with_old_names(config: dict[str, Any]) -> dict[str, Any]:
+def with_old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's settings with the names of version 4 beside those of version 5."""
     old: dict[str, Any] = {}
     if "dtype" in config:
         old["torch_dtype"] = config["dtype"]

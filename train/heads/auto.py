@@ -87,7 +87,7 @@ class Auto(Head):
 
     def tastes(self, thing_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Return S and D_k of things, (B, 1 + K), and for how many things of a margin the residual
-        is not known, (B,)."""
+        is not known, (B,): of one with few answers a part."""
         residual_BM, known_B = self.known(thing_BX)
         taste_BM = self.landmarks(thing_BX) @ self.maps_LM + self.offsets_M + residual_BM
         compared = 1.0 if self.reads == "prompt" else 2.0
@@ -169,7 +169,7 @@ class Auto(Head):
         """Take the number of landmarks and of known things from what is loaded."""
         for owner, name in (
             (self, "maps_LM"), (self.landmarks, "points_LD"), (self.known, "points_TD"),
-            (self.known, "residuals_TC"),
+            (self.known, "residuals_TC"), (self.known, "sure_T"),
         ):  # fmt: skip
             inner = {id(self.landmarks): "landmarks.", id(self.known): "known."}.get(id(owner), "")
             found = state_dict.get(f"{prefix}{inner}{name}")

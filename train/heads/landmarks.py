@@ -30,6 +30,8 @@ class Known(nn.Module):
     points_TD: Tensor
     residuals_TC: Tensor
     """what is known of each thing beyond its features"""
+    sure_T: Tensor
+    """how well it is known, 0 to 1: by how much its answers have narrowed the prior's variance"""
 
     NEAR = 1e-4
     """squared distance below which two features are of one thing; those of two texts are some 1
@@ -39,10 +41,11 @@ class Known(nn.Module):
         super().__init__()
         self.register_buffer("points_TD", torch.zeros(0, dim))
         self.register_buffer("residuals_TC", torch.zeros(0, columns))
+        self.register_buffer("sure_T", torch.zeros(0))
 
     def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the residuals, (B, C), zero for what is not known; and what is known, (B,) 0 or
-        1."""
+        """Return the residuals, (B, C), zero for what is not known; and how well it is known, (B,)
+        0 to 1."""
         if not len(self.points_TD):
             return x_BD.new_zeros(len(x_BD), self.residuals_TC.shape[1]), x_BD.new_zeros(len(x_BD))
         found, places = [], []
@@ -50,9 +53,9 @@ class Known(nn.Module):
             distance, place = squared_distances(block, self.points_TD).min(dim=1)
             found.append((distance < self.NEAR).to(x_BD.dtype))
             places.append(place)
-        known_B = torch.cat(found) if found else x_BD.new_zeros(0)
-        place_B = torch.cat(places) if places else known_B.long()
-        return known_B.unsqueeze(1) * self.residuals_TC[place_B], known_B
+        near_B = torch.cat(found) if found else x_BD.new_zeros(0)
+        place_B = torch.cat(places) if places else near_B.long()
+        return near_B.unsqueeze(1) * self.residuals_TC[place_B], near_B * self.sure_T[place_B]
 
 
 def squared_distances(one_BD: Tensor, other_LD: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pal.errors import TrainError
 from pal.train.heads.auto import Auto, OneTaste
 from pal.train.heads.landmarks import Landmarks
 from pal.train.solve.choose import DEFAULT, NONE, WEAKER, choose
-from pal.train.solve.mixture import Array, Judgements, Numbers, fit
+from pal.train.solve.mixture import Array, Judgements, Numbers, fit, settled
 from pal.train.solve.problem import Problem
 
 LANDMARKS, KNOWN = 600, 4096
@@ -62,6 +62,7 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
     # what a known thing's text was not allowed to say, its residual says
     withheld = similar.features(points)[most] @ (found.maps * (1.0 - scales))
     head.known.residuals_TC = _single(found.residuals[most] + withheld, points)
+    head.known.sure_T = _single(settled(found, similar.features(points), rows)[most], points)
 
 
 def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:

@@ -214,6 +214,22 @@ def moderation(weights: Array, tau: float, dropped: int) -> Array:
     return found
 
 
+def settled(mixture: Mixture, features: Array, rows: Judgements) -> Array:
+    """Return by how much the answers to each thing narrow the variance of its residual, (T,), from
+    0, no answer, to 1: c / (1 + c) of a curvature c, the sum of p (1 - p) over its answers
+    (Laplace's approximation, everything else held)."""
+    taste = rows.difference(features @ mixture.maps + mixture.residuals)
+    margin = taste[:, 0] + (mixture.weights[rows.user] * taste[:, 1:]).sum(axis=1)
+    if rows.second is None:
+        margin += mixture.base + mixture.ready[rows.user]
+    p = expit(margin)
+    things = len(features)
+    found: Array = np.bincount(rows.first, p * (1.0 - p), things)
+    if rows.second is not None:
+        found = found + np.bincount(rows.second, p * (1.0 - p), things)
+    return found / (1.0 + found)
+
+
 @dataclass(frozen=True)
 class Parts:
     """A moderated margin as a sum, (n,) each: who answers, what everybody likes, what the user
@@ -234,4 +250,6 @@ def predicted(mixture: Mixture, features: Array, rows: Judgements) -> Parts:
     return Parts(ready / size, taste[:, 0] / size, (weights * taste[:, 1:]).sum(axis=1) / size)
 
 
-__all__ = ["Array", "Judgements", "Mixture", "Numbers", "Parts", "Strength", "fit", "predicted"]
+__all__ = [
+    "Array", "Judgements", "Mixture", "Numbers", "Parts", "Strength", "fit", "predicted", "settled",
+]  # fmt: skip
