@@ -30,7 +30,7 @@ from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.panel import FewShot, few_shot
 from pal.evaluate.records import Metrics
 from pal.evaluate.report import as_markdown, interval, with_interval
-from pal.train.run_record import TrainedHead
+from pal.train.run_record import RunRecord, TrainedHead
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "new_people.md"
 HEADS = {SAME_FEATURES: None, "auto": 8}
@@ -47,7 +47,8 @@ def cross_fitted(dataset: str, source: Path, over: Over) -> tuple[Config, dict[s
     for head, k in HEADS.items():
         entry = Entry(head, k, 0)
         config, runs[head] = entry.config(dataset, source), entry.run(dataset)
-        pipeline.train(config, runs[head], tell=nothing)
+        if RunRecord.find(config.paths.runs / runs[head]) is None:
+            pipeline.train(config, runs[head], tell=nothing)  # anew, it would lose its folds
         pipeline.evaluate(config, [runs[head]], FOLDS, tell=nothing, over=over)
     return config, runs
 

@@ -179,7 +179,7 @@ def evaluate(
     names = [*(runs or []), *(run or [])]
     if not names:
         raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
-    if over not in ("prompts", "answers"):
+    if over != "prompts" and over != "answers":
         raise ConfigError(f"--over {over} must be prompts or answers")
     if folds is None and over != "prompts":
         raise ConfigError(f"--over {over} says what folds divide; add --folds 5")

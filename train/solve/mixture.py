@@ -223,11 +223,12 @@ def settled(mixture: Mixture, features: Array, rows: Judgements) -> Array:
     if rows.second is None:
         margin += mixture.base + mixture.ready[rows.user]
     p = expit(margin)
-    things = len(features)
-    found: Array = np.bincount(rows.first, p * (1.0 - p), things)
-    if rows.second is not None:
-        found = found + np.bincount(rows.second, p * (1.0 - p), things)
-    return found / (1.0 + found)
+    found = np.zeros(len(features))
+    for thing in (rows.first, rows.second):
+        if thing is not None:
+            found += np.bincount(thing, p * (1.0 - p), len(features))
+    narrowed: Array = found / (1.0 + found)
+    return narrowed
 
 
 @dataclass(frozen=True)
