@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -165,7 +165,7 @@ def evaluate(
         typer.Option("--folds", help="Test every prompt once, by heads trained without it."),
     ] = None,
     over: Annotated[
-        str,
+        Literal["prompts", "answers"],
         typer.Option("--over", help="What folds divide: prompts, or answers (known prompts)."),
     ] = "prompts",
     config: File = None,
@@ -179,8 +179,6 @@ def evaluate(
     names = [*(runs or []), *(run or [])]
     if not names:
         raise ConfigError("name at least one run: pal evaluate RUN [RUN ...]")
-    if over != "prompts" and over != "answers":
-        raise ConfigError(f"--over {over} must be prompts or answers")
     if folds is None and over != "prompts":
         raise ConfigError(f"--over {over} says what folds divide; add --folds 5")
     settings = settings_of(config, set_)
