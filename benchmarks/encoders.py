@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--polis", type=Path, required=True)
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--smollm2", type=Path)
-    parser.add_argument("--limit", type=int, default=150, help="statements of each interest")
+    parser.add_argument("--limit", type=int, default=300, help="statements of each interest")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
