@@ -1,8 +1,8 @@
 """How long an audit takes: all draws at once against one by one, and test A on many votes.
 
-    python benchmarks/audit_speed.py [--one-by-one 3]
+    python benchmarks/audit_speed.py [--one-by-one 3] [--compared]
 
-10,000 answers of 100 users in 384 dimensions, comparisons and votes: 99 draws of the bootstrap as
+10,000 answers of 100 users in 384 dimensions, votes or comparisons: 99 draws of the bootstrap as
 one, some of them one by one, and the same folds fitted as ``auto`` and ``one-taste`` are
 (pal.train.solve.mixture), which is what an audit by separate trainings would cost. 150,000 votes:
 999 draws of test A. Times are of the wall and of the processor.
@@ -134,11 +134,12 @@ def overlap_test() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--one-by-one", type=int, default=3)
+    parser.add_argument("--compared", action="store_true", help="comparisons of fresh items, too")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
     table: Table = [["answers", "what", "seconds, wall", "seconds, processor", "times the first"]]
-    table += features_test(False, options.one_by_one)
-    table += features_test(True, options.one_by_one)
+    for compared in (False, True) if options.compared else (False,):
+        table += features_test(compared, options.one_by_one)
     table.append(overlap_test())
     load = os.getloadavg()[0]
     told = (

@@ -18,6 +18,7 @@ from typing import Any
 
 from pal import pipeline
 from pal.config import Config, load
+from pal.evaluate.folds import folder_of
 from pal.evaluate.records import Metrics
 from pal.evaluate.report import interval
 
@@ -42,9 +43,9 @@ def main() -> None:
         "# Encoders", "",
         f"Made by `python benchmarks/encoders.py`: the votes of the Polis conversation "
         f"{given.polis.name}, and persona (two opposed groups, {given.limit} statements of each",
-        "interest). Every prompt is tested once in {FOLDS} folds; accuracy is the mean "
-        "over users, with its 95 % interval over users and prompts; s are those of stage one on "
-        "this machine's cores.", "",
+        f"interest). Every prompt is tested once in {FOLDS} folds; accuracy is the mean over "
+        "users, with its 95 % interval over users and prompts (p: most of it from the prompts); s",
+        "are those of stage one on a shared core.", "",
         "| dataset | encoder | D | items | s | head | seen users | NLL | unseen, 20 shots |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -100,6 +101,9 @@ def rows(settings: dict[str, Any]) -> Iterator[str]:
 def judged(config: Config, head: str) -> Metrics:
     """Return what a head reaches in folds, trained if it is not there."""
     run = f"{config.dataset}-{config.encoder}-{head}"
+    found = Metrics.find(folder_of(config.paths.runs / run, FOLDS))
+    if found is not None:
+        return found
     if not (config.paths.runs / run / "head.json").is_file():
         pipeline.train(config, run)
     (metrics,) = pipeline.evaluate(config, [run], FOLDS).runs

@@ -93,7 +93,10 @@ def _require_foldable(model: RewardModel) -> LinearHead:
 def _classifier(encoder: TextEncoder) -> Any:
     """Return the encoder's architecture as a classifier: its weights, a fresh layer ``score``."""
     base = encoder.model
-    config = type(base.config).from_dict({**base.config.to_dict(), "num_labels": 1})
+    given = base.config.to_dict()
+    named = ("id2label", "label2id")  # two of them, where nobody said how many
+    one = {key: value for key, value in given.items() if key not in named} | {"num_labels": 1}
+    config = type(base.config).from_dict(one)
     try:
         whole = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError as error:
