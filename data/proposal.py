@@ -68,9 +68,11 @@ def propose(source: Path, name: str | None = None) -> Proposal:
             return Proposal(_name(source, name, kind), kind, source)
     refused: list[str] = []
     likely: Proposal | None = None
+    found: list[str] = []
     for kind in ROWS:
         adapter = _adapter(kind, source)
         assert isinstance(adapter, RowAdapter)
+        found = list(adapter.survey.names)
         if not adapter.survey.readable:
             raise DataError(f"{source} has no row that can be read; give --source another file")
         try:
@@ -88,7 +90,7 @@ def propose(source: Path, name: str | None = None) -> Proposal:
     raise DataError(
         f"{source} is neither comparisons (user_id, prompt, chosen, rejected), votes (user_id, "
         f"item, vote) nor ratings (user_id, item, rating): its columns are "
-        f"{listed(adapter.survey.names)}; name yours with data.NAME.columns in pipeline.yaml"
+        f"{listed(found)}; name yours with data.NAME.columns in pipeline.yaml"
     )
 
 
