@@ -76,6 +76,12 @@ class Answers:
             self.group[chosen], self.other[chosen], self.things, part, self.parts,
         )  # fmt: skip
 
+    def decided(self) -> Answers:
+        """Return the answers that are no ties; all where there are no others. A tie says nothing
+        about a taste, but pulls margins to zero, so that draws are noisier than people."""
+        is_decided = self.label != 0.5
+        return self.only(is_decided) if is_decided.any() and not is_decided.all() else self
+
     def copies(self) -> Numbers:
         """Return the users who are somebody else again, (c,): their answers, ten or more, are those
         of an earlier user to the same pairs."""

@@ -55,11 +55,10 @@ def limits_of(
                 f"Of the features {b.features.variance:.0%} of the variance is read, in "
                 f"{b.features.z.shape[1]} directions."
             )
-        held = len(b.held)
-        if held < len(answers):
+        missed = len(answers.decided()) - len(b.held)
+        if missed:
             lines.append(
-                f"{len(answers) - held:,} answers compare items of different parts and were not "
-                "held out."
+                f"{missed:,} answers compare items of different parts and were not held out."
             )
     elif settings.features:
         lines.append("The test that reads features could not be done.")
@@ -97,7 +96,7 @@ def _of_people(answers: Answers, copies: int, left_out: int) -> list[str]:
         )
     ties = float((answers.label == 0.5).mean())
     if ties > 0:
-        lines.append(f"{ties:.1%} of the answers are ties, which say nothing about a taste.")
+        lines.append(f"{ties:.1%} of the answers are ties: they say nothing and are not tested.")
     if copies:
         lines.append(
             f"{copies:,} people were left out, as all their answers, ten or more, are another's."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,9 +98,10 @@ class Audit:
     ledger: Ledger
     progress: Progress
 
-    @property
+    @cached_property
     def answers(self) -> Answers:
-        return self.loaded.answers
+        """Those that are no ties."""
+        return self.loaded.answers.decided()
 
     def run(self) -> Findings:
         began = time.perf_counter()

@@ -143,11 +143,11 @@ class Judge:
 
     @classmethod
     def of(cls, one: Simulated, folder: Path, seed: int) -> Judge:
-        z = features_of(one.points, seed).z
-        population = Population.fitted(one.answers, z)
-        cross_fit = CrossFit(one.answers, z, seed, population.spreads)
+        answers, z = one.answers.decided(), features_of(one.points, seed).z
+        population = Population.fitted(answers, z)
+        cross_fit = CrossFit(answers, z, seed, population.spreads)
         ledger = Ledger(folder, f"{seed}")
-        return cls(one.answers, cross_fit, Instrument(cross_fit, population, ledger, seed, silent))
+        return cls(answers, cross_fit, Instrument(cross_fit, population, ledger, seed, silent))
 
     def features(self) -> dict[str, Any]:
         """Return p and the interval of test B."""

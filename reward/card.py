@@ -117,7 +117,7 @@ def _elsewhere(record: ExportRecord, name: str) -> list[str]:
     if record.merged:
         last = (
             f'`AutoModelForSequenceClassification.from_pretrained("{name}")` loads it without this '
-            "package, in transformers 4.46 or newer."
+            "package."
         )
     elif record.train.head == "pal-b":
         last = "Its head reads the prompt apart, so no sequence classifier can hold it."

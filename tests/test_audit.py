@@ -340,6 +340,17 @@ def test_users_are_exchanged_within_strata_alone() -> None:
     assert name.endswith("clusters of prompts or items")
 
 
+def test_ties_are_not_tested() -> None:
+    answers = made(users=6, per=10, things=20).answers
+    label = answers.label.copy()
+    label[answers.user == 2] = 0.5
+    tied = answers.with_labels(label)
+    assert len(tied.decided()) == 50
+    assert tied.decided().users == 5
+    nothing = answers.with_labels(np.full(60, 0.5))
+    assert nothing.decided() is nothing
+
+
 def test_draws_keep_ties_and_depend_on_their_number_alone() -> None:
     one = made(users=6, per=10, things=20)
     label = one.answers.label.copy()

@@ -74,7 +74,7 @@ def test_a_linear_head_is_folded_into_the_encoder(opened: Opened, head: str, fam
 def test_a_merged_folder_has_the_names_that_transformers_4_knows(
     opened: Opened, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Tried with 4.51, by RewardBench's own command; and nothing is told while it is made."""
+    """And nothing is told while it is made."""
     made = opened(USERS, "lore", model="random:llama", pooling="last", **ALONE)
     folder = exported(made, Choice("user", user=USERS[1]), merge=True)
     assert capfd.readouterr() == ("", "")
