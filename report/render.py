@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from pal import __version__
+import pal
 from pal.errors import EvaluationError
 from pal.files import atomic_file
 from pal.report.page import Page, Section, Table
@@ -29,7 +29,7 @@ def as_html(page: Page) -> str:
         for number, section in enumerate([*page.sections, *_sources(page)])
     ]
     return environment.from_string(_text(TEMPLATE)).render(
-        page=page, sections=sections, style=_text(STYLE), made_by=f"pal {__version__}"
+        page=page, sections=sections, style=_text(STYLE), made_by=f"pal {pal.__version__}"
     )
 
 
