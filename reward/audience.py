@@ -22,7 +22,7 @@ from pal.train.adapt.average import seen_vectors, weights_of_seen
 from pal.train.adapt.map import Adapted
 from pal.train.heads.head import Head, Prepared
 
-DRAWS, SEED = 64, 0
+DRAWS, SEED = 256, 0
 """people round the maximum of the posterior, in pairs on both sides of it"""
 LEAST_WEIGHT = 1e-5
 """of a person who is left out"""

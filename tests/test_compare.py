@@ -73,7 +73,8 @@ def test_a_learned_user_is_predicted_as_evaluation_does(opened: Opened, head: st
     assert model.contents.prior is not None
     adapted = adapt_map(model.head, shots, model.contents.prior, with_covariance=True)
     wanted = predictive(model.head, shots, pairs, adapted).sigmoid()
-    torch.testing.assert_close(found.double(), wanted, atol=0.03, rtol=0.0)
+    # evaluation moderates the maximum of the posterior, a server draws round it
+    torch.testing.assert_close(found.double(), wanted, atol=0.05, rtol=0.0)
     plug_in = margins(model, "new").sigmoid()
     assert not torch.allclose(found, plug_in, atol=1e-3), "an average is not one person"
     model.users.forget("new")
@@ -116,4 +117,5 @@ def test_the_server_compares_and_remembers_who_a_user_may_be(opened: Opened) -> 
         http.delete("/v1/users/new")
         gone = http.post("/v1/compare", json=body).json()
         assert gone["unknown_users"] == 2
-        assert gone["p"][0] != pytest.approx(reply["p"][0], abs=1e-6)
+        strangers = opened(USERS).compare(PROMPTS, FIRST, SECOND, [None, None, USERS[3]])
+        assert gone["p"] == pytest.approx(strangers, abs=1e-6)

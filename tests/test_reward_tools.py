@@ -414,10 +414,14 @@ def test_the_model_card_and_the_upload(opened: Opened, monkeypatch: pytest.Monke
         def upload_folder(self, **options: Any) -> None:
             calls.append(("upload", options))
 
+        def upload_file(self, **options: Any) -> None:
+            calls.append(("card", options))
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert push(folder, "me/mine") == "address"
     assert calls[0] == ("me/mine", {"private": True, "exist_ok": True})
     assert calls[1][1]["folder_path"] == folder
+    assert (calls[2][0], b"me/mine" in calls[2][1]["path_or_fileobj"]) == ("card", True)
     with pytest.raises(RewardError, match="--user and --prototype exclude each other"):
         one_choice("u", None, False, 0)
 

@@ -416,7 +416,7 @@ def test_wrong_bodies_are_refused_shortly(model: RewardModel) -> None:
         found = http.post("/v1/score", json=good).json()  # brackets in a text are no values
         assert "serve.max_row_bytes" in found["errors"]["0"]
         odd = http.post("/get_reward", json={"query": ["a"], "labels": ['{"a":' * 10_000]})
-        assert odd.json()["extra_logs"] == {"pal_user_known": [0.0]}
+        assert odd.json()["extra_logs"] == {"pal_user_known": [0.0], "pal_prompt_cut": [0.0]}
         assert 'code="500"' not in http.get("/metrics").text
 
 
@@ -427,7 +427,7 @@ def test_users_are_one_by_path_number_and_text(model: RewardModel) -> None:
             assert reply.json()["user"] == name
         labels = [7, {"user_id": "a/b"}, "7", "a\0b", "é\r", 8]
         known = http.post("/get_reward", json={"query": ["a"] * 6, "labels": labels}).json()
-        assert known["extra_logs"] == {"pal_user_known": [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]}
+        assert known["extra_logs"]["pal_user_known"] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
         assert http.delete("/v1/users/a%00b").status_code == 200
         for path, status in (("x" * 10_000, 422), ("%20", 422), ("%ff", 400), ("%ed%a0%80", 400)):
             reply = http.post(f"/v1/users/{path}/adapt", json={"answers": [ANSWER]})

@@ -32,7 +32,9 @@ def template_of(renderer: Renderer, record: ExportRecord) -> str:
         return start + text
     # what is rewarded stands alone, as something that a user says
     alone = "{% set text %}" + text + "{% endset %}"
-    return alone + "{% set messages = [{'role': 'user', 'content': text}] %}" + own
+    # a scope of its own: a name that is set below is undefined above
+    scope = "{% with messages = [{'role': 'user', 'content': text}] %}"
+    return alone + scope + own + "{% endwith %}"
 
 
 def _literal(text: str) -> str:
