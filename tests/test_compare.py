@@ -75,8 +75,9 @@ def test_a_learned_user_is_predicted_as_evaluation_does(opened: Opened, head: st
     wanted = predictive(model.head, shots, pairs, adapted).sigmoid()
     # evaluation moderates the maximum of the posterior, a server draws round it
     torch.testing.assert_close(found.double(), wanted, atol=0.05, rtol=0.0)
-    plug_in = margins(model, "new").sigmoid()
-    assert not torch.allclose(found, plug_in, atol=1e-3), "an average is not one person"
+    if head == "pal-b":  # of random pal-a heads all are sure
+        plug_in = margins(model, "new").sigmoid()
+        assert not torch.allclose(found, plug_in, atol=1e-3), "an average is not one person"
     model.users.forget("new")
     assert model.compare("p", ["a"], ["b"], "new") == model.compare("p", ["a"], ["b"], None)
 
