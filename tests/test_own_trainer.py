@@ -135,4 +135,4 @@ def test_two_processes_train_what_one_trains(configure: Configure, extra: dict[s
             warnings.simplefilter("ignore")
             own.fit(training.module, datamodule=training.batches)
         logs.append({name: float(own.callback_metrics[name]) for name in own.callback_metrics})
-    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    assert logs[1] == pytest.approx(logs[0], rel=1e-3)
