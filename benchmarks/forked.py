@@ -6,6 +6,7 @@ working directory and standard streams, and cannot leave anything behind in memo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -80,6 +81,7 @@ def start(
             code = 1
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.collect()  # as an ending process does: semaphores in the frames of an error go back
     finally:
         os._exit(code)
 

@@ -144,7 +144,7 @@ def test_a_user_has_one_reward_by_every_road(
         body = {"query": ["pr"], "prompts": ["p"], "labels": [label]}
         reply = http.post("/get_reward", json=body).json()
         assert reply["rewards"] == [wanted]
-        assert reply["extra_logs"] == {"pal_user_known": [1.0]}
+        assert reply["extra_logs"] == {"pal_user_known": [1.0], "pal_prompt_cut": [0.0]}
 
 
 @pytest.mark.parametrize(
