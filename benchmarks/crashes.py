@@ -557,7 +557,11 @@ class Disk:
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def close(self) -> None:
-        subprocess.run(["umount", str(self.folder)], check=True)
+        for wait in (0.1, 1.0, 3.0, None):  # a worker of a command that has ended may still end
+            done = subprocess.run(["umount", str(self.folder)], check=wait is None)
+            if done.returncode == 0:
+                return
+            time.sleep(wait or 0.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
