@@ -13,8 +13,9 @@ groups.py      who is alike, and what they disagree about
 verdict.py     plural, none seen, cannot tell
 page.py        audit.md
 
-audits/<name>/plan.json       AuditPlan: what it was made from; written first
-audits/<name>/draws.parquet   the statistic of every draw so far: a killed audit goes on
-audits/<name>/audit.json      AuditRecord: what ``pal audit --json`` prints, and more; written last
+audits/<name>/plan.json       AuditPlan: what it was made from
+audits/<name>/draws.parquet   the statistic of every draw; while it runs, and if it is killed, in
+                              audits/.<name>.draws.unfinished, where the next one goes on
+audits/<name>/audit.json      AuditRecord: what ``pal audit --json`` prints, and more
 audits/<name>/audit.md        the same for people, with users.png and null.png
 """

@@ -23,14 +23,23 @@ Compute = Callable[[Sequence[int]], Iterator[Array]]
 
 class Ledger:
     """Values of draws by kind and number. Each draw depends on its number alone, so it does not
-    matter which of them a killed audit had done."""
+    matter which of them a killed audit had done.
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.path, self.identity = folder / DRAWS, identity
+    They are kept in the file ``path``; those in ``earlier``, of an audit that came to its end, are
+    taken over.
+    """
+
+    def __init__(self, path: Path, identity: str, earlier: Path | None = None) -> None:
+        self.path, self.identity = path, identity
         self.values: dict[str, dict[int, list[float]]] = {}
         self._written = time.monotonic()
+        for place in (earlier, path):
+            if place is not None:
+                self._read(place)
+
+    def _read(self, place: Path) -> None:
         try:
-            table = read_table(self.path, KIND, of=identity)
+            table = read_table(place, KIND, of=self.identity)
         except Damaged:
             return  # none yet, or of another audit: drawn again
         for row in table.to_pylist():
@@ -51,13 +60,17 @@ class Ledger:
                 done += 1
             progress(len(values))
             if time.monotonic() - self._written > SECONDS:
-                self.write()
+                self._keep()
         if missing:
-            self.write()
+            self._keep()
         return np.array([known[number] for number in range(count)])
 
-    def write(self) -> None:
-        """Write all draws, whole or not at all."""
+    def _keep(self) -> None:
+        self.write(self.path)
+        self._written = time.monotonic()
+
+    def write(self, path: Path) -> None:
+        """Write all draws to a file, whole or not at all."""
         rows = [
             {"kind": kind, "number": number, "values": values}
             for kind, drawn in sorted(self.values.items())
@@ -66,7 +79,6 @@ class Ledger:
         schema = pa.schema(
             [("kind", pa.string()), ("number", pa.int64()), ("values", pa.list_(pa.float64()))]
         )
-        with atomic_file(self.path) as temporary:
+        with atomic_file(path) as temporary:
             table = pa.Table.from_pylist(rows, schema)
             write_table(temporary, table, KIND, self.identity)
-        self._written = time.monotonic()

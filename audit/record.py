@@ -15,7 +15,7 @@ REMEDY = "run pal audit --name {name} again"
 
 
 class AuditPlan(Record, kind="audit-plan", file="plan.json", error=EvaluationError, remedy=REMEDY):
-    """``plan.json``: what an audit is made from; written first."""
+    """``plan.json``: what an audit is made from."""
 
     dataset: str
     encoder: str | None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pal.audit.describe import disagreement, krippendorff_alpha
-from pal.audit.ledger import Ledger
+from pal.audit.ledger import DRAWS, Ledger
 from pal.audit.limits import limits_of, why_not
 from pal.audit.load import load
 from pal.audit.page import NULL, USERS, Content, as_page
@@ -21,7 +21,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import AuditConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.compare import holm
-from pal.files import atomic_file, digest, file_sha256, locked
+from pal.files import digest, file_sha256, locked
 
 Progress = Callable[[int], None]
 PAGE = "audit.md"
@@ -39,8 +39,9 @@ def audit(
 ) -> AuditRecord:
     """Audit a dataset into a folder and return the record; ``store``: None without features.
 
-    What the folder has of the same audit is taken over: all of it, or the draws of one that was
-    killed. Raises EvaluationError where the folder is something else, or nothing can be audited.
+    What the folder has of the same audit is taken over, as are the draws of one that was killed.
+    What was there stays until the new audit takes its place as a whole. Raises EvaluationError
+    where the folder is something else, or nothing can be audited.
     """
     identity = digest(
         [
@@ -56,20 +57,21 @@ def audit(
     encoder = None if store is None else store.manifest.encoder
     plan = AuditPlan(dataset=dataset.name, encoder=encoder, identity=identity)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent / f".{folder.name}.draws.unfinished"
     with locked(folder):
         AuditPlan.require_replaceable(folder)
-        done = _finished(folder, plan, settings)
-        if done is not None:
-            return done
-        if AuditPlan.find(folder) != plan:
-            folder.mkdir(exist_ok=True)
-            (folder / AuditRecord.file).unlink(missing_ok=True)
-            plan.write(folder)
-        loaded = load(dataset, store, settings.by)
-        work = Audit(loaded, settings, seed, Ledger(folder, identity), progress)
-        found = work.run()
-        record = _record(settings, dataset, store, folder.name, found)
-        return _written(folder, record, found)
+        record = _finished(folder, plan, settings)
+        if record is None:
+            loaded = load(dataset, store, settings.by)
+            ledger = Ledger(unfinished, identity, folder / DRAWS)
+            found = Audit(loaded, settings, seed, ledger, progress).run()
+            record = _record(settings, dataset, store, folder.name, found)
+            with AuditPlan.replace(folder) as new:
+                plan.write(new)
+                ledger.write(new / DRAWS)
+                record = _written(new, record, found)
+        unfinished.unlink(missing_ok=True)
+        return record
 
 
 def _finished(folder: Path, plan: AuditPlan, settings: AuditConfig) -> AuditRecord | None:
@@ -208,8 +210,7 @@ def _written(folder: Path, record: AuditRecord, found: Findings) -> AuditRecord:
     if tests:
         draw_nulls(folder / NULL, tests)
         pictures.append(NULL)
-    with atomic_file(folder / PAGE) as temporary:
-        temporary.write_text(as_page(record, content, pictures), encoding="utf-8")
+    (folder / PAGE).write_text(as_page(record, content, pictures), encoding="utf-8")
     files = {name: file_sha256(folder / name) for name in (PAGE, *pictures)}
     record = record.model_copy(update={"files": files})
     record.write(folder)

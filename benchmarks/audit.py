@@ -146,7 +146,7 @@ class Judge:
         answers, z = one.answers.decided(), features_of(one.points, seed).z
         population = Population.fitted(answers, z)
         cross_fit = CrossFit(answers, z, seed, population.spreads)
-        ledger = Ledger(folder, f"{seed}")
+        ledger = Ledger(folder / "draws.parquet", f"{seed}")
         return cls(answers, cross_fit, Instrument(cross_fit, population, ledger, seed, silent))
 
     def features(self) -> dict[str, Any]:

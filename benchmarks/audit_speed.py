@@ -122,7 +122,9 @@ def overlap_test() -> list[str]:
     label = (rng.random(len(user)) < expit(margin)).astype(float)
     answers = oriented(first, None, user, label, first, first, 900)
     with tempfile.TemporaryDirectory() as folder:
-        test = OverlapTest.of(answers, Ledger(Path(folder), "speed"), 0, lambda steps: None)
+        test = OverlapTest.of(
+            answers, Ledger(Path(folder) / "draws", "speed"), 0, lambda steps: None
+        )
         assert test is not None
         spent = timed(
             lambda: test.statistics("bootstrap", OVERLAP_DRAWS, lambda n: test.one.bootstrap(0, n))

@@ -44,6 +44,8 @@ from trees import Tree, broken, fresh, write_source
 import pal.files
 
 RESULT = Path(__file__).resolve().parent / "results" / "crashes.md"
+AUDIT = ["audit", "--name", "a", "--permutations", "19", "--set", "audit.overlap_draws=19"]
+REPORT = ["report", "dataset:pairs", "run:one", "--out", "page.html"]
 STATES: dict[str, tuple[str, list[list[str]]]] = {
     "empty": ("", []),
     "prepared": ("empty", [["prepare"]]),
@@ -58,6 +60,7 @@ STATES: dict[str, tuple[str, list[list[str]]]] = {
     ),
     "exported": ("trained", [["export", "--run", "one", "--name", "one"]]),
     "failed": ("prepared", [["embed", "--set", "embed.max_error_rate=0.9"]]),
+    "audited": ("evaluated", [AUDIT]),
     "swept": ("embedded", [["sweep", "--name", "s", "--set", "sweep.k=[1]"]]),
     "readable by transformers": (
         "prepared",
@@ -105,6 +108,10 @@ COMMANDS = {
     "export --merge": Command(
         "readable by transformers", ["export", "--run", "two", "--name", "m", "--merge"]
     ),
+    "audit": Command("embedded", AUDIT),
+    "audit again": Command("audited", [*AUDIT, "--set", "seed=1"]),
+    "report": Command("evaluated", REPORT),
+    "runs rm": Command("evaluated", ["runs", "rm", "one", "--yes"]),
     "score": Command("exported", [*SCORE, "scored.jsonl"]),
     "score, Parquet": Command("exported", [*SCORE, "scored.parquet"]),
 }
@@ -137,6 +144,11 @@ PAIRS: list[tuple[str, list[str], list[str]]] = [
     ("exported", ["export", "--run", "one", "--name", "one"], [*SCORE, "scored.jsonl"]),
     ("exported", [*SCORE, "scored.jsonl"], [*SCORE, "scored.jsonl"]),
     ("exported", [*SCORE, "scored.jsonl"], [*SCORE, "again.jsonl"]),
+    ("embedded", AUDIT, AUDIT),
+    ("audited", AUDIT, [*AUDIT, "--set", "seed=1"]),
+    ("audited", [*AUDIT, "--set", "seed=1"], REPORT),
+    ("evaluated", ["runs", "rm", "one", "--yes"], REPORT),
+    ("evaluated", ["runs", "rm", "one", "--yes"], ["evaluate", "one", "two"]),
     ("embedded", COMMANDS["cache export"].arguments, COMMANDS["cache export"].arguments),
 ]  # fmt: skip
 CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "truncate")
@@ -284,7 +296,8 @@ class Campaign:
         command, (tree, _) = COMMANDS[name], self.undisturbed(name)
         done = run(command.arguments, folder)
         found = Tree.of(folder)
-        is_there = is_told(done) and "exists" in done.err and not found.differences(tree)
+        is_done = is_told(done) and re.search("exists|no run", done.err)
+        is_there = is_done and not found.differences(tree)
         if done.code and not is_there:
             self.find(name, what, f"run again: exit {done.code}: {done.err.strip()[-1500:]}")
             return
@@ -464,7 +477,7 @@ class Campaign:
         command, (tree, _) = COMMANDS[name], self.undisturbed(name)
         fresh(self.state(command.state), self.work)
         fresh(self.place / "nothing", disk.folder)
-        for folder in ("data", "cache", "runs", "exports", "sweeps"):
+        for folder in ("data", "cache", "runs", "exports", "sweeps", "audits"):
             there = disk.folder / folder
             if (self.work / folder).exists():
                 shutil.copytree(self.work / folder, there, symlinks=True)
@@ -473,7 +486,7 @@ class Campaign:
             (self.work / folder).symlink_to(there)
         done = run(command.arguments, self.work)
         self.count(name, "over two devices")
-        for folder in ("data", "cache", "runs", "exports", "sweeps"):
+        for folder in ("data", "cache", "runs", "exports", "sweeps", "audits"):
             (self.work / folder).unlink()
             shutil.copytree(disk.folder / folder, self.work / folder, symlinks=True)
         told = Tree.of(self.work).differences(tree) if command.is_same else []

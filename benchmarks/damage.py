@@ -49,6 +49,7 @@ OWN_DATA = {"source": "pairs.jsonl", "min_pairs": 4, "grouping": "prompt"}
 DATA = ["--dataset", "pairs"]
 LAST = ["--encoder", "last"]
 """read at the last token, so that a head can be folded into the model"""
+PAGE = "page.html"
 COMMANDS: dict[str, list[str]] = {
     "prepare": ["prepare", *DATA, "--json"],
     "embed": ["embed", *DATA, "--json"],
@@ -56,11 +57,17 @@ COMMANDS: dict[str, list[str]] = {
     "train": ["train", *DATA, "--run", "new", "--json"],
     "verify": ["cache", "verify", "cache/pairs/tiny-text", "--json"],
     "evaluate": ["evaluate", "--run", "one", "--run", "two", "--json"],
+    "folds": ["evaluate", "one", "--folds", "2", "--json"],
     "adapt": ["adapt", "--run", "one", "--json"],
     "sweep": ["sweep", *DATA, "--name", "s", "--json"],
     "optuna": ["sweep", *DATA, "--name", "o", "--set", "sweep.sampler=optuna", "--set",
                "sweep.samples=3", "--json"],
     "export": ["export", "--run", "one", "--name", "new", "--json"],
+    "audit": ["audit", *DATA, "--name", "a", "--permutations", "19", "--set",
+              "audit.overlap_draws=19", "--json"],
+    "report": ["report", "dataset:pairs", "run:one", "sweep:s", "audit:a", "--out", PAGE,
+               "--json"],
+    "runs": ["runs", "ls", "--json"],
     "score": ["score", "--model", "exports/one", "--input", "rows.jsonl", "--output",
               "scored.jsonl", "--json"],
     "score merged": ["score", "--model", "exports/merged", "--input", "of-nobody.jsonl", "--output",
@@ -68,18 +75,25 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 READERS = {
     "half/cache/": ["embed", "retry"],
-    "whole/data/": ["prepare", "embed", "train", "evaluate", "adapt", "sweep", "export"],
-    "whole/cache/": ["embed", "retry", "train", "verify", "evaluate", "adapt", "sweep", "export"],
-    "whole/runs/": ["train", "evaluate", "adapt", "sweep", "export"],
-    "whole/sweeps/s": ["sweep"],
+    "killed/audits/": ["audit", "report"],
+    "whole/audits/": ["audit", "report"],
+    "whole/data/": ["prepare", "embed", "train", "evaluate", "adapt", "sweep", "export", "audit",
+                    "report"],
+    "whole/cache/": ["embed", "retry", "train", "verify", "evaluate", "adapt", "sweep", "export",
+                     "audit", "report"],
+    "whole/runs/one/folds/": ["folds", "adapt", "export", "report", "runs"],
+    "whole/runs/": ["train", "evaluate", "adapt", "sweep", "export", "report", "runs"],
+    "whole/sweeps/s": ["sweep", "report"],
     "whole/sweeps/o": ["optuna"],
     "whole/exports/one": ["score"],
     "whole/exports/merged": ["score merged"],
     "whole/.scored": ["score"],
-}
+}  # fmt: skip
 """by the start of a path: the commands that may read what lies there"""
-OF_THE_CALL = CHANGING | {"tokens_padded", "truncated", "answers_cut"}
-"""what tells of the work of one call, not of its result"""
+OF_THE_CALL = CHANGING | {"tokens_padded", "truncated", "answers_cut", "bytes"}
+"""what tells of the work of one call or of the disk, not of its result"""
+NOT_SHOWN = re.compile(r"(is not|cannot be) shown: ")
+"""what a page says of a part that it has to leave out"""
 
 
 class Damage(NamedTuple):
@@ -152,10 +166,12 @@ def build(folder: Path, seed: int) -> None:
         ["sweep", *DATA, "--name", "s"],
         COMMANDS["optuna"][:-1],
         ["evaluate", "--run", "one", "--run", "two"],
+        COMMANDS["folds"],
         ["export", "--run", "one", "--name", "one"],
         ["embed", *DATA, *LAST],
         ["train", *DATA, *LAST, "--run", "three", "--head", "bt-linear"],
         ["export", "--run", "three", "--name", "merged", "--merge"],
+        COMMANDS["audit"],
     ]  # fmt: skip
     for step in steps:
         done = run([*step, "--seed", str(seed)] if step[0] == "train" else step, folder)
@@ -196,7 +212,7 @@ def result_of(done: Done, folder: Path) -> Any:
         return [plain(v) for v in value] if isinstance(value, list) else value
 
     found = [plain(json.loads(line)) for line in done.out.splitlines()]
-    written = [folder / name for name in ("scored.jsonl", "again.jsonl")]
+    written = [folder / name for name in ("scored.jsonl", "again.jsonl", PAGE)]
     return found, [path.read_text() for path in written if path.exists()]
 
 
@@ -210,7 +226,9 @@ def outcome_of(done: Done, usual: Any, folder: Path, path: Path, raw: bytes | No
     now = path.read_bytes() if path.exists() else None
     if is_same:
         return "unread" if now == raw else "rebuilt"
-    return "warned" if "pal: warning: " in done.err else "BELIEVED"
+    page = folder / PAGE
+    is_told = page.exists() and NOT_SHOWN.search(page.read_text()) is not None
+    return "warned" if is_told or "pal: warning: " in done.err else "BELIEVED"
 
 
 def role_of(path: Path) -> str:
@@ -221,16 +239,24 @@ def role_of(path: Path) -> str:
 
 Outcomes = dict[str, dict[str, set[str]]]
 """what was seen of one kind of file: by damage and outcome, the commands"""
-WHOLE, HALF = "whole", "half"
-"""the project, and the same while its cache is still being filled"""
 
 
-def unfinish(folder: Path) -> None:
+def fill_half(folder: Path) -> None:
     """Let the cache be one that is still being filled: without a manifest and a shard."""
     cache = folder / "cache" / "pairs" / "tiny-text"
     (cache / "manifest.json").unlink()
     for path in (cache / "shards").glob("part-00001-*"):
         path.unlink()
+
+
+def kill_audit(folder: Path) -> None:
+    """Let the audit be one that was killed: with its draws, without its record."""
+    (folder / "audits" / "a" / "audit.json").unlink()
+
+
+WHOLE = "whole"
+UNFINISHED = {"half": fill_half, "killed": kill_audit}
+"""the same project before a command had come to its end"""
 
 
 def artefacts(folder: Path) -> Iterator[Path]:
@@ -267,8 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sound, other = Path(place) / "sound", Path(place) / "other"
         for folder, seed in ((sound, 1), (other, 2)):
             build(folder / WHOLE, seed)
-            shutil.copytree(folder / WHOLE, folder / HALF, symlinks=True)
-            unfinish(folder / HALF)
+            for name, unfinish in UNFINISHED.items():
+                shutil.copytree(folder / WHOLE, folder / name, symlinks=True)
+                unfinish(folder / name)
         trial = Trial(sound, Path(place) / "work", twins(other))
         for relative in artefacts(sound):
             if not str(relative).startswith(options.only):

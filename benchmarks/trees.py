@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pal.audit.record import AuditPlan, AuditRecord
 from pal.cache.records import Manifest, SpecRecord
 from pal.dataset import DatasetCard
 from pal.errors import PalError
@@ -165,6 +166,8 @@ def broken(folder: Path) -> list[str]:
     for place, kind in FOLDERS.items():
         for path in sorted((folder / place).glob("[!.]*/")):
             told += _broken_folder(path, kind)
+    for path in sorted((folder / "audits").glob("[!.]*/")):
+        told += _broken_folder(path, AuditPlan) + _broken_folder(path, AuditRecord)
     for path in sorted((folder / "cache").glob(f"*/*/{Manifest.file}")):
         told += _broken_folder(path.parent, Manifest)
     for path in sorted((folder / "cache").glob(f"*/*/{SpecRecord.file}")):

@@ -12,7 +12,7 @@ from pal.errors import PalError
 from pal.evaluate.compare import CELLS, Comparison, compare_runs
 from pal.evaluate.metrics import credit, sigmoid
 from pal.evaluate.predict import in_test
-from pal.evaluate.records import METRICS, Cell, Metrics
+from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import Table as Rows
 from pal.evaluate.report import (
     folds_line,
@@ -149,13 +149,15 @@ def calibration(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> Picture 
 
 def _folds(runs: Sequence[Evaluated]) -> list[Block]:
     """Tell the numbers of cross-fitting, where every prompt is tested once."""
-    found = []
+    found, problems = [], []
     for run in runs:
-        for path in sorted((run.folder / "folds").glob(f"*/{METRICS}")):
-            metrics = Metrics.find(path.parent)
-            if metrics is not None and metrics.folds:
-                found.append(metrics)
-    blocks: list[Block] = []
+        for folder in sorted((run.folder / "folds").glob("*/")):
+            try:
+                found.append(Metrics.read(folder))
+            except PalError:
+                told = f"What {run.name} reaches in {folder} cannot be shown: it is missing or "
+                problems.append(f"{told}damaged; run pal evaluate {run.name} --folds as before.")
+    blocks: list[Block] = [Bullets(problems)] if problems else []
     for kind in sorted({folds_line(one).split(". ")[0] for one in found}):
         some = [one for one in found if folds_line(one).startswith(kind)]
         blocks.append(_table(f"{kind.rstrip('.')}.", table_of_runs(some)))

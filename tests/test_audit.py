@@ -91,7 +91,7 @@ def examined(tmp_path: Path, one: Made, **settings: Any) -> Findings:
     shown = [f"thing {number}" for number in range(one.answers.things)]
     points = one.points if chosen.features else None
     loaded = Loaded(one.answers, [], shown, None, points, 0, 0)
-    return Audit(loaded, chosen, 0, Ledger(tmp_path, "test"), lambda steps: None).run()
+    return Audit(loaded, chosen, 0, Ledger(tmp_path / DRAWS, "test"), lambda steps: None).run()
 
 
 def sentence_of(found: Findings) -> str:
@@ -241,16 +241,16 @@ def test_a_killed_audit_goes_on_where_it_was(tmp_path: Path) -> None:
         asked.extend(wanted)
         yield np.full((len(wanted), 1), 7.0)
 
-    ledger = Ledger(tmp_path, "test")
+    ledger = Ledger(tmp_path / DRAWS, "test")
     values = ledger.take("bootstrap", 21, compute, lambda steps: None)
     assert asked == [19, 20]
     assert first.features is not None
     assert values[:19, 0].tolist() == first.features.null.tolist()
-    assert not Ledger(tmp_path, "another").values
+    assert not Ledger(tmp_path / DRAWS, "another").values
     raw = bytearray((tmp_path / DRAWS).read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / DRAWS).write_bytes(raw)
-    assert not Ledger(tmp_path, "test").values
+    assert not Ledger(tmp_path / DRAWS, "test").values
 
 
 def test_power_finds_the_share_and_more_answers_make_it_smaller() -> None:
@@ -551,6 +551,41 @@ def test_the_command_prints_what_the_contract_says_and_goes_on(simulated: Any) -
     assert (folder / "audit.md").read_text() == page
     record = AuditRecord.read(folder)
     assert record.gain_nats == told["gain_nats"]
+
+
+def test_what_was_there_stays_until_the_new_audit_is_whole(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["audit", "--permutations", "19", "--json", *simulated(2)]
+    assert CliRunner().invoke(app, options).exit_code == 0
+    folder = Path("audits/simulated-identity")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def stop(*rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pal.audit.report._record", stop)
+        assert CliRunner().invoke(app, [*options, "--set", "seed=1"]).exit_code != 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    unfinished = folder.parent / f".{folder.name}.draws.unfinished"
+    assert unfinished.is_file()
+
+    drawn: list[int] = []
+    usual = Ledger.take
+
+    def take(self: Ledger, kind: str, count: int, compute: Any, progress: Any) -> Any:
+        def counted(missing: Any) -> Any:
+            drawn.extend(missing)
+            return compute(missing)
+
+        return usual(self, kind, count, counted, progress)
+
+    monkeypatch.setattr(Ledger, "take", take)
+    assert CliRunner().invoke(app, [*options, "--set", "seed=1"]).exit_code == 0
+    assert drawn == []
+    assert not unfinished.exists()
+    assert (folder / "audit.json").read_bytes() != before["audit.json"]
 
 
 def test_errors_are_one_sentence(simulated: Any) -> None:

@@ -208,6 +208,18 @@ def test_a_damaged_run_is_one_sentence_and_the_page_stays(made: tuple[Config, Pa
         file.write_bytes(whole)
 
 
+def test_folds_whose_numbers_cannot_be_read_are_named(made: tuple[Config, Path]) -> None:
+    config, folder = made
+    folds = folder / "runs" / "of-3" / "folds" / "of-2"
+    folds.mkdir(parents=True)
+    try:
+        beside = Path(pipeline.report(config, ["of-1", "of-3"]).file).read_text(encoding="utf-8")
+        assert "run pal evaluate of-3 --folds" in beside
+    finally:
+        folds.rmdir()
+        folds.parent.rmdir()
+
+
 def test_names_that_nothing_has_and_files_of_others_are_refused(made: tuple[Config, Path]) -> None:
     config, folder = made
     with pytest.raises(EvaluationError, match="nothing is called nobody"):
