@@ -296,7 +296,7 @@ class Campaign:
         command, (tree, _) = COMMANDS[name], self.undisturbed(name)
         done = run(command.arguments, folder)
         found = Tree.of(folder)
-        is_done = is_told(done) and re.search("exists|no run", done.err)
+        is_done = is_told(done) and re.search("exists|there is no run", done.err)
         is_there = is_done and not found.differences(tree)
         if done.code and not is_there:
             self.find(name, what, f"run again: exit {done.code}: {done.err.strip()[-1500:]}")

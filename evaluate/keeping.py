@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
     found = []
     for name in dict.fromkeys(names):
         folder = root / require_name("run", name, EvaluationError)
+        if not os.path.lexists(folder):
+            raise EvaluationError(f"there is no run {name} in {root}; see pal runs ls")
         if folder.is_symlink() or not RunRecord.is_ours(folder):
             raise EvaluationError(
                 f"{folder} is no run of ours, so it is not removed; see pal runs ls"

@@ -95,8 +95,8 @@ def warnings_of(counts: Counts, splitting: SplitDetails) -> list[str]:
             continue
         users, groups = counts.cell_users[cell], counts.cell_groups[cell]
         few = [
-            f"{count} {kind}"
-            for count, kind in ((users, "users"), (groups, "prompt groups"))
+            counted(count, kind)
+            for count, kind in ((users, "user"), (groups, "prompt group"))
             if count < FEWEST
         ]
         if few:
@@ -106,7 +106,7 @@ def warnings_of(counts: Counts, splitting: SplitDetails) -> list[str]:
             )
         elif counts.cells[cell] < FEWEST_PAIRS:
             found.append(
-                f"{what}: only {counts.cells[cell]} pairs, so an accuracy is known to "
+                f"{what}: only {counted(counts.cells[cell], 'pair')}, so an accuracy is known to "
                 f"{1 / counts.cells[cell] ** 0.5:.2f} at best; {_remedy(cell, True)}"
             )
     return found
@@ -129,13 +129,19 @@ def card_text(card: DatasetCard, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def counted(count: int, kind: str) -> str:
+    """Return "1 user", "2 users"."""
+    return f"{count:,} {kind}{'' if count == 1 else 's'}"
+
+
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def _cell(counts: Counts, cell: str, thing: str) -> str:
     users, groups = counts.cell_users[cell], counts.cell_groups[cell]
-    return f"{cell} {counts.cells[cell]:,} pairs, {users:,} users, {groups:,} {thing}"
+    told = ((counts.cells[cell], "pair"), (users, "user"), (groups, thing.removesuffix("s")))
+    return f"{cell} {', '.join(counted(count, kind) for count, kind in told)}"
 
 
 def _why_none(cell: str, splitting: SplitDetails) -> str:
