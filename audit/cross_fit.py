@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from pal.audit.answers import Answers
 from pal.audit.descent import minimise
@@ -89,8 +89,9 @@ def _where_users_differ(model: Model, one: Tensor, label: Tensor) -> tuple[Tenso
     """Return where deviations, (F, K, B), and logits, (N, K, B), begin.
 
     What one taste leaves of a user's answers is a direction among features; the K / 2 directions
-    that most users share, each way, are the first deviations. It is where the posterior rises
-    fastest, so that few steps and a single start are enough.
+    that most users share, each way, are the first deviations; where there are fewer directions, the
+    other prototypes begin with none. It is where the posterior rises fastest, so that few steps and
+    a single start are enough.
     """
     design = model.design
     residual = label - torch.sigmoid(model.margins(one, design, torch.zeros(len(design.x))))
@@ -103,6 +104,7 @@ def _where_users_differ(model: Model, one: Tensor, label: Tensor) -> tuple[Tenso
     found = axes.expand(draws, -1, -1)
     for _ in range(ROUNDS):
         found, _ = torch.linalg.qr(slope.transpose(1, 2) @ (slope @ found))
+    found = pad(found, (0, K // 2 - found.shape[2]))
     along = slope @ found
     spread = along.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
     logits = START * along / spread

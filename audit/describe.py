@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
@@ -17,27 +18,19 @@ CARELESS, NOTHING = 0.5, 2.0
 taste, shared or own, tells all the answers of one better than the own mean does"""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """The answers to each row, of all users or of some: (R,)."""
+class Voices(NamedTuple):
+    """What each person says of each pair, (c,), once: the mean where somebody was asked again."""
 
-    total: Array
-    count: Array
+    label: Array
+    row: Numbers
 
     @classmethod
-    def of(cls, answers: Answers, some: np.ndarray | None = None) -> Shares:
-        row = answers.rows[1]
-        size = int(row.max()) + 1
-        weight = np.ones(len(row)) if some is None else some.astype(float)
-        total = np.bincount(row, weight * answers.label, size).astype(np.float64)
-        return cls(total, np.bincount(row, weight, size).astype(np.float64))
-
-    @property
-    def mean(self) -> Array:
-        """(R,) NaN where nobody answered."""
-        with np.errstate(invalid="ignore"):
-            found: Array = self.total / self.count
-        return found
+    def of(cls, answers: Answers) -> Voices:
+        cells, where = np.unique(
+            answers.rows[1] * answers.users + answers.user, return_inverse=True
+        )
+        label = np.bincount(where, answers.label) / np.bincount(where)
+        return cls(label, cells // answers.users)
 
 
 def careless_share(population: Population, told: Array) -> float:
@@ -54,49 +47,45 @@ def careless_share(population: Population, told: Array) -> float:
 
 
 def disagreement(answers: Answers) -> float | None:
-    """Return the chance that two answers of different people to the same pair differ; ties are half
-    a difference. None where no pair has two answers."""
-    row = answers.rows[1]
-    shares = Shares.of(answers)
-    several = shares.count > 1
-    if not several.any():
-        return None
-    # |y - y'| of labels 0, 1/2 and 1 is a mean of two indicators
-    differ = np.zeros(len(shares.count))
-    for bound in (0.0, 0.5):
-        above = np.bincount(row, answers.label > bound, len(differ))
-        differ += above * (shares.count - above)
-    pairs = shares.count * (shares.count - 1.0)
-    return float(differ[several].sum() / pairs[several].sum())
+    """Return the chance that two people differ about the same pair; ties are half a difference.
+    None where no two people judged the same."""
+    label, row = Voices.of(answers)
+    count = np.bincount(row)
+    pairs = float((count * (count - 1.0)).sum())
+    # each pair of people once, ordered by what they say: sum_i (2 i - c + 1) y_(i) of each row
+    order = np.lexsort((label, row))
+    start = np.cumsum(count) - count
+    rank = np.arange(len(row)) - start[row[order]]
+    apart = float(((2.0 * rank - count[row[order]] + 1.0) * label[order]).sum())
+    return 2.0 * apart / pairs if pairs else None
 
 
 def krippendorff_alpha(answers: Answers) -> float | None:
     """Return Krippendorff's alpha of the labels on a scale from 0 to 1 (interval metric): 1 all
-    agree, 0 as by chance. None where no pair has two answers, or all answers are the same."""
-    row = answers.rows[1]
-    shares = Shares.of(answers)
-    used = shares.count[row] > 1
+    agree, 0 as by chance. None where no two people judged the same, or all answers are the
+    same."""
+    label, row = Voices.of(answers)
+    used = np.bincount(row)[row] > 1
     if not used.any():
         return None
-    label = answers.label[used]
-    squares = np.bincount(row, np.square(answers.label), len(shares.count))
-    several = shares.count > 1
-    n, t, c = len(label), shares.total[several], shares.count[several]
-    observed = float((2.0 * (c * squares[several] - t**2) / (c - 1.0)).sum() / n)
+    label, row = label[used], np.unique(row[used], return_inverse=True)[1]
+    n, count, total = len(label), np.bincount(row), np.bincount(row, label)
+    squares = np.bincount(row, np.square(label))
+    observed = float((2.0 * (count * squares - total**2) / (count - 1.0)).sum() / n)
     expected = 2.0 * float(n * np.square(label).sum() - label.sum() ** 2) / (n * (n - 1.0))
     return None if expected == 0.0 else 1.0 - observed / expected
 
 
 def majority_labels(answers: Answers, expected: Array | None) -> Array:
     """Return each answer's label if its pair had one for all: the majority's, a tie where there is
-    none; where a pair was judged once, what one taste prefers there, of margins ``expected``
+    none; where one person judged a pair, what one taste prefers there, of margins ``expected``
     (R,)."""
-    row = answers.rows[1]
-    shares = Shares.of(answers)
-    found = 0.5 + 0.5 * np.sign(np.round(shares.mean - 0.5, 9))
+    said, row = Voices.of(answers)
+    count = np.bincount(row)
+    found = 0.5 + 0.5 * np.sign(np.round(np.bincount(row, said) / count - 0.5, 9))
     if expected is not None:
-        found = np.where(shares.count > 1, found, (expected > 0).astype(float))
-    label: Array = found[row]
+        found = np.where(count > 1, found, (expected > 0).astype(float))
+    label: Array = found[answers.rows[1]]
     return label
 
 

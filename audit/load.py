@@ -23,6 +23,8 @@ from pal.train.sharing import Array, Numbers
 
 AFFIRMING = ("agree", "yes", "true", "approve", "like", "good", "1")
 """of two answers, the one whose share is told"""
+MOST_PARTS = 50
+"""sources whose plurality is told apart"""
 Ids = np.ndarray
 """(n,) S16"""
 
@@ -49,7 +51,8 @@ class Loaded:
 def load(dataset: PreparedDataset, store: FeatureStore | None, by: str | None = None) -> Loaded:
     """Read all answers; ``by``: a column of ``pairs.parquet`` that says where a row comes from.
 
-    Raises EvaluationError for a column that is not there, and where no answer is left.
+    Raises EvaluationError for a column that is not there or names no sources, and where no answer
+    is left.
     """
     settings = settled(TrainConfig(head="auto"), dataset)
     reads, view = settings.reads, settings.view
@@ -80,7 +83,7 @@ def load(dataset: PreparedDataset, store: FeatureStore | None, by: str | None = 
         second = ids_of(pairs["other_group_id"])
         other = np.where(second == b"", group, second)
     names = np.unique(np.concatenate([group, other]))
-    part = None if by is None else pairs[by].cast(pl.String).fill_null("(none)").to_list()
+    part = None if by is None else _parts(pairs, by)
     answers = oriented(
         laid_out.first, laid_out.second, user, laid_out.label, np.searchsorted(names, group),
         np.searchsorted(names, other), len(laid_out.items), part,
@@ -95,6 +98,24 @@ def load(dataset: PreparedDataset, store: FeatureStore | None, by: str | None = 
         answers, users.tolist(), shown, laid_out.agree, points, len(copies),
         len(every) - len(pairs),
     )  # fmt: skip
+
+
+def _parts(pairs: pl.DataFrame, by: str) -> list[str]:
+    """Return what a column says of each answer; raises EvaluationError where it is no source."""
+    column = pairs[by]
+    if column.dtype == pl.Binary or column.dtype.is_nested():
+        raise EvaluationError(
+            f"--by {by}: it holds ids or lists, not names of sources; choose a column of texts or "
+            "numbers"
+        )
+    names = column.cast(pl.String).fill_null("(none)")
+    count = names.n_unique()
+    if count > MOST_PARTS:
+        raise EvaluationError(
+            f"--by {by}: it has {count:,} different values, more than the {MOST_PARTS} sources that "
+            "can be compared; choose a column with fewer"
+        )
+    return names.to_list()
 
 
 @dataclass(frozen=True)

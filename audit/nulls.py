@@ -150,9 +150,14 @@ class Population:
 
 def drawn_labels(margin: Array, label: Array, rng: np.random.Generator) -> Array:
     """Return labels drawn at margins, (n,), each as decided as the answer in whose place it is: a
-    tie stays a tie."""
+    tie stays a tie.
+
+    A margin says what labels are on average, soft ones too, so sides are drawn as often as that
+    takes.
+    """
     decided = np.abs(label - 0.5)
-    prefers = rng.random(len(margin)) < expit(margin)
+    lean = (expit(margin) - 0.5) / np.maximum(2.0 * decided, 1e-12)
+    prefers = rng.random(len(margin)) < 0.5 + lean
     found: Array = 0.5 + np.where(prefers, decided, -decided)
     return found
 

@@ -1,7 +1,11 @@
-"""audit.md: the verdict, its numbers, what people disagree about, and what limits it."""
+"""audit.md: the verdict, its numbers, what people disagree about, and what limits it.
+
+Texts of people are text there, whatever they hold: ``_cut`` writes all of them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +16,8 @@ from pal.evaluate.report import Table, as_markdown
 LONGEST = 220
 """characters of a text"""
 USERS, NULL = "users.png", "null.png"
+MARKUP = re.compile(r"[\\`*_\[\]<>&|~$]")
+"""characters that Markdown, or HTML within it, gives a meaning"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def _disagreements(r: AuditRecord, content: Content) -> list[str]:
             f"There is no sharp border between groups: people pass into each other. To show what "
             f"they disagree about, they are divided into {len(sizes)} parts all the same. "
         )
-    unit = f"answers “{said}”" if said else "comparisons that it wins"
+    unit = f"answers “{_cut(said)}”" if said else "comparisons that it wins"
     told += (
         f"Shares are of {unit}, counted, with how many there are in brackets; things are ranked by "
         "the fitted tastes."
@@ -175,7 +181,7 @@ def _parts(r: AuditRecord) -> list[str]:
     for one in r.parts:
         gain = _with(one.gain_nats, one.gain_ci95, "+.4f") or ""
         counts = [f"{one.answers:,}", f"{one.users:,}"]
-        rows.append([one.part, *counts, gain, f"{one.p:.3f}", f"{one.p_holm:.3f}"])
+        rows.append([_cut(one.part), *counts, gain, f"{one.p:.3f}", f"{one.p_holm:.3f}"])
     return ["## Where the plurality is", as_markdown(rows)]
 
 
@@ -194,8 +200,11 @@ def _counted(share: float | None, count: int) -> str:
 
 
 def _cut(text: str) -> str:
-    plain = text.replace("|", "\\|")
-    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+    """Return what somebody wrote on one line, not too long, and as nothing but text: no markup, no
+    link, and no picture that another machine would be asked for."""
+    plain = " ".join(text.split())
+    plain = plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+    return MARKUP.sub(r"\\\g<0>", plain)
 
 
 def _share(value: float | None) -> str | None:

@@ -29,8 +29,9 @@ Progress = Callable[[int], None]
 
 
 def p_of(value: float, null: Array) -> float:
-    """Return the share of draws that are no less, the value itself among them."""
-    return float((1 + (null >= value).sum()) / (1 + len(null)))
+    """Return the share of draws that are no less, the value itself among them; a value that is no
+    number is never more than chance."""
+    return float((1 + (~(null < value)).sum()) / (1 + len(null)))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pal.files import digest, file_sha256, locked
 
 Progress = Callable[[int], None]
 PAGE = "audit.md"
-METHOD = 1
+METHOD = 2
 """another number makes all draws anew"""
 
 
@@ -51,7 +51,7 @@ def audit(
             seed,
             settings.folds,
             settings.by,
-            None if store is None else store.fingerprint,
+            None if store is None else [store.fingerprint, store.items_digest],
         ]
     )
     encoder = None if store is None else store.manifest.encoder

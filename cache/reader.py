@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -89,6 +90,13 @@ class FeatureStore:
         if not self.shards:
             return np.empty(0, f"S{ID_BYTES}")
         return np.concatenate([shard.item_ids() for shard in self.shards])
+
+    @property
+    def items_digest(self) -> str:
+        """Return a digest of which items have a feature: those that failed may have one later, under
+        the same fingerprint."""
+        names, _ = self._sorted
+        return hashlib.blake2b(names.tobytes(), digest_size=16).hexdigest()
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:

@@ -114,9 +114,10 @@ def train_folds(
     for fold in missing:
         for split in ("train", "val", "test"):
             if fold.pairs(split, "seen").is_empty():
+                other = "fewer" if split == "test" else "more"
                 raise EvaluationError(
                     f"fold {fold.number + 1} of {fold.of} of run {run.run} has no {split} pairs of "
-                    f"seen users: too few {fold.over}; use fewer --folds"
+                    f"seen users: too few {fold.over}; use {other} --folds"
                 )
     if missing:
         data = load_each(run.train, folds, store, choose_device(run.train.device))

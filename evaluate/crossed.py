@@ -77,7 +77,8 @@ class Estimate(NamedTuple):
         middle = (mean + t * t / (2.0 * answers)) / shrink
         spread = mean * (1.0 - mean) / answers + t * t / (4.0 * answers * answers)
         half = t * math.sqrt(max(spread, 0.0)) / shrink
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+        # the mean itself is within, whatever is lost by rounding
+        return min(max(middle - half, 0.0), mean), max(min(middle + half, 1.0), mean)
 
     @property
     def p(self) -> float:

@@ -60,7 +60,8 @@ class NewUsers:
         enough.
         """
         if self.asked is not None:
-            return self.pool.take(self.asked[:count].flatten())
+            rows = self.asked[:count].flatten()
+            return self.pool.take(rows[rows >= 0])
         user = self.pool.user.numpy()
         order = np.lexsort((words("shot", self.salt, f"{repeat}", self.pool_ids), user))
         size = np.bincount(user, minlength=len(self.names))
@@ -164,24 +165,37 @@ def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) 
 
 
 def adapt_users(
-    settings: AdaptConfig, head: Head, shots: Answers, judged: Answers, prior: Prior, repeat: int
+    settings: AdaptConfig,
+    trained: TrainedHead,
+    shots: Answers,
+    judged: Answers,
+    prior: Prior,
+    repeat: int,
 ) -> Adapted:
     """Adapt all users at once by the method of the settings; ``judged`` is read by protocol
     ``released`` alone."""
+    head = trained.head
     if head.is_amortised:
         inferred = head.infer(shots.prepared, shots.label, shots.user, shots.users)
         return Adapted(inferred, inferred)
     released = settings.protocol == "released"
     if (settings.method == "sgd" or released) and len(shots.label):
-        return adapt_sgd(head, shots, seed=repeat, judged=judged if released else None)
+        told = judged if released else None
+        return adapt_sgd(head, shots, repeat, told, trained.metadata.train.loss)
     return adapt_map(head, shots, prior, with_covariance=averages(settings, head))
+
+
+def averages_strangers(settings: AdaptConfig) -> bool:
+    """Say whether users without an answer are predicted as in an evaluation, by the mean
+    probability over the seen ones: but for what repeats the released code."""
+    return settings.method == "map" and settings.protocol == "strict"
 
 
 def averages(settings: AdaptConfig, head: Head) -> bool:
     """Say whether probabilities are averages over who a user may be, and not those of one vector:
     where MAP is followed, of heads that have numbers of users."""
-    is_map = settings.method == "map" and settings.protocol == "strict"
-    return is_map and not head.is_amortised and head.users.logits.shape[1] > 0
+    has_numbers = not head.is_amortised and head.users.logits.shape[1] > 0
+    return averages_strangers(settings) and has_numbers
 
 
 def adapt_one(
@@ -197,7 +211,7 @@ def adapt_one(
         return None
     answers = prepare_answers(trained, pairs, store, [user])
     prior = choose_prior(trained, new_users(trained, dataset, store, "val"), len(pairs))
-    adapted = adapt_users(AdaptConfig(), trained.head, answers, answers, prior, 0)
+    adapted = adapt_users(AdaptConfig(), trained, answers, answers, prior, 0)
     return adapted.vectors[0].detach()
 
 

@@ -18,6 +18,7 @@ from pal.chance import bucket
 from pal.dataset import Population, PreparedDataset, Split, oriented
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, with_prompt_group
 from pal.files import digest
+from pal.train.run_record import FOLDS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -108,7 +109,7 @@ class Fold(PreparedDataset):
         others = _shuffled(others, f"inner {self.number}/{self.of}", self.salt)
         has_items = bool((pairs[PROMPT_GROUP] != pairs[OTHER_GROUP]).any())
         share = VALIDATION_SHARE_OF_ITEMS if has_items else VALIDATION_SHARE
-        validation = round(len(others) * share)
+        validation = max(1, round(len(others) * share))
         splits = ["test"] * len(test) + ["val"] * validation
         splits += ["train"] * (len(others) - validation)
         return pl.DataFrame(
@@ -159,4 +160,4 @@ def _shuffled(groups: list[str], kind: str, salt: str) -> list[str]:
 
 def folder_of(run: Path, folds: int, over: Over = "prompts") -> Path:
     """Return where a run keeps what was trained on so many folds."""
-    return run / "folds" / (f"of-{folds}" if over == "prompts" else f"of-{folds}-{over}")
+    return run / FOLDS / (f"of-{folds}" if over == "prompts" else f"of-{folds}-{over}")

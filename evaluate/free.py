@@ -10,9 +10,11 @@ import polars as pl
 from pal.cache.reader import FeatureStore
 from pal.config import EvaluateConfig
 from pal.dataset import Population, PreparedDataset, ids_of, oriented
-from pal.evaluate.crossed import Array, Crossing, with_prompt_group
-from pal.evaluate.metrics import negative_log_likelihoods, summarize
+from pal.evaluate.crossed import Array, with_prompt_group
+from pal.evaluate.metrics import negative_log_likelihoods, sigmoid
+from pal.evaluate.predict import EVALUATED, cell_of, in_test
 from pal.evaluate.records import Cell, MaybeCell
+from pal.evaluate.ties import TieRule, of_folds
 from pal.items import View
 from pal.records import Entry
 from pal.train.pairs import drop_without_feature
@@ -134,6 +136,8 @@ def free_baselines(
 
     ``datasets``: a single one, or the folds of one, whose tests are put together. ``stores``:
     caches by encoder; reward models are evaluated by their own score, ``reference <encoder>``.
+    Users and ties count as for heads: seen users are those with training pairs, and a threshold
+    for ties is chosen by each baseline's own validation pairs.
     """
     stores = stores or {}
     has_text = _texts(datasets[0])["text"].null_count() == 0
@@ -141,30 +145,37 @@ def free_baselines(
     scored = {f"{REFERENCE}{e}": s for e, s in stores.items() if s.score_weight() is not None}
     rows = []
     for which in [*kinds, *scored]:
+        found = of_folds(_predicted(which, dataset, stores, scored) for dataset in datasets)
+        ties = TieRule.choose(settings.ties, found.filter(pl.col("split") == "val"))
         cells: list[Cell | None] = []
         for population in POPULATIONS:
-            frames, margins = [], []
-            for dataset in datasets:
-                # a reward model reads a response behind its prompt, whatever the heads read
-                view: View = "prompt+response" if which in scored else dataset.view
-                frame = dataset.viewed(view).pairs("test", population)
-                for store in stores.values():
-                    frame = drop_without_feature(frame, store)
-                frames.append(frame)
-                margins.append(
-                    reference_margins(scored[which], frame)
-                    if which in scored
-                    else free_margins(dataset, frame, which)
-                )
-            tested = pl.concat(frames)
-            cells.append(
-                None if tested.is_empty() else _cell(settings, tested, np.concatenate(margins))
-            )
+            tested = in_test(found, population)
+            cells.append(None if tested.is_empty() else cell_of(settings, tested, ties))
         rows.append(FreeBaseline(baseline=which, test_seen=cells[0], test_unseen=cells[1]))
     return rows
 
 
-def _cell(settings: EvaluateConfig, frame: pl.DataFrame, margin: Array) -> Cell:
-    label = frame["label"].to_numpy().astype(np.float64)
-    crossing = Crossing.of(with_prompt_group(frame))
-    return summarize(margin, label, crossing, settings.ece_bins)
+def _predicted(
+    which: str,
+    dataset: PreparedDataset,
+    stores: Mapping[str, FeatureStore],
+    scored: Mapping[str, FeatureStore],
+) -> pl.DataFrame:
+    """Return the pairs that heads are evaluated by, with a baseline's ``margin`` and ``p``."""
+    trained_on = dataset.pairs("train", "seen", ["user_id"])["user_id"].unique()
+    # a reward model reads a response behind its prompt, whatever the heads read
+    view: View = "prompt+response" if which in scored else dataset.view
+    frames = []
+    for split, population in EVALUATED:
+        frame = dataset.viewed(view).pairs(split, population)
+        if population == "seen":
+            frame = frame.filter(pl.col("user_id").is_in(trained_on.implode()))
+        for store in stores.values():
+            frame = drop_without_feature(frame, store)
+        frames.append(frame)
+    frame = with_prompt_group(pl.concat(frames))
+    if which in scored:
+        margin = reference_margins(scored[which], frame)
+    else:
+        margin = free_margins(dataset, frame, which)
+    return frame.with_columns(pl.Series("margin", margin), pl.Series("p", sigmoid(margin)))

@@ -15,7 +15,7 @@ from pal.evaluate.predict import pairs_of, readable, require_same_data
 from pal.files import locked
 from pal.names import require_name
 from pal.records import Entry, JsonObject
-from pal.train.adapt.grow import grow, outside, surprise
+from pal.train.adapt.grow import grow, outside, require_growable, surprise
 from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
 from pal.train.heads.users import UserWeights
 from pal.train.pairs import Pairs, drop_without_feature
@@ -82,8 +82,9 @@ def grow_run(
 
     They are learned from those users' adaptation answers; None where there is no such user.
     ``config`` is saved beside the head, to be read by people. Raises EvaluationError where the
-    dataset has no unseen users.
+    dataset has no unseen users, and TrainError for heads without prototypes to add to.
     """
+    require_growable(trained.head, trained.metadata.train)
     require_same_data(trained, dataset, store)
     if dataset.pairs("test", "unseen", ["user_id"]).is_empty():
         raise EvaluationError(

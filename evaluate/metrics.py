@@ -36,7 +36,10 @@ def credit_with_ties(p: Array, label: Array, threshold: Array | float) -> Array:
 
 
 def tie_threshold(p: Array, label: Array) -> float:
-    """Return the best threshold of 0, 0.1, .. 1 on validation pairs, the first of equals."""
+    """Return the best threshold of 0, 0.1, .. 1 on validation pairs, the first of equals; 0 where
+    there is no pair."""
+    if not len(p):
+        return 0.0
     candidates = [step / 10.0 for step in range(11)]
     return candidates[int(np.argmax([credit_with_ties(p, label, t).mean() for t in candidates]))]
 

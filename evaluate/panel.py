@@ -21,6 +21,7 @@ from pal.evaluate.few_shot import (
     adapt_users,
     ask,
     averages,
+    averages_strangers,
     balanced,
     choose_prior,
     new_users,
@@ -30,10 +31,13 @@ from pal.evaluate.predict import pairs_of, predict
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule, of_folds
 from pal.train.adapt.answers import Answers
-from pal.train.adapt.average import predictive
+from pal.train.adapt.average import predictive, zero_shot
 from pal.train.adapt.map import Adapted
 from pal.train.heads.head import Head
 from pal.train.run_record import TrainedHead
+
+ROUNDING = 1e-9
+"""by which means of the same credits may differ"""
 
 
 class Scores(NamedTuple):
@@ -82,10 +86,10 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
         for repeat in range(settings.repeats if count and not settings.active else 1):
             parts = []
             for judge, prior in zip(judges, priors, strict=True):
-                users, head = judge.users, judge.trained.head
+                users = judge.users
                 shots = users.shots(count, repeat)
                 began = time.perf_counter()
-                adapted = adapt_users(settings, head, shots, users.judged, prior, repeat)
+                adapted = adapt_users(settings, judge.trained, shots, users.judged, prior, repeat)
                 seconds += time.perf_counter() - began
                 parts.append(judge.margins(settings, shots, adapted))
             margins.append(np.concatenate(parts)[panel.counted])
@@ -93,10 +97,15 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
         scores[str(count)] = panel.scores(margins)
         at_zero = per_user if at_zero is None else at_zero
         if count in settings.shots:
-            harmed = float((per_user < at_zero).mean())
+            harmed = share_harmed(per_user, at_zero)
             cells[str(count)] = cell.model_copy(update={"harmed_vs_0": harmed})
     method = _method(settings, trials[0].trained.head)
     return FewShot(cells, round(seconds, 4), len(names), left_out, method, scores, panel.answers)
+
+
+def share_harmed(now_U: Array, before_U: Array) -> float:
+    """Return the share of users whose accuracy is below the earlier one, by more than rounding."""
+    return float((now_U < before_U - ROUNDING).mean())
 
 
 @dataclass
@@ -119,7 +128,9 @@ class _Judge:
     def margins(self, settings: AdaptConfig, shots: Answers, adapted: Adapted) -> Array:
         """Return the margins of all judged pairs after one draw of the shots."""
         head, judged = self.trained.head, self.users.judged
-        if averages(settings, head):
+        if not len(shots.label) and averages_strangers(settings):
+            margin = zero_shot(head, judged.prepared)
+        elif averages(settings, head):
             margin = predictive(head, shots, judged, adapted)
         else:
             margin = head.prepared_margin(judged.prepared, adapted.vectors, judged.user)

@@ -50,7 +50,7 @@ class TieRule:
             return cls(name)
         folds = folds_of(validation)
         parts = [validation]
-        if folds is not None:
+        if folds is not None and len(folds):
             parts = [validation.filter(pl.col(FOLD) == n) for n in range(int(folds.max()) + 1)]
         chosen = [tie_threshold(part["p"].to_numpy(), part["label"].to_numpy()) for part in parts]
         return cls(name, tuple(chosen))

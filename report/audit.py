@@ -1,8 +1,8 @@
 """An audit on a page: its verdict, its numbers, its groups and what they disagree about.
 
 The verdict comes from the audit's record; tables and pictures come from its own page, whose seals
-the record names. Of that page's Markdown only headings, tables and lists are read: texts in it are
-texts of people, and no link or picture that one of them writes becomes one.
+the record names. Of that page's Markdown only headings, tables, lists and backslashes are read:
+texts in it are texts of people, and no link or picture that one of them writes becomes one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pal.audit.record import AuditRecord, Verdict
 from pal.errors import EvaluationError
 from pal.report.page import Block, Bullets, Page, Picture, Source, Table, Text, Tone
 from pal.report.subjects import Subject
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 TONES: dict[Verdict, Tone] = {"plural": "good", "none seen": "plain", "cannot tell": "warning"}
 PICTURES = {
@@ -71,7 +75,7 @@ def parts_of(markdown: str) -> list[Part]:
     """Return the parts of a page in Markdown below its first heading, as blocks of plain text."""
     from markdown_it import MarkdownIt
 
-    reader = MarkdownIt("zero").enable(["heading", "table", "list"])
+    reader = MarkdownIt("zero").enable(["heading", "table", "list", "escape"])
     parts: list[Part] = []
     tokens = iter(reader.parse(markdown))
     caption = ""
@@ -94,11 +98,11 @@ def parts_of(markdown: str) -> list[Part]:
         elif token.type == "bullet_list_open":
             parts[-1].blocks.append(Bullets(list(_texts(tokens, "bullet_list_close"))))
         elif token.type == "inline" and not re.fullmatch(r"!\[.*\]\([\w.-]+\)", token.content):
-            parts[-1].blocks.append(Text(token.content))
+            parts[-1].blocks.append(Text(_plain(token)))
     return [part for part in parts if part.blocks]
 
 
-def _cells(tokens: Iterator) -> Sequence[list[str]]:  # type: ignore[type-arg]
+def _cells(tokens: Iterator[Token]) -> Sequence[list[str]]:
     rows: list[list[str]] = []
     for token in tokens:
         if token.type == "table_close":
@@ -106,16 +110,21 @@ def _cells(tokens: Iterator) -> Sequence[list[str]]:  # type: ignore[type-arg]
         if token.type == "tr_open":
             rows.append([])
         elif token.type == "inline":
-            rows[-1].append(token.content)
+            rows[-1].append(_plain(token))
     return rows
 
 
-def _texts(tokens: Iterator, end: str) -> Iterator[str]:  # type: ignore[type-arg]
+def _texts(tokens: Iterator[Token], end: str) -> Iterator[str]:
     for token in tokens:
         if token.type == end:
             return
         if token.type == "inline":
-            yield token.content
+            yield _plain(token)
+
+
+def _plain(inline: Token) -> str:
+    """Return the text of a part of a page as it was before Markdown."""
+    return "".join(child.content for child in inline.children or ())
 
 
 def _png(folder: Path, name: str, seal: str) -> str:

@@ -106,7 +106,11 @@ def train_together(
 
 def together(world: World, stack: Sequence[Candidate]) -> Together:
     """Return a stack as it is trained, on all folds where there are any."""
-    return Together(world.data, seeds_of(stack), [one.config.train for one in stack])
+    seeds = seeds_of(stack)
+    heads = len(stack) // len(seeds)
+    expected = [seed for seed in seeds for _ in range(heads)]
+    assert [one.config.seed for one in stack] == expected, "not as many heads of every seed"
+    return Together(world.data, seeds, [one.config.train for one in stack])
 
 
 def _result(

@@ -37,10 +37,9 @@ def plot_accuracy_against_k(folder: Path) -> None:
     for (head,), rows in best.sort("k").group_by("head", maintain_order=True):
         for split, line in (("val", "--"), ("test", "-")):
             middle = rows[f"{split}_macro_accuracy"]
-            reach = [
-                (middle - rows[f"{split}_ci95_low"]).fill_null(0.0).to_list(),
-                (rows[f"{split}_ci95_high"] - middle).fill_null(0.0).to_list(),
-            ]
+            ends = middle - rows[f"{split}_ci95_low"], rows[f"{split}_ci95_high"] - middle
+            # a mean over seeds may be beyond the end of an interval by its rounding
+            reach = [end.fill_null(0.0).clip(0.0).to_list() for end in ends]
             name = "validation" if split == "val" else split
             label = f"{head}, {name}"
             plane.errorbar(

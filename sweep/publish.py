@@ -65,6 +65,7 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
     with locked(run), locked(folder / BEST), RunRecord.replace(run) as temporary:
         ignored = shutil.ignore_patterns(*unwanted)
         shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True, ignore=ignored)
+        trained.metadata.keep_folds(run, temporary)
 
 
 def _saved(folder: Path, one: Candidate) -> TrainedHead | None:

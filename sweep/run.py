@@ -123,7 +123,8 @@ def train_planned(candidates: Sequence[Candidate], trainers: Trainers) -> None:
     for ids in plan_stacks(list(asked.values()), trainers):
         members = [asked[head] for head in ids if head in asked]
         if any(one.id in missing for one in members):
-            stacks.append(Stack(members, len(ids) > 1))
+            # of what was planned a part may be asked for: not as many heads of every seed
+            stacks += [Stack(group, len(ids) > 1) for group in in_stacks(members)]
     trainers.skip(len(candidates) - sum(len(stack.members) for stack in stacks))
     trainers.train(stacks)
 

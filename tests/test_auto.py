@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from pal.train.solve.mixture import (
     predicted,
     settled,
 )
+from pal.train.solve.similar import Similarities
 
 DIM, K, USERS = 5, 3, 6
 
@@ -46,6 +48,7 @@ def filled(reads: Any, seed: int = 0) -> Auto:
     width = 2 * DIM if reads == "both" else DIM
     points = torch.randn(5, width) / math.sqrt(width)
     head.landmarks.points_LD, head.known.points_TD = points[:3], points
+    head.landmarks.metric_RD = torch.randn(2, width)
     head.known.residuals_TC, head.known.sure_T = torch.randn(5, 1 + K), torch.rand(5)
     head.maps_LM.data, head.offsets_M.data = torch.randn(3, 1 + K), torch.randn(1 + K)
     head.users.logits.data = torch.randn(USERS, 1 + K)
@@ -65,7 +68,8 @@ def by_hand(head: Auto, prompt: Any, item: Any, raw: Any) -> float:
         "both": np.concatenate([item, math.sqrt(DIM) * item * prompt]) / math.sqrt(2),
     }[head.reads]
     landmarks, known = head.landmarks.points_LD.numpy(), head.known.points_TD.numpy()
-    similar = np.exp(-0.5 * np.square(thing - landmarks).sum(axis=1))
+    apart = (thing - landmarks) @ head.landmarks.metric_RD.numpy().T
+    similar = np.exp(-0.5 * np.square(apart).sum(axis=1))
     taste = similar @ head.maps_LM.detach().numpy() + head.offsets_M.detach().numpy()
     distance = np.square(thing - known).sum(axis=1)
     compared = 1.0 if head.reads == "prompt" else 2.0
@@ -305,6 +309,16 @@ def test_items_that_are_no_answers_are_no_votes() -> None:
 # --- choices ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Flat:
+    """Features that nothing sharpens."""
+
+    features: Any
+
+    def sharpened(self, fitted: Mixture) -> Flat:
+        return self
+
+
 def test_a_weaker_prior_needs_evidence() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4)) / 2.0
@@ -313,10 +327,55 @@ def test_a_weaker_prior_needs_evidence() -> None:
         margin = planted * features[first, 0] * np.where(user % 2, 1.0, -1.0)
         label = (rng.random(len(margin)) < expit(margin)).astype(float)
         rows = Judgements(first, None, user, label, 30)
-        choice = choose(lambda things: features, rows, 60, 4, 0)
+        choice = choose(lambda things: Flat(features), rows, 60, 4, 0)
         assert (choice.strength == Strength(1.0, 1.0)) == is_default
         assert 0.0 <= choice.of_shared <= 1.0
         assert (choice.gain > 2.0 * choice.error) != is_default
+
+
+def test_the_metric_is_the_mean_outer_product_of_the_slopes_of_all_users() -> None:
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(rng.normal(size=(7, 4)))
+    basis = Similarities.of(points, np.arange(7))
+    for _ in range(2):  # of features as they are, and of those under a metric
+        width = basis.features.shape[1]
+        fitted = Mixture(
+            0.3, rng.normal(size=width), rng.normal(size=(width, 2)), np.zeros((7, 3)), np.zeros(5),
+            rng.normal(size=(5, 2)), 0.0,
+        )  # fmt: skip
+        maps, _ = basis.folded(fitted.maps)
+        users = np.column_stack([np.ones(5), fitted.weights])
+
+        def margins(x: Any, maps: Any = maps, users: Any = users, basis: Any = basis) -> Any:
+            return (basis.landmarks(torch.from_numpy(x)).numpy() @ maps) @ users.T
+
+        step, x = 1e-5, points.numpy()
+        slopes = np.stack(
+            [(margins(x + step * e) - margins(x - step * e)) / (2.0 * step) for e in np.eye(4)], -1
+        ).reshape(-1, 4)
+        wanted = slopes.T @ slopes
+        basis = basis.sharpened(fitted)
+        root = basis.landmarks.metric_RD.numpy()
+        found = root.T @ root
+        assert found / np.trace(found) == pytest.approx(wanted / np.trace(wanted), abs=1e-5)
+        seen = x @ root.T
+        assert np.square(seen - seen.mean(axis=0)).sum(axis=1).mean() == pytest.approx(1.0)
+    width = basis.features.shape[1]
+    flat = replace(fitted, shared=np.zeros(width), deviations=np.zeros((width, 2)))
+    assert basis.sharpened(flat) is basis
+
+
+def test_a_metric_needs_evidence() -> None:
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(rng.normal(size=(150, 20)) / math.sqrt(20))
+    first, user = (a.ravel() for a in np.meshgrid(np.arange(150), np.arange(20), indexing="ij"))
+    x = points.numpy()[first] * math.sqrt(20)
+    product = 3.0 * x[:, 0] * x[:, 1] * np.where(user % 2, 1.0, -1.0)
+    for margin, is_learned in ((product, True), (np.zeros(len(product)), False)):
+        label = (rng.random(len(margin)) < expit(margin)).astype(float)
+        rows = Judgements(first, None, user, label, 20)
+        choice = choose(lambda things: Similarities.of(points, things), rows, 150, 4, 0)
+        assert (choice.rounds > 0) == is_learned
 
 
 def test_errors_are_taken_over_things_and_scales_stay_between_none_and_all() -> None:

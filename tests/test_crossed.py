@@ -48,6 +48,14 @@ def test_an_interval_of_a_share_stays_within_zero_and_one_and_is_never_a_point()
     assert Crossing(np.zeros(4, np.int64), np.arange(4)).macro(np.ones(4)).ci95_of_share is None
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_an_interval_of_a_share_holds_the_share(mean: float) -> None:
+    """Not but for rounding: a picture's bars have no negative length."""
+    for tenths in range(10, 1000):
+        low, high = Estimate(mean, 0.0, tenths / 10, "users").ci95_of_share or (2.0, -1.0)
+        assert low <= mean <= high
+
+
 def test_an_interval_of_a_share_is_wilsons() -> None:
     """Of plain counts with a known number of answers: 45 of 50, by the closed formula."""
     found = Estimate(0.9, float(np.sqrt(0.9 * 0.1 / 50)), 1e6, "users").ci95_of_share

@@ -204,9 +204,33 @@ def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
     assert found[0].test_seen.nll == pytest.approx(found[1].test_seen.nll, abs=1e-3)
 
 
+def test_the_same_run_again_keeps_its_folds_and_no_others(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
+    pipeline.train(config, "one")
+    found = pipeline.evaluate(config, ["one"], FOLDS)
+    head = Path(f"runs/one/folds/of-{FOLDS}/1/head.safetensors")
+    was = head.stat().st_mtime_ns
+    pipeline.train(config, "one")
+    assert pipeline.evaluate(config, ["one"], FOLDS) == found
+    assert head.stat().st_mtime_ns == was, "nothing was trained again"
+    record = RunRecord.read(Path("runs/one"))
+    record.model_copy(update={"seed": 7}).keep_folds(Path("runs/one"), Path("other"))
+    assert not Path("other").exists(), "another head has other folds"
+
+
+def test_a_few_prompts_leave_some_for_validation(config: Config) -> None:
+    fold = Fold.all_of(PreparedDataset.open(Path("data/demo")), 2)[0]
+    names = [f"{number}" for number in range(4)]
+    pairs = pl.DataFrame({"prompt_group": names, "other_group": names})
+    counts = fold._dealt(pairs)["dealt"].value_counts()
+    assert dict(counts.iter_rows()) == {"test": 2, "val": 1, "train": 1}
+
+
 def test_too_many_folds_are_one_sentence(config: Config) -> None:
     pipeline.train(config, "one")
     with pytest.raises(EvaluationError, match="--folds 1 is no cross-fitting"):
         pipeline.evaluate(config, ["one"], 1)
-    with pytest.raises(EvaluationError, match=r"fold .* of 500 of run one has no test pairs"):
+    with pytest.raises(EvaluationError, match=r"fold .* of 500 of run one has no test .* fewer"):
         pipeline.evaluate(config, ["one"], 500)

@@ -29,12 +29,13 @@ from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads, resolve
+from pal.train.heads import variational
 from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, LinearHead
 from pal.train.heads.meta import MetaLearned
 from pal.train.heads.pal_a import PalA
 from pal.train.heads.users import UserWeights
-from pal.train.heads.variational import Variational
+from pal.train.heads.variational import Variational, blocks_of_answers
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Batch, Pairs
@@ -688,6 +689,23 @@ def test_inference_of_vpl_ignores_the_order_of_answers() -> None:
     torch.testing.assert_close(one, two)
     swapped = head.infer((None, second, first), 1.0 - label, user, USERS)
     torch.testing.assert_close(one, swapped)
+
+
+def test_vpl_lays_out_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of many answers among many of few: all beside one another would be 1.2e9 numbers."""
+    count = torch.tensor([2] * 299 + [2000])
+    blocks = list(blocks_of_answers(count, 16))
+    assert torch.cat(blocks).sort().values.tolist() == list(range(300))
+    assert [len(block) for block in blocks] == [299, 1]
+    head = make("vpl", latent_dim=5)
+    assert isinstance(head, Variational)
+    _, first, second, _ = batch()
+    user = torch.tensor([0, 1, 1, 3, 3, 3, 3, 3]).repeat(ROWS)[:ROWS]
+    label = (torch.arange(ROWS) % 2).double()
+    whole = head.infer((None, first, second), label, user, USERS)
+    monkeypatch.setattr(variational, "NUMBERS_AT_ONCE", 40)
+    assert len(list(blocks_of_answers(torch.bincount(user), 5))) > 1
+    torch.testing.assert_close(head.infer((None, first, second), label, user, USERS), whole)
 
 
 def test_vpl_never_reads_a_target_as_context() -> None:

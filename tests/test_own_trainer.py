@@ -88,6 +88,55 @@ def test_a_head_that_is_solved_has_no_trainer(configure: Configure) -> None:
         pipeline.open_training(config, "mine")
 
 
+def test_priors_are_those_of_our_own_training(configure: Configure) -> None:
+    options = {**PALA, "train.priors": "auto"}
+    pipeline.embed(configure(options))
+    pipeline.train(configure({**options, "train.sigma": 1.0}), run="ours")
+    training = pipeline.open_training(configure(options), "mine")
+    own = trainer(max_epochs=3, enable_checkpointing=False, deterministic=True)
+    own.fit(training.module, datamodule=training.batches)
+    trained = training.save()
+    assert trained is not None
+    assert trained.metadata.train.sigma == 1.0, "one training has one strength, which is told"
+    ours = Path("runs/ours/head.safetensors").read_bytes()
+    assert Path("runs/mine/head.safetensors").read_bytes() == ours
+    assert training.save() is not None
+    assert Path("runs/mine/head.safetensors").read_bytes() == ours, "it is divided once"
+
+
+def test_several_starts_are_no_training_of_one_trainer(config: Config) -> None:
+    several = config.train.model_copy(update={"starts": 2})
+    with pytest.raises(TrainError, match=r"train.starts = 2 .* use pal train, or train.starts=1"):
+        pipeline.open_training(config.model_copy(update={"train": several}), "mine")
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_epochs_without_validation_are_rows_without_it(config: Config, sanity: int) -> None:
+    training = pipeline.open_training(config, "mine")
+    own = trainer(
+        max_epochs=3, check_val_every_n_epoch=2, num_sanity_val_steps=sanity,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    own.fit(training.module, datamodule=training.batches)
+    assert ["val/loss" in row for row in training.module.epoch_rows] == [False, True, False]
+    assert training.module.best_epoch == 2
+    assert training.save() is not None
+    rows = list(csv.DictReader(Path("runs/mine/log.csv").read_text().splitlines()))
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, False]
+
+
+def test_users_of_all_batches_of_a_step_are_present(configure: Configure) -> None:
+    config = configure({**PALA, "train.absent_users": "stay", "train.batch_size": 10})
+    pipeline.embed(config)
+    training = pipeline.open_training(config, "mine")
+    own = trainer(max_epochs=1, accumulate_grad_batches=6, enable_checkpointing=False)
+    own.fit(training.module, datamodule=training.batches)
+    assert len(training.batches.train_pairs) == 60, "one step of six batches"
+    rows = training.module.rows
+    assert rows is not None
+    assert rows.steps.squeeze(1).tolist() == [1.0] * 6
+
+
 def made_pairs(count: int) -> Pairs:
     place = torch.arange(count)
     return Pairs(None, place, place, torch.zeros(count, dtype=torch.long), torch.ones(count))

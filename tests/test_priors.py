@@ -23,6 +23,7 @@ from pal.train.heads.shrunk import FAR, ShrunkHead, ShrunkPalA, ShrunkPalB
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.priors import Priors, gains_clearly, prepare, with_things
+from pal.train.relevant import relevant_settings
 from pal.train.together import can_be_stacked
 
 DIM, K, USERS, ROWS = 5, 3, 6, 40
@@ -254,6 +255,22 @@ def test_priors_are_off_unless_chosen_and_refuse_what_is_no_posterior() -> None:
             resolve(TrainConfig(head="pal-b", priors="auto", **wrong))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"train.sigma = 2.0 is not read by head pal-b; leave"):
         resolve(TrainConfig(head="pal-b", sigma=2.0))
+
+
+def test_residuals_learn_at_the_rate_of_users_and_no_map_decays() -> None:
+    """So heads that differ in the one are two heads, and in the other one."""
+
+    def decides(**settings: Any) -> object:
+        return relevant_settings(TrainConfig(head="bt-mlp", priors="auto", **settings))
+
+    assert decides(user_lr=0.05) != decides(user_lr=0.005)
+    assert decides(weight_decay=0.0) == decides(weight_decay=0.1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss_over", "users"), ("absent_users", "stay")])
+def test_weighed_answers_and_priors_on_some_users_are_no_posterior(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.{key} = '{value}' .* or train.priors=none"):
+        resolve(TrainConfig(head="pal-a", priors="auto", **{key: value}))  # type: ignore[arg-type]
 
 
 def test_a_head_under_priors_is_built_from_its_settings_and_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -119,6 +120,48 @@ def test_free_baselines_read_no_test_label(configure: Configure) -> None:
     assert rows["first"] is not None
     assert rows["majority"].accuracy == 0.5, "test statements are not among the training ones"
     assert 0.3 < rows["first"].accuracy < 0.7
+
+
+@pytest.mark.parametrize("rule", ["drop", "pickscore"])
+def test_ties_count_for_free_baselines_as_for_heads(configure: Configure, rule: str) -> None:
+    config = configure({"dataset": "demo", "evaluate.ties": rule})
+    pipeline.prepare(config)
+
+    class Tied(PreparedDataset):
+        """Every third answer is a tie."""
+
+        def pairs(self, *chosen: Any) -> pl.DataFrame:
+            tied = pl.int_range(pl.len()) % 3 == 0
+            label = pl.when(tied).then(0.5).otherwise("label")
+            frame = super().pairs(*chosen)
+            return frame.with_columns(label=label) if "label" in frame.columns else frame
+
+    plain = PreparedDataset.open(config.paths.data / "demo")
+    dataset = Tied(plain.folder, plain.card)
+    tested = dataset.pairs("test", "seen")
+    for row in free_baselines(config.evaluate, [dataset]):
+        cell = row.test_seen
+        assert cell is not None
+        assert (cell.ties, cell.n_ties) == (rule, int((tested["label"] == 0.5).sum()))
+        assert cell.n_pairs == (tested["label"] != 0.5).sum() if rule == "drop" else len(tested)
+        assert (cell.tie_threshold is not None) == (rule == "pickscore")
+
+
+def test_seen_users_of_free_baselines_are_those_of_heads(configure: Configure) -> None:
+    """A fold may have all answers of somebody: for heads a stranger, and in no cell."""
+    config = configure({"dataset": "demo"})
+    pipeline.prepare(config)
+
+    class Untrained(PreparedDataset):
+        def pairs(self, *chosen: Any) -> pl.DataFrame:
+            frame = super().pairs(*chosen)
+            return frame.filter(pl.col("user_id") != first) if chosen[0] == "train" else frame
+
+    plain = PreparedDataset.open(config.paths.data / "demo")
+    first = plain.pairs("train", "seen")["user_id"].min()
+    rows = free_baselines(config.evaluate, [Untrained(plain.folder, plain.card)])
+    others = plain.pairs("test", "seen").filter(pl.col("user_id") != first)
+    assert {row.test_seen and row.test_seen.n_pairs for row in rows} == {len(others)}
 
 
 def test_length_prefers_the_longer_text(configure: Configure) -> None:

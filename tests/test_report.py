@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from pal import pipeline
@@ -157,7 +158,7 @@ def test_a_page_is_complete_and_shows_what_people_wrote_as_text(
     for word in words:
         assert word in page.text, word
     assert "Where every number comes from" in page.text
-    if names in (["pairs"], ["of-3"]):
+    if names in (["pairs"], ["of-3"], ["asked"]):
         assert EVIL in page.text  # with its quote and its ampersand, as it was written
         assert PICTURE in page.text
 
@@ -283,6 +284,22 @@ def test_markdown_that_people_wrote_stays_text() -> None:
     assert isinstance(part.blocks[0], Table)
     assert part.blocks[0].caption == "More than others."
     assert part.blocks[0].rows == [["60% (5)", f"{PICTURE} | {EVIL}"]]
+
+
+def test_the_page_of_an_audit_is_text_to_every_reader_of_markdown(
+    made: tuple[Config, Path],
+) -> None:
+    _, folder = made
+    page = (folder / "audits" / "asked" / "audit.md").read_text(encoding="utf-8")
+    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    tokens = reader.parse(page)
+    assert not [token for token in tokens if token.type.startswith("html")]
+    inline = [one for token in tokens for one in token.children or ()]
+    assert {one.attrs["src"] for one in inline if one.type == "image"} == {"users.png", "null.png"}
+    others = {one.type for one in inline} - {"text", "softbreak", "image"}
+    assert others == {"strong_open", "strong_close"}
+    rows = [one.content for one in inline if f"{PICTURE} likes |coffee|" in one.content]
+    assert rows
 
 
 def test_file_names_are_short_and_safe() -> None:

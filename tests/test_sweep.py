@@ -25,11 +25,13 @@ from pal.errors import ConfigError, PalError, TrainError
 from pal.evaluate import cross_fit
 from pal.evaluate.folds import Fold
 from pal.evaluate.records import Cell
-from pal.evaluate.seen import cells_of_seen
+from pal.evaluate.seen import cells_of_seen, predict_seen
 from pal.records import write_table
 from pal.sweep import stacks
+from pal.sweep.fit import World, together, train_alone
 from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_stack
 from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
+from pal.sweep.run import Trainers, plan_stacks, train_planned
 from pal.train.build import build_head, heads
 from pal.train.pairs import Batch
 from pal.train.run_record import RunRecord
@@ -189,6 +191,59 @@ def test_a_choice_by_folds_brings_no_test_of_an_earlier_sweep_along(configure: C
         assert Path("runs/s-best/head.safetensors").is_file()
         assert Path("runs/s-best/metrics.json").is_file() == (folds is None)
         assert Path("runs/s-best/predictions.parquet").is_file() == (folds is None)
+
+
+def test_a_part_of_a_planned_stack_is_trained_by_its_own_seeds(configure: Configure) -> None:
+    """Planned with three heads of two seeds and killed; then one of the first seed is asked for,
+    and all of the second."""
+    axes = {"seed": [0, 1], "lr": [1e-3, 2e-3, 3e-3]}
+    config = sweeping(configure, axes, **{"sweep.together": 6})
+    every, folder = list(Planner(config).grid()), Path("sweeps/s")
+    with Trainers(config, folder, "cpu", lambda heads: None, lambda line: None) as trainers:
+        assert len(plan_stacks(every, trainers)) == 1
+        some = [one for one in every if one.config.seed == 1 or one.config.train.lr == 1e-3]
+        train_planned(some, trainers)
+    world, rows = World.of(every[0], "cpu"), read_results(folder)
+    for one in some:
+        assert rows[one.id].together == (3 if one.config.seed else 1), "none fell back"
+        (alone,) = train_alone(world, one, "alone").trained
+        cells = cells_of_seen(config.evaluate, predict_seen(alone, world.seen[0]))
+        found = rows[one.id].val
+        assert found is not None
+        assert found.nll == pytest.approx(cells["val"].nll, abs=1e-4)
+    with pytest.raises(AssertionError, match="not as many heads of every seed"):
+        together(world, some)
+
+
+def test_rows_of_another_rule_for_ties_are_other_rows(configure: Configure) -> None:
+    config = sweeping(configure, {})
+
+    def identity(**settings: Any) -> str:
+        evaluate = config.evaluate.model_copy(update=settings)
+        (one,) = Planner(config.model_copy(update={"evaluate": evaluate})).grid()
+        return one.id
+
+    assert len({identity(), identity(ties="drop"), identity(ties="pickscore")}) == 3
+    assert identity(votes=9) == identity(), "which no row is made by"
+
+
+def test_the_same_best_head_again_keeps_its_folds(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
+    config = sweeping(configure, {})
+    pipeline.sweep(config, "s", report=lambda line: None)
+    pipeline.evaluate(config, ["s-best"], 2)
+    pipeline.sweep(config, "s", report=lambda line: None)
+    assert Path("runs/s-best/folds/of-2/metrics.json").is_file()
+    pipeline.sweep(
+        config.model_copy(
+            update={"seed": 5, "sweep": config.sweep.model_copy(update={"seed": (5,)})}
+        ),
+        "s",
+        report=lambda line: None,
+    )
+    assert not Path("runs/s-best/folds").exists(), "the best head is another one"
 
 
 def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Configure) -> None:

@@ -17,11 +17,10 @@ from pal.errors import ConfigError
 from pal.train.heads import find_heads
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import SHRUNK
+from pal.train.two_answers import ANSWERS
 
 CHECKED = ("mlp", "score", "learner", "bound", "reads", "sigma")
 """settings that must be null for heads that do not read them"""
-ANSWERS = 2
-"""that all prompts have where prompts are judged: Agree and Disagree, say"""
 
 
 def heads() -> dict[str, type[Head]]:
@@ -84,6 +83,16 @@ def _require_posterior(settings: TrainConfig) -> None:
         raise ConfigError(
             f"train.loss = {settings.loss!r} is no likelihood, which train.priors needs; use "
             "logistic, or train.priors=none"
+        )
+    if settings.loss_over != "pairs":
+        raise ConfigError(
+            f"train.loss_over = {settings.loss_over!r} weighs answers, which a likelihood under "
+            "train.priors does not; use pairs, or train.priors=none"
+        )
+    if settings.absent_users != "move":
+        raise ConfigError(
+            f"train.absent_users = {settings.absent_users!r} keeps the prior from users without a "
+            "pair in a batch; use move, or train.priors=none"
         )
     if settings.head in SHRUNK and settings.weights != "mixture":
         raise ConfigError(

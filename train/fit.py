@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,17 @@ from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import TrainError
-from pal.files import locked
-from pal.names import require_name
 from pal.records import JsonObject
-from pal.train.build import has_priors, kind_of, resolve
-from pal.train.data import Fitted, TrainingData, record_before_training
+from pal.train.build import has_priors, kind_of
+from pal.train.data import Fitted, TrainingData
 from pal.train.diagnose import warn_about_labels, warn_about_loss
 from pal.train.heads.shrunk import ShrunkHead
 from pal.train.module import HeadTraining
-from pal.train.pairs import LanesDataModule, Pairs, PairsDataModule
+from pal.train.new_run import NewRun
+from pal.train.pairs import LanesDataModule, PairsDataModule
 from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
-from pal.train.run_record import RunRecord, TrainedHead
-from pal.train.solve import is_solved, solve
+from pal.train.run_record import TrainedHead
+from pal.train.solve import solve
 from pal.train.stack_training import StackTraining
 
 Progress = Callable[[int], None]
@@ -54,25 +52,18 @@ def train(
     Validation pairs choose the epoch; test pairs are not read. ``config`` is saved beside the head,
     to be read by people; ``progress`` is called after each epoch. The same settings and seed give
     the same bytes on the same machine's CPU. A run of this name is replaced only if it was made
-    with the same settings from the same data.
+    with the same settings from the same data; what its settings gave by folds stays.
     """
-    folder = runs / require_name("run", run)
-    RunRecord.require_replaceable(folder)
-    settings = resolve(settings)
-    record = record_before_training(settings, seed, dataset, store, run)
-    remedy = "choose another name with --run, or remove that folder"
-    record.require_same_run(folder, remedy)
-    data = TrainingData.load(settings, dataset, store, choose_device(settings.device))
-    warn_about_labels(data.train, data.users)
+    device = choose_device(settings.device)
+    new = NewRun.begin(settings, seed, dataset, store, runs, run, config, device)
+    warn_about_labels(new.data.train, new.data.users)
     began = time.perf_counter()
-    fitted = fit_head(data, settings, seed, progress)
+    fitted = fit_head(new.data, new.settings, seed, progress)
     seconds = time.perf_counter() - began
-    if settings.loss == "logistic":
+    if new.settings.loss == "logistic":
         losses = [row["val/loss"] for row in fitted.log if "val/loss" in row]
         warn_about_loss(min(losses, default=0.0))
-    with locked(folder):
-        record.require_same_run(folder, remedy)  # another one may have been quicker
-        return data.trained(fitted, record, seconds).save(folder, config, fitted.log)
+    return new.save(fitted, seconds)
 
 
 def fit_head(
@@ -82,84 +73,92 @@ def fit_head(
 
     The result is the same whether or not other heads are fitted from this data.
     """
-    if has_priors(settings):
-        return fit_under_priors(data, settings, seed, progress)
+    if kind_of(settings).is_solved:
+        head = data.new_head(settings, seed)
+        solve(head, data.problem, settings)
+        progress(settings.epochs * settings.starts)
+        return Fitted(head, [{"epoch": 0}], 0)
     best: HeadTraining | None = None
-    for own_seed in range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART):
-        head = data.new_head(settings, own_seed)
-        if is_solved(head):
-            solve(head, data.problem, settings)
-            progress(settings.epochs * settings.starts)
-            return Fitted(head, [{"epoch": 0}], 0)
-        module = HeadTraining(head, settings)
-        batches = PairsDataModule(
-            data.features, data.train, data.val, settings.batch_size, own_seed
-        )
-        fit(module, batches, str(data.features.device), progress)
-        if module.best_state and (best is None or module.best_loss < best.best_loss):
-            best = module
+    if has_priors(settings):
+        best = _best_strength(data, settings, seed, progress)
+    else:
+        for own_seed in _seeds(settings, seed):
+            module, _ = _trained(data, settings, own_seed, progress)
+            if module.best_state and (best is None or module.best_loss < best.best_loss):
+                best = module
     if best is None:
         raise TrainError(NEVER_FINITE)
-    best.head.load_state_dict(best.best_state)
-    return Fitted(best.head, best.epoch_rows, best.best_epoch)
+    return best_epoch_of(best)
 
 
-def fit_under_priors(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress = lambda epochs: None
-) -> Fitted:
-    """Fit a head under priors (pal.train.priors): of several starts the best; with the default
+def _best_strength(
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress
+) -> HeadTraining | None:
+    """Fit a head under priors (pal.train.priors), of several starts the best: with the default
     strength, or with a weaker one where validation pairs gain clearly by it."""
+    best: HeadTraining | None = None
+    losses_B = torch.zeros(0)
     has_strength = settings.sigma is None and issubclass(kind_of(settings), ShrunkHead)
-    chosen: _Trained | None = None
     for sigma in PATH if has_strength else (settings.sigma,):
         own = settings.model_copy(update={"sigma": sigma})
-        seeds = range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART)
-        tried = [_train_under_priors(data, own, own_seed, progress) for own_seed in seeds]
-        found = min(tried, key=lambda one: one.module.best_loss)
-        if not found.module.best_state:
+        tried = [_trained(data, own, own_seed, progress) for own_seed in _seeds(settings, seed)]
+        module, batches = min(tried, key=lambda one: one[0].best_loss)
+        if not module.best_state:
             continue
-        if chosen is not None and not gains_clearly(chosen.losses, found.losses, found.val.judged):
+        found_B = _losses_at_best(module, batches)
+        if best is not None and not gains_clearly(losses_B, found_B, batches.val_pairs.judged):
             break
-        chosen, progress = found, lambda epochs: None
-    if chosen is None:
-        raise TrainError(NEVER_FINITE)
-    module = chosen.module
-    assert module.priors is not None
-    module.head.moderate(module.priors.size)
-    strength = {} if module.config.sigma is None else {"sigma": module.config.sigma}
-    log = [{**row, **strength} for row in module.epoch_rows]
-    return Fitted(module.head, log, module.best_epoch)
+        best, losses_B, progress = module, found_B, lambda epochs: None
+    return best
 
 
-@dataclass
-class _Trained:
-    """A head after training under priors, at its best epoch and not yet moderated."""
-
-    module: HeadTraining
-    val: Pairs
-    losses: Tensor
-    """(n,) of the validation pairs"""
+def _seeds(settings: TrainConfig, seed: int) -> range:
+    return range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART)
 
 
-def _train_under_priors(
+def _trained(
     data: TrainingData, settings: TrainConfig, seed: int, progress: Progress
-) -> _Trained:
-    head = data.new_head(settings, seed)
-    points = data.item_scale(data.features).to(data.features.device)
-    train, val = (
-        with_things(pairs, points, data.is_vote, head.uses_prompt)
-        for pairs in (data.train, data.val)
-    )
-    prepare(head, train, data.features, data.is_vote)
-    module = HeadTraining(head, settings, Priors(head, train, data.is_vote))
-    batches = PairsDataModule(data.features, train, val, settings.batch_size, seed)
+) -> tuple[HeadTraining, PairsDataModule]:
+    module, batches = begin(data, settings, seed)
     fit(module, batches, str(data.features.device), progress)
-    if module.best_state:
-        head.load_state_dict(module.best_state)
-    head.eval()
-    with torch.no_grad():
-        losses = [module.judge(batch)[0] for batch in batches.val_dataloader()]
-    return _Trained(module, val, torch.cat(losses))
+    return module, batches
+
+
+def begin(
+    data: TrainingData, settings: TrainConfig, seed: int
+) -> tuple[HeadTraining, PairsDataModule]:
+    """Return a head with the weights of a seed, to be trained step by step, and its batches; under
+    priors if the settings say so."""
+    head, train, val, priors = data.new_head(settings, seed), data.train, data.val, None
+    if has_priors(settings):
+        points = data.item_scale(data.features).to(data.features.device)
+        train, val = (
+            with_things(pairs, points, data.is_vote, head.uses_prompt) for pairs in (train, val)
+        )
+        prepare(head, train, data.features, data.is_vote)
+        priors = Priors(head, train, data.is_vote)
+    batches = PairsDataModule(data.features, train, val, settings.batch_size, seed)
+    return HeadTraining(head, settings, priors), batches
+
+
+def best_epoch_of(module: HeadTraining) -> Fitted:
+    """Return the head of a training with the weights of its best epoch; under priors its rewards
+    are divided for what is not known of things, and the log tells the strength."""
+    head, log = module.head, module.epoch_rows
+    head.load_state_dict(module.best_state)
+    if module.priors is not None:
+        head.moderate(module.priors.size)
+        if module.config.sigma is not None:
+            log = [{**row, "sigma": module.config.sigma} for row in log]
+    return Fitted(head, log, module.best_epoch)
+
+
+@torch.no_grad()
+def _losses_at_best(module: HeadTraining, batches: PairsDataModule) -> Tensor:
+    """Return the losses of the validation pairs at the best epoch, (n,)."""
+    module.head.load_state_dict(module.best_state)
+    module.head.eval()
+    return torch.cat([module.judge(batch)[0] for batch in batches.val_dataloader()])
 
 
 def fit(

@@ -89,7 +89,8 @@ class HeadTraining(lightning.LightningModule):
     def on_fit_start(self) -> None:
         if self.config.loss_over == "users":
             owner: Tensor = self.trainer.datamodule.train_pairs.user
-            self.user_weights = weights_of_users(owner, len(self.head.users.logits))
+            weights_N = weights_of_users(owner, len(self.head.users.logits))
+            self.user_weights = weights_N.to(self.device)
 
     @property
     def ranks(self) -> int:
@@ -126,6 +127,7 @@ class HeadTraining(lightning.LightningModule):
         if self.config.absent_users == "stay":
             table = self.head.users.logits
             self.rows = RowAdam(table)
+            self._present = torch.zeros(len(table), dtype=torch.bool, device=table.device)
             for group in groups:
                 group["params"] = [p for p in group["params"] if p is not table]
             # a rate of zero: AdamW wants some parameter, and there may be no other
@@ -143,15 +145,13 @@ class HeadTraining(lightning.LightningModule):
         if self.rows is not None and table.grad is not None:
             present = self._over_ranks(self._present.float()) > 0
             self.rows.step(table.grad, present, self.config.user_lr)
+            self._present = torch.zeros_like(self._present)
 
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        if self.rows is not None:
-            self._present = torch.zeros(
-                len(self.head.users.logits), dtype=torch.bool, device=self.device
-            )
+        if self.rows is not None:  # a step may be of several batches
             self._present[batch.user] = True
         margin = self.margin(batch)
         if self.priors is not None:
@@ -195,6 +195,8 @@ class HeadTraining(lightning.LightningModule):
         self._sums["val"] += torch.stack(self.total(batch, *self.judge(batch)))
 
     def on_validation_epoch_end(self) -> None:
+        if self._trainer is not None and self._trainer.sanity_checking:
+            return  # of a few batches, before any training
         loss, right, count = self._over_ranks(self._sums["val"]).tolist()
         self._validated = {"val/loss": loss / count, "val/acc": right / count}
         self._tell(self._validated)

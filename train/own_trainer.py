@@ -16,21 +16,20 @@ from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import TrainError
-from pal.files import locked
-from pal.names import require_name
 from pal.records import JsonObject
-from pal.train.build import resolve
-from pal.train.data import Fitted, TrainingData, record_before_training
+from pal.train.build import kind_of, resolve
+from pal.train.fit import begin, best_epoch_of
+from pal.train.heads.shrunk import ShrunkHead
 from pal.train.module import HeadTraining
+from pal.train.new_run import NewRun
 from pal.train.pairs import PairsDataModule
-from pal.train.run_record import RunRecord, TrainedHead
-from pal.train.solve import is_solved
+from pal.train.priors import PATH
+from pal.train.run_record import TrainedHead
 
 NOTHING = (
     "no epoch with a finite val/loss is known in this process; lower train.lr, and of several "
     "processes use the strategy ddp, not one that forks or spawns them"
 )
-REMEDY = "choose another name for the run, or remove that folder"
 
 
 @dataclass
@@ -41,32 +40,21 @@ class OwnTraining:
     """logs ``train/loss``, ``val/loss`` and ``val/acc``, and keeps the epoch of the least
     ``val/loss``"""
     batches: PairsDataModule
-    data: TrainingData
-    record: RunRecord
-    folder: Path
-    config: JsonObject
+    run: NewRun
     began: float = field(default_factory=time.perf_counter)
 
     def save(self) -> TrainedHead | None:
         """Write the run, with the best epoch's weights; None on all but the first of several
         processes.
 
-        Raises TrainError where nothing was trained, and EvaluationError where the folder holds a
-        run with other settings.
+        Raises TrainError where nothing was trained, or where the folder holds a run with other
+        settings by now.
         """
         if not self.module.trainer.is_global_zero:
             return None
         if not self.module.best_state:
             raise TrainError(NOTHING)
-        head = self.module.head
-        head.load_state_dict(self.module.best_state)
-        fitted = Fitted(head, self.module.epoch_rows, self.module.best_epoch)
-        seconds = time.perf_counter() - self.began
-        with locked(self.folder):
-            self.record.require_same_run(self.folder, REMEDY)
-            return self.data.trained(fitted, self.record, seconds).save(
-                self.folder, self.config, fitted.log
-            )
+        return self.run.save(best_epoch_of(self.module), time.perf_counter() - self.began)
 
 
 def open_training(
@@ -80,17 +68,20 @@ def open_training(
 ) -> OwnTraining:
     """Return a head with its batches, ready for a Trainer; features stay on the CPU until then.
 
-    Epochs and devices are the Trainer's, all else is the settings'. Raises TrainError for heads
-    that are solved at once and need no Trainer.
+    Epochs and devices are the Trainer's, all else is the settings'. A Trainer trains once: under
+    priors no strength is chosen, and ``sigma`` null is 1. Raises TrainError for several
+    ``starts``, and for heads that are solved at once and need no Trainer.
     """
-    folder = runs / require_name("run", run)
-    RunRecord.require_replaceable(folder)
     settings = resolve(settings)
-    record = record_before_training(settings, seed, dataset, store, run)
-    record.require_same_run(folder, REMEDY)
-    data = TrainingData.load(settings, dataset, store, "cpu")
-    head = data.new_head(settings, seed)
-    if is_solved(head):
-        raise TrainError(f"head {head.name} is solved, not trained step by step; use pal train")
-    batches = PairsDataModule(data.features, data.train, data.val, settings.batch_size, seed)
-    return OwnTraining(HeadTraining(head, settings), batches, data, record, folder, config)
+    kind = kind_of(settings)
+    if kind.is_solved:
+        raise TrainError(f"head {kind.name} is solved, not trained step by step; use pal train")
+    if settings.starts > 1:
+        raise TrainError(
+            f"train.starts = {settings.starts} is more than the one training of a Trainer; use "
+            "pal train, or train.starts=1"
+        )
+    if settings.sigma is None and issubclass(kind, ShrunkHead):
+        settings = settings.model_copy(update={"sigma": PATH[0]})
+    new = NewRun.begin(settings, seed, dataset, store, runs, run, config, "cpu")
+    return OwnTraining(*begin(new.data, new.settings, seed), new)

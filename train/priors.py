@@ -27,6 +27,7 @@ from pal.train.heads.head import Head
 from pal.train.heads.shrunk import First, ShrunkHead
 from pal.train.pairs import Judged, Pairs
 from pal.train.solve.choose import gained
+from pal.train.two_answers import axis_of
 
 PATH = (1.0, 4.0, 16.0)
 """values of sigma from strong to weak: the default, which needs no evidence, and others"""
@@ -60,6 +61,8 @@ class Priors(nn.Module):
         """Return the negative log prior of all numbers for each training pair."""
         total = 0.5 * self.residual_T.square().sum()
         if isinstance(head, ShrunkHead):
+            # a Trainer moves the head, but not these
+            self.first = {n: v.to(self.residual_T.device) for n, v in self.first.items()}
             total = total + head.surprise(self.first)
         return total / self.pairs
 
@@ -70,7 +73,7 @@ def prepare(head: Head, pairs: Pairs, features: Tensor, is_vote: bool) -> None:
     if not isinstance(head, ShrunkHead):
         return
     if is_vote:
-        head.side_D.copy_(answer_axis(pairs, head.item_scale(features)))
+        head.side_D.copy_(axis_of(_apart(pairs, head.item_scale(features))))
     rows = torch.randperm(len(pairs))[:ROWS_TO_FIT].to(features.device)
     batch = pairs.batch(features, rows)
     head.fit(batch.prompt, batch.first, batch.second)
@@ -82,7 +85,8 @@ def with_things(pairs: Pairs, points: Tensor, is_vote: bool, reads_prompt: bool)
     if is_vote:
         assert pairs.prompt is not None, "votes have prompts"
         thing = pairs.prompt.unique(return_inverse=True)[1]
-        half = torch.where(_apart(pairs, points) @ answer_axis(pairs, points) > 0.0, 0.5, -0.5)
+        apart = _apart(pairs, points)
+        half = torch.where(apart @ axis_of(apart).to(apart.dtype) > 0.0, 0.5, -0.5)
         judged = Judged(torch.stack([thing, thing], dim=1), torch.stack([half, half], dim=1))
         return replace(pairs, judged=judged)
     rows = torch.cat([pairs.first, pairs.second]).unsqueeze(1)
@@ -92,17 +96,6 @@ def with_things(pairs: Pairs, points: Tensor, is_vote: bool, reads_prompt: bool)
     thing = rows.unique(dim=0, return_inverse=True)[1]
     sign = torch.tensor([1.0, -1.0], device=thing.device).expand(len(pairs), 2)
     return replace(pairs, judged=Judged(thing.view(2, -1).T, sign))
-
-
-def answer_axis(pairs: Pairs, points: Tensor) -> Tensor:
-    """Return the direction in which the items of most pairs differ, (D,), of such a length that
-    along it they are one apart on average.
-
-    Which end agrees it cannot say; residuals and users' readiness have the sign that goes with it.
-    """
-    apart = _apart(pairs, points).double()
-    axis = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -1]
-    return (axis / (apart @ axis).abs().mean()).to(points.dtype)
 
 
 def _apart(pairs: Pairs, points: Tensor) -> Tensor:

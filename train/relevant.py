@@ -12,7 +12,7 @@ import torch
 
 from pal.config import TrainConfig
 from pal.records import JsonObject
-from pal.train.build import build_head, defaults_of, kind_of, resolve
+from pal.train.build import build_head, defaults_of, has_priors, kind_of, resolve
 from pal.train.heads.auto import Auto
 from pal.train.heads.linear import LinearHead
 from pal.train.heads.meta import MetaLearned
@@ -46,7 +46,11 @@ def relevant_names(settings: TrainConfig) -> frozenset[str]:
     names = DATA | set(defaults_of(kind))
     if not kind.is_solved:
         of_loss = {"priors", "starts", "bound", "loss_over"}
-        return frozenset(names | STEPS | of_loss | _rates_of(settings))
+        # under priors residuals of things learn at the rate of users, and maps do not decay
+        rates = _rates_of(settings)
+        if has_priors(settings):
+            rates = rates - {"weight_decay"} | {"user_lr"}
+        return frozenset(names | STEPS | of_loss | rates)
     own = next((SOLVERS[base] for base in kind.__mro__ if base in SOLVERS), None)
     return frozenset(
         names | own if own is not None else names.union({"ridge"}, STEPS, *RATES.values())

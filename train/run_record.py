@@ -5,12 +5,14 @@ runs/<run>/head.safetensors   its numbers; the same command gives the same bytes
 runs/<run>/config.yaml        the resolved configuration
 runs/<run>/log.csv            one row per epoch
 
-Evaluation adds metrics.json and predictions.parquet, which name the seal of the head.
+Evaluation adds metrics.json and predictions.parquet, which name the seal of the head, and under
+folds/ what the run's settings give by cross-fitting.
 """
 
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from pydantic import Field
 
 from pal.config import TrainConfig
 from pal.errors import EvaluationError, TrainError
-from pal.files import file_sha256, recover
+from pal.files import INFLIGHT, file_sha256, recover
 from pal.items import ItemText, View
 from pal.records import Damaged, JsonObject, Record, read_tensors, write_tensors, write_text
 from pal.train.build import build_head
@@ -28,6 +30,7 @@ from pal.train.heads.head import Head
 from pal.train.relevant import relevant_settings
 
 HEAD, CONFIG, LOG = "head.safetensors", "config.yaml", "log.csv"
+FOLDS = "folds"
 HEAD_NAME = "train.head"
 Log = Sequence[Mapping[str, float]]
 """one row per epoch"""
@@ -103,6 +106,16 @@ class RunRecord(
                 f"{_short(now.get(key))}; {remedy}"
             )
 
+    def keep_folds(self, earlier: Path, folder: Path) -> None:
+        """Copy the folds of an earlier run into the ``folder`` that takes its place, if this run
+        has its settings and data; of others they would say nothing."""
+        before = RunRecord.find(earlier)
+        if before is not None and before.deciding() == self.deciding():
+            folds = earlier / FOLDS
+            if folds.is_dir():
+                ignored = shutil.ignore_patterns(f"{INFLIGHT}*")
+                shutil.copytree(folds, folder / FOLDS, ignore=ignored)
+
     def deciding(self) -> JsonObject:
         """Return what decides the numbers of the head, by key."""
         names = {
@@ -130,7 +143,8 @@ class TrainedHead:
     def save(self, folder: Path, config: JsonObject, log: Log) -> TrainedHead:
         """Write a run as a whole and return it with the seals of its files.
 
-        ``config``: the resolved configuration, to be read by people.
+        ``config``: the resolved configuration, to be read by people. Folds of a run that it takes
+        the place of stay, if they are of the same settings and data.
         """
         settings = self.metadata.train.model_dump(mode="json")
         text = yaml.safe_dump({**config, "train": settings}, sort_keys=False)
@@ -142,6 +156,7 @@ class TrainedHead:
                 LOG: file_sha256(temporary / LOG),
             }
             record = self.metadata.model_copy(update={"files": files})
+            self.metadata.keep_folds(folder, temporary)
             record.write_to(temporary / RunRecord.file)
         return replace(self, metadata=record)
 
@@ -166,9 +181,10 @@ class TrainedHead:
 
 
 def write_log(path: Path, rows: Log) -> None:
-    """Write one row per epoch."""
+    """Write one row per epoch; what was not found in all of them is a column all the same."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(stream, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
 

@@ -78,8 +78,9 @@ class Together:
     ) -> list[Fitted | None]:
         """Train all heads; None stands for those that ``halving`` dropped.
 
-        Each is what ``fit_head`` gives, but for rounding. Raises TrainError if one of them never
-        had a finite validation loss. ``progress`` is called after each epoch.
+        Each is what ``fit_head`` gives, but for rounding, and for other draws of what is random
+        within a step (dropout, Gumbel noise). Raises TrainError if one of them never had a finite
+        validation loss. ``progress`` is called after each epoch.
         """
         built, own_settings = self.new_heads(), [own for *_, own in self.places]
         module = StackTraining(built, own_settings, len(self.lanes), halving, len(self.folds))

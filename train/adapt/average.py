@@ -2,18 +2,23 @@
 
 A head at the mean of all users is a person whom nobody resembles, and too sure of it. So
 
-    P(first) = sum_n pi_n sigma(m_n),    pi_n proportional to the likelihood of the answers under n
+    P(first) = s sum_n pi_n sigma(m_n) + (1 - s) sigma(m / sqrt(1 + pi var / 8))
 
-over seen users n, each a priori as likely as another: with no answers the mean probability over all
-of them. Somebody whom no seen user resembles is a draw from N(mu, Lambda^-1) instead, of whom the
-maximum of the posterior is taken, with Laplace's approximation round it. Both descriptions of
-people are equally likely before there are answers, and the answers' evidence decides between them.
-Shapes: U users, B pairs, R raw numbers, N seen users who stand for all.
+The first sum is over seen users n, each a priori as likely as another: pi_n is proportional to the
+likelihood of the answers under n. Somebody whom no seen user resembles is a draw from N(mu,
+Lambda^-1) instead: m is the margin at the maximum omega* of the posterior, and var = g^T H^-1 g,
+g the derivative of the margin there and H the curvature of the posterior (Laplace's approximation,
+whose Gauss-Newton curvature is that of margins made linear round omega*, which they are here too;
+the average of sigma is the probit one, evaluation.md 3.10). Both descriptions of people are equally
+likely before there are answers, and s = 1 / (1 + evidence of the second / evidence of the first).
+With no answers s is 1 and all pi_n are alike. Nothing is drawn, so the same answers give the same
+probabilities everywhere. Shapes: U users, B pairs, R raw numbers, N seen users who stand for all.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +65,13 @@ def weights_of_seen(head: Head, shots: Answers, adapted: Adapted) -> tuple[Tenso
     """Return how likely each user is to be like each seen one, if like any, (U, N), and how likely
     to be like any, (U,)."""
     vectors_NR = seen_vectors(head)
-    misfit_BN = logistic(
-        head.margins_of_each(shots.prepared, vectors_NR).double(), shots.label.double().unsqueeze(1)
+    likelihood_UN = torch.zeros(
+        shots.users, len(vectors_NR), dtype=torch.float64, device=vectors_NR.device
     )
-    likelihood_UN = misfit_BN.new_zeros(shots.users, len(vectors_NR))
-    likelihood_UN.index_add_(0, shots.user, -misfit_BN)
+    for rows in torch.arange(len(shots.label), device=shots.user.device).split(ROWS_AT_ONCE):
+        margin_BN = head.margins_of_each(rows_of(shots.prepared, rows), vectors_NR).double()
+        misfit_BN = logistic(margin_BN, shots.label[rows].double().unsqueeze(1))
+        likelihood_UN.index_add_(0, shots.user[rows], -misfit_BN)
     of_seen_U = torch.logsumexp(likelihood_UN, dim=1) - math.log(len(vectors_NR))
     share_U = torch.sigmoid(of_seen_U - evidence(head, shots, adapted).double())
     # of whom nothing is known is one of the seen users, not half of a prior that nobody tried
@@ -72,26 +79,50 @@ def weights_of_seen(head: Head, shots: Answers, adapted: Adapted) -> tuple[Tenso
     return likelihood_UN.softmax(dim=1), share_U
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Belief:
+    """Who each of U users may be after some answers, or none: all that a prediction needs."""
+
+    likeness: Tensor
+    """(U, N) pi, in the order of ``seen_vectors``"""
+    share: Tensor
+    """(U,) s"""
+    logits: Tensor
+    """(U, R) omega*"""
+    covariance: Tensor
+    """(U, R, R) H^-1"""
+
+    @classmethod
+    def of(cls, head: Head, shots: Answers, adapted: Adapted) -> Belief:
+        """Return what answers say of their users; ``adapted`` is the maximum of the posterior of
+        the same answers, with its covariance."""
+        assert adapted.covariance is not None
+        likeness_UN, share_U = weights_of_seen(head, shots, adapted)
+        return cls(likeness_UN, share_U, adapted.logits, adapted.covariance)
+
+    @torch.no_grad()
+    def probability(self, head: Head, pairs: Answers) -> Tensor:
+        """Return P(first preferred) of pairs of these users, (B,) float64; labels are not read."""
+        vectors_NR, own_UR = seen_vectors(head), head.users.of_logits(self.logits)
+        found = [self.logits.new_zeros(0, dtype=torch.float64)]
+        for rows in torch.arange(len(pairs.label), device=pairs.user.device).split(ROWS_AT_ONCE):
+            some = pairs.take(rows)
+            margin_BN = head.margins_of_each(some.prepared, vectors_NR).double()
+            as_seen_B = (self.likeness[some.user] * margin_BN.sigmoid()).sum(dim=1)
+            _, slope_BR = margins_and_slopes(head, some, self.logits)
+            margin_B = head.prepared_margin(some.prepared, own_UR, some.user)
+            as_other_B = probability(margin_B, slope_BR, self.covariance[some.user]).double()
+            share_B = self.share[some.user]
+            found.append(share_B * as_seen_B + (1.0 - share_B) * as_other_B)
+        return torch.cat(found)
+
+
 def predictive(head: Head, shots: Answers, judged: Answers, adapted: Adapted) -> Tensor:
-    """Return the logit of the judged pairs' probabilities after the shots, (B,).
+    """Return the logit of the judged pairs' probabilities after the shots, (B,) float64.
 
     ``adapted`` is the maximum of the posterior, with its covariance.
     """
-    assert adapted.covariance is not None
-    vectors_NR = seen_vectors(head)
-    pi_UN, share_U = weights_of_seen(head, shots, adapted)
-    found = []
-    for rows in torch.arange(len(judged.label), device=judged.user.device).split(ROWS_AT_ONCE):
-        some = judged.take(rows)
-        margin_BN = head.margins_of_each(some.prepared, vectors_NR).double()
-        as_seen_B = (pi_UN[some.user] * margin_BN.sigmoid()).sum(dim=1)
-        _, slope = margins_and_slopes(head, some, adapted.logits)
-        margin = head.prepared_margin(some.prepared, adapted.vectors, some.user)
-        as_other_B = probability(margin, slope, adapted.covariance[some.user]).double()
-        share_B = share_U[some.user]
-        found.append(share_B * as_seen_B + (1.0 - share_B) * as_other_B)
-    return _logit(torch.cat(found))
+    return _logit(Belief.of(head, shots, adapted).probability(head, judged))
 
 
 def _logit(p: Tensor) -> Tensor:

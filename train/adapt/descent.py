@@ -29,7 +29,7 @@ def adapt_sgd(
 
     A batch mixes users, and each user in it makes a step of its own: some 20 m of them for m
     answers. ``judged`` reloads the epoch that is best on the very pairs it is judged by, as the
-    released code does: for reproduction only. ``loss`` is that of training, there.
+    released code does: for reproduction only. ``loss`` is that of training, as there.
     """
     generator = torch.Generator().manual_seed(seed)
     size = head.users.logits.shape[1]

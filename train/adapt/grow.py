@@ -50,6 +50,18 @@ def outside(new: Tensor, seen: Tensor) -> Tensor:
     return new > 1.5 * torch.quantile(seen, QUANTILE) + 0.05
 
 
+def require_growable(head: Head, settings: TrainConfig) -> IdealPointHead:
+    """Return a head that has prototypes to add to; raises TrainError for others."""
+    if isinstance(head, IdealPointHead):
+        return head
+    if settings.priors == "auto":
+        raise TrainError(
+            f"head {settings.head} was trained under train.priors = 'auto', where no prototype can "
+            "be added; grow pal-a or pal-b of train.priors=none"
+        )
+    raise TrainError(f"head {settings.head} has no prototypes to add to; grow pal-a or pal-b")
+
+
 def grow(
     head: Head,
     settings: TrainConfig,
@@ -67,11 +79,10 @@ def grow(
     ``new:<name>``, are learned. Every old number keeps its bytes, and users of the old table give
     the new prototypes a weight of exactly 0. Raises TrainError for heads without prototypes.
     """
-    if not isinstance(head, IdealPointHead):
-        raise TrainError(f"head {settings.head} has no prototypes to add to; grow pal-a or pal-b")
+    growable = require_growable(head, settings)
     torch.manual_seed(seed)
     settings = settings.model_copy(update={"k": settings.k + count})
-    grown, old = _widened(head, settings, len(users) + len(names))
+    grown, old = _widened(growable, settings, len(users) + len(names))
     own = nn.Parameter(torch.zeros(len(names), grown.k, device=answers.label.device))
     learned = {name: parameter for name, parameter in grown.named_parameters() if name in old}
     groups = [{"params": list(learned.values()), "lr": LR}, {"params": [own], "lr": USER_LR}]

@@ -61,7 +61,7 @@ def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Pri
     mean = centred(head, mean.unsqueeze(0))[0]
     centres = communities(logits, logits) if on_simplex else logits[:0]
     identity = torch.eye(size, device=logits.device)
-    if spread != "empirical" or size == 0:
+    if spread != "empirical" or size == 0 or len(logits) < 2:  # one user has no spread
         return Prior(mean, strength * identity, centres, by_community=spread == "community")
     covariance = torch.cov(logits.T).reshape(size, size)
     level = covariance.diagonal().mean().clamp(min=1e-6)

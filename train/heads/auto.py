@@ -168,8 +168,8 @@ class Auto(Head):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take the number of landmarks and of known things from what is loaded."""
         for owner, name in (
-            (self, "maps_LM"), (self.landmarks, "points_LD"), (self.known, "points_TD"),
-            (self.known, "residuals_TC"), (self.known, "sure_T"),
+            (self, "maps_LM"), (self.landmarks, "points_LD"), (self.landmarks, "metric_RD"),
+            (self.known, "points_TD"), (self.known, "residuals_TC"), (self.known, "sure_T"),
         ):  # fmt: skip
             inner = {id(self.landmarks): "landmarks.", id(self.known): "known."}.get(id(owner), "")
             found = state_dict.get(f"{prefix}{inner}{name}")

@@ -10,18 +10,28 @@ ROWS_AT_ONCE = 4096
 
 
 class Landmarks(nn.Module):
-    """k(x, l) = exp(-|x - l|^2 / 2) for each of L landmarks; standardised features have a squared
-    norm of one, so the length scale is theirs."""
+    """k(x, l) = exp(-|R x - R l|^2 / 2) for each of L landmarks.
+
+    Standardised features have a squared norm of one, so the length scale is theirs. R, no metric or
+    one that has been learned, says which directions count (``pal.train.solve.similar``).
+    """
 
     points_LD: Tensor
+    metric_RD: Tensor
+    """without rows: R is the identity"""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("points_LD", torch.zeros(0, dim))
+        self.register_buffer("metric_RD", torch.zeros(0, dim))
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return the similarities, (B, L)."""
-        return torch.exp(-0.5 * squared_distances(x_BD, self.points_LD))
+        return torch.exp(-0.5 * squared_distances(self.seen(x_BD), self.seen(self.points_LD)))
+
+    def seen(self, x_BD: Tensor) -> Tensor:
+        """Return features under the metric, (B, R)."""
+        return x_BD @ self.metric_RD.T if len(self.metric_RD) else x_BD
 
 
 class Known(nn.Module):

@@ -46,7 +46,14 @@ class ShrunkHead(Head):
     size: Tensor
 
     def __init__(
-        self, dim: int, users: int, *, k: int, latent_dim: int | None, mlp: str, sigma: float
+        self,
+        dim: int,
+        users: int,
+        *,
+        k: int = 2,
+        latent_dim: int | None = None,
+        mlp: str = "mlp2-gelu-dropout0",
+        sigma: float = 1.0,
     ) -> None:
         super().__init__()
         self.k, self.latent_dim, self.sigma = k, latent_dim or dim, sigma
@@ -56,6 +63,11 @@ class ShrunkHead(Head):
         self.users.logits.data[:, 1:] = START * torch.randn(users, k)
         self.register_buffer("side_D", torch.zeros(dim))
         self.register_buffer("size", torch.tensor(1.0))
+        self.make_maps(dim)
+
+    @abstractmethod
+    def make_maps(self, dim: int) -> None:
+        """Make what places items and what the prototypes are."""
 
     @abstractmethod
     def terms(self, prompt_BD: Tensor | None, item_BD: Tensor) -> Tensor:
@@ -120,20 +132,10 @@ class ShrunkPalB(ShrunkHead):
 
     uses_prompt: bool = True
 
-    def __init__(
-        self,
-        dim: int,
-        users: int,
-        *,
-        k: int = 2,
-        latent_dim: int | None = None,
-        mlp: str = "mlp2-gelu-dropout0",
-        sigma: float = 1.0,
-    ) -> None:
-        super().__init__(dim, users, k=k, latent_dim=latent_dim, mlp=mlp, sigma=sigma)
+    def make_maps(self, dim: int) -> None:
         self.prompt_scale = Standardiser(dim)
         self.f = MLPs(1, dim, self.latent_dim, self.architecture)
-        self.g = HeldMLPs(k, dim, self.latent_dim, self.architecture)
+        self.g = HeldMLPs(self.k, dim, self.latent_dim, self.architecture)
 
     def terms(self, prompt_BD: Tensor | None, item_BD: Tensor) -> Tensor:
         assert prompt_BD is not None, "PAL-B needs prompts"
@@ -162,21 +164,11 @@ class ShrunkPalB(ShrunkHead):
 class ShrunkPalA(ShrunkHead):
     """PAL-A under priors, with the learner Pw: prototypes live in the latent space."""
 
-    def __init__(
-        self,
-        dim: int,
-        users: int,
-        *,
-        k: int = 2,
-        latent_dim: int | None = None,
-        mlp: str = "mlp2-gelu-dropout0",
-        sigma: float = 1.0,
-    ) -> None:
-        super().__init__(dim, users, k=k, latent_dim=latent_dim, mlp=mlp, sigma=sigma)
+    def make_maps(self, dim: int) -> None:
         self.f = HeldMLPs(1, dim, self.latent_dim, self.architecture)
-        way_KH = nn.functional.normalize(torch.randn(1 + k, self.latent_dim), dim=1)
+        way_KH = nn.functional.normalize(torch.randn(1 + self.k, self.latent_dim), dim=1)
         # 2 <f, p_0> has a variance of about one, 2 <f, delta_k> of sigma^2
-        self.prototypes_KH = nn.Parameter(0.5 * FAR * (way_KH[:1] + sigma * way_KH[1:]))
+        self.prototypes_KH = nn.Parameter(0.5 * FAR * (way_KH[:1] + self.sigma * way_KH[1:]))
 
     def terms(self, prompt_BD: Tensor | None, item_BD: Tensor) -> Tensor:
         placed_BH: Tensor = self.f(self.item_scale(item_BD))[0]

@@ -16,6 +16,7 @@ users, M answers of a user at most, H hidden width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserVectors, by_user
 
 LEAK = 0.2
+NUMBERS_AT_ONCE = 2**24
+"""that are laid out for the answers of some users: people give one answer, or thousands"""
 
 
 class Variational(Head):
@@ -72,15 +75,16 @@ class Variational(Head):
             torch.where(is_first, second, first),
         )
         answers_BH = self.read_answer(torch.cat([chosen, rejected], dim=1))
-        query_UMH, key_UMH, value_UMH = (
-            by_user(layer(answers_BH), user, users)[0]
-            for layer in (self.query, self.key, self.value)
-        )
-        real_UM = by_user(label.unsqueeze(1), user, users)[1]
-        score_UMM = query_UMH @ key_UMH.mT / math.sqrt(query_UMH.shape[2])
-        weight_UMM = score_UMM.masked_fill(~real_UM.unsqueeze(1), -1e9).softmax(dim=2)
-        total_UH = ((weight_UMM @ value_UMH) * real_UM.unsqueeze(2)).sum(dim=1)
-        pooled_UH = total_UH / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
+        read = [layer(answers_BH) for layer in (self.query, self.key, self.value)]
+        pooled_UH = answers_BH.new_zeros(users, answers_BH.shape[1])
+        for some_U in blocks_of_answers(torch.bincount(user, minlength=users), answers_BH.shape[1]):
+            number_U = torch.full((users,), -1, device=user.device)
+            number_U[some_U] = torch.arange(len(some_U), device=user.device)
+            own_B = number_U[user]
+            rows = (own_B >= 0).nonzero().squeeze(1)
+            tables = [by_user(value[rows], own_B[rows], len(some_U)) for value in read]
+            (query, real_UM), (key, _), (value, _) = tables
+            pooled_UH = pooled_UH.index_copy(0, some_U, attend(query, key, value, real_UM))
         mean, log_variance = self.mean(pooled_UH), self.log_variance(pooled_UH)
         return mean.clamp(-1.0, 1.0), log_variance.clamp(-1.0, 1.0)
 
@@ -97,3 +101,40 @@ class Variational(Head):
         mean = self.posterior(first, second, label, user_B, users)[0]
         silent = torch.bincount(user_B, minlength=users) == 0
         return torch.where(silent.unsqueeze(1), self.users.population(), mean)
+
+
+def attend(query_UMH: Tensor, key_UMH: Tensor, value_UMH: Tensor, real_UM: Tensor) -> Tensor:
+    """Return the mean over each user's answers of their self-attention, (U, H); some of the queries
+    at a time."""
+    users, most, width = query_UMH.shape
+    total_UH = query_UMH.new_zeros(users, width)
+    at_once = max(1, NUMBERS_AT_ONCE // (users * most))
+    for some_UQH, real_UQ in zip(
+        query_UMH.split(at_once, dim=1), real_UM.split(at_once, dim=1), strict=True
+    ):
+        score_UQM = some_UQH @ key_UMH.mT / math.sqrt(width)
+        weight_UQM = score_UQM.masked_fill(~real_UM.unsqueeze(1), -1e9).softmax(dim=2)
+        total_UH = total_UH + ((weight_UQM @ value_UMH) * real_UQ.unsqueeze(2)).sum(dim=1)
+    return total_UH / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def blocks_of_answers(count_U: Tensor, width: int) -> Iterator[Tensor]:
+    """Yield the numbers of some users at a time, (U,), for whom not too much is laid out: all users
+    where that is little, else those with similarly many answers together, and nobody without one.
+    """
+    count = count_U.cpu()
+
+    def laid_out(users: int, most: int) -> int:
+        return users * most * max(most, width)
+
+    if laid_out(len(count), int(count.max())) <= NUMBERS_AT_ONCE:
+        yield torch.arange(len(count), device=count_U.device)
+        return
+    order = count.argsort(stable=True)
+    order = order[count[order] > 0]
+    start = 0
+    for stop in range(1, len(order) + 1):
+        is_last = stop == len(order)
+        if is_last or laid_out(stop + 1 - start, int(count[order[stop]])) > NUMBERS_AT_ONCE:
+            yield order[start:stop].sort().values.to(count_U.device)
+            start = stop

@@ -1,9 +1,8 @@
 """How ``auto`` is found: features of things by similarity to landmarks, the strength of the priors
-by inner cross-fitting, everything else by one fit (pal.train.solve.mixture)."""
+and the metric by inner cross-fitting, everything else by one fit (pal.train.solve.mixture)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,17 @@ from torch import Tensor
 from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.auto import Auto, OneTaste
-from pal.train.heads.landmarks import Landmarks
-from pal.train.solve.choose import DEFAULT, NONE, WEAKER, choose
-from pal.train.solve.mixture import Array, Judgements, Numbers, fit, settled
+from pal.train.solve.choose import DEFAULT, NONE, WEAKER, Choice, choose
+from pal.train.solve.mixture import Judgements, Mixture, Numbers, fit, settled
 from pal.train.solve.problem import Problem
+from pal.train.solve.similar import Similarities
+from pal.train.two_answers import ANSWERS, axis_of
 
-LANDMARKS, KNOWN = 600, 4096
-"""at most; known things are those with the most answers"""
+KNOWN = 4096
+"""at most: those with the most answers"""
 ITERATIONS = 150
-ANSWERS = 2
 SIDE_RIDGE, CLEAR = 1e-6, 0.95
 """of the regression that tells the side of an answer, and the share that it must tell rightly"""
-FLAT = 1e-8
-"""share of the largest spread below which a direction among the landmarks is none"""
 
 
 def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
@@ -38,21 +35,23 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
     seed = int(torch.randint(2**31, ()))  # from the generator that the seed of the run has set
     order = np.random.default_rng(seed).permutation(len(points))
 
-    def featured(things: Numbers) -> Array:
-        return Similarities.of(head, points, _some(order, things)).features(points)
+    def similarities(things: Numbers) -> Similarities:
+        return Similarities.of(points, order[np.isin(order, things)])
 
     k = head.users.logits.shape[1] - 1
     path = NONE if isinstance(head, OneTaste) else (DEFAULT, *WEAKER)
-    choice = choose(featured, rows, len(points), k, seed, path)
-    every = np.arange(len(points))
-    similar = Similarities.of(head, points, _some(order, every))
-    rng = np.random.default_rng([seed, 1])
-    found = fit(similar.features(points), rows, k, choice.strength, rng, ITERATIONS)
+    choice = choose(similarities, rows, len(points), k, seed, path)
+    similar = Similarities.of(points, order)
+    found = _fitted(similar, rows, k, choice, seed)
+    for _ in range(choice.rounds):
+        similar = similar.sharpened(found)
+        found = _fitted(similar, rows, k, choice, seed)
 
     scales = np.array([choice.of_shared, *[choice.of_own] * k])
     maps, offsets = similar.folded(found.maps * scales)
     offsets[0] += found.base
     head.landmarks.points_LD = similar.landmarks.points_LD
+    head.landmarks.metric_RD = similar.landmarks.metric_RD
     head.maps_LM.data, head.offsets_M.data = _single(maps, points), _single(offsets, points)
     numbers = np.column_stack([found.ready, found.logits])
     head.users.logits.data = _single(numbers, points)
@@ -60,9 +59,9 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
     most = _most_judged(rows, len(points))
     head.known.points_TD = points[torch.from_numpy(most).to(points.device)]
     # what a known thing's text was not allowed to say, its residual says
-    withheld = similar.features(points)[most] @ (found.maps * (1.0 - scales))
+    withheld = similar.features[most] @ (found.maps * (1.0 - scales))
     head.known.residuals_TC = _single(found.residuals[most] + withheld, points)
-    head.known.sure_T = _single(settled(found, similar.features(points), rows)[most], points)
+    head.known.sure_T = _single(settled(found, similar.features, rows)[most], points)
 
 
 def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:
@@ -99,12 +98,8 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
     item, row = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
     points = head.item_scale(features[item]).double()
     first, second = row.reshape(2, -1)
-    if len(item) == ANSWERS:
-        axis, agrees = points[0] - points[1], first == 0
-    else:
-        apart = points[first] - points[second]
-        axis = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -1]
-        agrees = apart @ axis > 0
+    apart = points[first] - points[second]
+    agrees = first == 0 if len(item) == ANSWERS else apart @ axis_of(apart) > 0
     prompt = head.prompt_scale(features[pairs.prompt]).double()
     known = torch.cat([points[row], prompt.repeat(2, 1)], dim=1)
     known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
@@ -126,47 +121,9 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
     return agrees.cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Similarities:
-    """Features of things: their similarities to landmarks, made orthogonal (Nystroem), with a mean
-    of zero and a mean squared norm of one over the things that are known."""
-
-    landmarks: Landmarks
-    mix: Array
-    """(L, F)"""
-    centre: Array
-    """(F,)"""
-    size: float
-
-    @classmethod
-    def of(cls, head: Auto, points: Tensor, things: Numbers) -> Similarities:
-        """Make features of some things, of which the first are the landmarks."""
-        landmarks = Landmarks(points.shape[1]).to(points.device)
-        chosen = torch.from_numpy(things).to(points.device)
-        landmarks.points_LD = points[chosen[:LANDMARKS]]
-        spread, directions = np.linalg.eigh(_double(landmarks(landmarks.points_LD)))
-        kept = spread > FLAT * spread.max()
-        mix = directions[:, kept] / np.sqrt(spread[kept])
-        similar = _double(landmarks(points[chosen])) @ mix
-        centre = similar.mean(axis=0)
-        size = float(np.sqrt(np.square(similar - centre).sum(axis=1).mean()))
-        return cls(landmarks, mix, centre, size or 1.0)
-
-    def features(self, points: Tensor) -> Array:
-        """Return the features of things, (T, F)."""
-        found: Array = (_double(self.landmarks(points)) @ self.mix - self.centre) / self.size
-        return found
-
-    def folded(self, maps: Array) -> tuple[Array, Array]:
-        """Return what similarities are multiplied with, (L, M), and what is added, (M,), in place
-        of maps (F, M) of features."""
-        return self.mix @ maps / self.size, -self.centre @ maps / self.size
-
-
-def _some(order: Numbers, things: Numbers) -> Numbers:
-    """Return things in a random order that does not depend on which they are."""
-    found: Numbers = order[np.isin(order, things)]
-    return found
+def _fitted(similar: Similarities, rows: Judgements, k: int, choice: Choice, seed: int) -> Mixture:
+    rng = np.random.default_rng([seed, 1])
+    return fit(similar.features, rows, k, choice.strength, rng, ITERATIONS)
 
 
 def _most_judged(rows: Judgements, things: int) -> Numbers:
@@ -175,11 +132,6 @@ def _most_judged(rows: Judgements, things: int) -> Numbers:
         count = count + np.bincount(rows.second, minlength=things)
     most: Numbers = np.sort(np.argsort(-count, kind="stable")[:KNOWN])
     return most
-
-
-def _double(values: Tensor) -> Array:
-    found: Array = values.double().cpu().numpy()
-    return found
 
 
 def _single(values: Any, like: Tensor) -> Tensor:

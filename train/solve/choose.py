@@ -1,15 +1,16 @@
-"""How strong the priors of ``auto`` are, and how much of the text counts: by inner cross-fitting
-over things.
+"""How strong the priors of ``auto`` are, how often its metric is learned, and how much of the text
+counts: by inner cross-fitting over things.
 
-The default needs no evidence. A weaker prior is taken only where answers to things that were left
-out gain more than two standard errors, taken over things. Every number here is of training answers.
-Shapes: n answers, T things.
+The default needs no evidence. A weaker prior, and then a metric, is taken only where answers to
+things that were left out gain more than two standard errors, taken over things. Every number here
+is of training answers. Shapes: n answers, T things.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import minimize
@@ -18,7 +19,16 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from pal.train.sharing import Sharing
-from pal.train.solve.mixture import Array, Judgements, Numbers, Parts, Strength, fit, predicted
+from pal.train.solve.mixture import (
+    Array,
+    Judgements,
+    Mixture,
+    Numbers,
+    Parts,
+    Strength,
+    fit,
+    predicted,
+)
 
 DEFAULT = Strength(1.0, 1.0)
 WEAKER = (Strength(2.0, 2.0), Strength(4.0, 2.0), Strength(8.0, 0.0), Strength(16.0, 0.0))
@@ -28,9 +38,20 @@ NONE = (Strength(0.0, 0.0),)
 FOLDS, ITERATIONS, PATIENCE = 3, 100, 2
 """of the inner cross-fitting; how many strengths in a row that are no better end the path"""
 ERRORS = 2.0
-"""standard errors that a weaker prior must gain"""
+"""standard errors that a weaker prior, or a metric, must gain"""
+ROUNDS = 3
+"""times that a metric is learned, at most"""
 LARGEST_PART = 0.5
 """share of all things that comparisons may join before things themselves are dealt to the folds"""
+
+
+class Basis(Protocol):
+    """Features of all things (T, F), which what was fitted to them can sharpen."""
+
+    @property
+    def features(self) -> Array: ...
+
+    def sharpened(self, fitted: Mixture) -> Basis: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,8 @@ class Choice:
     """nats per answer that the strength gains over the default"""
     error: float
     """its standard error over things"""
+    rounds: int = 0
+    """times that the metric is learned"""
 
 
 @dataclass(frozen=True)
@@ -55,23 +78,25 @@ class _Held:
     rows: Numbers
     parts: Parts
     label: Array
+    fitted: dict[int, Mixture]
+    """by fold"""
 
     def loss(self) -> Array:
         return _loss(self.parts.ready + self.parts.shared + self.parts.own, self.label)
 
 
 def choose(
-    featured: Callable[[Numbers], Array],
+    basis_of: Callable[[Numbers], Basis],
     rows: Judgements,
     things: int,
     k: int,
     seed: int,
     path: Sequence[Strength] = (DEFAULT, *WEAKER),
 ) -> Choice:
-    """Choose a strength and the scales of the text.
+    """Choose a strength, how often the metric is learned, and the scales of the text.
 
-    ``path`` begins with the default, and goes on from strong to weak. ``featured`` returns the
-    features of all things (T, F), made of the statistics of some of them.
+    ``path`` begins with the default, and goes on from strong to weak. ``basis_of`` returns the
+    features of all things, made of the statistics of some of them.
     """
     group = groups_of(rows, things)
     fold = dealt(group, seed)
@@ -80,29 +105,30 @@ def choose(
     kept = [n for n in range(FOLDS) if tested[n].any() and trained[n].any()]
     if not kept:
         return Choice(path[0], 1.0, 1.0, 0.0, 0.0)
-    features = {n: featured(np.unique(_things(rows.only(trained[n])))) for n in kept}
+    bases = {n: basis_of(np.unique(_things(rows.only(trained[n])))) for n in kept}
 
-    def held_out(strength: Strength) -> _Held:
-        places, parts = [], []
+    def held_out(strength: Strength, bases: dict[int, Basis]) -> _Held:
+        places, parts, fitted = [], [], {}
         for n in kept:
             rng = np.random.default_rng([seed, n])
             known = rows.only(trained[n])
             used, renamed = _renamed(known, things)
-            mixture = fit(features[n][used], renamed, k, strength, rng, ITERATIONS)
-            parts.append(predicted(mixture, features[n], rows.only(tested[n])))
+            features = bases[n].features
+            fitted[n] = fit(features[used], renamed, k, strength, rng, ITERATIONS)
+            parts.append(predicted(fitted[n], features, rows.only(tested[n])))
             places.append(np.flatnonzero(tested[n]))
         joined = Parts(*(np.concatenate([getattr(p, name) for p in parts]) for name in NAMES))
         place = np.concatenate(places)
-        return _Held(place, joined, rows.label[place])
+        return _Held(place, joined, rows.label[place], fitted)
 
-    default = held_out(path[0])
+    default = held_out(path[0], bases)
     best, strength, gain, error = default, path[0], 0.0, 0.0
     judged = [group[rows.first[default.rows]]]
     if rows.second is not None and len(np.unique(group)) == things:
         judged.append(group[rows.second[default.rows]])
     leader, worse = float(default.loss().mean()), 0
     for weaker in path[1:]:
-        found = held_out(weaker)
+        found = held_out(weaker, bases)
         mean, spread = gained(default.loss() - found.loss(), judged)
         loss = float(found.loss().mean())
         worse = 0 if loss < leader else worse + 1
@@ -111,7 +137,15 @@ def choose(
             best, strength, gain, error = found, weaker, mean, spread
         if worse == PATIENCE:
             break
-    return Choice(strength, *scales(best.parts, best.label), gain, error)
+    rounds = 0
+    for number in range(1, ROUNDS + 1):
+        bases = {n: bases[n].sharpened(best.fitted[n]) for n in kept}
+        found = held_out(strength, bases)
+        mean, spread = gained(best.loss() - found.loss(), judged)
+        if not mean > ERRORS * spread:
+            break
+        best, rounds = found, number
+    return Choice(strength, *scales(best.parts, best.label), gain, error, rounds)
 
 
 NAMES = ("ready", "shared", "own")
