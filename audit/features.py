@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pal.train.heads.auto import Auto
-from pal.train.solve.auto import Similarities
+from pal.train.solve.similar import Similarities
 
 WIDTH, VARIANCE = 160, 0.99
 """directions at most, and the share of the variance that is enough"""
@@ -27,12 +26,11 @@ class Features(NamedTuple):
 def features_of(points: Tensor, seed: int) -> Features:
     """Return the features of things from their standardised ones, (T, X).
 
-    They are those of ``auto``, turned to principal axes and cut: an audit fits thousands of models,
-    and what is cut says next to nothing. No answer is read.
+    They are those that ``auto`` begins with, turned to principal axes and cut: an audit fits
+    thousands of models, and what is cut says next to nothing. No answer is read.
     """
     order = np.random.default_rng([seed, 0]).permutation(len(points))
-    head = Auto(points.shape[1], 1, k=1)
-    similar = Similarities.of(head, points, order).features(points)
+    similar = Similarities.of(points, order).features
     spread, axes = np.linalg.eigh(similar.T @ similar / len(similar))
     share = np.cumsum(spread[::-1]) / max(spread.sum(), 1e-30)
     width = min(int(np.searchsorted(share, VARIANCE)) + 1, WIDTH, len(share))

@@ -112,8 +112,8 @@ def _parts(pairs: pl.DataFrame, by: str) -> list[str]:
     count = names.n_unique()
     if count > MOST_PARTS:
         raise EvaluationError(
-            f"--by {by}: it has {count:,} different values, more than the {MOST_PARTS} sources that "
-            "can be compared; choose a column with fewer"
+            f"--by {by}: it has {count:,} different values, more than the {MOST_PARTS} sources "
+            "that can be compared; choose a column with fewer"
         )
     return names.to_list()
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pal.errors import EvaluationError
+from pal.names import FolderName, InnerPath
 from pal.records import Entry, Record
 
 Verdict = Literal["plural", "none seen", "cannot tell"]
@@ -17,8 +18,8 @@ REMEDY = "run pal audit --name {name} again"
 class AuditPlan(Record, kind="audit-plan", file="plan.json", error=EvaluationError, remedy=REMEDY):
     """``plan.json``: what an audit is made from."""
 
-    dataset: str
-    encoder: str | None
+    dataset: FolderName
+    encoder: FolderName | None
     identity: str
     """digest of everything that its draws depend on"""
 
@@ -60,9 +61,9 @@ class Planting(Entry):
 class AuditRecord(Record, kind="audit", file="audit.json", error=EvaluationError, remedy=REMEDY):
     """``audit.json``: the verdict and its numbers."""
 
-    name: str
-    dataset: str
-    encoder: str | None
+    name: FolderName
+    dataset: FolderName
+    encoder: FolderName | None
     untrained: bool = False
     verdict: Verdict
     sentence: str
@@ -129,5 +130,5 @@ class AuditRecord(Record, kind="audit", file="audit.json", error=EvaluationError
     """share of the users for whom those are a third or more"""
     parts: list[Part] = Field(default_factory=list)
     seconds: float
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[InnerPath, str] = Field(default_factory=dict)
     """SHA-256 of the page and the pictures"""

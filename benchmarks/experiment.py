@@ -27,10 +27,10 @@ from pal.dataset import PreparedDataset, ids_of
 from pal.evaluate.crossed import Crossing
 from pal.evaluate.report import as_markdown
 from pal.train.data import statistics_of
-from pal.train.heads.auto import Auto
-from pal.train.solve.auto import ITERATIONS, Similarities
+from pal.train.solve.auto import ITERATIONS
 from pal.train.solve.choose import DEFAULT, NONE, WEAKER, choose
 from pal.train.solve.mixture import Array, Judgements, Strength, fit, predicted
+from pal.train.solve.similar import Similarities
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "experiment.md"
 SETS = ("ssis", "canadian-electoral-reform", "15-per-hour-seattle", "bowling-green")
@@ -71,13 +71,10 @@ class Fold:
     test: Judgements
     seed: int
 
-    def featured(self, things: Array) -> Array:
+    def similar(self, things: Array) -> Similarities:
         rng = np.random.default_rng([self.seed, 7])
         order = rng.permutation(len(self.points))
-        head = Auto(self.points.shape[1], 1, reads="prompt")
-        return Similarities.of(head, self.points, order[np.isin(order, things)]).features(
-            self.points
-        )
+        return Similarities.of(self.points, order[np.isin(order, things)])
 
 
 Margins = Callable[[Fold], Array]
@@ -85,21 +82,28 @@ Margins = Callable[[Fold], Array]
 
 def chosen(fold: Fold, path: Sequence[Strength], starts: int = 1) -> Array:
     """Return what the choice of ``auto`` predicts."""
-    choice = choose(fold.featured, fold.train, len(fold.points), K, fold.seed, path)
+    choice = choose(fold.similar, fold.train, len(fold.points), K, fold.seed, path)
     scales = choice.of_shared, choice.of_own
-    return fixed(fold, choice.strength, scales, starts)
+    return fixed(fold, choice.strength, scales, starts, choice.rounds)
 
 
 def fixed(
-    fold: Fold, strength: Strength, scales: tuple[float, float] = (1.0, 1.0), starts: int = 1
+    fold: Fold,
+    strength: Strength,
+    scales: tuple[float, float] = (1.0, 1.0),
+    starts: int = 1,
+    rounds: int = 0,
 ) -> Array:
     """Return what a fit of one strength predicts, averaged over starts."""
-    features = fold.featured(np.unique(fold.train.first))
     margins = []
     for start in range(starts):
-        rng = np.random.default_rng([fold.seed, start])
-        found = fit(features, fold.train, K, strength, rng, ITERATIONS)
-        part = predicted(found, features, fold.test)
+        similar = fold.similar(np.unique(fold.train.first))
+        for number in range(rounds + 1):
+            rng = np.random.default_rng([fold.seed, start])
+            found = fit(similar.features, fold.train, K, strength, rng, ITERATIONS)
+            if number < rounds:
+                similar = similar.sharpened(found)
+        part = predicted(found, similar.features, fold.test)
         margins.append(part.ready + scales[0] * part.shared + scales[1] * part.own)
     return np.mean(margins, axis=0)
 

@@ -70,7 +70,7 @@ def reached(margin: Tensor, label: Tensor, user: Tensor, began: float) -> Reache
     return Reached(*means, seconds)
 
 
-def ours(name: str, world: World, k: int, seed: int, **settings: float) -> Reached:
+def ours(name: str, world: World, k: int, seed: int, **settings: float | str) -> Reached:
     """Train a head of ours on a world with the settings' defaults."""
     train = resolve(TrainConfig(head=name, k=k, **settings))  # type: ignore[arg-type]
     began = time.perf_counter()

@@ -129,6 +129,10 @@ def tables(folders: Mapping[str, Path], place: Place) -> Iterator[tuple[str, Tab
                 "`bt-linear`, ours": ours("bt-linear", world, 1, seed),
                 "`consensus`, ours": ours("consensus", world, 1, seed),
             }
+            if title.startswith("Persona"):
+                judged = persona(place, k, seed, head="pal-b")
+                for name in ("auto", "one-taste"):
+                    found[f"`{name}`, ours"] = ours(name, judged, 8, seed, reads="prompt")
             if title.startswith("Opposed") or (k == 2 and seed == 0):  # minutes on persona
                 found["VPL, their code"] = vpl_theirs(folders["vpl"], world, seed, 64)
                 found["`vpl`, ours"] = ours("vpl", world, 1, seed, **VPL)

@@ -37,13 +37,13 @@ def card(manifest: Manifest, kind: str, folder: str) -> str:
         if manifest.untrained
         else ""
     )
-    head = HEAD if kind == "fsl" else ""
-    text = f"""# {{dataset}} under {{encoder}}
+    dataset, encoder = manifest.dataset, manifest.encoder
+    head = HEAD.format(dataset=dataset, encoder=encoder) if kind == "fsl" else ""
+    return f"""{head}# {dataset} under {encoder}
 {untrained}
 {manifest.rows:,} features of {manifest.dim} numbers, one for each unique item of dataset
-{{dataset}}. `item_id` is the BLAKE2b-128 of an item's content, and `cache.json` says which encoder
+{dataset}. `item_id` is the BLAKE2b-128 of an item's content, and `cache.json` says which encoder
 read it and how (fingerprint `{manifest.fingerprint[:12]}`).
 
 {READ[kind].format(folder=folder)}
 """
-    return (head + text).format(dataset=manifest.dataset, encoder=manifest.encoder)

@@ -39,6 +39,24 @@ class Rows(NamedTuple):
     """(n, width) uint8"""
 
 
+class _Donor(NamedTuple):
+    """A shard of another cache, and all of it that is read by name: whoever removes the file later
+    takes nothing from us."""
+
+    shard: Shard
+    ids: np.ndarray
+    """(n,) S16"""
+    n_tokens: np.ndarray
+    truncated: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> _Donor:
+        shard = Shard(path)
+        told = pq.read_table(path, columns=["n_tokens", "truncated"])
+        columns = (told.column(name).to_numpy() for name in told.column_names)
+        return cls(shard, shard.item_ids(), *columns)
+
+
 @dataclass
 class _Part:
     """The wanted rows of one shard of another cache."""
@@ -67,23 +85,20 @@ class Known:
         owner = np.full((len(names), 2), -1)
         parts: list[_Part] = []
         width: int | None = None
-        for shard in _shards_like(folder, spec):
+        for shard, ids, n_tokens, truncated in _shards_like(folder, spec):
             if not (owner[:, 0] < 0).any():
                 break
             if width not in (None, shard.width):
                 continue
-            ids = shard.item_ids()
             place = np.minimum(np.searchsorted(names, ids), max(len(names) - 1, 0))
             is_wanted = (names[place] == ids) & (owner[place, 0] < 0) if len(names) else []
             rows = np.flatnonzero(is_wanted)
             if not len(rows):
                 continue
             width = shard.width
-            told = pq.read_table(shard.path, columns=["n_tokens", "truncated"])
-            counts, cut = (told.column(name).to_numpy()[rows] for name in told.column_names)
             owner[place[rows], 0] = len(parts)
             owner[place[rows], 1] = np.arange(len(rows))
-            parts.append(_Part(shard, rows, counts, cut))
+            parts.append(_Part(shard, rows, n_tokens[rows], truncated[rows]))
         return cls(names, parts, owner)
 
     def has(self, item_ids: np.ndarray) -> np.ndarray:
@@ -123,7 +138,7 @@ class Known:
         return np.where(is_there[:, None], self.owner[place], -1)
 
 
-def _shards_like(folder: Path, spec: Spec) -> Iterator[Shard]:
+def _shards_like(folder: Path, spec: Spec) -> Iterator[_Donor]:
     """Yield the sound shards of all other caches with the same encoder's block."""
     if encoder_of(spec).get("kind") == OWN_TO_A_DATASET:
         return
@@ -140,7 +155,7 @@ def _shards_like(folder: Path, spec: Spec) -> Iterator[Shard]:
                 receipt = Receipt.read_file(path)
                 is_ours = receipt.fingerprint == owner and receipt.rows
                 if is_ours and seen_undamaged(place, receipt.entry, marks):
-                    yield Shard(place / receipt.path)
+                    yield _Donor.read(place / receipt.path)
 
 
 def _spec_in(folder: Path) -> Spec | None:

@@ -93,8 +93,8 @@ class FeatureStore:
 
     @property
     def items_digest(self) -> str:
-        """Return a digest of which items have a feature: those that failed may have one later, under
-        the same fingerprint."""
+        """A digest of which items have a feature: those that failed may have one later, under the
+        same fingerprint."""
         names, _ = self._sorted
         return hashlib.blake2b(names.tobytes(), digest_size=16).hexdigest()
 

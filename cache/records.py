@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pal.cache.spec import embed_command
 from pal.errors import CacheError
+from pal.names import FolderName, InnerPath
 from pal.records import Entry, JsonObject, Record
 
 
@@ -59,7 +60,7 @@ class Seconds(Entry):
 class ShardEntry(Entry):
     """A shard as the manifest names it."""
 
-    path: str
+    path: InnerPath
     """relative to the cache's folder"""
     rows: int
     bytes: int
@@ -75,7 +76,7 @@ class Receipt(
     """``shards/part-N-of-M.json``: the only sign that a shard is complete."""
 
     shard: int
-    path: str
+    path: InnerPath
     dim: int
     rows: int
     reused: int = 0
@@ -119,8 +120,8 @@ class FeatureStatistics(Entry):
 class Provenance(Entry):
     """How a cache came to be: what the writer is told when the last shard is done."""
 
-    dataset: str
-    encoder: str
+    dataset: FolderName
+    encoder: FolderName
     revision: str
     untrained: bool
     """random weights: numbers made with them say nothing about the real model"""
@@ -148,8 +149,8 @@ class Manifest(
     bytes: int
     shards: list[ShardEntry]
     feature: FeatureStatistics
-    dataset: str
-    encoder: str
+    dataset: FolderName
+    encoder: FolderName
     revision: str
     untrained: bool
     dedup_ratio: float
@@ -158,7 +159,7 @@ class Manifest(
     tokens_padded: int
     spent: Seconds
     """sums over the shards, whoever encoded them and when"""
-    files: dict[str, str]
+    files: dict[InnerPath, str]
     """seal of each further file beside the manifest"""
 
     @classmethod

@@ -72,14 +72,14 @@ def removable(root: Path, folders: Collection[Path], runs: Callable[[str], list[
 
 
 def remove(found: Collection[Removable]) -> RemovedCaches:
-    """Remove caches and the links that lead to them; raises CacheError for what is no cache of
+    """Remove caches and our own links that lead to them; raises CacheError for what is no cache of
     ours."""
     freed = 0
     for one in found:
         folder = Path(one.dir)
         freed += SpecRecord.remove(folder)
         for link in folder.parent.iterdir():
-            if link.is_symlink() and not link.exists():
+            if link.is_symlink() and link.readlink() == Path(folder.name):
                 link.unlink()
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()

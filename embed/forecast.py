@@ -101,7 +101,7 @@ def _width(source: EncoderSource) -> int | None:
 
 def _rows_elsewhere(job: Job) -> int:
     """Return how many items other caches of the same encoder have, which are taken over."""
-    return min(map(len, job.known()), default=0)
+    return min(map(len, job.known), default=0)
 
 
 def _rows_done(folder: Path) -> int:

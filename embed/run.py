@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -102,17 +103,22 @@ class Job:
         folders = [folder.absolute() for folder in self.folders]
         return replace(self, source=source, dataset=dataset, folders=folders)
 
+    @cached_property
     def item_ids(self) -> np.ndarray:
         """Return the ids of all items in the order of the plan, (n,) S16."""
         names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
         return np.array(names.to_pylist(), dtype="S16")
 
+    @cached_property
     def known(self) -> list[Known]:
         """Return what other caches hold of the items, for each layer; empty where nothing is."""
-        ids = self.item_ids()
         both = zip(self.folders, self.specs, strict=True)
-        found = [Known.of(folder, spec, ids) for folder, spec in both]
+        found = [Known.of(folder, spec, self.item_ids) for folder, spec in both]
         return found if all(map(len, found)) else []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave behind what is mapped into this process: another one looks for itself."""
+        return {name: value for name, value in vars(self).items() if name != "known"}
 
     def items(self) -> pa.Table:
         """Return the rows of the items in the order of the plan."""
@@ -124,7 +130,7 @@ class Job:
             CacheWriter(folder, spec, self.retry_errors)
             for folder, spec in zip(self.folders, self.specs, strict=True)
         ]
-        ids = self.item_ids()
+        ids = self.item_ids
         size = self.config.embed.rows_per_shard or default_rows(len(ids))
         plans = [writer.plan(ids, size) for writer in writers]
         if any(plan != plans[0] for plan in plans):
@@ -265,10 +271,10 @@ def _taken_over(
     job: Job, writers: list[CacheWriter], pending: list[ShardTask]
 ) -> Iterator[Receipt]:
     """Take over the shards that other caches have as a whole, and take them from ``pending``."""
-    known = job.known() if pending else []
+    known = job.known if pending else []
     if known:
         done = set()
-        for receipt in take_over(writers, known, pending, job.item_ids()):
+        for receipt in take_over(writers, known, pending, job.item_ids):
             done.add(receipt.shard)
             yield receipt
         pending[:] = [task for task in pending if task.number not in done]

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHan
 from pydantic import model_serializer as serializer
 
 from pal.errors import EvaluationError
+from pal.names import FolderName
 from pal.records import Entry, Record
 
 Interval = tuple[float, float]
@@ -89,9 +90,9 @@ class Metrics(
 ):
     """``metrics.json``: what a run reaches."""
 
-    run: str
-    dataset: str
-    encoder: str
+    run: FolderName
+    dataset: FolderName
+    encoder: FolderName
     untrained: bool
     """whether the encoder has random weights"""
     head: str

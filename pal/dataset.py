@@ -22,6 +22,7 @@ from pydantic import Field
 from pal.errors import DataError
 from pal.files import recover
 from pal.items import ID_BYTES, ItemText, View
+from pal.names import FolderName, InnerPath
 from pal.records import Damaged, Entry, JsonObject, Record, read_table
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class DatasetCard(
 ):
     """``dataset.json``."""
 
-    name: str
+    name: FolderName
     source: str | None
     """as it was given; null where none was needed"""
     revision: str
@@ -139,7 +140,7 @@ class DatasetCard(
     """rows by the reason why they are no comparison"""
     digests: Digests
     split_digest: str
-    files: dict[str, str]
+    files: dict[InnerPath, str]
     """seal of each table beside the card"""
 
 

@@ -14,6 +14,8 @@ from pal.report.drawing import BAD, GOOD, INK, MUTED, drawing, series
 from pal.report.page import Picture, Table
 
 Numbers = NDArray[np.float64]
+MOST_POINTS = 2000
+"""people that one drawing shows"""
 LONGEST = 30
 """characters of a name beside an axis"""
 ROW, ROOM = 0.32, 0.9
@@ -115,13 +117,23 @@ def reliability(caption: str, runs: Mapping[str, tuple[Numbers, Numbers]], bins:
 def versus(
     caption: str, users: Sequence[str], before: Numbers, now: Numbers, x: str, y: str
 ) -> Picture:
-    """Draw each user's accuracy, (U,), under two runs; who is below the diagonal is worse off."""
+    """Draw each user's accuracy, (U,), under two runs; who is below the diagonal is worse off.
+
+    Of very many, as many are drawn as a page can hold, evenly from who loses most to who gains
+    most.
+    """
     loses = now < before
+    order = np.argsort(now - before, kind="stable")
+    is_drawn = np.zeros(len(users), bool)
+    is_drawn[order[np.linspace(0, len(users) - 1, min(len(users), MOST_POINTS)).astype(int)]] = True
+    if not is_drawn.all():
+        caption += f" {MOST_POINTS:,} of {len(users):,} people, from the worst off to the best."
     with drawing() as made:
         low = float(min(before.min(), now.min(), 0.5))
         made.plane.plot([low, 1.0], [low, 1.0], ":", color=MUTED)
         for chosen, colour, marker, label in (
-            (~loses, GOOD, "o", "as well or better"), (loses, BAD, "X", "worse off"),
+            (is_drawn & ~loses, GOOD, "o", "as well or better"),
+            (is_drawn & loses, BAD, "X", "worse off"),
         ):  # fmt: skip
             if chosen.any():
                 told = [
@@ -137,10 +149,9 @@ def versus(
         f"Accuracy of {len(users)} people: {int(loses.sum())} are worse off under {y} than under "
         f"{x}, {int((now > before).sum())} better."
     )
-    order = np.argsort(now - before, kind="stable")
     rows = [
         [users[n], f"{before[n]:.3f}", f"{now[n]:.3f}", f"{now[n] - before[n]:+.3f}"]
-        for n in order.tolist()
+        for n in order[is_drawn[order]].tolist()
     ]
     return Picture(
         caption, alt, svg, table=Table.of("each person", ["person", x, y, "difference"], rows)

@@ -21,6 +21,7 @@ from pal.evaluate.report import (
     table_of_shots_by_run,
 )
 from pal.evaluate.sentences import difference_sentence
+from pal.names import NAME
 from pal.report.charts import Value, forest, lines, reliability
 from pal.report.evaluated import Evaluated, sources_of
 from pal.report.page import Beside, Block, Bullets, Page, Picture, Table, Text
@@ -152,6 +153,8 @@ def _folds(runs: Sequence[Evaluated]) -> list[Block]:
     found, problems = [], []
     for run in runs:
         for folder in sorted((run.folder / "folds").glob("*/")):
+            if not NAME.fullmatch(folder.name):
+                continue  # not finished by another command
             try:
                 found.append(Metrics.read(folder))
             except PalError:

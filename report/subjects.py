@@ -11,7 +11,7 @@ from pal.audit.record import AuditPlan
 from pal.config import PathsConfig
 from pal.dataset import DatasetCard
 from pal.errors import EvaluationError
-from pal.names import require_name
+from pal.names import NAME, require_name
 from pal.records import Record
 from pal.sweep.record import SweepSummary
 from pal.train.run_record import RunRecord
@@ -38,13 +38,14 @@ def root_of(paths: PathsConfig, kind: Kind) -> Path:
 
 
 def all_of(paths: PathsConfig, kind: Kind) -> list[Subject]:
-    """Return everything of a kind that says of itself that it is ours, by name."""
+    """Return everything of a kind that says of itself that it is ours, by name; not what another
+    command has not finished, whose folder has no name."""
     root, record = root_of(paths, kind), RECORDS[kind]
     found = sorted(root.glob(f"*/{record.file}"))
     return [
         Subject(kind, path.parent.name, path.parent)
         for path in found
-        if record.is_ours(path.parent)
+        if NAME.fullmatch(path.parent.name) and record.is_ours(path.parent)
     ]
 
 

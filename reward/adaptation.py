@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pal.errors import PalError, RewardError
 from pal.items import Prompt
-from pal.reward.audience import Audience
+from pal.reward.audience import Audience, Newcomer
 from pal.train.adapt.answers import Answers, rows_of
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import Prior
@@ -85,8 +85,8 @@ class Questionnaire(ItemPairs):
         if not answers:
             raise RewardError("adapting a user needs at least one answer")
         super().__init__(model, answers, "answer")
-        self.audience: Audience | None = None
-        """known once the answers are solved"""
+        self.newcomer: Newcomer | None = None
+        """known once the answers are solved; None where the vector tells all"""
 
     @torch.no_grad()
     def solve(self) -> Tensor:
@@ -97,12 +97,11 @@ class Questionnaire(ItemPairs):
         answers = Answers(self.prepared(), label, user, 1)
         if head.is_amortised:
             vector = head.infer(answers.prepared, answers.label, answers.user, 1)[0]
-            self.audience = Audience.of_one(vector)
         else:
             adapted = adapt_map(head, answers, self._prior_here(), with_covariance=True)
             vector = adapted.vectors[0]
             if bool(torch.isfinite(vector).all()):
-                self.audience = Audience.of_answers(head, answers, adapted)
+                self.newcomer = Newcomer.of_answers(head, answers, adapted)
         if not bool(torch.isfinite(vector).all()):
             raise RewardError("the answers give a vector with NaN or infinity; send others")
         return vector

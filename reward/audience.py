@@ -1,13 +1,12 @@
 """Who somebody may be, for a probability instead of a reward: an average over people.
 
 A reward is one number for an item. Which of two responses somebody prefers depends on who it is,
-and of a stranger or a newcomer that is not known. So
+and of a stranger or a newcomer that is not known. A stranger may be any of the seen users:
 
     P(first) = sum_m w_m sigma(r_m(first) - r_m(second))
 
-over people m, each as likely as w_m: all seen users for a stranger, and for somebody who has given
-a few answers the seen users by the likelihood of those answers, and draws round the maximum of the
-posterior, as ``pal evaluate`` has it (train/adapt/average.py).
+and of somebody who has given a few answers the same is predicted as ``pal evaluate`` predicts
+(train/adapt/average.py).
 """
 
 from __future__ import annotations
@@ -18,57 +17,88 @@ import torch
 from torch import Tensor
 
 from pal.train.adapt.answers import Answers
-from pal.train.adapt.average import seen_vectors, weights_of_seen
+from pal.train.adapt.average import Belief, seen_vectors
 from pal.train.adapt.map import Adapted
 from pal.train.heads.head import Head, Prepared
 
-DRAWS, SEED = 256, 0
-"""people round the maximum of the posterior, in pairs on both sides of it"""
-LEAST_WEIGHT = 1e-5
-"""of a person who is left out"""
-
 
 @dataclass(frozen=True)
-class Audience:
+class People:
     """People: their vectors, (M, R), and how likely somebody is to be like each, (M,)."""
 
     vectors: Tensor
     weights: Tensor
 
     @classmethod
-    def of_one(cls, vector_R: Tensor) -> Audience:
-        """Return the audience of somebody who is known."""
+    def of_one(cls, vector_R: Tensor) -> People:
+        """Return somebody who is known."""
         return cls(vector_R.unsqueeze(0), torch.ones(1, device=vector_R.device))
 
     @classmethod
-    def of_seen(cls, head: Head) -> Audience:
+    def of_seen(cls, head: Head) -> People:
         """Return who a stranger may be: any of the seen users."""
         vectors_NR = seen_vectors(head)
         if not vectors_NR.shape[1]:  # all users are the same
             return cls.of_one(vectors_NR[0])
         return cls(vectors_NR, vectors_NR.new_full((len(vectors_NR),), 1.0 / len(vectors_NR)))
 
-    @classmethod
-    def of_answers(cls, head: Head, answers: Answers, adapted: Adapted) -> Audience:
-        """Return who the only user of some answers may be; ``adapted`` has a covariance."""
-        assert adapted.covariance is not None
-        pi_N, share = (value[0] for value in weights_of_seen(head, answers, adapted))
-        noise_DR = torch.randn(
-            DRAWS // 2, adapted.logits.shape[1], generator=torch.Generator().manual_seed(SEED)
-        ).to(adapted.logits)
-        spread = torch.linalg.cholesky(adapted.covariance[0])
-        away_DR = noise_DR @ spread.T
-        draws_DR = adapted.logits[0] + torch.cat([away_DR, -away_DR])
-        others = (1.0 - share) / DRAWS
-        weights = torch.cat([share * pi_N, others.expand(DRAWS)]).float()
-        vectors = torch.cat([seen_vectors(head), head.users.of_logits(draws_DR)])
-        kept = weights > LEAST_WEIGHT
-        return cls(vectors[kept], weights[kept] / weights[kept].sum())
-
     def probability(self, head: Head, prepared: Prepared) -> Tensor:
         """Return P(first preferred) of prepared pairs, (B,)."""
         margin_BM = head.margins_of_each(prepared, self.vectors).double()
         return (margin_BM.sigmoid() * self.weights.double()).sum(dim=1).float()
 
-    def to(self, device: str | torch.device) -> Audience:
-        return Audience(self.vectors.to(device), self.weights.to(device))
+
+@dataclass(frozen=True)
+class Newcomer:
+    """Somebody who has given a few answers."""
+
+    belief: Belief
+    """of one user"""
+
+    @classmethod
+    def of_answers(cls, head: Head, answers: Answers, adapted: Adapted) -> Newcomer:
+        """Return who the only user of some answers may be; ``adapted`` has a covariance."""
+        return cls(Belief.of(head, answers, adapted))
+
+    def probability(self, head: Head, prepared: Prepared) -> Tensor:
+        """Return P(first preferred) of prepared pairs, (B,)."""
+        count = next(len(value) for value in prepared if value is not None)
+        label = torch.zeros(count, device=self.belief.logits.device)
+        pairs = Answers(prepared, label, label.long(), 1)
+        return self.belief.probability(head, pairs).float()
+
+    def to(self, device: str | torch.device) -> Newcomer:
+        belief = self.belief
+        return Newcomer(
+            Belief(
+                belief.likeness.to(device), belief.share.to(device), belief.logits.to(device),
+                belief.covariance.to(device),
+            )
+        )  # fmt: skip
+
+    def numbers(self) -> Tensor:
+        """Return all there is to know as 1 + R + R^2 + N numbers, (n,)."""
+        belief = self.belief
+        parts = (belief.share, belief.logits[0], belief.covariance[0].flatten(), belief.likeness[0])
+        return torch.cat([part.double() for part in parts])
+
+    @classmethod
+    def of_numbers(cls, numbers: Tensor, size: int) -> Newcomer:
+        """Return who ``numbers`` tell of, of a head whose users have ``size`` raw numbers.
+
+        Raises ValueError where there are too few.
+        """
+        known = 1 + size + size * size
+        if len(numbers) <= known:
+            raise ValueError(f"{len(numbers)} numbers are no newcomer of a head with {size}")
+        share, logits, covariance = numbers[:known].split([1, size, size * size])
+        logits, covariance = logits.float(), covariance.float().reshape(1, size, size)
+        return cls(
+            Belief(
+                numbers[known:].double().unsqueeze(0), share.double(), logits.unsqueeze(0),
+                covariance,
+            )
+        )  # fmt: skip
+
+
+Audience = People | Newcomer

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from pal.config import EncoderConfig, TrainConfig
-from pal.errors import PalError, RewardError
+from pal.errors import RewardError
 from pal.items import ItemText, View
+from pal.names import FolderName, InnerPath
 from pal.records import (
     Damaged,
     Entry,
@@ -34,7 +35,7 @@ from pal.records import (
     write_tensors,
 )
 from pal.train.adapt.prior import Prior
-from pal.train.build import build_head
+from pal.train.build import rebuild_head
 from pal.train.heads.head import Head
 
 HEAD, CONFIG, CARD = "head.safetensors", "config.json", "README.md"
@@ -62,8 +63,8 @@ class ExportRecord(
 ):
     """``export.json``; a run that is opened without being exported has one in memory."""
 
-    run: str
-    dataset: str
+    run: FolderName
+    dataset: FolderName
     view: View
     item_text: ItemText
     modality: Modality
@@ -96,7 +97,7 @@ class ExportRecord(
     fold_max_abs_diff: float | None = None
     """largest difference of the merged model's logits from the golden scores"""
     pal_version: str
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[InnerPath, str] = Field(default_factory=dict)
     """seal of each sealed file beside the record"""
 
     @property
@@ -121,8 +122,14 @@ class Golden(
     """``golden.json``: scores for whoever the export is for, which loading must reproduce."""
 
     user: str | None
-    inputs: list[GoldenInput]
-    scores: list[float]
+    inputs: list[GoldenInput] = Field(min_length=1)
+    scores: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _one_score_each(self) -> Self:
+        if len(self.scores) != len(self.inputs):
+            raise ValueError(f"{len(self.scores)} scores for {len(self.inputs)} inputs")
+        return self
 
 
 @dataclass(frozen=True)
@@ -165,18 +172,20 @@ def read_contents(folder: Path) -> Contents:
     except Damaged as problem:
         raise RewardError(f"{folder / HEAD} {problem}; {ExportRecord.remedy}") from None
     try:
-        head = build_head(record.train, record.dim, len(record.users))
         prefix = "head."
-        head.load_state_dict(
+        head = rebuild_head(
+            record.train,
+            record.dim,
+            len(record.users),
             {
                 name.removeprefix(prefix): tensors[name]
                 for name in tensors
                 if name.startswith(prefix)
-            }
+            },
         )
         prior = _prior_of_tensors(tensors, record.prior_by_community)
         return Contents(record, head.eval(), tensors["user_vector"], prior)
-    except (PalError, ValueError, KeyError, RuntimeError) as error:  # of another version's head
+    except (ValueError, KeyError, RuntimeError) as error:  # of another version's head
         raise RewardError(
             f"the head in {folder} does not fit this version of pal ({type(error).__name__}); "
             f"{ExportRecord.remedy}"

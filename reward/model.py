@@ -253,7 +253,7 @@ class RewardModel:
         """Add a new user from some answers: the vector, and for ``compare`` who the user may be."""
         asked = Questionnaire(self, answers)
         asked.encode(len(asked.rows))
-        self.users.add(user, asked.solve(), asked.audience)
+        self.users.add(user, asked.solve(), asked.newcomer)
 
     def compare(
         self,

@@ -23,8 +23,8 @@ from pal.reward.output import Output, schema_to_write
 from pal.reward.rows import is_parquet, read_batches, read_schema, require_file
 from pal.reward.scoring import Progress, Scoring
 
-NOT_WRITTEN = {".gz", ".zst", ".xz", ".bz2", ".zip"}
-"""endings that promise what we do not write"""
+WRITTEN = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""endings of the files that we write"""
 
 
 class ScoreSummary(Entry):
@@ -103,7 +103,7 @@ def require_files(source: Path, target: Path) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         reason = getattr(error, "strerror", None) or error
         raise RewardError(f"cannot write --output {target} ({reason}); give another") from error
-    if target.suffix in NOT_WRITTEN:
+    if target.suffix not in WRITTEN:
         raise RewardError(
             f"--output {target} would be JSON lines under the name of something else; let it end "
             "in .jsonl, .csv or .parquet"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pal.errors import PalWarning, RewardError, shown
-from pal.reward.audience import Audience
+from pal.reward.audience import Audience, Newcomer, People
 from pal.reward.export_record import Contents
 from pal.train.heads.head import Head
 from pal.train.heads.users import ReadyWeights, UserVectors, UserWeights
@@ -81,7 +81,7 @@ class Users:
         self.device = device
         self.number = {name: row for row, name in enumerate(self.metadata.users)}
         self.added: dict[str, Tensor] = {}
-        self.audiences: dict[str, Audience] = {}
+        self.audiences: dict[str, Newcomer] = {}
         """who users of whom little is known may be"""
         self.default = contents.user_vector.to(device)
         is_fixed = self.metadata.fixed
@@ -104,8 +104,8 @@ class Users:
             return False
         return user not in self
 
-    def add(self, user: str | int, vector: Tensor, audience: Audience | None = None) -> None:
-        """Add a user, or replace what is known of one; ``audience``: who the user may be, None for
+    def add(self, user: str | int, vector: Tensor, newcomer: Newcomer | None = None) -> None:
+        """Add a user, or replace what is known of one; ``newcomer``: who the user may be, None for
         one who is just like the vector."""
         name = user_name(user)
         if name is None:
@@ -118,8 +118,8 @@ class Users:
         with self._lock:
             self.added[name] = vector.to(self.device)
             self.audiences.pop(name, None)
-            if audience is not None:
-                self.audiences[name] = audience.to(self.device)
+            if newcomer is not None:
+                self.audiences[name] = newcomer.to(self.device)
 
     def forget(self, user: str | int) -> None:
         """Remove an adapted user."""
@@ -143,19 +143,19 @@ class Users:
         Raises PalError for what is none of these.
         """
         if isinstance(user, Mapping):
-            return Audience.of_one(self.mixture(user))
+            return People.of_one(self.mixture(user))
         name = user_name(user)
         if name is not None and name in self.audiences:
             return self.audiences[name]
         is_anybody = self.metadata.choice == "population" if name is None else name not in self
         if is_anybody and not self.metadata.fixed:
             return self.anybody
-        return Audience.of_one(self.vector(name))
+        return People.of_one(self.vector(name))
 
     @cached_property
-    def anybody(self) -> Audience:
+    def anybody(self) -> People:
         """All seen users, each as likely as another."""
-        return Audience.of_seen(self.head)
+        return People.of_seen(self.head)
 
     @cached_property
     def table(self) -> Tensor:

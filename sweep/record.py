@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 from pal.errors import TrainError
 from pal.evaluate.records import Cell
 from pal.files import atomic_file, locked
+from pal.names import FolderName
 from pal.records import Damaged, Entry, Record, read_table, write_table
 from pal.sweep.plan import Candidate
 
@@ -35,7 +36,7 @@ class SweepRow(Entry):
     k: int
     seed: int
     lr: float
-    encoder: str
+    encoder: FolderName
     axes: dict[str, JsonValue] = Field(default_factory=dict)
     """further axes of the sweep and their values"""
     status: Literal["ok", "failed", "dropped"]
@@ -77,7 +78,7 @@ class SweepRow(Entry):
 class BestHead(Entry):
     """The best head of a sweep by validation; of folds, by that of all of them."""
 
-    run: str
+    run: FolderName
     head: str
     k: int
     val_macro_accuracy: float
@@ -106,7 +107,7 @@ class SweepSummary(
 ):
     """``summary.json``: what the last ``pal sweep`` did, and what there is now."""
 
-    name: str
+    name: FolderName
     asked: list[str]
     """ids of the heads that were asked for; those that cannot differ are one. The folder may have
     more: of earlier settings, labels or features"""

@@ -17,6 +17,7 @@ from pal.audit.ledger import DRAWS, Ledger
 from pal.audit.load import Loaded
 from pal.audit.nulls import drawn_labels
 from pal.audit.power import p_of
+from pal.audit.record import AuditPlan
 from pal.audit.run import Audit
 from pal.cache.reader import FeatureStore
 from pal.config import AuditConfig, Config
@@ -76,10 +77,10 @@ def test_what_somebody_said_twice_is_not_what_two_people_said() -> None:
 @pytest.fixture
 def asked(configure: Any, tmp_path: Path) -> Config:
     """Return settings for a small file of answers that is prepared and embedded."""
-    lines = ["prompt,chosen,rejected,user_id"]
+    lines, rng = ["prompt,chosen,rejected,user_id"], np.random.default_rng(0)
     for user in range(8):
         for n in range(12):
-            sides = [f"tea {n}", f"coffee {n}"][:: 1 if (user + n) % 3 else -1]
+            sides = [f"tea {n}", f"coffee {n}"][:: 1 if rng.random() < 0.6 else -1]
             lines.append(f"Drink {n}?,{sides[0]},{sides[1]},u{user}")
     source = tmp_path / "answers.csv"
     source.write_text("\n".join(lines))
@@ -92,38 +93,26 @@ def asked(configure: Any, tmp_path: Path) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("column", "wanted"), [("prompt_id", "ids or lists"), ("pair_number", "96 different values")]
+    ("column", "wanted"), [("prompt_id", "ids or lists"), ("user_id", "8 different values")]
 )
 def test_a_column_that_names_no_sources_is_one_sentence(
     asked: Config, column: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pal.dataset import PreparedDataset
-
-    usual = PreparedDataset.pairs
-    monkeypatch.setattr(
-        PreparedDataset,
-        "pairs",
-        lambda self, **rest: usual(self, **rest).with_row_index("pair_number"),
-    )
+    monkeypatch.setattr("pal.audit.load.MOST_PARTS", 7)
     by = asked.model_copy(update={"audit": asked.audit.model_copy(update={"by": column})})
     with pytest.raises(EvaluationError, match=wanted):
         pipeline.audit(by, tell=lambda line: None)
 
 
-def test_an_audit_is_made_anew_when_more_items_have_features(
+def test_an_audit_is_made_anew_when_other_items_have_features(
     asked: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet = lambda line: None  # noqa: E731
-    usual = FeatureStore.index
-
-    def without(self: FeatureStore, item_ids: np.ndarray, missing: str = "raise") -> np.ndarray:
-        found = usual(self, item_ids, missing)
-        return np.where(item_ids == self.item_ids[0], -1, found) if missing == "mask" else found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FeatureStore, "index", without)
-        patched.setattr(FeatureStore, "items_digest", "one item failed")
-        few = pipeline.audit(asked, tell=quiet)
-    every = pipeline.audit(asked, tell=quiet)
-    assert few.answers < every.answers == 96
-    assert every == pipeline.audit(asked, tell=quiet)
+    plan = asked.paths.audits / "pairs-tiny-text" / AuditPlan.file
+    pipeline.audit(asked, tell=lambda line: None)
+    before = plan.read_bytes()
+    pipeline.audit(asked, tell=lambda line: None)
+    assert plan.read_bytes() == before
+    names, order = FeatureStore.open(asked.paths.cache / "pairs" / "tiny-text")._sorted
+    monkeypatch.setattr(FeatureStore, "_sorted", (names[1:], order[1:]))  # one of them failed
+    pipeline.audit(asked, tell=lambda line: None)
+    assert AuditPlan.read(plan.parent).identity not in before.decode()

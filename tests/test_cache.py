@@ -567,6 +567,12 @@ def test_an_export_holds_the_same_vectors_under_the_same_ids(kind: str) -> None:
     assert names == store.item_ids.tobytes()
 
 
+def test_an_export_to_a_folder_of_any_name_says_how_it_is_read() -> None:
+    fill(Path("cache"))
+    export(Path("cache"), Path("a {copy} of it"), "npy")
+    assert 'load("a {copy} of it/features.npy"' in Path("a {copy} of it/README.md").read_text()
+
+
 def test_an_export_overwrites_nothing_and_knows_its_formats() -> None:
     fill(Path("cache"))
     Path("copy").mkdir()

@@ -93,6 +93,7 @@ def test_priors_are_those_of_our_own_training(configure: Configure) -> None:
     pipeline.embed(configure(options))
     pipeline.train(configure({**options, "train.sigma": 1.0}), run="ours")
     training = pipeline.open_training(configure(options), "mine")
+    assert training.module.priors is not None
     own = trainer(max_epochs=3, enable_checkpointing=False, deterministic=True)
     own.fit(training.module, datamodule=training.batches)
     trained = training.save()
@@ -126,12 +127,12 @@ def test_epochs_without_validation_are_rows_without_it(config: Config, sanity: i
 
 
 def test_users_of_all_batches_of_a_step_are_present(configure: Configure) -> None:
-    config = configure({**PALA, "train.absent_users": "stay", "train.batch_size": 10})
+    config = configure({**PALA, "train.absent_users": "stay", "train.batch_size": 2})
     pipeline.embed(config)
     training = pipeline.open_training(config, "mine")
-    own = trainer(max_epochs=1, accumulate_grad_batches=6, enable_checkpointing=False)
+    own = trainer(max_epochs=1, accumulate_grad_batches=30, enable_checkpointing=False)
     own.fit(training.module, datamodule=training.batches)
-    assert len(training.batches.train_pairs) == 60, "one step of six batches"
+    assert len(training.batches.train_pairs) == 60, "one step of thirty batches"
     rows = training.module.rows
     assert rows is not None
     assert rows.steps.squeeze(1).tolist() == [1.0] * 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,7 @@ from pal.report.audit import parts_of
 from pal.report.charts import Value, forest, simplex, versus
 from pal.report.page import Page, Picture, Table, Text
 from pal.report.render import as_html
+from pal.report.subjects import all_of
 from pal.report.tastes import disagreement_blocks
 from pal.report.write import file_name
 
@@ -276,6 +278,30 @@ def test_harmed_people_are_counted() -> None:
     assert "1 are worse off" in drawn.alt
     assert drawn.table is not None
     assert drawn.table.rows[0][0] == "a"
+
+
+def test_of_very_many_people_some_are_drawn_and_all_are_counted() -> None:
+    now = np.arange(5000) / 5000
+    drawn = versus("c", [f"p{n}" for n in range(5000)], np.full(5000, 0.5), now, "one", "many")
+    assert "2500 are worse off" in drawn.alt
+    assert drawn.svg.count('class="point"') == 2000
+    assert drawn.table is not None
+    assert [drawn.table.rows[0][0], drawn.table.rows[-1][0]] == ["p0", "p4999"]
+
+
+def test_what_another_command_has_not_finished_is_on_no_page(made: tuple[Config, Path]) -> None:
+    config, folder = made
+    unfinished = folder / "runs" / ".inflight-0a-1-b"
+    shutil.copytree(folder / "runs" / "of-1", unfinished)
+    folds = folder / "runs" / "of-3" / "folds" / ".inflight-0a-1-b"
+    folds.mkdir(parents=True)
+    try:
+        assert unfinished.name not in [one.name for one in all_of(config.paths, "run")]
+        page = Path(pipeline.report(config, ["of-1", "of-3"]).file).read_text(encoding="utf-8")
+        assert "inflight" not in page
+    finally:
+        shutil.rmtree(unfinished)
+        shutil.rmtree(folds.parent)
 
 
 def test_markdown_that_people_wrote_stays_text() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pal import pipeline
+from pal.cache.donors import Known
 from pal.cache.reader import FeatureStore
+from pal.cache.removal import removable, remove
+from pal.cache.shard import Shard
 from pal.config import Config
-from pal.embed.run import EmbedResult
+from pal.dataset import PreparedDataset
+from pal.embed.run import EmbedResult, locate_job
 
 Configure = Callable[..., Config]
 Embed = Callable[..., EmbedResult]
@@ -106,3 +112,64 @@ def test_features_that_belong_to_a_dataset_stay_with_it(configure: Configure) ->
     pipeline.embed(configure(small))
     other = pipeline.embed(configure({**small, "data.simulated.salt": "other"}))
     assert other.reused == 0
+
+
+def test_a_cache_that_is_removed_while_it_is_read_is_no_error(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed("one", range(100), **{"embed.rows_per_shard": 64})
+    gone = []
+
+    def removed(path: Path) -> Shard:
+        found = Shard(path)
+        if not gone:
+            shutil.rmtree(path.parent.parent)
+        gone.append(path)
+        return found
+
+    monkeypatch.setattr("pal.cache.donors.Shard", removed)
+    second = embed("two", range(100))
+    assert len(gone) == 1
+    assert (second.encoded, second.reused) == (second.items_unique, 0)
+
+
+def test_what_other_caches_hold_is_looked_up_once(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed("one", range(100))
+    looked, usual = [], Known.of
+
+    def of(*arguments: Any) -> Known:
+        looked.append(arguments)
+        return usual(*arguments)
+
+    monkeypatch.setattr(Known, "of", of)
+    second = embed("two", range(90, 110))
+    assert 0 < second.encoded < second.items_unique
+    assert len(looked) == 1
+
+
+def test_a_job_goes_to_another_process_without_what_is_mapped_here(
+    embed: Embed, configure: Configure
+) -> None:
+    first = embed("one", range(100))
+    config = configure(
+        {"data.one": {"kind": "pairs", "source": "one.jsonl"}, "dataset": "one",
+         "paths.cache": "elsewhere"}
+    )  # fmt: skip
+    shutil.copytree(first.dir, Path("elsewhere") / "other" / Path(first.dir).name)
+    job = locate_job(config, PreparedDataset.open(Path("data/one")))
+    assert len(job.known) == 1
+    there = pickle.loads(pickle.dumps(job))
+    assert there.item_ids.tolist() == job.item_ids.tolist()
+    assert len(there.known) == 1
+
+
+def test_links_of_others_stay_when_a_cache_is_removed(embed: Embed) -> None:
+    folder = Path(embed("one", range(100)).dir)
+    own, other = folder.parent / "tiny-text", folder.parent / "elsewhere"
+    other.symlink_to("/a/disk/that/is/not/here")
+    assert own.is_symlink()
+    remove(removable(folder.parent.parent, [folder], lambda fingerprint: []))
+    assert not own.is_symlink()
+    assert other.is_symlink()

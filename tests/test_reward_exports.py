@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -43,6 +44,7 @@ from pal.items import (
     items_of,
     question,
 )
+from pal.records import seal
 from pal.reward import RewardModel
 from pal.reward.export import Choice, export, export_folder
 from pal.reward.export_record import ExportRecord, Golden, write_golden
@@ -464,6 +466,38 @@ def test_golden_scores_that_are_not_reproduced_are_refused(folder: Path) -> None
     with pytest.raises(RewardError, match="gives golden scores that differ by"):
         RewardModel.from_pretrained(place)
     assert RewardModel.from_pretrained(place, check=False).score("p", ["r"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": []},
+        {"scores": [], "inputs": []},
+        {"scores": [math.inf] * 8},
+        {"scores": [math.nan] * 8},
+    ],
+)
+def test_golden_scores_that_say_nothing_are_refused(folder: Path, change: dict[str, Any]) -> None:
+    place = copy(folder)
+    content = json.loads((place / "golden.json").read_text()) | change
+    content["pal.record"]["pal.sha256"] = "0" * 64
+    (place / "golden.json").write_text(json.dumps(content))
+    files = {**ExportRecord.read(place).files, "golden.json": seal(place / "golden.json")}
+    ExportRecord.read(place).model_copy(update={"files": files}).write(place)
+    with pytest.raises(RewardError, match="golden.json does not hold what a record of kind"):
+        RewardModel.from_pretrained(place)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dim": 10**30}, {"dim": 10**12}, {"dim": 5}, {"users": [f"u{n}" for n in range(9)]}]
+)
+def test_a_record_that_promises_other_numbers_than_there_are_is_refused(
+    folder: Path, change: dict[str, Any]
+) -> None:
+    place = copy(folder)
+    ExportRecord.read(place).model_copy(update=change).write(place)
+    with pytest.raises(RewardError, match="does not fit this version of pal.*export the run again"):
+        RewardModel.from_pretrained(place)
 
 
 def test_only_our_own_exports_are_replaced(opened: Opened) -> None:

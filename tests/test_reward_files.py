@@ -518,10 +518,12 @@ def test_what_is_no_file_of_rows_is_one_sentence_before_any_work(
         ("in.jsonl", "/dev/null", "--output /dev/null is no regular file"),
         ("in.jsonl", "null", "--output null is no regular file"),
         ("in.jsonl", "circle", "cannot write --output circle"),
-        ("in.jsonl", "n" * 300, "File name too long"),
+        ("in.jsonl", f"{'n' * 300}.jsonl", "File name too long"),
         ("in.jsonl", "file/below/out.jsonl", "cannot"),
         ("in.jsonl", "/proc/out.jsonl", "cannot make folder /proc or write there"),
         ("in.jsonl", "out.jsonl.gz", "under the name of something else"),
+        ("in.jsonl", "out.xlsx", "under the name of something else"),
+        ("in.jsonl", "out", "under the name of something else"),
     ):
         with pytest.raises(RewardError, match=words):
             score_file(model, Path(source), Path(target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -542,6 +543,23 @@ def test_no_token_is_made_up_but_on_other_addresses(
     run_server(model, ServeConfig(host="0.0.0.0", port=0), "", told.append)
     assert served
     assert told[0].startswith("bearer token, for this run only: ")
+
+
+def test_what_is_kept_from_collections_is_freed_at_the_end(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+
+    def run(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        sockets[0].close()
+        frozen.append(gc.get_freeze_count())
+        raise KeyboardInterrupt  # as uvicorn ends after a Ctrl-C
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        run_server(model, ServeConfig(port=0), None)
+    assert frozen[0] > 0
+    assert gc.get_freeze_count() == 0
 
 
 # --- connections -----------------------------------------------------------------------------

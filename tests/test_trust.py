@@ -22,7 +22,7 @@ from pal.config import Config, EncoderConfig
 from pal.embed.encoder import EncoderSource, load, locate
 from pal.embed.encoders import openclip
 from pal.embed.encoders.random_models import byte_tokenizer, random_model
-from pal.errors import EncoderError, PalError, RewardError
+from pal.errors import EncoderError, EvaluationError, PalError, RewardError
 from pal.items import Text, Turn
 from pal.reward import RewardModel
 from pal.reward.export import Choice, export
@@ -363,6 +363,7 @@ def test_an_export_cannot_have_a_package_imported(
         )
         assert sentence is not None
         assert "cannot fetch encoder tiny (no/such-model)" in sentence
+        assert "pip install" not in sentence, "an export must not choose what is installed"
 
 
 def test_an_export_of_links_is_read_and_nothing_is_written_through_them(
@@ -723,3 +724,22 @@ def test_a_run_of_a_stranger_is_harmless(
     require_harmless(
         lambda: RewardModel.from_run(config, "run").score("p", ["r"])[0], None, marker, {"cache"}
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset", "../../victim"), ("run", "/etc"), ("encoder", "a/b"), ("encoder", ".."),
+        ("cache_fingerprint", "../x"), ("files", {"../../secret": "0" * 64}),
+        ("files", {"/etc/passwd": "0" * 64}), ("files", {"..\\secret": "0" * 64}),
+    ],
+)  # fmt: skip
+def test_what_a_record_names_stays_in_its_place(
+    trained: Path, field: str, value: object, tmp_path: Path
+) -> None:
+    record = RunRecord.read(trained / "runs" / "run")
+    forged = tmp_path / "forged"
+    forged.mkdir()
+    record.model_copy(update={field: value}).write(forged)  # sealed, as a forger would
+    with pytest.raises(EvaluationError, match=f"does not hold what .* has .{field}"):
+        RunRecord.read(forged)

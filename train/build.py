@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import polars as pl
+import torch
+from torch import Tensor
 
 from pal.config import TrainConfig
 from pal.config.base import unknown
 from pal.dataset import PreparedDataset
-from pal.errors import ConfigError
+from pal.errors import ConfigError, PalError
 from pal.train.heads import find_heads
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import SHRUNK
@@ -171,6 +173,37 @@ def build_head(settings: TrainConfig, dim: int, users: int) -> Head:
         return head(dim, users, **chosen)
     except ValueError as error:
         raise ConfigError(_with_keys(str(error), chosen)) from error
+
+
+def rebuild_head(settings: TrainConfig, dim: int, users: int, state: Mapping[str, Tensor]) -> Head:
+    """Build a head with numbers that were read from a file; raises ValueError where they do not
+    fit.
+
+    Shapes are compared before memory is taken: what stands beside the numbers may promise more
+    than any machine has.
+    """
+    try:
+        with torch.device("meta"):
+            promised = build_head(settings, dim, users).state_dict()
+        if set(promised) != set(state) or not all(
+            _is_promised(promised[name], value) for name, value in state.items()
+        ):
+            raise ValueError("other shapes")
+        head = build_head(settings, dim, users)
+        head.load_state_dict(dict(state))
+    # TypeError: torch's, of a number that no tensor's size can be
+    except (PalError, RuntimeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    return head
+
+
+def _is_promised(promised: Tensor, found: Tensor) -> bool:
+    """Say whether a tensor has the promised shape; of none rows, a head takes as many as it
+    finds."""
+    of_any_length = promised.dim() > 0 and len(promised) == 0
+    return promised.dim() == found.dim() and (
+        promised.shape[1:] == found.shape[1:] if of_any_length else promised.shape == found.shape
+    )
 
 
 def _with_keys(sentence: str, arguments: Iterable[str]) -> str:

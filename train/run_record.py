@@ -24,8 +24,9 @@ from pal.config import TrainConfig
 from pal.errors import EvaluationError, TrainError
 from pal.files import INFLIGHT, file_sha256, recover
 from pal.items import ItemText, View
+from pal.names import Fingerprint, FolderName, InnerPath
 from pal.records import Damaged, JsonObject, Record, read_tensors, write_tensors, write_text
-from pal.train.build import build_head
+from pal.train.build import rebuild_head
 from pal.train.heads.head import Head
 from pal.train.relevant import relevant_settings
 
@@ -45,11 +46,11 @@ class RunRecord(
 ):
     """``head.json``."""
 
-    run: str
-    dataset: str
+    run: FolderName
+    dataset: FolderName
     view: View
     item_text: ItemText
-    encoder: str
+    encoder: FolderName
     untrained: bool
     """whether the encoder has random weights"""
     seed: int
@@ -62,7 +63,7 @@ class RunRecord(
     """0 for heads that are solved at once"""
     split_digest: str
     pairs_digest: str
-    cache_fingerprint: str
+    cache_fingerprint: Fingerprint
     encoder_spec: JsonObject
     train: TrainConfig
     """with the head's own defaults filled in"""
@@ -70,9 +71,9 @@ class RunRecord(
     """ids in the order of the head's user table"""
     head_id: str | None = None
     """its id in the sweep that it is the best head of"""
-    grown_from: str | None = None
+    grown_from: FolderName | None = None
     """the run whose prototypes it has, and more"""
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[InnerPath, str] = Field(default_factory=dict)
     """seal of each file beside the record"""
 
     @classmethod
@@ -169,10 +170,9 @@ class TrainedHead:
             state = read_tensors(path, record.seal)
         except Damaged as problem:
             raise EvaluationError(f"{path} {problem}; {RunRecord.remedy_for(folder)}") from None
-        head = build_head(record.train, record.dim, len(record.users))
         try:
-            head.load_state_dict(state)
-        except RuntimeError as error:
+            head = rebuild_head(record.train, record.dim, len(record.users), state)
+        except ValueError as error:
             raise EvaluationError(
                 f"{path} does not have the shapes of head {record.train.head}; "
                 f"{RunRecord.remedy_for(folder)}"

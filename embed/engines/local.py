@@ -40,7 +40,7 @@ def load_runner(job: Job, writers: list[CacheWriter], device: str) -> ShardRunne
     settings = job.config.embed
     budget = settings.token_budget if settings.token_budget != "auto" else token_budget(device)
     encoder = load(job.source, device, budget, job.layers, settings.compile)
-    producer, known = _producer(device), job.known()
+    producer, known = _producer(device), job.known
     return ShardRunner(encoder, job.items(), writers, device, producer, settings.workers, known)
 
 

@@ -60,7 +60,10 @@ def run_server(
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # else each full collection, of all that torch brings, stops everybody for 300 ms
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        gc.unfreeze()  # else the end of Python finds what torch brings never freed, and says so
 
 
 class Server(uvicorn.Server):

@@ -68,9 +68,9 @@ class Service:
         self.worker = Worker(model, settings, self.metrics)
         self.store = UserStore(settings.store or Path("users.sqlite"), model.metadata.head_id)
         size = len(model.users.default)
-        audiences = self.store.audiences(size)
+        newcomers = self.store.newcomers(size)
         for user, vector in self.store.load(size).items():
-            model.users.add(user, vector, audiences.get(user))
+            model.users.add(user, vector, newcomers.get(user))
         self._changes = ThreadPoolExecutor(1, "users")
         gauge = self.metrics.gauge
         gauge("rows_waiting", "Rows that wait.", lambda: self.worker.turns.waiting)
@@ -184,8 +184,8 @@ class Service:
         vector = await self.ask(lambda: self.worker.submit_answers(job))
 
         def keep() -> None:
-            self.store.put(name, len(bodies), vector, asked.audience)
-            self.model.users.add(name, vector, asked.audience)
+            self.store.put(name, len(bodies), vector, asked.newcomer)
+            self.model.users.add(name, vector, asked.newcomer)
 
         await self._change(keep)
         weights = [round(float(weight), 6) for weight in vector]

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,19 +15,19 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pal.errors import PalWarning, RewardError
-from pal.reward.audience import Audience
+from pal.reward.audience import Newcomer
 
 COLUMNS = ["head", "user", "answers", "vector"]
 TABLE = (
     "CREATE TABLE IF NOT EXISTS user_vectors "
     "(head TEXT, user TEXT, answers INTEGER, vector BLOB, PRIMARY KEY (head, user))"
 )
-AUDIENCES = (
-    "CREATE TABLE IF NOT EXISTS user_audiences "
-    "(head TEXT, user TEXT, people BLOB, PRIMARY KEY (head, user))"
+NEWCOMERS = (
+    "CREATE TABLE IF NOT EXISTS newcomers "
+    "(head TEXT, user TEXT, numbers BLOB, PRIMARY KEY (head, user))"
 )
-"""who users may be: the weight and the vector of each person, one after the other"""
-FORGET_AUDIENCE = "DELETE FROM user_audiences WHERE head = ? AND user = ?"
+"""who users may be"""
+FORGET_NEWCOMER = "DELETE FROM newcomers WHERE head = ? AND user = ?"
 SEAL_BYTES = 16
 """of the hash behind each vector"""
 
@@ -56,7 +56,7 @@ class UserStore:
             raise
 
     def put(
-        self, user: str, answers: int, vector: Tensor, audience: Audience | None = None
+        self, user: str, answers: int, vector: Tensor, newcomer: Newcomer | None = None
     ) -> None:
         """Keep the vector of a user, (R,), and who the user may be."""
         with self._transaction() as connection:
@@ -64,18 +64,17 @@ class UserStore:
                 "REPLACE INTO user_vectors VALUES (?, ?, ?, ?)",
                 (self.head, user, answers, self._sealed(user, vector)),
             )
-            connection.execute(FORGET_AUDIENCE, (self.head, user))
-            if audience is not None:
-                people = torch.cat([audience.weights.unsqueeze(1), audience.vectors], dim=1)
+            connection.execute(FORGET_NEWCOMER, (self.head, user))
+            if newcomer is not None:
                 connection.execute(
-                    "INSERT INTO user_audiences VALUES (?, ?, ?)",
-                    (self.head, user, self._sealed(user, people)),
+                    "INSERT INTO newcomers VALUES (?, ?, ?)",
+                    (self.head, user, self._sealed(user, newcomer.numbers())),
                 )
 
     def remove(self, user: str) -> bool:
         """Forget a user, and say whether there was one."""
         with self._transaction() as connection:
-            connection.execute(FORGET_AUDIENCE, (self.head, user))
+            connection.execute(FORGET_NEWCOMER, (self.head, user))
             done = connection.execute(
                 "DELETE FROM user_vectors WHERE head = ? AND user = ?", (self.head, user)
             )
@@ -98,19 +97,19 @@ class UserStore:
             )
         return sound
 
-    def audiences(self, size: int) -> dict[str, Audience]:
+    def newcomers(self, size: int) -> dict[str, Newcomer]:
         """Return who users may be whose vectors have ``size`` numbers; a row that is damaged is
         left out, since the vector says enough."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT user, people FROM user_audiences WHERE head = ?", (self.head,)
+                "SELECT user, numbers FROM newcomers WHERE head = ?", (self.head,)
             ).fetchall()
-        found: dict[str, Audience] = {}
+        found: dict[str, Newcomer] = {}
         for user, sealed in rows:
             read = self._unsealed(user, sealed)
-            if read is not None and len(read[1]) % (1 + size) == 0:
-                people = read[1].reshape(-1, 1 + size)
-                found[read[0]] = Audience(people[:, 1:], people[:, 0])
+            if read is not None:
+                with suppress(ValueError):
+                    found[read[0]] = Newcomer.of_numbers(read[1], size)
         return found
 
     def close(self) -> None:
@@ -146,7 +145,7 @@ class UserStore:
             self.connection.execute("PRAGMA journal_mode=WAL")
         with self._transaction() as connection:
             connection.execute(TABLE)
-            connection.execute(AUDIENCES)
+            connection.execute(NEWCOMERS)
             columns = [
                 row[1].decode() for row in connection.execute("PRAGMA table_info(user_vectors)")
             ]
