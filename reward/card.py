@@ -9,7 +9,7 @@ from pal.reward.export_record import ExportRecord
 WHOM = {
     "user": "one user's reward",
     "weights": "the reward of a fixed mixture of prototypes",
-    "population": "the reward of the population: the mean of all users of the training",
+    "population": "the reward of the population: the mean of its users' rewards",
     "prototype": "the reward of one prototype",
 }
 FEATURE = ("layer", "norm", "pooling", "normalize", "max_length")

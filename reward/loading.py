@@ -17,6 +17,7 @@ from pal.dataset import DatasetCard
 from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError, shown
 from pal.hub import fetch
+from pal.names import did_you_mean_folder
 from pal.records import JsonObject
 from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
@@ -37,7 +38,8 @@ def download(repo: str, revision: str | None) -> Path:
     except Exception as error:
         raise RewardError(
             f"{repo} is neither a folder nor a Hub repository that can be fetched "
-            f"({type(error).__name__}); check the name and the network"
+            f"({type(error).__name__}){did_you_mean_folder(Path(repo), ExportRecord.file)} check "
+            f"the name and the network"
         ) from error
 
 

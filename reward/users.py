@@ -5,6 +5,7 @@ Shapes: n rows, R numbers of a user's vector (K weights for PAL).
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,20 @@ def vector_of_weights(head: Head, weights: Sequence[float]) -> Tensor:
     return vector
 
 
+def everybody(like: Tensor) -> Tensor:
+    """Return what stands for all seen users in a row of vectors, NaN, in the shape of a vector.
+
+    The mean of their rewards is meant, which no vector has: the mean vector is that of somebody
+    whom nobody resembles.
+    """
+    return torch.full_like(like, math.nan)
+
+
+def is_everybody(vectors: Tensor) -> Tensor:
+    """Say which rows of vectors (n, R) stand for all seen users, (n,)."""
+    return vectors.isnan().any(dim=1)
+
+
 def prototypes_of(head: Head) -> int:
     """Return how many weights a user of the head has."""
     return head.users.logits.shape[1] - isinstance(head.users, ReadyWeights)
@@ -84,8 +99,7 @@ class Users:
         self.audiences: dict[str, Newcomer] = {}
         """who users of whom little is known may be"""
         self.default = contents.user_vector.to(device)
-        is_fixed = self.metadata.fixed
-        self.population = self.default if is_fixed else self.head.users.population().detach()
+        self.population = self.default if self.metadata.fixed else everybody(self.default)
         self.warns_of_strangers = True
         """a server counts them instead"""
         self._warned: set[str] = set()
@@ -132,7 +146,7 @@ class Users:
     def vector_of(self, user: Any) -> Tensor:
         """Return the vector of an id, a mixture or nobody, (R,).
 
-        A stranger has the population's, and a warning. Raises PalError for what is none of these.
+        A stranger is ``everybody``, with a warning. Raises PalError for what is none of these.
         """
         return self.mixture(user) if isinstance(user, Mapping) else self.vector(user_name(user))
 
@@ -165,7 +179,8 @@ class Users:
     def vector(self, name: str | None) -> Tensor:
         """Return the vector of one user by name, (R,)."""
         if name is None:
-            return self.default
+            is_anybody = self.metadata.choice == "population" and not self.metadata.fixed
+            return self.population if is_anybody else self.default
         added = self.added.get(name)
         if added is not None:
             return added

@@ -136,6 +136,16 @@ def test_prepared_pairs_have_the_same_margins_and_slopes(reads: str) -> None:
     torch.testing.assert_close(torch.zeros_like(raw).index_add(0, users, pulled), wanted)
 
 
+@pytest.mark.parametrize("reads", ["items", "prompt", "both"])
+@torch.no_grad()
+def test_the_mean_reward_is_the_mean_of_all_users_rewards(reads: str) -> None:
+    head = filled(reads)
+    prompt, item = torch.randn(2, 7, DIM)
+    each = [head.reward(prompt, item, vector.expand(7, -1)) for vector in seen_vectors(head)]
+    found = head.mean_reward(prompt, item, seen_vectors(head))
+    torch.testing.assert_close(found, torch.stack(each).mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
 def test_a_head_takes_its_sizes_from_what_it_loads() -> None:
     head, other = filled("prompt"), Auto(DIM, USERS, k=K, reads="prompt")
     other.load_state_dict(head.state_dict())

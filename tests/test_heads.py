@@ -299,6 +299,17 @@ def test_prepared_pairs_have_the_same_margins_and_the_slopes_of_autograd(head: H
 
 @few
 @given(head=any_head())
+@torch.no_grad()
+def test_the_mean_reward_is_the_mean_of_the_rewards(head: Head) -> None:
+    prompt, item, _, _ = batch()
+    vector_UR = head.users.soft(head.users.logits.detach())
+    each = [head.reward(prompt, item, vector.expand(ROWS, -1)) for vector in vector_UR]
+    found = head.mean_reward(prompt, item, vector_UR)
+    torch.testing.assert_close(found, torch.stack(each).mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
+@few
+@given(head=any_head())
 def test_every_parameter_has_one_role(head: Head) -> None:
     grouped = [id(p) for parameters in head.roles().values() for p in parameters]
     assert sorted(grouped) == sorted(id(p) for p in head.parameters())

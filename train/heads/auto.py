@@ -106,6 +106,17 @@ class Auto(Head):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return self._value(*self.terms(prompt_BD, item_BD), vector_BR)
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        term_BM, dropped_B = self.terms(prompt_BD, item_BD)
+        return self._of_each(term_BM, dropped_B, vector_NR).mean(dim=1)
+
+    def _of_each(self, term_BM: Tensor, dropped_B: Tensor, vector_CR: Tensor) -> Tensor:
+        """Return ``_value`` of each row for each of C vectors, (B, C)."""
+        one_C1 = torch.ones_like(vector_CR[:, :1])
+        coefficient_CM = torch.cat([vector_CR[:, :1], one_C1, vector_CR[:, 1:]], dim=1)
+        square_C = vector_CR[:, 1:].square().sum(dim=1)
+        return term_BM @ coefficient_CM.T / self._size(dropped_B.unsqueeze(1), square_C)
+
     def _value(self, term_BM: Tensor, dropped_B: Tensor, vector_BR: Tensor) -> Tensor:
         """Return a_u, S and D_k of rows put together and moderated, (B,)."""
         ready_B1, weight_BK = vector_BR[:, :1], vector_BR[:, 1:]
@@ -139,13 +150,7 @@ class Auto(Head):
         return values[0] if len(values) == 1 else values[0] - values[1]
 
     def margins_of_each(self, prepared: Prepared, vector_CR: Tensor) -> Tensor:
-        one_C1 = torch.ones_like(vector_CR[:, :1])
-        coefficient_CM = torch.cat([vector_CR[:, :1], one_C1, vector_CR[:, 1:]], dim=1)
-        square_C = vector_CR[:, 1:].square().sum(dim=1)
-        values = [
-            term_BM @ coefficient_CM.T / self._size(dropped_B.unsqueeze(1), square_C)
-            for term_BM, dropped_B in _pairs_of(prepared)
-        ]
+        values = [self._of_each(*pair, vector_CR) for pair in _pairs_of(prepared)]
         return values[0] if len(values) == 1 else values[0] - values[1]
 
     def margin_and_slope(

@@ -35,6 +35,10 @@ class Consensus(BradleyTerryNetwork):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return softplus(vector_BR[:, 0]) * super().reward(prompt_BD, item_BD, vector_BR)
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        nobody = item_BD[:, :0]
+        return softplus(vector_NR[:, 0]).mean() * super().reward(prompt_BD, item_BD, nobody)
+
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Reduce pairs to the difference that everybody agrees on, (B,)."""
         nobody = first_BD[:, :0]

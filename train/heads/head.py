@@ -72,6 +72,17 @@ class Head(nn.Module, ABC):
         known = {id(parameter) for parameter in users}
         return {"maps": [p for p in self.parameters() if id(p) not in known], "users": users}
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        """Return the mean of the rewards of N users, (B,): what a stranger's reward is.
+
+        It is not the reward of the mean vector, where nobody may be.
+        """
+        first_R, *others = vector_NR
+        total_B = self.reward(prompt_BD, item_BD, first_R.expand(len(item_BD), -1))
+        for vector_R in others:
+            total_B = total_B + self.reward(prompt_BD, item_BD, vector_R.expand(len(item_BD), -1))
+        return total_B / len(vector_NR)
+
     def margin(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:

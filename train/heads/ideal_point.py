@@ -66,6 +66,13 @@ class IdealPointHead(Head):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return self.compare(self.place(item_BD), self.ideal(prompt_BD, vector_BR))
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        """Compare each placed item with all ideal points at once."""
+        placed_BH, ideal_NH = self.place(item_BD), self.ideal(None, vector_NR)
+        square_B1 = placed_BH.square().sum(dim=1, keepdim=True)
+        norm_N = ideal_NH.square().sum(dim=1)
+        return self._compared(placed_BH @ ideal_NH.T, square_B1, norm_N).mean(dim=1)
+
     def margin(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:
@@ -128,12 +135,15 @@ class IdealPointHead(Head):
         """
         inner_B = (inner_BK * w_BK).sum(dim=1)
         gw_BK = (gram_BKK @ w_BK.unsqueeze(2)).squeeze(2)
-        norm_B = (gw_BK * w_BK).sum(dim=1).clamp(min=SMALLEST_NORM**2)
+        return self._compared(inner_B, square_B, (gw_BK * w_BK).sum(dim=1))
+
+    def _compared(self, inner: Tensor, square: Tensor, norm: Tensor) -> Tensor:
+        """Return ``compare(z, a)`` from <z, a>, |z|^2 and |a|^2, of shapes that go together."""
+        norm = norm.clamp(min=SMALLEST_NORM**2)
         if self.score in ("angle", "normalised"):
-            size_B = (norm_B * square_B.clamp(min=SMALLEST_NORM**2)).sqrt()
-            return self._of_cosine(inner_B / size_B)
-        distance_B = (square_B - 2.0 * inner_B + norm_B).clamp(min=0.0)
-        return -distance_B if self.score == "squared" else -(distance_B + SMALLEST_NORM**2).sqrt()
+            return self._of_cosine(inner / (norm * square.clamp(min=SMALLEST_NORM**2)).sqrt())
+        distance = (square - 2.0 * inner + norm).clamp(min=0.0)
+        return -distance if self.score == "squared" else -(distance + SMALLEST_NORM**2).sqrt()
 
     def slope_mixed(
         self, inner_BK: Tensor, square_B: Tensor, gram_BKK: Tensor, w_BK: Tensor

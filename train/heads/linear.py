@@ -31,6 +31,10 @@ class LinearHead(Head):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return (self.item_scale(item_BD) * self.theta(vector_BR)).sum(dim=1)
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        """Rewards are linear in the vector: the mean user's is the mean."""
+        return self.reward(prompt_BD, item_BD, vector_NR.mean(dim=0).expand(len(item_BD), -1))
+
     @abstractmethod
     def basis(self) -> Tensor | None:
         """Return the directions that vectors mix, (D, R); None for vectors that are directions

@@ -47,6 +47,17 @@ class PalB(IdealPointHead):
         assert prompt_BD is not None, "PAL-B needs prompts"
         return torch.einsum("bk,kbh->bh", vector_BR, self.g(self.prompt_scale(prompt_BD)))
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        """Map each prompt once, and mix in K-space."""
+        assert prompt_BD is not None, "PAL-B needs prompts"
+        maps_BKH = self.g(self.prompt_scale(prompt_BD)).transpose(0, 1)
+        placed_BH = self.place(item_BD)
+        inner_BN = torch.einsum("bh,bkh->bk", placed_BH, maps_BKH) @ vector_NR.T
+        mixed_BNK = vector_NR @ torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
+        norm_BN = (mixed_BNK * vector_NR).sum(dim=2)
+        square_B1 = placed_BH.square().sum(dim=1, keepdim=True)
+        return self._compared(inner_BN, square_B1, norm_BN).mean(dim=1)
+
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram
         matrices."""

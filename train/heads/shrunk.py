@@ -93,6 +93,10 @@ class ShrunkHead(Head):
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return (self.all_terms(prompt_BD, item_BD) * vector_BR).sum(dim=1)
 
+    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
+        """Rewards are linear in the vector: the mean user's is the mean."""
+        return self.all_terms(prompt_BD, item_BD) @ vector_NR.mean(dim=0)
+
     def margin(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:
