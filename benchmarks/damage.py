@@ -92,7 +92,7 @@ READERS = {
 """by the start of a path: the commands that may read what lies there"""
 OF_THE_CALL = CHANGING | {"tokens_padded", "truncated", "answers_cut", "bytes"}
 """what tells of the work of one call or of the disk, not of its result"""
-NOT_SHOWN = re.compile(r"(is not|cannot be) shown: ")
+NOT_SHOWN = re.compile(r"(is not|cannot be) shown: |<td>(damaged|incomplete)<")
 """what a page says of a part that it has to leave out"""
 
 

@@ -9,7 +9,7 @@ from pal.cache.records import Manifest, SpecRecord
 from pal.cache.spec import encoder_of, fingerprint, place_of
 from pal.errors import CacheError
 from pal.files import bytes_of
-from pal.names import require_name
+from pal.names import did_you_mean, require_name
 from pal.records import Entry
 
 
@@ -42,9 +42,11 @@ def caches_of(root: Path, dataset: str, encoder: str | None = None) -> list[Path
     found = [path for path in there if encoder is None or encoder_name(path) == encoder]
     if not found:
         known = sorted({encoder_name(path) for path in there})
+        others = sorted({path.parent.name for path in _all(root)})
+        meant = did_you_mean(encoder, known) if known and encoder else did_you_mean(dataset, others)
         hint = f"its encoders are {', '.join(known)}" if known else "see pal cache ls"
         which = "" if encoder is None else f" under {encoder}"
-        raise CacheError(f"there is no cache of {dataset}{which} in {root}; {hint}")
+        raise CacheError(f"there is no cache of {dataset}{which} in {root}{meant} {hint}")
     return found
 
 

@@ -145,8 +145,7 @@ def as_yaml(found: Proposal) -> str:
         "  head: auto    # many tastes that never lose to one; pal-a and pal-b have a K of yours",
         "  # k: 4",
         "",
-        "adapt:",
-        "  shots: [0, 5, 20]    # answers of new people",
+        "# adapt: {shots: [0, 5, 20]}    # answers of new people; else as many as half can give",
     ]
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import polars as pl
 from pydantic import AfterValidator, Field
 
+from pal.cells import with_point
 from pal.config import ComparisonsConfig
 from pal.data.adapter import Adapter, Part
 from pal.data.comparisons import Chunk, Comparison, Recorder, Reject
@@ -136,6 +137,7 @@ class RowAdapter(Adapter):
         """Yield the rows of a file with their places."""
         name, sheet = self.name_of(file), self.sheet(file)
         columns = self.user_columns if sheet.is_untyped else ()
+        numbers = self.number_columns if sheet.has_decimal_commas else ()
         for number, row in numbered_rows(sheet):
             place = f"{name}:{number:07d}"
             if isinstance(row, BadRow):
@@ -144,6 +146,9 @@ class RowAdapter(Adapter):
             for column in columns:
                 if column in row:
                     row[column] = self._user_of_text_file(column, row[column])
+            for column in numbers:
+                if column in row:
+                    row[column] = with_point(row[column])
             yield place, row
 
     def told(self) -> Iterator[str]:
@@ -173,7 +178,7 @@ class RowAdapter(Adapter):
 
             for _, row in itertools.islice(numbered_rows(sheet, with_bytes=False), left):
                 read = None if isinstance(row, BadRow) else row
-                found.add(file, read, sheet.is_untyped, exists)
+                found.add(file, read, sheet.is_untyped, exists, sheet.has_decimal_commas)
             found.add_unread(sheet.images)
             left = None if left is None else left - found.rows.get(file, 0)
         return found
@@ -182,6 +187,17 @@ class RowAdapter(Adapter):
     def user_columns(self) -> Sequence[str]:
         """Columns that name users, the first that a row has counts."""
         return () if self.user_column is None else (self.user_column,)
+
+    @property
+    def number_columns(self) -> Sequence[str]:
+        """Columns that may hold numbers, which some files write with a decimal comma."""
+        return ()
+
+    def told_of_commas(self) -> Iterator[str]:
+        """Yield which columns of numbers have decimal commas, for people."""
+        for column in map(self.survey.column, self.number_columns):
+            if column.commas:
+                yield f"{column.name}: {column.commas:,} numbers with a decimal comma; 1,5 is 1.5"
 
     def _user_of_text_file(self, column: str, value: str | None) -> str | None:
         """Return the name of a user in a file without types: whether 7.0 is the number 7 is said

@@ -132,6 +132,12 @@ class Sheet:
         """Whether its cells have no types, as those of text files of cells."""
         return self.kind == "CSV"
 
+    @property
+    def has_decimal_commas(self) -> bool:
+        """Whether a comma within a number is its decimal mark: it stands between no cells, as in
+        the files of programs that write 1,75."""
+        return self.kind == "CSV" and self.delimiter != ","
+
     def __str__(self) -> str:
         parts: list[str] = [self.kind]
         if self.kind == "CSV":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pal.cells import with_point
 from pal.data.pictures import Look, look_of
 from pal.rows import Row
 from pal.users import NUMBER, is_missing_text
@@ -52,25 +53,33 @@ class Column:
     """short values by ``answer_key``, at most ``MOST_ANSWERS`` different ones"""
     are_numbers: bool = True
     """whether all cells of text files that hold something hold whole numbers"""
+    commas: int = 0
+    """numbers with a decimal comma, which are counted in ``answers`` with a point"""
     looks: Counter[Look] = field(default_factory=Counter)
     """strings that look like images, by how"""
     found: int = 0
     """those of them that are files, as far as they were looked for"""
 
-    def add(self, value: Any, is_untyped: bool, is_file: IsFile) -> None:
+    def add(
+        self, value: Any, is_untyped: bool, is_file: IsFile, has_decimal_commas: bool = False
+    ) -> None:
         if value is None or value == "":
             self.empty += 1
             return
         self.filled += 1
         self.types[TYPES.get(type(value), type(value).__name__)] += 1
         if isinstance(value, str):
-            self._add_text(value, is_untyped, is_file)
+            self._add_text(value, is_untyped, is_file, has_decimal_commas)
         elif isinstance(value, int | float):
             self._count(value)
 
-    def _add_text(self, value: str, is_untyped: bool, is_file: IsFile) -> None:
+    def _add_text(
+        self, value: str, is_untyped: bool, is_file: IsFile, has_decimal_commas: bool
+    ) -> None:
         if len(value) <= LONGEST_ANSWER:
-            self._count(value)
+            number = with_point(value) if has_decimal_commas else value
+            self.commas += number != value
+            self._count(number)
         if is_untyped and self.are_numbers and not is_missing_text(value):
             self.are_numbers = NUMBER.fullmatch(value.strip()) is not None
         look = look_of(value)
@@ -123,14 +132,21 @@ class Survey:
     readable: int = 0
     """rows that could be read"""
 
-    def add(self, file: Path, row: Row | None, is_untyped: bool, is_file: IsFile) -> None:
+    def add(
+        self,
+        file: Path,
+        row: Row | None,
+        is_untyped: bool,
+        is_file: IsFile,
+        has_decimal_commas: bool = False,
+    ) -> None:
         """Take a row, None for one that cannot be read."""
         self.rows[file] = self.rows.get(file, 0) + 1
         if row is None:
             return
         self.readable += 1
         for name, value in row.items():
-            self.column(name).add(value, is_untyped, is_file)
+            self.column(name).add(value, is_untyped, is_file, has_decimal_commas)
 
     def add_unread(self, names: Iterable[str]) -> None:
         """Take columns of bytes, whose values are not looked at."""

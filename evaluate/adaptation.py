@@ -8,7 +8,7 @@ from typing import Literal
 from pal.cache.reader import FeatureStore
 from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset
-from pal.evaluate.few_shot import Trial
+from pal.evaluate.few_shot import USUAL_SHOTS, Trial
 from pal.evaluate.hull import OutsideUser, outside_users
 from pal.evaluate.panel import FewShot, few_shot
 from pal.evaluate.predict import ZERO_SHOT, evaluating, require_same_data
@@ -63,6 +63,17 @@ def adapt_run(
         protocol=settings.protocol,
         outside_hull=outside_users(trained, dataset, store),
     )
+
+
+def shots_line(settings: AdaptConfig, found: Adaptation) -> list[str]:
+    """Return a sentence where nobody said how many shots, and the usual ones were too many."""
+    most = max(map(int, found.test_unseen))
+    if settings.shots is not None or most == max(USUAL_SHOTS):
+        return []
+    return [
+        f"  shots: up to {most}, the most of {', '.join(map(str, USUAL_SHOTS))} that half of the "
+        f"new users can give; --shots asks for others"
+    ]
 
 
 def with_cells(metrics: Metrics, found: FewShot) -> Metrics:

@@ -15,7 +15,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import AdaptConfig, EvaluateConfig, PathsConfig
 from pal.errors import EvaluationError
 from pal.evaluate.adaptation import with_cells
-from pal.evaluate.few_shot import Trial, balanced
+from pal.evaluate.few_shot import Trial, shots_that_fit
 from pal.evaluate.folds import FEWEST_FOLDS, Fold, Over, crossing_folds, folder_of
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.panel import few_shot
@@ -79,25 +79,11 @@ def cross_fit(
     if over == "answers":
         metrics = metrics.model_copy(update={"test_items_seen": metrics.test_seen})
     trials = [Trial(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
-    shots = _shots_for(trials) if metrics.test_unseen else ()
+    shots = shots_that_fit(trials, SHOTS) if metrics.test_unseen else ()
     if len(shots) > 1:
         metrics = with_cells(metrics, few_shot(AdaptConfig(shots=shots), settings, trials))
     write_evaluation(folder, metrics, predictions)
     return metrics
-
-
-def _shots_for(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """Return the numbers of shots that at least half of the unseen users can give in every
-    fold."""
-
-    def can_be_given(count: int) -> bool:
-        try:
-            names, left_out = balanced(trials, count)
-        except EvaluationError:
-            return False
-        return len(names) >= left_out
-
-    return tuple(count for count in SHOTS if can_be_given(count))
 
 
 def train_folds(

@@ -34,6 +34,8 @@ from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 8192
+USUAL_SHOTS = (0, 1, 2, 5, 10, 20, 50, 100)
+"""answers per new user where nobody says how many, as far as they can give them"""
 
 
 @dataclass
@@ -91,26 +93,42 @@ def answers_of_unseen(
     return judged, pool
 
 
-def balanced(trials: Sequence[Trial], least: int) -> tuple[list[str], int]:
-    """Return the unseen users with so many answers wherever they are judged, and how many have
-    fewer (evaluation.md 1.3: a balanced panel); raises EvaluationError where nobody has."""
+def answers_of_each(trials: Sequence[Trial]) -> dict[str, int]:
+    """Return how many answers each unseen user can give wherever the user is judged; raises
+    EvaluationError where nobody is judged."""
     fewest: dict[str, int] = {}
     for trial in trials:
         judged, pool = answers_of_unseen(*trial, "test")
         answers = Counter(pool["user_id"])
         for name in judged["user_id"].unique():
             fewest[name] = min(answers[name], fewest.get(name, answers[name]))
-    dataset = trials[0].dataset.name
     if not fewest:
         raise EvaluationError(
-            f"dataset {dataset} has no unseen users with test pairs; prepare it with some"
+            f"dataset {trials[0].dataset.name} has no unseen users with test pairs; prepare it "
+            f"with some"
         )
+    return fewest
+
+
+def shots_that_fit(trials: Sequence[Trial], counts: Sequence[int]) -> tuple[int, ...]:
+    """Return those numbers of shots that at least half of the unseen users can give."""
+    given = answers_of_each(trials).values()
+    return tuple(
+        count for count in counts if 2 * sum(answers >= count for answers in given) >= len(given)
+    )
+
+
+def balanced(trials: Sequence[Trial], least: int) -> tuple[list[str], int]:
+    """Return the unseen users with so many answers wherever they are judged, and how many have
+    fewer (evaluation.md 1.3: a balanced panel); raises EvaluationError where nobody has."""
+    fewest = answers_of_each(trials)
     names = sorted(name for name, count in fewest.items() if count >= least)
     if not names:
         most = max(fewest.values())
         raise EvaluationError(
-            f"{least} shots were asked for, but no unseen user of dataset {dataset} has more "
-            f"than {most} adaptation pairs; use --shots with at most {most}"
+            f"{least} shots were asked for, but no unseen user of dataset "
+            f"{trials[0].dataset.name} has more than {most} adaptation pairs; use --shots with at "
+            f"most {most}"
         )
     return names, len(fewest) - len(names)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pal.errors import EvaluationError
 from pal.evaluate.records import Cell, Metrics
 from pal.files import bytes_of
-from pal.names import require_name
+from pal.names import did_you_mean_folder, folders_with, require_name
 from pal.records import Entry
 from pal.train.run_record import RunRecord
 
@@ -38,9 +37,13 @@ class RemovedRuns(Entry):
 
 
 def list_runs(root: Path) -> list[ListedRun]:
-    """Return every run below a folder, by name."""
-    folders = [path.parent for path in sorted(root.glob(f"*/{RunRecord.file}"))]
-    return [_listed(folder) for folder in folders if RunRecord.is_ours(folder)]
+    """Return every run below a folder, by name; not what another command has not finished, whose
+    folder has no name."""
+    return [
+        _listed(folder)
+        for folder in folders_with(root, RunRecord.file)
+        if RunRecord.is_ours(folder)
+    ]
 
 
 def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
@@ -49,9 +52,15 @@ def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
     found = []
     for name in dict.fromkeys(names):
         folder = root / require_name("run", name, EvaluationError)
-        if not os.path.lexists(folder):
-            raise EvaluationError(f"there is no run {name} in {root}; see pal runs ls")
-        if folder.is_symlink() or not RunRecord.is_ours(folder):
+        if folder.is_symlink():
+            raise EvaluationError(
+                f"{folder} is a link to {folder.readlink()}, and only what is really there is "
+                f"removed; remove the link yourself: rm {folder}"
+            )
+        if not folder.exists():
+            hint = did_you_mean_folder(folder, RunRecord.file)
+            raise EvaluationError(f"there is no run {name} in {root}{hint} see pal runs ls")
+        if not RunRecord.is_ours(folder):
             raise EvaluationError(
                 f"{folder} is no run of ours, so it is not removed; see pal runs ls"
             )

@@ -16,6 +16,7 @@ from pal.config import AdaptConfig, EvaluateConfig
 from pal.errors import EvaluationError
 from pal.evaluate.crossed import Array, Crossing
 from pal.evaluate.few_shot import (
+    USUAL_SHOTS,
     NewUsers,
     Trial,
     adapt_users,
@@ -25,6 +26,7 @@ from pal.evaluate.few_shot import (
     balanced,
     choose_prior,
     new_users,
+    shots_that_fit,
 )
 from pal.evaluate.metrics import negative_log_likelihoods, summarize
 from pal.evaluate.predict import pairs_of, predict
@@ -66,21 +68,23 @@ class FewShot(NamedTuple):
 
 
 def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[Trial]) -> FewShot:
-    """Adapt unseen users to every number of shots of the settings and judge them.
+    """Adapt unseen users to every number of shots of the settings, or to those that fit, and judge
+    them.
 
     All cells judge the same pairs of the same users: those with as many answers as the largest
     number of shots, in every trial that judges them; ``n_users_left_out`` counts the others. Each
     cell averages ``adapt.repeats`` draws within a user before anything else. Raises EvaluationError
     where there is no such user.
     """
-    most = max(settings.shots, default=0)
+    asked = settings.shots or shots_that_fit(trials, USUAL_SHOTS)
+    most = max(asked)
     names, left_out = balanced(trials, most)
     judges = [_Judge.of(settings, trial, names, most) for trial in trials]
     panel = _Panel.of(evaluate, trials, judges)
     cells: dict[str, Cell] = {}
     scores: dict[str, Scores] = {}
     seconds, at_zero = 0.0, None
-    for count in sorted({0, *settings.shots}):
+    for count in sorted({0, *asked}):
         priors = [choose_prior(j.trained, j.validation, count) for j in judges]
         margins = []
         for repeat in range(settings.repeats if count and not settings.active else 1):
@@ -96,7 +100,7 @@ def few_shot(settings: AdaptConfig, evaluate: EvaluateConfig, trials: Sequence[T
         cell, per_user = panel.cell(margins)
         scores[str(count)] = panel.scores(margins)
         at_zero = per_user if at_zero is None else at_zero
-        if count in settings.shots:
+        if count in asked:
             harmed = share_harmed(per_user, at_zero)
             cells[str(count)] = cell.model_copy(update={"harmed_vs_0": harmed})
     method = _method(settings, trials[0].trained.head)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pal.rows import BadRow, Row
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 SAMPLE = 50
 """rows by which a delimiter is recognised"""
 
@@ -33,6 +36,14 @@ def delimiter_of(text: str, is_whole: bool = True) -> str:
         fits = sum(width == widths[0] for width in widths) / len(widths)
         best, found = max((best, found), ((fits, widths[0]), one), key=lambda two: two[0])
     return found
+
+
+def with_point(cell: Any) -> Any:
+    """Return a number that is written with a decimal comma, as 1,75, with a point; any other cell
+    as it is, 1.234,5 too, of which nobody knows what its marks are."""
+    if isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell):
+        return cell.replace(",", ".")
+    return cell
 
 
 def rows_of_cells(

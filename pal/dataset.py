@@ -22,7 +22,7 @@ from pydantic import Field
 from pal.errors import DataError
 from pal.files import recover
 from pal.items import ID_BYTES, ItemText, View
-from pal.names import FolderName, InnerPath
+from pal.names import FolderName, InnerPath, did_you_mean_folder
 from pal.records import Damaged, Entry, JsonObject, Record, read_table
 
 if TYPE_CHECKING:
@@ -220,7 +220,11 @@ class PreparedDataset:
         """Read the card of a prepared dataset; raises DataError where there is none."""
         recover(folder)
         if not (folder / DatasetCard.file).is_file():
-            raise DataError(f"{folder} holds no prepared dataset; {DatasetCard.remedy_for(folder)}")
+            hint = did_you_mean_folder(folder, DatasetCard.file)
+            raise DataError(
+                f"{folder} holds no prepared dataset{hint} run: pal embed --dataset "
+                f"{folder.name}, which prepares it first"
+            )
         return cls(folder, DatasetCard.read(folder))
 
     @property

@@ -3,8 +3,11 @@ names that a record gives, which become paths just the same."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from pathlib import PurePosixPath
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
@@ -12,6 +15,7 @@ from pydantic import AfterValidator, StringConstraints
 from pal.errors import ConfigError, PalError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MOST_MEANT = 3
 TAKEN = "sources"
 """a folder of code in data/, so no dataset can have its name"""
 
@@ -24,8 +28,9 @@ def require_name(what: str, name: str, error: type[PalError] = ConfigError) -> s
     if not NAME.fullmatch(name):
         shown = name if len(name) <= 120 else f"{name[:120]}..."
         raise error(
-            f"{shown!r} cannot be the name of {_article(what)} {what}: use 1 to 100 letters, "
-            f"digits, dots, hyphens and underscores, and begin with a letter or a digit"
+            f"{shown!r} cannot be the name of {_article(what)} {what}: use 1 to 100 letters from a "
+            f"to z, A to Z, digits, dots, hyphens and underscores, and begin with a letter or a "
+            f"digit, e.g. {name_from(name)}"
         )
     if what == "dataset" and name == TAKEN:
         raise error(f"{name!r} is a folder of code in data/, so no dataset can have this name")
@@ -33,9 +38,32 @@ def require_name(what: str, name: str, error: type[PalError] = ConfigError) -> s
 
 
 def name_from(text: str, longest: int = 60) -> str:
-    """Return the nearest valid name of a text: other characters become ``_``."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:longest]
-    return plain if NAME.fullmatch(plain) else f"x{plain}"
+    """Return the nearest valid name of a text: letters lose their accents, other characters become
+    ``_``; ``x`` where nothing is left."""
+    letters = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    bare = "".join(one for one in letters if not unicodedata.combining(one))
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", bare).lstrip("._-")[:longest]
+    return plain or "x"
+
+
+def did_you_mean(name: str, others: Sequence[str]) -> str:
+    """Return ``; did you mean 'NAME'?``, the others that a name begins or that are most like it, at
+    most three, and ``;`` where there are none."""
+    begun = [other for other in others if other.startswith(f"{name}-")]
+    close = begun[:MOST_MEANT] or difflib.get_close_matches(name, others, n=1)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ";"
+
+
+def did_you_mean_folder(folder: Path, file: str) -> str:
+    """Return the same for a folder that holds no ``file``, of those beside it that do."""
+    return did_you_mean(folder.name, [other.name for other in folders_with(folder.parent, file)])
+
+
+def folders_with(root: Path, file: str) -> list[Path]:
+    """Return the folders of a root that hold a file, by name; not those without a name of ours,
+    which other commands have not finished."""
+    found = [path.parent for path in sorted(root.glob(f"*/{file}"))]
+    return [folder for folder in found if NAME.fullmatch(folder.name)]
 
 
 def _is_folder_name(name: str) -> str:

@@ -154,7 +154,7 @@ def adapt(config: Config, run: str, grow: int | None = None, tell: Tell = say) -
     Under the strict protocol the run's metrics file then has their cells. Growing makes a new run
     ``<run>-grown``.
     """
-    from pal.evaluate.adaptation import adapt_run
+    from pal.evaluate.adaptation import adapt_run, shots_line
     from pal.evaluate.hull import grow_run
     from pal.evaluate.inputs import inputs_of_run
     from pal.evaluate.predict import evaluate_run, load_run
@@ -164,6 +164,7 @@ def adapt(config: Config, run: str, grow: int | None = None, tell: Tell = say) -
     dataset, store = inputs_of_run(config.paths, trained.metadata)
     found = adapt_run(config.adapt, config.evaluate, trained, dataset, store, runs / run)
     _tell_of_runs(config, [run], tell)
+    _tell_all(tell, shots_line(config.adapt, found))
     if grow is None:
         return found
     grown = grow_run(trained, dataset, store, runs, grow, config.seed, saved(config))

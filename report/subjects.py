@@ -11,7 +11,7 @@ from pal.audit.record import AuditPlan
 from pal.config import PathsConfig
 from pal.dataset import DatasetCard
 from pal.errors import EvaluationError
-from pal.names import NAME, require_name
+from pal.names import did_you_mean, folders_with, require_name
 from pal.records import Record
 from pal.sweep.record import SweepSummary
 from pal.train.run_record import RunRecord
@@ -41,12 +41,8 @@ def all_of(paths: PathsConfig, kind: Kind) -> list[Subject]:
     """Return everything of a kind that says of itself that it is ours, by name; not what another
     command has not finished, whose folder has no name."""
     root, record = root_of(paths, kind), RECORDS[kind]
-    found = sorted(root.glob(f"*/{record.file}"))
-    return [
-        Subject(kind, path.parent.name, path.parent)
-        for path in found
-        if NAME.fullmatch(path.parent.name) and record.is_ours(path.parent)
-    ]
+    found = folders_with(root, record.file)
+    return [Subject(kind, folder.name, folder) for folder in found if record.is_ours(folder)]
 
 
 def subjects_of(paths: PathsConfig, names: Sequence[str]) -> list[Subject]:
@@ -73,8 +69,9 @@ def _named(paths: PathsConfig, given: str) -> list[Subject]:
     there = [one for one in places if RECORDS[one.kind].is_ours(one.folder)]
     if not there:
         looked = ", ".join(str(one.folder) for one in places)
+        others = sorted({one.name for kind in kinds for one in all_of(paths, kind)})
         raise EvaluationError(
-            f"nothing is called {name}: there is no {looked}; see pal runs ls, or make it with pal "
-            "prepare, pal train, pal sweep or pal audit"
+            f"nothing is called {name}: there is no {looked}{did_you_mean(name, others)} see pal "
+            "runs ls, or make it with pal prepare, pal train, pal sweep or pal audit"
         )
     return there

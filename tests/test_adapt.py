@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from pal import pipeline
 from pal.cache.reader import FeatureStore
-from pal.config import Config, TrainConfig
+from pal.config import AdaptConfig, Config, TrainConfig
 from pal.data.sources.simulated import Simulated
 from pal.dataset import PAIRS, DatasetCard, PreparedDataset
 from pal.errors import EvaluationError, PalWarning, TrainError
@@ -498,6 +498,17 @@ def test_fewer_shots_keep_more_users_and_none_keep_all(simulation: Any, tmp_path
     found = [pipeline.adapt(with_shots(config, *shots), "one") for shots in ((0, 5), (1,), (0,))]
     assert [result.n_users_left_out for result in found] == [2, 1, 0]
     assert found[1].test_unseen["1"].harmed_vs_0 is not None
+
+
+def test_shots_that_nobody_asked_for_are_those_that_half_of_the_users_can_give(
+    simulation: Any, tmp_path: Path
+) -> None:
+    config = with_few_answers(simulation[0], tmp_path / "few", dict.fromkeys(range(20), 3))
+    usual = {"adapt": AdaptConfig(repeats=1)}
+    told: list[str] = []
+    found = pipeline.adapt(config.model_copy(update=usual), "one", tell=told.append)
+    assert (list(found.test_unseen), found.n_users_left_out) == (["0", "1", "2"], 0)
+    assert any("shots: up to 2, the most of 0, 1, 2, 5" in line for line in told)
 
 
 def test_users_with_few_answers_do_not_hide_those_outside_the_hull(

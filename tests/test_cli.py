@@ -96,7 +96,7 @@ def test_prepare_embed_train_evaluate_speak_json() -> None:
         ),
         (
             ["train", "--dataset", "demo"],
-            "data/demo holds no prepared dataset; run: pal prepare --dataset demo",
+            "data/demo holds no prepared dataset; run: pal embed --dataset demo",
         ),
         (["train", "--set", "train.nothing=1"], "unknown key of train 'nothing'"),
         (["evaluate", "--run", "nothing"], "runs/nothing holds no trained head"),

@@ -349,7 +349,7 @@ def test_a_damaged_dataset_is_one_sentence(configure: Configure) -> None:
     sentence = r"pairs.parquet is damaged: .*; run: pal prepare --dataset simulated"
     with pytest.raises(DataError, match=sentence):
         dataset.pairs()
-    with pytest.raises(DataError, match="data/absent holds no prepared dataset; run: pal prepare"):
+    with pytest.raises(DataError, match="data/absent holds no prepared dataset; run: pal embed"):
         PreparedDataset.open(Path("data/absent"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,3 +105,46 @@ def test_images_within_rows_are_looked_at_and_not_written() -> None:
     assert "column: chosen: text, 4 filled, 4 that look like images" in said
     assert "4 comparisons of a.jsonl can be used" in said
     assert not Path("data").exists()
+
+
+def decimals(kind: str, answers: Sequence[str]) -> str:
+    column = {"pairs": "label", "votes": "vote", "ratings": "rating"}[kind]
+    if kind == "pairs":
+        rows = [f"u;p{n};good {n};bad {n};{answer}" for n, answer in enumerate(answers)]
+        return "\n".join(["user_id;prompt;first;second;label", *rows])
+    rows = [f"u;text, {n};{answer}" for n, answer in enumerate(answers)]
+    return "\n".join([f"user_id;item;{column}", *rows])
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "lines"),
+    [
+        ("ratings", ["1,75", "+3,5", "5", "4,0"] * 5,
+         ["rating holds '1.75' (5), '+3.5' (5), '5' (5), '4' (5)",
+          "rating: 15 numbers with a decimal comma; 1,5 is 1.5",
+          "comparisons of a.csv can be used"]),
+        ("pairs", ["0,25", "1,0", "0", "0,5"] * 10,
+         ["'0.25' is 0.25 (10)", "label: 30 numbers with a decimal comma", "40 comparisons of"]),
+        ("votes", ["1,0", "-1,0"] * 10,
+         ["'1' is 1 (10), '-1' is 0 (10)", "vote: 20 numbers with a decimal comma",
+          "20 comparisons of"]),
+    ],
+)  # fmt: skip
+def test_a_decimal_comma_is_read_where_commas_stand_between_no_cells(
+    kind: str, answers: list[str], lines: list[str]
+) -> None:
+    said = doctor(kind=kind, text=decimals(kind, answers))
+    for line in lines:
+        assert line in said
+    assert "bad-label" not in said
+    assert kind == "pairs" or "'text, " in said, "a comma in a text stays"
+
+
+def test_marks_that_nobody_can_be_sure_of_are_refused_with_what_to_write() -> None:
+    said = doctor(kind="ratings", text=decimals("ratings", ["1,75", "5", "3", "1.234,5"]))
+    assert "1 rows bad-label, e.g. a.csv:0000005: the rating is '1.234,5', no finite number" in said
+    assert "write it with a point before the decimals and no other mark" in said
+    quoted = 'user_id,item,rating\nu,a,"1,75"\nu,b,3\nu,c,5\n'
+    assert "the rating is '1,75', no finite number; write it with a point" in doctor(
+        kind="ratings", text=quoted
+    ), "between commas 1,75 may be two answers"

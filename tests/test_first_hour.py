@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,13 +31,17 @@ from pal.cli.examples import EXAMPLES
 from pal.cli.version import version_text
 from pal.config import Config, load
 from pal.data.proposal import propose, write_settings
+from pal.dataset import PreparedDataset
 from pal.embed.needed import is_needed
 from pal.errors import CacheError, ConfigError, DataError, EvaluationError
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.keeping import list_runs, remove_runs, runs_to_remove
+from pal.evaluate.predict import load_run
 from pal.evaluate.records import Metrics
 from pal.evaluate.sentences import sentences_of
+from pal.names import did_you_mean, name_from, require_name
+from pal.report.subjects import subjects_of
 from pal.reward.cells import write_cells
 from pal.reward.rows import read_rows
 
@@ -230,6 +235,7 @@ def made(configure: Configure) -> Config:
 
 def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
     runs = made.paths.runs
+    shutil.copytree(runs / "one", runs / ".inflight-one-1")
     listed = list_runs(runs)
     assert [(run.run, run.state, run.head) for run in listed] == [
         ("one", "evaluated", "pal-a"), ("two", "evaluated", "pal-a"),
@@ -237,9 +243,24 @@ def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
     (runs / "mine").mkdir()
     (runs / "mine" / "head.json").write_text("{}")
     (runs / "link").symlink_to("one")
-    for name in ("mine", "link", "absent"):
-        with pytest.raises(EvaluationError, match="no run"):
+    for name, words in (
+        ("mine", "mine is no run of ours"),
+        ("link", "link is a link to one, and only .*; remove the link yourself: rm "),
+        ("absent", "there is no run absent in .*; see pal runs ls"),
+        ("tow", "there is no run tow in .*; did you mean 'two'[?] see pal runs ls"),
+    ):
+        with pytest.raises(EvaluationError, match=words):
             runs_to_remove(runs, ["one", name])
+    with pytest.raises(EvaluationError, match="no trained head; did you mean 'two'[?] run: pal tr"):
+        load_run(runs, "tow")
+    with pytest.raises(DataError, match="did you mean 'simulated'[?] run: pal embed --dataset sim"):
+        PreparedDataset.open(made.paths.data / "simulate")
+    with pytest.raises(
+        EvaluationError, match="runs/tow, .*; did you mean .two.[?] see pal"
+    ):
+        subjects_of(made.paths, ["tow"])
+    with pytest.raises(CacheError, match="no cache of simulate in .*did you mean 'simulated'[?]"):
+        caches_of(made.paths.cache, "simulate")
     with pytest.raises(EvaluationError, match="cannot be the name of a run"):
         runs_to_remove(runs, ["../runs/one"])
     assert (runs / "one").is_dir()
@@ -253,6 +274,22 @@ def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
     assert (runs / "two").is_dir()
     done = CliRunner().invoke(app, ["runs", "rm", "two", "--yes", "--json"])
     assert json.loads(done.stdout)["removed"] == ["two"]
+
+
+def test_a_name_is_told_by_its_nearest_or_by_what_it_begins() -> None:
+    names = ["demo-minilm-pal-a-k1-s0", "demo-minilm-pal-b-k1-s0", "other"]
+    assert did_you_mean("othr", names) == "; did you mean 'other'?"
+    assert did_you_mean("demo", names) == f"; did you mean {names[0]!r} or {names[1]!r}?"
+    assert did_you_mean("zzz", names) == ";"
+
+
+def test_a_name_that_cannot_be_a_folders_is_told_with_one_that_can() -> None:
+    assert name_from("Übung für März") == "Ubung_fur_Marz"
+    assert [name_from(text) for text in ("Straße", ".x", "日本", "")] == ["Strasse", "x", "x", "x"]
+    with pytest.raises(
+        ConfigError, match="letters from a to z.* a letter or a digit, e.g. Ub"
+    ):
+        require_name("run", "Übung")
 
 
 def test_caches_that_runs_or_settings_need_are_used(made: Config) -> None:

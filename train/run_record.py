@@ -24,7 +24,7 @@ from pal.config import TrainConfig
 from pal.errors import EvaluationError, TrainError
 from pal.files import INFLIGHT, file_sha256, recover
 from pal.items import ItemText, View
-from pal.names import Fingerprint, FolderName, InnerPath
+from pal.names import Fingerprint, FolderName, InnerPath, did_you_mean_folder
 from pal.records import Damaged, JsonObject, Record, read_tensors, write_tensors, write_text
 from pal.train.build import rebuild_head
 from pal.train.heads.head import Head
@@ -82,7 +82,8 @@ class RunRecord(
         recover(folder)
         if not (folder / cls.file).is_file():
             raise EvaluationError(
-                f"{folder} holds no trained head; run: pal train --run {folder.name}"
+                f"{folder} holds no trained head{did_you_mean_folder(folder, cls.file)} run: pal "
+                f"train --run {folder.name}"
             )
         return cls.read(folder)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from pal.cells import with_point
 from pal.data.survey import SHOWN, Column, answer_key
 from pal.errors import DataError
 from pal.items import is_unicode
@@ -48,7 +49,8 @@ def _words(given: Any) -> Any:
     found: dict[Any, Any] = {}
     for key, value in given.items():
         names = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
-        same = names[key] if isinstance(key, bool) else (answer_key(key),)
+        written = answer_key(key)
+        same = names[key] if isinstance(key, bool) else (written, answer_key(with_point(written)))
         found |= dict.fromkeys(same, value)
     return found
 

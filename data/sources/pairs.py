@@ -130,10 +130,15 @@ class OwnPairs(RowAdapter):
         yield self.columns.told()
         if self.labels is not None:
             yield self.labels.told(self.survey.column(self.columns.shown("label")))
+        yield from self.told_of_commas()
 
     @property
     def user_columns(self) -> Sequence[str]:
         return self.columns.taken["user_id"]
+
+    @property
+    def number_columns(self) -> Sequence[str]:
+        return self.columns.taken["label"]
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
         try:

@@ -72,6 +72,12 @@ class RatingsConfig(OwnFilesConfig):
     the difference as a share of the file's widest."""
 
 
+def _hint(given: str) -> str:
+    """Return what to do about a number with marks that nobody can be sure of, such as 1.234,5."""
+    has_marks = "," in given and given.strip("'+-").replace(",", "").replace(".", "").isdigit()
+    return "; write it with a point before the decimals and no other mark" if has_marks else ""
+
+
 @dataclass(frozen=True)
 class Rating:
     """What one user thinks of one item."""
@@ -106,10 +112,15 @@ class OwnRatings(WholeAdapter[Rating]):
     def told(self) -> Iterator[str]:
         yield self.columns.told()
         yield self.survey.column(self.columns.shown("rating")).told()
+        yield from self.told_of_commas()
 
     @property
     def user_columns(self) -> Sequence[str]:
         return self.columns.taken["user_id"]
+
+    @property
+    def number_columns(self) -> Sequence[str]:
+        return self.columns.taken["rating"]
 
     def one(self, row: Row, place: str, file: Path) -> Rating | Reject:
         columns = self.columns
@@ -130,7 +141,9 @@ class OwnRatings(WholeAdapter[Rating]):
         value = number_of(values["rating"])
         if value is None:
             given = shown(values["rating"])
-            return Reject(place, "bad-label", f"the rating is {given}, no finite number")
+            return Reject(
+                place, "bad-label", f"the rating is {given}, no finite number{_hint(given)}"
+            )
         item = Text(turns[-1].content, role=turns[-1].role)
         return Rating(place, user, (*prompt, *turns[:-1]), item, value, self.split_of(file))
 

@@ -120,10 +120,15 @@ class OwnVotes(RowAdapter):
     def told(self) -> Iterator[str]:
         yield self.columns.told()
         yield self.votes.told(self.survey.column(self.columns.shown("vote")))
+        yield from self.told_of_commas()
 
     @property
     def user_columns(self) -> Sequence[str]:
         return self.columns.taken["user_id"]
+
+    @property
+    def number_columns(self) -> Sequence[str]:
+        return self.columns.taken["vote"]
 
     def comparisons(self, row: Row, place: str, file: Path) -> Iterable[Comparison | Reject]:
         columns = self.columns

@@ -98,7 +98,10 @@ def sweep(
 def adapt(
     run: Annotated[str, typer.Option("--run", help="Name of a run.")],
     shots: Annotated[
-        str | None, typer.Option("--shots", help="Answers per new user, e.g. 0,5,20.")
+        str | None,
+        typer.Option(
+            "--shots", help="Answers per new user, e.g. 0,5,20; default: those that half can give."
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="map or sgd.")] = None,
     protocol: Annotated[
@@ -132,7 +135,7 @@ def adapt(
         from pal.evaluate.report import as_markdown, table_of_shots
 
         far, few = found.outside_hull, found.n_users_left_out
-        most = max(settings.config.adapt.shots)
+        most = max(map(int, found.test_unseen))
         left_out = f", {few} left out with fewer than {most} answers" if few else ""
         lines = [
             as_markdown(table_of_shots(found.test_unseen)),

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pal.config.base import Component, Count, Fraction, Salt, unknown
+from pal.config.base import Component, Count, Fraction, Salt, as_details, unknown
 from pal.names import require_name
 
 Grouping = Literal["prompt", "prompt+items", "items", "auto"]
@@ -158,7 +158,7 @@ class DataConfig(Component):
                 read = kinds[kind].model_validate(settings)
                 resolved[name] = read.model_copy(update={"kind": kind})
             except ValidationError as error:
-                problems += [_within(name, problem) for problem in error.errors()]
+                problems += [as_details(problem, name) for problem in error.errors()]
         if problems:
             raise ValidationError.from_exception_data("data", problems)
         return resolved
@@ -178,13 +178,3 @@ def _unknown(name: str, kind: str, settings: Any, kinds: list[str]) -> InitError
     sentence = unknown("kind of dataset", kind, kinds)
     problem = PydanticCustomError("unknown_kind", "{sentence}", {"sentence": sentence})
     return InitErrorDetails(type=problem, loc=(name, "kind"), input=kind)
-
-
-def _within(name: str, problem: Any) -> InitErrorDetails:
-    """Return a problem of a dataset's settings with the dataset's name before its place."""
-    return InitErrorDetails(
-        type=problem["type"],
-        loc=(name, *problem["loc"]),
-        input=problem["input"],
-        ctx=problem.get("ctx", {}),
-    )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
-from pal.config.base import Component, Count
+from pal.config.base import Component, Count, as_details, as_list
 
 PROTOTYPES = {"auto": 8, "one-taste": 1}
 """K of heads that leave no choice of it"""
@@ -94,7 +103,9 @@ class SweepConfig(Component):
     model_config = ConfigDict(
         extra="allow", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
     )
-    __pydantic_extra__: dict[str, tuple[Any, ...]]
+    __pydantic_extra__: dict[
+        str, Annotated[tuple[Any, ...], BeforeValidator(as_list), Field(min_length=1)]
+    ]
 
     sampler: Literal["grid", "random", "optuna"] = "grid"
     """All combinations, independent draws, or draws that learn from results (extra optuna)."""
@@ -115,6 +126,20 @@ class SweepConfig(Component):
     """Where Optuna keeps a study that several processes share: a journal file or sqlite:///PATH;
     null: in this process, made of the sweep's own files whenever it begins."""
 
+    @model_validator(mode="after")
+    def _require_settings(self) -> Self:
+        """Raise ValidationError for a value that a setting of ``train`` cannot have."""
+        problems: list[InitErrorDetails] = []
+        for axis in self.axes.keys() & TrainConfig.model_fields.keys():
+            for value in self.axes[axis]:
+                try:
+                    TrainConfig.model_validate({axis: value})
+                except ValidationError as error:
+                    problems += [as_details(problem, axis) for problem in error.errors()]
+        if problems:
+            raise ValidationError.from_exception_data("sweep", problems)
+        return self
+
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
         return self.__pydantic_extra__
@@ -123,8 +148,10 @@ class SweepConfig(Component):
 class AdaptConfig(Component):
     """New users from a few answers."""
 
-    shots: tuple[Count, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
-    """Answers per new user; each larger set contains the smaller ones."""
+    shots: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Answers per new user; each larger set contains the smaller ones, and who cannot give the
+    largest is left out. null: those of 0, 1, 2, 5, 10, 20, 50 and 100 that at least half of the
+    new users can give."""
     method: Literal["map", "sgd"] = "map"
     """map: maximum a posteriori under the seen users' prior; sgd: random start, as the released
     code."""

@@ -225,8 +225,21 @@ def _sentence(problem: Any, origins: Mapping[str, str], tree: Mapping[str, Any])
             f"embed.{location[1]} is neither a setting ({', '.join(settings)}) nor an encoder "
             "with its own keys" + source
         )
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = _message(problem, key, _component_at(location, tree))
     return f"{key} = {problem['input']!r} is not valid: {message}{source}"
+
+
+def _message(problem: Any, key: str, component: type[BaseModel] | None) -> str:
+    """Return what is wrong with a value, in words that name settings and no types of ours."""
+    if problem["type"] == "tuple_type":
+        return "it takes a list in brackets, such as [1, 2]"
+    if problem["type"] == "too_short":
+        return "the list is empty; put something into it"
+    if problem["type"] == "model_type":
+        keys = ", ".join(f"{key}.{name}" for name in sorted(keys_of(component))[:3])
+        return f"it stands for several settings; set one of them: {keys}, ..."
+    found: str = problem["msg"]
+    return found[0].lower() + found[1:]
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
