@@ -4,24 +4,24 @@ which column holds what. Nothing is guessed in silence: what was only likely is 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from pal.config import DatasetConfig
+from pal.config import load
 from pal.data.adapter import Adapter
 from pal.data.describe import recognised
 from pal.data.rows import RowAdapter
 from pal.data.sources import adapters
-from pal.data.sources.columns import Columns, UnclearColumns, listed, quoted
+from pal.data.sources.columns import Columns, UnclearColumns
+from pal.data.wide import unknown_columns
 from pal.errors import ConfigError, DataError
-from pal.files import atomic_file
-from pal.items import is_unicode
 from pal.names import TAKEN, name_from, require_name
+from pal.records import JsonObject
 
 EXPORTS = ("polis", "remesh")
 """kinds that are folders of a platform, which say by their files what they are"""
@@ -32,6 +32,8 @@ ROWS = {
 }
 """kinds of files of rows, in the order in which they are tried"""
 SIDES = ("chosen", "rejected", "first", "second", "item")
+OF_DATASET = re.compile(r"data\.([^.=]+)\.[^=]+=")
+"""``--set`` of a dataset's setting, and the dataset"""
 TEXTS, IMAGES = "minilm", "clip-h14"
 """encoders that are proposed"""
 
@@ -50,109 +52,91 @@ class Proposal:
     doubts: tuple[str, ...] = ()
     """columns, in our names, that are only likely"""
     encoder: str = TEXTS
+    further: JsonObject = field(default_factory=dict)
+    """what else the user said of the dataset, by key"""
 
 
-def propose(source: Path, name: str | None = None) -> Proposal:
+def propose(source: Path, name: str | None = None, said: Sequence[str] = ()) -> Proposal:
     """Look at a file, or a folder, and say how it would be read.
 
-    Raises DataError where it is not there, cannot be read, or holds nothing that is known.
+    ``said`` are settings of the dataset as ``--set`` takes them, ``data.NAME.key=value``. Raises
+    DataError where the source is not there, cannot be read, or holds nothing that is known, and
+    ConfigError for settings that nothing has.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist; give --source your file of answers")
+    name = _name_of(said, name)
+    try:
+        return _proposed(source, name, said)
+    except DataError as problem:
+        told = str(problem)
+        if "--set" in told or not re.search(r"data\.[^ .]+\.(encoding|columns|values)", told):
+            raise
+        raise DataError(f"{told}; pal init takes it as --set data.NAME.key=value") from None
+
+
+def _name_of(said: Sequence[str], name: str | None) -> str | None:
+    """Return the name of the dataset that settings are of; raises ConfigError for others."""
+    for one in said:
+        of = OF_DATASET.match(one)
+        if of is None or of[1] != (name or of[1]):
+            raise ConfigError(
+                f"--set {one} is no setting of {name or 'the dataset'}; pal init takes "
+                f"--set data.{name or 'NAME'}.key=value, and the others stand in pipeline.yaml"
+            )
+        name = of[1]
+    return name
+
+
+def _proposed(source: Path, name: str | None, said: Sequence[str]) -> Proposal:
+    asked = [one.partition("=")[2] for one in said if one.startswith(f"data.{name}.kind=")]
+    possible = (*ROWS, *EXPORTS) if source.is_dir() else tuple(ROWS)
+    if asked and asked[-1] not in possible:
+        raise ConfigError(
+            f"data.{name}.kind = {asked[-1]!r} does not read {source}; use {', '.join(possible)}"
+        )
+    kinds = asked[-1:] or sorted(ROWS, key=lambda kind: kind != source.name.partition(".")[0])
     if source.is_dir():
         for kind in EXPORTS:
             try:
-                _adapter(kind, source)
-            except DataError:
+                export = _adapter(kind, source, _name(source, name, kind), said)
+            except (DataError, ConfigError):
                 continue
-            return Proposal(_name(source, name, kind), kind, source)
+            return Proposal(export.dataset, kind, source, further=_further(export))
     refused: list[str] = []
     likely: Proposal | None = None
-    found: list[str] = []
-    for kind in ROWS:
-        adapter = _adapter(kind, source)
+    unfit: ConfigError | None = None
+    reader: RowAdapter | None = None
+    for kind in kinds:
+        called = _name(source, name, kind)
+        try:
+            adapter = _adapter(kind, source, called, said)
+        except ConfigError as problem:
+            unfit = unfit or problem
+            continue
         assert isinstance(adapter, RowAdapter)
-        found = list(adapter.survey.names)
+        reader = adapter
         if not adapter.survey.readable:
             raise DataError(f"{source} has no row that can be read; give --source another file")
         try:
-            return _described(adapter, kind, source, _name(source, name, kind), {})
+            return _described(adapter, kind, source, {})
         except UnclearColumns as unclear:
             mapping = _mapping_of(unclear)
             if mapping and likely is None:
-                likely = _likely(kind, source, _name(source, name, kind), mapping)
+                likely = _likely(kind, source, called, mapping, said)
         except DataError as problem:
             refused.append(str(problem))
     if likely is not None:
         return likely
     if refused:
         raise DataError(refused[0])
-    raise DataError(
-        f"{source} is neither comparisons (user_id, prompt, chosen, rejected), votes (user_id, "
-        f"item, vote) nor ratings (user_id, item, rating): its columns are "
-        f"{listed(found)}; name yours with data.NAME.columns in pipeline.yaml"
-    )
+    if reader is not None:
+        raise DataError(unknown_columns(reader, source))
+    assert unfit is not None, "no kind has these settings"
+    raise unfit
 
 
-def write_settings(found: Proposal, file: Path, force: bool = False) -> Path:
-    """Write settings as YAML with comments; raises ConfigError where the file is there already."""
-    if file.exists() and not force:
-        raise ConfigError(
-            f"{file} is there already and is not replaced; say --force, or put under its data: "
-            f"{found.name}: {_in_one_line(found)}"
-        )
-    text = as_yaml(found)
-    if not is_unicode(text):
-        raise ConfigError(
-            f"{found.source} has columns whose names are no text; rename them, or convert the file"
-        )
-    read = yaml.safe_load(text)["data"][found.name]
-    assert read.get("columns", {}) == dict(found.columns), "what was written is what is read"
-    with atomic_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return file
-
-
-def as_yaml(found: Proposal) -> str:
-    """Return the settings as YAML, with what was recognised as comments."""
-    what = ROWS.get(found.kind, f"the export of a {found.kind} conversation")
-    lines = [
-        f"# Written by pal init, which looked at {_plain(str(found.source))}. Every line may be "
-        "changed;",
-        "# pal config prints all settings, pal doctor says what is wrong with which row.",
-        "",
-        f"dataset: {_quoted(found.name)}    # the default of --dataset",
-        f"encoder: {found.encoder}    # a small one; pal config lists others under embed",
-        "",
-        "data:",
-        f"  {_quoted(found.name)}:",
-        f"    kind: {found.kind}    # {what}",
-        f"    source: {_quoted(str(found.source))}",
-    ]
-    if found.columns:
-        lines.append("    columns:    # our name: the name in the file")
-        for ours, theirs in found.columns.items():
-            doubt = "    # likely, please check" if ours in found.doubts else ""
-            lines.append(f"      {ours}: {_quoted(theirs)}{doubt}")
-    if found.kind in ("votes", "pairs"):
-        ours = "vote" if found.kind == "votes" else "label"
-        lines.append(f"    # values: {{{ours}: {{yes: 1, no: 0}}}}    # if answers have own words")
-    lines += [f"    # {_plain(note)}" for note in found.notes]
-    lines += [
-        "    # min_answers: 10    # leave out people with fewer answers",
-        "",
-        "train:",
-        "  head: auto    # many tastes that never lose to one; pal-a and pal-b have a K of yours",
-        "  # k: 4",
-        "",
-        "# adapt: {shots: [0, 5, 20]}    # answers of new people; else as many as half can give",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _described(
-    adapter: RowAdapter, kind: str, source: Path, name: str, doubts: Mapping[str, str]
-) -> Proposal:
+def _described(adapter: RowAdapter, kind: str, source: Path, doubts: Mapping[str, str]) -> Proposal:
     """Return what an adapter understands of its files; raises DataError where that is not
     clear."""
     told = tuple(adapter.told())  # first of all, since it raises
@@ -162,34 +146,51 @@ def _described(
     held = [adapter.survey.column(taken[side]) for side in SIDES if side in taken]
     notes = [seen.what for seen in recognised(adapter) if seen.subject == "file"]
     return Proposal(
-        name,
+        adapter.dataset,
         kind,
         source,
         taken,
         (*notes, *told[1:]),
         tuple(doubts),
         IMAGES if any(column.is_of_images for column in held) else TEXTS,
+        _further(adapter),
     )
 
 
-def _likely(kind: str, source: Path, name: str, mapping: Mapping[str, str]) -> Proposal | None:
+def _likely(
+    kind: str, source: Path, name: str, mapping: Mapping[str, str], said: Sequence[str]
+) -> Proposal | None:
     """Return what a file is with columns that are only likely; None where even that is unclear."""
-    adapter = _adapter(kind, source, {"columns": dict(mapping)})
-    assert isinstance(adapter, RowAdapter)
     try:
-        return _described(adapter, kind, source, name, mapping)
+        adapter = _adapter(kind, source, name, said, mapping)
+        assert isinstance(adapter, RowAdapter)
+        return _described(adapter, kind, source, mapping)
     except DataError:
         return None
 
 
-def _adapter(kind: str, source: Path, further: Mapping[str, Any] | None = None) -> Adapter:
-    made = adapters()[kind]
-    settings: DatasetConfig = made.Settings.model_validate(
-        {"kind": kind, "source": str(source), **(further or {})}
-    )
-    found = made(settings, kind)
+def _adapter(
+    kind: str,
+    source: Path,
+    name: str,
+    said: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+) -> Adapter:
+    """Return what reads a source of a kind; raises ConfigError where settings are not of the
+    kind."""
+    place = f"data.{name}"
+    own = {f"{place}.source": str(source), f"{place}.kind": kind, f"{place}.columns": columns}
+    settings = load(Path(os.devnull), said, own).config.data.datasets[name]
+    found = adapters()[kind](settings, name)
     if isinstance(found, RowAdapter):
         found.keeps_images = False
+    return found
+
+
+def _further(adapter: Adapter) -> JsonObject:
+    """Return what the user said of a dataset beside its columns."""
+    known = {"kind", "source", "columns"}
+    found: JsonObject = adapter.config.model_dump(mode="json", exclude_unset=True, exclude=known)
     return found
 
 
@@ -210,19 +211,3 @@ def _name(source: Path, given: str | None, kind: str) -> str:
     name = name_from(stem)
     is_of_other = name in adapters() and name != kind
     return f"my-{name}" if is_of_other or name == TAKEN else name
-
-
-def _quoted(text: str) -> str:
-    plain = quoted(text)
-    return plain if plain == text else json.dumps(text, ensure_ascii=False)
-
-
-def _plain(text: str) -> str:
-    """Return a text that ends no comment."""
-    return " ".join(text.split())
-
-
-def _in_one_line(found: Proposal) -> str:
-    columns = ", ".join(f"{ours}: {_quoted(own)}" for ours, own in found.columns.items())
-    middle = f", columns: {{{columns}}}" if columns else ""
-    return f"{{kind: {found.kind}, source: {_quoted(str(found.source))}{middle}}}"

@@ -50,6 +50,17 @@ def test_numbers_in_scientific_notation_are_numbers() -> None:
         (["embed.token_budget=x"], ["embed.token_budget = 'x'"]),
         (["train.k"], ["--set takes dotted.key=value", "'train.k'"]),
         (["data.demo.salt=12345678901234567"], ["data.demo.salt"]),
+        (["train=3"], ["train = 3", "several settings; set one of them: train.head, train.k"]),
+        (["sweep=3"], ["sweep = 3", "set one of them: sweep.sampler"]),
+        (["data.demo=3"], ["data.demo = 3", "set one of them: data.demo.kind"]),
+        (["sweep.k=[]"], ["sweep.k = [] is not valid: the list is empty", "--set sweep.k=[]"]),
+        (["sweep.encoder=[]"], ["sweep.encoder = [] is not valid: the list is empty"]),
+        (["adapt.shots=[]"], ["adapt.shots = [] is not valid: the list is empty"]),
+        (["sweep.k=1,2"], ["sweep.k = '1,2'", "it takes a list in brackets, such as [1, 2]"]),
+        (["adapt.shots={a: 1}"], ["adapt.shots = ", "a list in brackets"]),
+        (["sweep.k=[2, two]"], ["sweep.k = 'two'", "valid integer"]),
+        (["sweep.k=[null]"], ["sweep.k = None", "valid integer"]),
+        (["sweep.head=[[pal-a]]"], ["sweep.head = ['pal-a']", "valid string"]),
     ],
 )
 def test_a_bad_setting_is_one_sentence(overrides: list[str], words: list[str]) -> None:
@@ -58,6 +69,14 @@ def test_a_bad_setting_is_one_sentence(overrides: list[str], words: list[str]) -
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_single_value_where_a_list_is_needed_is_a_list_of_one() -> None:
+    one = ["sweep.k=4", "sweep.head=pal-a", "adapt.shots=5", "data.persona.personas=a"]
+    config = load(None, one).config
+    assert (config.sweep.axes["k"], config.sweep.axes["head"]) == ((4,), ("pal-a",))
+    assert config.adapt.shots == (5,)
+    assert config.model_dump()["data"]["persona"]["personas"] == ("a",)
 
 
 def test_unreadable_files_are_sentences() -> None:

@@ -30,7 +30,8 @@ from pal.cli.app import app
 from pal.cli.examples import EXAMPLES
 from pal.cli.version import version_text
 from pal.config import Config, load
-from pal.data.proposal import propose, write_settings
+from pal.data.proposal import propose
+from pal.data.settings_file import write_settings
 from pal.dataset import PreparedDataset
 from pal.embed.needed import is_needed
 from pal.errors import CacheError, ConfigError, DataError, EvaluationError
@@ -255,9 +256,7 @@ def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
         load_run(runs, "tow")
     with pytest.raises(DataError, match="did you mean 'simulated'[?] run: pal embed --dataset sim"):
         PreparedDataset.open(made.paths.data / "simulate")
-    with pytest.raises(
-        EvaluationError, match="runs/tow, .*; did you mean .two.[?] see pal"
-    ):
+    with pytest.raises(EvaluationError, match="runs/tow, .*; did you mean .two.[?] see pal"):
         subjects_of(made.paths, ["tow"])
     with pytest.raises(CacheError, match="no cache of simulate in .*did you mean 'simulated'[?]"):
         caches_of(made.paths.cache, "simulate")
@@ -286,9 +285,7 @@ def test_a_name_is_told_by_its_nearest_or_by_what_it_begins() -> None:
 def test_a_name_that_cannot_be_a_folders_is_told_with_one_that_can() -> None:
     assert name_from("Übung für März") == "Ubung_fur_Marz"
     assert [name_from(text) for text in ("Straße", ".x", "日本", "")] == ["Strasse", "x", "x", "x"]
-    with pytest.raises(
-        ConfigError, match="letters from a to z.* a letter or a digit, e.g. Ub"
-    ):
+    with pytest.raises(ConfigError, match="letters from a to z.* a letter or a digit, e.g. Ub"):
         require_name("run", "Übung")
 
 

@@ -77,12 +77,17 @@ def init(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a pipeline.yaml that is there.")
     ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="What the file does not say: data.NAME.key=value; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Look at your file and write a commented pipeline.yaml for it."""
-    from pal.data.proposal import propose, write_settings
+    from pal.data.proposal import propose
+    from pal.data.settings_file import write_settings
 
-    found = propose(source, name)
+    found = propose(source, name, set_ or ())
     file = write_settings(found, Path("pipeline.yaml"), force)
 
     def text() -> str:

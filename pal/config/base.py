@@ -42,12 +42,10 @@ def _is_list(annotation: Any) -> bool:
 
 
 def as_details(problem: Any, *before: str) -> InitErrorDetails:
-    """Return a problem that pydantic found, to be raised again, its place behind other keys; of one
-    that stands behind the very same keys nothing is added."""
-    place = problem["loc"]
+    """Return a problem that pydantic found, to be raised again, its place behind other keys."""
     return InitErrorDetails(
         type=problem["type"],
-        loc=place if place[: len(before)] == before else (*before, *place),
+        loc=(*before, *problem["loc"]),
         input=problem["input"],
         ctx=problem.get("ctx", {}),
     )

@@ -135,7 +135,7 @@ class SweepConfig(Component):
                 try:
                     TrainConfig.model_validate({axis: value})
                 except ValidationError as error:
-                    problems += [as_details(problem, axis) for problem in error.errors()]
+                    problems += [as_details(problem) for problem in error.errors()]
         if problems:
             raise ValidationError.from_exception_data("sweep", problems)
         return self

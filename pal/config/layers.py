@@ -235,8 +235,8 @@ def _message(problem: Any, key: str, component: type[BaseModel] | None) -> str:
         return "it takes a list in brackets, such as [1, 2]"
     if problem["type"] == "too_short":
         return "the list is empty; put something into it"
-    if problem["type"] == "model_type":
-        keys = ", ".join(f"{key}.{name}" for name in sorted(keys_of(component))[:3])
+    if problem["type"] == "model_type" and component is not None:
+        keys = ", ".join(f"{key}.{name}" for name in list(keys_of(component))[:3])
         return f"it stands for several settings; set one of them: {keys}, ..."
     found: str = problem["msg"]
     return found[0].lower() + found[1:]

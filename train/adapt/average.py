@@ -61,9 +61,8 @@ def zero_shot(head: Head, prepared: Prepared) -> Tensor:
 
 
 @torch.no_grad()
-def weights_of_seen(head: Head, shots: Answers, adapted: Adapted) -> tuple[Tensor, Tensor]:
-    """Return how likely each user is to be like each seen one, if like any, (U, N), and how likely
-    to be like any, (U,)."""
+def likelihood_of_seen(head: Head, shots: Answers) -> Tensor:
+    """Return the log likelihood of each user's answers under each seen user, (U, N) float64."""
     vectors_NR = seen_vectors(head)
     likelihood_UN = torch.zeros(
         shots.users, len(vectors_NR), dtype=torch.float64, device=vectors_NR.device
@@ -72,11 +71,7 @@ def weights_of_seen(head: Head, shots: Answers, adapted: Adapted) -> tuple[Tenso
         margin_BN = head.margins_of_each(rows_of(shots.prepared, rows), vectors_NR).double()
         misfit_BN = logistic(margin_BN, shots.label[rows].double().unsqueeze(1))
         likelihood_UN.index_add_(0, shots.user[rows], -misfit_BN)
-    of_seen_U = torch.logsumexp(likelihood_UN, dim=1) - math.log(len(vectors_NR))
-    share_U = torch.sigmoid(of_seen_U - evidence(head, shots, adapted).double())
-    # of whom nothing is known is one of the seen users, not half of a prior that nobody tried
-    share_U[torch.bincount(shots.user, minlength=shots.users) == 0] = 1.0
-    return likelihood_UN.softmax(dim=1), share_U
+    return likelihood_UN
 
 
 @dataclass(frozen=True)
@@ -93,27 +88,52 @@ class Belief:
     """(U, R, R) H^-1"""
 
     @classmethod
-    def of(cls, head: Head, shots: Answers, adapted: Adapted) -> Belief:
+    def of(
+        cls, head: Head, shots: Answers, adapted: Adapted, likelihood_UN: Tensor | None = None
+    ) -> Belief:
         """Return what answers say of their users; ``adapted`` is the maximum of the posterior of
-        the same answers, with its covariance."""
+        the same answers, with its covariance; the likelihood is computed where it is not given."""
         assert adapted.covariance is not None
-        likeness_UN, share_U = weights_of_seen(head, shots, adapted)
-        return cls(likeness_UN, share_U, adapted.logits, adapted.covariance)
+        if likelihood_UN is None:
+            likelihood_UN = likelihood_of_seen(head, shots)
+        of_seen_U = torch.logsumexp(likelihood_UN, dim=1) - math.log(likelihood_UN.shape[1])
+        share_U = torch.sigmoid(of_seen_U - evidence(head, shots, adapted).double())
+        # of whom nothing is known is one of the seen users, not half of a prior that nobody tried
+        share_U[torch.bincount(shots.user, minlength=shots.users) == 0] = 1.0
+        return cls(likelihood_UN.softmax(dim=1), share_U, adapted.logits, adapted.covariance)
 
     @torch.no_grad()
-    def probability(self, head: Head, pairs: Answers) -> Tensor:
-        """Return P(first preferred) of pairs of these users, (B,) float64; labels are not read."""
-        vectors_NR, own_UR = seen_vectors(head), head.users.of_logits(self.logits)
-        found = [self.logits.new_zeros(0, dtype=torch.float64)]
+    def probability(self, head: Head, pairs: Answers, as_seen_B: Tensor | None = None) -> Tensor:
+        """Return P(first preferred) of pairs of these users, (B,) float64; labels are not read.
+
+        ``as_seen_B`` is computed where it is not given.
+        """
+        if as_seen_B is None:
+            as_seen_B = self.as_seen(head, pairs)
+        share_B = self.share[pairs.user]
+        return share_B * as_seen_B + (1.0 - share_B) * self.as_other(head, pairs)
+
+    @torch.no_grad()
+    def as_seen(self, head: Head, pairs: Answers) -> Tensor:
+        """Return P(first preferred) if each is like one of the seen users, (B,) float64."""
+        vectors_NR = seen_vectors(head)
+        found = [self.likeness.new_zeros(0)]
         for rows in torch.arange(len(pairs.label), device=pairs.user.device).split(ROWS_AT_ONCE):
             some = pairs.take(rows)
             margin_BN = head.margins_of_each(some.prepared, vectors_NR).double()
-            as_seen_B = (self.likeness[some.user] * margin_BN.sigmoid()).sum(dim=1)
+            found.append((self.likeness[some.user] * margin_BN.sigmoid()).sum(dim=1))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def as_other(self, head: Head, pairs: Answers) -> Tensor:
+        """Return P(first preferred) if each is a draw from the prior, (B,) float64."""
+        own_UR = head.users.of_logits(self.logits)
+        found = [self.likeness.new_zeros(0)]
+        for rows in torch.arange(len(pairs.label), device=pairs.user.device).split(ROWS_AT_ONCE):
+            some = pairs.take(rows)
             _, slope_BR = margins_and_slopes(head, some, self.logits)
             margin_B = head.prepared_margin(some.prepared, own_UR, some.user)
-            as_other_B = probability(margin_B, slope_BR, self.covariance[some.user]).double()
-            share_B = self.share[some.user]
-            found.append(share_B * as_seen_B + (1.0 - share_B) * as_other_B)
+            found.append(probability(margin_B, slope_BR, self.covariance[some.user]).double())
         return torch.cat(found)
 
 
