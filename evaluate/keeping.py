@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pal.errors import EvaluationError
+from pal.evaluate.limits import has_prototypes
 from pal.evaluate.records import Cell, Metrics
 from pal.files import bytes_of
 from pal.names import did_you_mean_folder, folders_with, require_name
@@ -25,6 +26,7 @@ class ListedRun(Entry):
     encoder: str | None = None
     head: str | None = None
     k: int | None = None
+    """null too for a head without prototypes"""
     cache_fingerprint: str | None = None
     test_seen: Cell | None = None
 
@@ -88,7 +90,7 @@ def _listed(folder: Path) -> ListedRun:
         dataset=record.dataset,
         encoder=record.encoder,
         head=record.train.head,
-        k=record.train.k,
+        k=record.train.k if has_prototypes(record.train.head) else None,
         cache_fingerprint=record.cache_fingerprint,
         test_seen=metrics.test_seen if metrics is not None and is_evaluated else None,
     )

@@ -16,6 +16,12 @@ SHRUNK = ("auto",)
 """heads whose prior leaves prototypes that the users do not need at zero: any K is safe"""
 
 
+def has_prototypes(head: str) -> bool:
+    """Say whether a head, by its name, has K prototypes; one that nobody knows may have."""
+    kind = heads().get(head)
+    return kind is None or "k" in defaults_of(kind)
+
+
 def require_prototypes(
     dataset: PreparedDataset, names: Sequence[str], ks: Sequence[int], most: int | None
 ) -> list[str]:
@@ -24,8 +30,7 @@ def require_prototypes(
 
     Heads ``names`` without prototypes, or with shrunk ones, are asked nothing.
     """
-    known = {name: head for name, head in heads().items() if name not in SHRUNK}
-    if not any("k" in defaults_of(known[name]) for name in names if name in known):
+    if not any(has_prototypes(name) for name in names if name in heads() and name not in SHRUNK):
         return []
     seen = dataset.card.counts.seen_users
     users, k = seen if most is None else min(seen, most), max(ks)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
+from pal.evaluate.limits import has_prototypes
 from pal.evaluate.predict import ZERO_SHOT
 from pal.evaluate.records import Cell, Interval, Metrics
 from pal.evaluate.sentences import sentences_of
@@ -52,7 +53,7 @@ def _row_of_run(run: Metrics) -> list[str]:
     return [
         run.run + (" (untrained encoder)" if run.untrained else ""),
         run.head,
-        str(run.k),
+        str(run.k) if has_prototypes(run.head) else NOTHING,
         f"{run.params:,}",
         f"{run.seconds:.1f}",
         f"{run.cache_bytes / 1e6:.1f}",

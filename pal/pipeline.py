@@ -295,10 +295,13 @@ def default_run(config: Config) -> str:
     """Name a run by what distinguishes it.
 
     Settings of dataset, encoder and head that are not those of the reference run add a digest, so
-    that ``train.lr=1e-3`` has a name of its own.
+    that ``train.lr=1e-3`` has a name of its own. A head without prototypes has no K.
     """
+    from pal.evaluate.limits import has_prototypes
+
     head = config.train
-    name = f"{config.dataset}-{config.encoder}-{head.head}-k{head.prototypes}-s{config.seed}"
+    k = f"-k{head.prototypes}" if has_prototypes(head.head) else ""
+    name = f"{config.dataset}-{config.encoder}-{head.head}{k}-s{config.seed}"
     usual = reference()
     usual_data = usual.data.datasets.get(config.dataset)
     usual_encoder = usual.embed.encoders.get(config.encoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,24 @@ def is_cells(path: Path) -> bool:
 
 def read_cells(path: Path) -> Iterator[Row | BadRow]:
     """Yield the rows of a CSV file; raises RewardError where it is none."""
+    return (row for _, row in _numbered(path))
+
+
+def number_in_file(path: Path, count: int) -> int:
+    """Return the number by which people find the row that is the ``count``-th of a file, from 1: a
+    CSV file's as a spreadsheet has it, the header being the first."""
+    if not is_cells(path):
+        return count
+    return next(number for number, _ in islice(_numbered(path), count - 1, None))
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
     try:
         # what is no UTF-8 becomes halves of surrogate pairs, which cost the row alone
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             delimiter = delimiter_of(stream.read(BEGINNING), is_whole=False)
             stream.seek(0)
-            for count, (_, row) in enumerate(rows_of_cells(stream, delimiter), start=1):
-                yield BadRow(count, row.reason) if isinstance(row, BadRow) else row
+            yield from rows_of_cells(stream, delimiter)
     except (ValueError, csv.Error) as error:
         raise RewardError(f"{path} is no CSV file that can be read ({error}); correct it") from None
 

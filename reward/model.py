@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,19 @@ from torch import Tensor
 
 from pal.config import Config, EncoderConfig
 from pal.errors import PalError, RewardError
-from pal.items import Conversation, Item, Prompt, Text, conversation, prompt_item, response_item
+from pal.items import Prompt
 from pal.names import require_name
 from pal.reward import loading
 from pal.reward.adaptation import Answer, Comparisons, Questionnaire, vector_from_answers
 from pal.reward.each import is_one_prompt, is_one_user, one_for_each
 from pal.reward.export_record import Contents, Modality, read_contents
 from pal.reward.golden import require_golden
-from pal.reward.live import LiveEncoder, image_of
+from pal.reward.live import LiveEncoder
+from pal.reward.render import Readable, Row, RowReader
 from pal.reward.users import User, Users, is_everybody
 from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing to score: the item, and the prompt's own item for heads that read it."""
-
-    item: Item
-    prompt: Text | None
-
-
-@dataclass(frozen=True)
-class Readable:
-    """What of many rows can be scored, and why the rest cannot."""
-
-    rows: list[Row]
-    vectors: Tensor
-    """(m, R) of the rows' users"""
-    places: list[int]
-    """of each row among those that were given"""
-    failures: dict[int, str]
-    """the reason by place"""
 
 
 class RewardModel:
@@ -61,6 +40,7 @@ class RewardModel:
         self.head = contents.head.to(encoder.device).eval()
         self.users = Users(contents, encoder.device)
         self.is_image = self.metadata.modality == "image"
+        self.reader = RowReader(self.metadata, self.head.name, self.head.uses_prompt)
 
     @classmethod
     def from_pretrained(
@@ -195,23 +175,7 @@ class RewardModel:
 
     def row(self, prompt: Prompt, item: Any) -> Row:
         """Render one prompt and item as stage one would; raises PalError for what cannot be one."""
-        turns = conversation(prompt)
-        if self.is_image:
-            return Row(image_of(item), self._prompt_of(turns))
-        earlier = conversation(item, "assistant")[:-1]  # they count to the prompt
-        response = response_item(turns, item, self.metadata.view, self.metadata.item_text)
-        return Row(response, self._prompt_of((*turns, *earlier)))
-
-    def _prompt_of(self, turns: Conversation) -> Text | None:
-        """Return the prompt's own item for a head that reads it."""
-        if not self.head.uses_prompt:
-            return None
-        own = prompt_item(turns)
-        if own is None:
-            raise RewardError(
-                f"head {self.head.name} reads the prompt, but a row has none; give prompts"
-            )
-        return own
+        return self.reader.row(prompt, item)
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Row], vectors: Tensor) -> tuple[Tensor, dict[int, str]]:

@@ -19,6 +19,7 @@ from pal.errors import PalError, RewardError
 from pal.files import atomic_file, digest, file_sha256
 from pal.items import storable
 from pal.records import Record
+from pal.reward.cells import number_in_file
 from pal.reward.model import RewardModel
 from pal.reward.output import Outcome
 from pal.reward.rows import blocks, read_rows
@@ -99,7 +100,7 @@ class Scoring:
         for number, outcome in enumerate(self.outcomes(), start=1):
             if isinstance(outcome, str):
                 count += 1
-                first = first or f"row {number}: {outcome}"
+                first = first or f"row {number_in_file(self.source, number)}: {outcome}"
         return count, first
 
     def require_unchanged(self) -> None:

@@ -176,3 +176,6 @@ def test_the_default_name_of_a_run_tells_settings_apart() -> None:
     assert all(name.startswith(f"{usual}-") for name in names[1:])
     elsewhere = load(None, ["train.device=cpu", "data.persona.source=x"], {"dataset": "persona"})
     assert default_run(elsewhere.config) == usual
+    without = [load(None, [f"train.k={k}"], {"train.head": "bt-linear"}).config for k in (2, 5)]
+    assert {default_run(one) for one in without} == {"demo-minilm-bt-linear-s0"}
+    assert default_run(load(None, (), {"train.head": "lore"}).config) == "demo-minilm-lore-k2-s0"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import typer
 import yaml
@@ -31,19 +32,23 @@ from pal.cli.examples import EXAMPLES
 from pal.cli.version import version_text
 from pal.config import Config, load
 from pal.data.proposal import propose
+from pal.data.readers import numbered_rows
 from pal.data.settings_file import write_settings
+from pal.data.sheets import Sheet
 from pal.dataset import PreparedDataset
 from pal.embed.needed import is_needed
 from pal.errors import CacheError, ConfigError, DataError, EvaluationError
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.keeping import list_runs, remove_runs, runs_to_remove
+from pal.evaluate.limits import has_prototypes
 from pal.evaluate.predict import load_run
 from pal.evaluate.records import Metrics
+from pal.evaluate.report import table_of_runs
 from pal.evaluate.sentences import sentences_of
 from pal.names import did_you_mean, name_from, require_name
 from pal.report.subjects import subjects_of
-from pal.reward.cells import write_cells
+from pal.reward.cells import number_in_file, write_cells
 from pal.reward.rows import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -198,6 +203,65 @@ def test_init_recognises_comparisons_ratings_and_exports() -> None:
     assert propose(Path("export")).kind == "polis"
 
 
+def test_rows_that_cannot_be_scored_are_numbered_as_the_doctor_numbers_rows() -> None:
+    Path("a.csv").write_text("prompt,response\np,a\n\np,b,c\n")
+    numbers = [number for number, _ in numbered_rows(Sheet.of(Path("a.csv")))]
+    assert [number_in_file(Path("a.csv"), count) for count in (1, 2)] == numbers == [2, 4]
+    assert number_in_file(Path("a.jsonl"), 2) == 2, "a line's own number"
+
+
+def test_init_takes_what_the_file_does_not_say_and_writes_it() -> None:
+    rows = [[f"Jürgen {p}", f"Größe {n}", ("ja", "nein")[(p + n) % 2]]
+            for p in range(12) for n in range(5)]  # fmt: skip
+    file = write_csv("umfrage.csv", ["Teilnehmer", "Aussage", "Zustimmung"], rows, ";")
+    file.write_text(file.read_text(encoding="utf-8"), encoding="cp1252")
+    said: list[str] = []
+    for words, setting in (
+        ("set data.umfrage.encoding: cp1252; .* pal init takes it as --set", "encoding=cp1252"),
+        ("with --set 'data.umfrage.columns={user_id: Teilnehmer, item: Aussage, vote: Zustimmung}'",
+         "columns={user_id: Teilnehmer, item: Aussage, vote: Zustimmung}"),
+        (r"data.umfrage.values.vote: {\"ja\": ..., \"nein\": ...}; pal init takes it as --set",
+         "values.vote={ja: 1, nein: 0}"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            propose(file, None, said)
+        said.append(f"data.umfrage.{setting}")
+    write_settings(propose(file, None, said), Path("pipeline.yaml"))
+    config = load(None, (), {}).config
+    assert config.dataset == "umfrage"
+    prepared = pipeline.prepare(config, tell=lambda line: None).card
+    assert prepared.counts.pairs + sum(prepared.rejects.values()) == len(rows)
+    for wrong, words in (
+        ("data.umfrage.encodin=cp1252", "did you mean 'encoding'"),
+        ("data.umfrage.kind=persona", "does not read umfrage.csv; use pairs, votes, ratings"),
+        ("train.k=3", "is no setting of umfrage; pal init takes --set data.umfrage.key=value"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            propose(file, "umfrage", [wrong])
+
+
+def test_a_file_that_is_called_votes_is_tried_as_votes_first() -> None:
+    latin = write_csv("votes.csv", ["user_id", "item", "vote"], [[f"ä{n}", "é", 1] for n in "abcd"])
+    latin.write_text(latin.read_text(encoding="utf-8"), encoding="cp1252")
+    with pytest.raises(DataError, match="set data.votes.encoding: cp1252"):
+        propose(latin)
+    said = ["data.votes.encoding=cp1252"]
+    assert (propose(latin, None, said).name, propose(latin, None, said).kind) == ("votes", "votes")
+
+
+def test_a_wide_table_is_told_with_a_line_that_makes_it_long() -> None:
+    statements = [f"Statement {n}." for n in range(4)]
+    rows = [[f"p{p}", 30 + p, *((p + n) % 2 for n in range(4))] for p in range(12)]
+    file = write_csv("wide.csv", ["Person", "age", *statements], rows, ";")
+    with pytest.raises(DataError, match="a row for each person and a column for each") as told:
+        propose(file)
+    eval(str(told.value).partition("in Python: ")[2], {"polars": pl})  # what we ourselves propose
+    assert "user_id,age,item,vote" in Path("long.csv").read_text().splitlines()
+    assert len(Path("long.csv").read_text().splitlines()) == 1 + 12 * 4
+    said = ["data.long.values.vote={0: 0}"]
+    assert propose(Path("long.csv"), None, said).columns["item"] == "item"
+
+
 def test_init_replaces_nothing_without_force_and_explains_what_it_does_not_know() -> None:
     file = write_csv("town.csv", ["user_id", "item", "vote"], ROWS)
     Path("pipeline.yaml").write_text("seed: 7\n")
@@ -287,6 +351,14 @@ def test_a_name_that_cannot_be_a_folders_is_told_with_one_that_can() -> None:
     assert [name_from(text) for text in ("Straße", ".x", "日本", "")] == ["Strasse", "x", "x", "x"]
     with pytest.raises(ConfigError, match="letters from a to z.* a letter or a digit, e.g. Ub"):
         require_name("run", "Übung")
+
+
+def test_a_head_without_prototypes_has_no_k_in_tables(made: Config) -> None:
+    metrics = Metrics.read(made.paths.runs / "one")
+    other = metrics.model_copy(update={"head": "bt-linear"})
+    _, with_k, without = table_of_runs([metrics, other])
+    assert (with_k[2], without[2]) == (str(metrics.k), "-")
+    assert (has_prototypes("lore"), has_prototypes("per-user")) == (True, False)
 
 
 def test_caches_that_runs_or_settings_need_are_used(made: Config) -> None:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -329,7 +329,9 @@ def text_of(body: Any) -> str:
 def test_images_are_bytes_and_have_a_largest_size(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    of_images = model.metadata.model_copy(update={"modality": "image"})
     monkeypatch.setattr(model, "is_image", True)
+    monkeypatch.setattr(model, "reader", replace(model.reader, record=of_images))
     with asking(model, max_image_bytes=8) as http:
         sent = ["/etc/hostname", "aGVsbG8gd29ybGQ=", "é", 5]
         body = {"prompts": [None] * 4, "responses": sent}

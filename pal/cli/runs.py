@@ -23,7 +23,8 @@ def runs_ls(config: File = None, set_: Set = None, as_json: Json = False) -> Non
     def text() -> str:
         rows = [["run", "dataset", "encoder", "head", "K", "seen users", "state", "size"]]
         for run in runs:
-            told = [run.dataset or "?", run.encoder or "?", run.head or "?", f"{run.k or '?'}"]
+            k = f"{run.k or '-'}" if run.head else "?"
+            told = [run.dataset or "?", run.encoder or "?", run.head or "?", k]
             state = [interval(run.test_seen), run.state, size(run.bytes)]
             rows.append([run.run, *told, *state])
         return as_markdown(rows) if runs else "no runs"

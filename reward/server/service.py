@@ -15,7 +15,8 @@ from fastapi import HTTPException
 from pal.config import ServeConfig
 from pal.errors import PalError, RewardError
 from pal.reward.adaptation import ItemPairs, Questionnaire
-from pal.reward.model import Answer, Readable, RewardModel, Row
+from pal.reward.model import Answer, RewardModel, Row
+from pal.reward.render import Readable
 from pal.reward.server.batching import AnswersJob, RowsJob, bytes_of, cost_of
 from pal.reward.server.body import aside
 from pal.reward.server.metrics import Metrics
