@@ -111,6 +111,7 @@ COMMANDS = {
     "audit": Command("embedded", AUDIT),
     "audit again": Command("audited", [*AUDIT, "--set", "seed=1"]),
     "report": Command("evaluated", REPORT),
+    "cache rm": Command("embedded", ["cache", "rm", "pairs", "--yes"]),
     "runs rm": Command("evaluated", ["runs", "rm", "one", "--yes"]),
     "score": Command("exported", [*SCORE, "scored.jsonl"]),
     "score, Parquet": Command("exported", [*SCORE, "scored.parquet"]),
@@ -296,7 +297,7 @@ class Campaign:
         command, (tree, _) = COMMANDS[name], self.undisturbed(name)
         done = run(command.arguments, folder)
         found = Tree.of(folder)
-        is_done = is_told(done) and re.search("exists|there is no run", done.err)
+        is_done = is_told(done) and re.search("exists|there is no (run|cache)", done.err)
         is_there = is_done and not found.differences(tree)
         if done.code and not is_there:
             self.find(name, what, f"run again: exit {done.code}: {done.err.strip()[-1500:]}")

@@ -58,7 +58,8 @@ class VerifiedCache(Entry):
 
 def list_caches(root: Path) -> list[ListedCache]:
     """Return one entry per cache folder below ``root``."""
-    folders = [spec.parent for spec in sorted(root.glob(f"*/*/{SpecRecord.file}"))]
+    files = (SpecRecord.file, Manifest.file)  # of one that lacks the first, the second tells
+    folders = sorted({path.parent for name in files for path in root.glob(f"*/*/{name}")})
     return [_listed(folder) for folder in folders if not folder.is_symlink()]
 
 
@@ -66,7 +67,8 @@ def _listed(folder: Path) -> ListedCache:
     if not (folder / Manifest.file).is_file():
         return ListedCache(dir=str(folder), state="incomplete")
     manifest = Manifest.find(folder)
-    if manifest is None or not _has_shards(folder, manifest):
+    has_spec = (folder / SpecRecord.file).is_file()
+    if manifest is None or not has_spec or not _has_shards(folder, manifest):
         return ListedCache(dir=str(folder), state="damaged")
     return ListedCache(
         dir=str(folder),

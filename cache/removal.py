@@ -8,7 +8,7 @@ from pathlib import Path
 from pal.cache.records import Manifest, SpecRecord
 from pal.cache.spec import encoder_of, fingerprint, place_of
 from pal.errors import CacheError
-from pal.files import bytes_of
+from pal.files import bytes_of, remove_leftovers
 from pal.names import did_you_mean, require_name
 from pal.records import Entry
 
@@ -38,6 +38,7 @@ def caches_of(root: Path, dataset: str, encoder: str | None = None) -> list[Path
     require_name("dataset", dataset, CacheError)
     if encoder is not None:
         require_name("encoder", encoder, CacheError)
+    _clear(root / dataset)
     there = [path for path in _all(root) if path.parent.name == dataset]
     found = [path for path in there if encoder is None or encoder_name(path) == encoder]
     if not found:
@@ -80,11 +81,7 @@ def remove(found: Collection[Removable]) -> RemovedCaches:
     for one in found:
         folder = Path(one.dir)
         freed += SpecRecord.remove(folder)
-        for link in folder.parent.iterdir():
-            if link.is_symlink() and link.readlink() == Path(folder.name):
-                link.unlink()
-        if not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+        _clear(folder.parent)
     return RemovedCaches(removed=[one.dir for one in found], bytes=freed)
 
 
@@ -101,6 +98,18 @@ def fingerprint_of(folder: Path) -> str:
         return manifest.fingerprint
     record = SpecRecord.find(folder)
     return "" if record is None else fingerprint(record.spec)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed removal has left: parts of caches, and our links to them."""
+    remove_leftovers(folder)
+    for link in folder.glob("*"):
+        if link.is_symlink() and not link.exists():
+            target = folder / link.readlink()
+            if target.parent == folder and place_of(target) is not None:
+                link.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _all(root: Path) -> list[Path]:

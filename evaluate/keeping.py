@@ -8,7 +8,7 @@ from pathlib import Path
 from pal.errors import EvaluationError
 from pal.evaluate.limits import has_prototypes
 from pal.evaluate.records import Cell, Metrics
-from pal.files import bytes_of
+from pal.files import bytes_of, recover
 from pal.names import did_you_mean_folder, folders_with, require_name
 from pal.records import Entry
 from pal.train.run_record import RunRecord
@@ -54,6 +54,7 @@ def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
     found = []
     for name in dict.fromkeys(names):
         folder = root / require_name("run", name, EvaluationError)
+        recover(folder)  # what a killed command left of it goes
         if folder.is_symlink():
             raise EvaluationError(
                 f"{folder} is a link to {folder.readlink()}, and only what is really there is "

@@ -82,7 +82,7 @@ def inflight(target: Path) -> Iterator[Path]:
     temporary = target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent.absolute(), os.getpid())
+        remove_leftovers(target.parent)
         temporary = target.parent / _inflight_name(target.suffix)
         yield temporary
     except Exception as error:
@@ -168,7 +168,7 @@ def recover(target: Path) -> None:
 
     Readers call it, so that what killed processes left does not wait for the next one that writes.
     """
-    _remove_leftovers(target.parent.absolute(), os.getpid())
+    remove_leftovers(target.parent)
     parked = _parked(target)
     if parked.exists():
         if target.exists():
@@ -263,6 +263,11 @@ def _machine() -> str:
         processes = 0
     told = f"{socket.gethostname()} {processes}"
     return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder."""
+    _remove_leftovers(folder.absolute(), os.getpid())
 
 
 @cache

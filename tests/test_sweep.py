@@ -366,9 +366,9 @@ def test_stacks_hold_equal_shapes_and_whole_seeds(configure: Configure) -> None:
     ("axes", "words"),
     [
         ({"sweep.nothing": [1]}, "unknown axis of sweep 'nothing'"),
-        ({"sweep.k": [0]}, r"train.k = 0 is not valid"),
+        ({"sweep.k": [0]}, r"sweep.k = 0 is not valid"),
         ({"sweep.head": ["pal-c"]}, "unknown head 'pal-c'"),
-        ({"sweep.k": 3}, "sweep.k"),
+        ({"sweep.k": []}, r"sweep.k = \[\] is not valid: the list is empty"),
     ],
 )
 def test_a_bad_axis_is_one_sentence(configure: Configure, axes: dict[str, Any], words: str) -> None:
