@@ -66,6 +66,7 @@ check: .venv/ready typings  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=typings:benchmarks $(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks/*.py
 
 format: .venv/ready  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

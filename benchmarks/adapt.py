@@ -36,7 +36,8 @@ def drawing(users: int) -> float:
         users,
     )
     ids = np.frombuffer(np.random.default_rng(0).bytes(16 * count), "S16")
-    everyone = NewUsers([f"{number}" for number in range(users)], pool, pool, ids, "v1")
+    names, no_groups = [f"{number}" for number in range(users)], np.zeros((2, 0))
+    everyone = NewUsers(names, pool, pool, no_groups, ids, "v1")
     began = time.perf_counter()
     everyone.shots(SHOTS, 0)
     return time.perf_counter() - began

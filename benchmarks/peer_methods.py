@@ -67,7 +67,7 @@ def reached(margin: Tensor, label: Tensor, user: Tensor, began: float) -> Reache
     loss = softplus(margin) - label * margin
     users = user.unique()
     means = [float(torch.stack([v[user == u].mean() for u in users]).mean()) for v in (right, loss)]
-    return Reached(*means, seconds)
+    return Reached(means[0], means[1], seconds)
 
 
 def ours(name: str, world: World, k: int, seed: int, **settings: float | str) -> Reached:
