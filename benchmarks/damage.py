@@ -1,6 +1,8 @@
 """What comes of damage: every file that we write, damaged in every way, read by every command.
 
-    python benchmarks/damage.py [--flips 3] [--only runs/]      -> docs/results/damage.md
+    python benchmarks/damage.py [--flips 3] [--only whole/runs/] [--jobs 2]
+
+writes docs/results/damage.md.
 
 A small project is made twice, with other people in the second. Then one file at a time is
 truncated, has one bit flipped, is deleted, or is replaced by the file in its place in the second
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -283,12 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--flips", type=int, default=3, help="bits flipped one after the other")
     parser.add_argument("--only", default="", help="paths that begin so")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     refuse_one_text()
-    table: dict[str, Outcomes] = {}
-    bad: list[str] = []
-    trials = 0
+    every: list[Seen] = []
     with TemporaryDirectory() as place:
         sound, other = Path(place) / "sound", Path(place) / "other"
         for folder, seed in ((sound, 1), (other, 2)):
@@ -296,29 +298,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, unfinish in UNFINISHED.items():
                 shutil.copytree(folder / WHOLE, folder / name, symlinks=True)
                 unfinish(folder / name)
-        trial = Trial(sound, Path(place) / "work", twins(other))
-        for relative in artefacts(sound):
-            if not str(relative).startswith(options.only):
-                continue
-            found = table.setdefault(role_of(relative), {})
-            for damage in DAMAGES:
-                for number in range(options.flips if damage.do is flip else 1):
-                    seed = f"{options.seed} {relative} {damage.name} {number}"
-                    for name in readers_of(relative):
-                        outcome, told = trial.of(relative, damage, name, seed)
-                        if outcome is None:
-                            continue
-                        trials += 1
-                        found.setdefault(damage.name, {}).setdefault(outcome, set()).add(name)
-                        if outcome.isupper():
-                            bad.append(f"{relative}, {damage.name}, {name}: {outcome}\n{told}")
-                            print(bad[-1], flush=True)
+        chosen = [one for one in artefacts(sound) if str(one).startswith(options.only)]
+        others, children = twins(other), []
+        for job in range(options.jobs):
+            if not (child := os.fork()):
+                trial = Trial(sound, Path(place) / f"work-{job}", others)
+                seen = list(tried(trial, chosen[job :: options.jobs], options))
+                (Path(place) / f"seen-{job}.json").write_text(json.dumps(seen))
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        for job in range(options.jobs):
+            seen = json.loads((Path(place) / f"seen-{job}.json").read_text())
+            every += [Seen(*one) for one in seen]
+    table: dict[str, Outcomes] = {role_of(one): {} for one in chosen}
+    for one in every:
+        of_damage = table[one.role].setdefault(one.damage, {})
+        of_damage.setdefault(one.outcome, set()).add(one.command)
+    bad, trials = sum(one.outcome.isupper() for one in every), len(every)
     text = as_text(table, trials, options)
     print(text)
     if not options.only:
         TABLE.write_text(text)
-    print(f"{len(bad)} of {trials} believed a damaged file or ended with an error of our own")
+    print(f"{bad} of {trials} believed a damaged file or ended with an error of our own")
     return 1 if bad else 0
+
+
+class Seen(NamedTuple):
+    """What came of one command over one damaged file."""
+
+    role: str
+    damage: str
+    outcome: str
+    command: str
+
+
+def tried(trial: Trial, files: Sequence[Path], options: argparse.Namespace) -> Iterator[Seen]:
+    """Damage files in every way, run every command that may read them, and say what came of it."""
+    for relative in files:
+        for damage in DAMAGES:
+            for number in range(options.flips if damage.do is flip else 1):
+                seed = f"{options.seed} {relative} {damage.name} {number}"
+                for name in readers_of(relative):
+                    outcome, told = trial.of(relative, damage, name, seed)
+                    if outcome is None:
+                        continue
+                    if outcome.isupper():
+                        print(f"{relative}, {damage.name}, {name}: {outcome}\n{told}", flush=True)
+                    yield Seen(role_of(relative), damage.name, outcome, name)
 
 
 @dataclass
