@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pal.errors import EvaluationError
-from pal.evaluate.limits import has_prototypes
 from pal.evaluate.records import Cell, Metrics
 from pal.files import bytes_of, recover
 from pal.names import did_you_mean_folder, folders_with, require_name
 from pal.records import Entry
+from pal.train.build import has_prototypes
 from pal.train.run_record import RunRecord
 
 

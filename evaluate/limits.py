@@ -9,17 +9,11 @@ from pal.cache.spec import embed_command
 from pal.config import TrainConfig
 from pal.dataset import FEWEST, PreparedDataset
 from pal.errors import ConfigError
-from pal.train.build import defaults_of, heads, reads_prompt
+from pal.train.build import has_prototypes, heads, reads_prompt
 from pal.train.pairs import drop_without_feature
 
 SHRUNK = ("auto",)
 """heads whose prior leaves prototypes that the users do not need at zero: any K is safe"""
-
-
-def has_prototypes(head: str) -> bool:
-    """Say whether a head, by its name, has K prototypes; one that nobody knows may have."""
-    kind = heads().get(head)
-    return kind is None or "k" in defaults_of(kind)
 
 
 def require_prototypes(

@@ -13,11 +13,11 @@ from pathlib import Path
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
-from pal.evaluate.limits import has_prototypes
 from pal.evaluate.predict import ZERO_SHOT
 from pal.evaluate.records import Cell, Interval, Metrics
 from pal.evaluate.sentences import sentences_of
 from pal.files import atomic_file, write_json
+from pal.train.build import has_prototypes
 
 Table = list[list[str]]
 """rows of cells; the first is the header"""

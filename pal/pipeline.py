@@ -297,7 +297,7 @@ def default_run(config: Config) -> str:
     Settings of dataset, encoder and head that are not those of the reference run add a digest, so
     that ``train.lr=1e-3`` has a name of its own. A head without prototypes has no K.
     """
-    from pal.evaluate.limits import has_prototypes
+    from pal.train.build import has_prototypes
 
     head = config.train
     k = f"-k{head.prototypes}" if has_prototypes(head.head) else ""

@@ -16,6 +16,7 @@ from pal.report.page import Beside, Block, Code, Facts, Page, Picture, Source, T
 from pal.report.people import baseline_of, person_blocks, simplex_blocks
 from pal.report.runs import ACCURACY, INTERVALS, by_shots, calibration
 from pal.report.tastes import prototype_blocks, prototype_weights
+from pal.train.build import with_k
 from pal.train.heads.users import NoUsers
 
 
@@ -56,7 +57,7 @@ def _what(run: Evaluated) -> list[Block]:
     blocks.append(
         Facts(
             [
-                ("Head", f"{metrics.head}, K = {metrics.k}"),
+                ("Head", with_k(metrics.head, metrics.k)),
                 ("Dataset", f"{record.dataset}, items as {record.view}"),
                 ("Encoder", record.encoder + (" (untrained)" if metrics.untrained else "")),
                 ("People", f"{len(record.users):,} seen"),

@@ -15,6 +15,7 @@ from pal.report.subjects import Subject
 from pal.sweep.plot import best_by_k
 from pal.sweep.record import RESULTS, SweepSummary, read_results, table_of
 from pal.sweep.table import nested_text, ok_rows, table_of_sweep
+from pal.train.build import with_k
 
 MOST_ROWS, MOST_FAILURES = 30, 10
 
@@ -45,7 +46,7 @@ def _what(summary: SweepSummary) -> list[Block]:
         ("Trained last time", f"{summary.trained:,} in {summary.seconds:.1f} s ({summary.mode})"),
     ]  # fmt: skip
     if best is not None:
-        told = f"{best.head}, K = {best.k}, validation accuracy {best.val_macro_accuracy:.3f}"
+        told = f"{with_k(best.head, best.k)}, validation accuracy {best.val_macro_accuracy:.3f}"
         rows.append(("Best by validation", f"{told}; it is run {best.run}"))
     blocks: list[Block] = [Facts(rows)]
     expected = nested_text(summary).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from pal.reward.export_record import ExportRecord
+from pal.train.build import with_k
 
 WHOM = {
     "user": "one user's reward",
@@ -88,7 +89,7 @@ def _rows(record: ExportRecord) -> list[tuple[str, str]]:
     return [
         ("run", record.run),
         ("dataset", record.dataset),
-        ("head", f"{record.train.head}, K = {record.train.k}"),
+        ("head", with_k(record.train.head, record.train.k)),
         ("reward of", whom),
         ("weights", weights),
         ("other users", others),

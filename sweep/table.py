@@ -11,6 +11,7 @@ import polars as pl
 from pal.evaluate.report import Table, with_interval
 from pal.files import atomic_file
 from pal.sweep.record import SweepRow, SweepSummary, axes_of, read_results, table_of
+from pal.train.build import with_k
 
 MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
 CSV = "table.csv"
@@ -75,7 +76,7 @@ def nested_text(summary: SweepSummary) -> str:
         return ""
     test = found.test
     accuracy = with_interval(test.macro_accuracy, test.macro_ci95, test.ci95_from)
-    chosen = ", ".join(f"{one.head} K={one.k}" for one in found.chosen)
+    chosen = "; ".join(with_k(one.head, one.k) for one in found.chosen)
     text = (
         f"Chosen in each of {found.folds} folds by its own validation ({chosen}): test, by user, "
         f"{accuracy}, NLL {test.nll:.3f}. This is what to expect of the best head.\n"

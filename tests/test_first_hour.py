@@ -41,7 +41,6 @@ from pal.errors import CacheError, ConfigError, DataError, EvaluationError
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.keeping import list_runs, remove_runs, runs_to_remove
-from pal.evaluate.limits import has_prototypes
 from pal.evaluate.predict import load_run
 from pal.evaluate.records import Metrics
 from pal.evaluate.report import table_of_runs
@@ -50,6 +49,7 @@ from pal.names import did_you_mean, name_from, require_name
 from pal.report.subjects import subjects_of
 from pal.reward.cells import number_in_file, write_cells
 from pal.reward.rows import read_rows
+from pal.train.build import has_prototypes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Configure = Callable[..., Config]

@@ -30,6 +30,17 @@ def heads() -> dict[str, type[Head]]:
     return find_heads()
 
 
+def has_prototypes(head: str) -> bool:
+    """Say whether a head, by its name, has K prototypes; one that nobody knows may have."""
+    kind = heads().get(head)
+    return kind is None or "k" in defaults_of(kind)
+
+
+def with_k(head: str, k: int) -> str:
+    """Return how a head is told to people: with K, if it has prototypes."""
+    return f"{head}, K = {k}" if has_prototypes(head) else head
+
+
 def kind_of(settings: TrainConfig) -> type[Head]:
     """Return the class of the head that settings name."""
     kind = heads()[settings.head]
