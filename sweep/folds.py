@@ -70,7 +70,7 @@ def cross_fitted(
     for fold in range(folds):
         best = best_in_fold(rows, fold, folds)
         assert best is not None, "some head succeeded"
-        chosen.append(best_head(best, f"fold {fold + 1}", best.rank_in(fold)[0]))
+        chosen.append(best_head(best, f"fold-{fold + 1}", best.rank_in(fold)[0]))
         found.append(_predictions(folder, fold, folds, asked[best.head_id], worlds))
     return CrossFitted(
         folds=folds,
