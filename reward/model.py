@@ -20,7 +20,7 @@ from pal.reward.export_record import Contents, Modality, read_contents
 from pal.reward.golden import require_golden
 from pal.reward.live import LiveEncoder
 from pal.reward.render import Readable, Row, RowReader
-from pal.reward.users import User, Users, is_everybody
+from pal.reward.users import User, Users, rewards_of
 from pal.train.run_record import TrainedHead
 
 ROWS_AT_ONCE = 256
@@ -195,27 +195,12 @@ class RewardModel:
                 continue
             prompt = None if prompts is None else prompts[good].to(device)
             own = vectors[start + good.to(vectors.device)]
-            found = self._rewards(prompt, items[good].to(device), own.to(device)).float().cpu()
+            found = rewards_of(self.head, prompt, items[good].to(device), own.to(device))
+            found = found.float().cpu()
             for place in (~torch.isfinite(found)).nonzero().flatten().tolist():
                 failures[start + int(good[place])] = "the head gives NaN or infinity"
             rewards[start + good] = found
         return rewards, failures
-
-    def _rewards(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
-        """Return each row's reward for its vector, and where that is everybody's the mean, (B,)."""
-        anybody = is_everybody(vector_BR)
-        if not bool(anybody.any()):
-            return self.head.reward(prompt_BD, item_BD, vector_BR)
-        found = torch.zeros(len(item_BD), device=item_BD.device)
-        for rows, is_mean in ((anybody, True), (~anybody, False)):
-            if bool(rows.any()):
-                some = None if prompt_BD is None else prompt_BD[rows]
-                if is_mean:
-                    vectors = self.users.anybody.vectors
-                    found[rows] = self.head.mean_reward(some, item_BD[rows], vectors).float()
-                else:
-                    found[rows] = self.head.reward(some, item_BD[rows], vector_BR[rows]).float()
-        return found
 
     def features(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
         """Return the features of items and, for heads that read them, of prompts, (n, D) each, and

@@ -18,6 +18,7 @@ from torch import Tensor
 from pal.errors import PalWarning, RewardError, shown
 from pal.reward.audience import Audience, Newcomer, People
 from pal.reward.export_record import Contents
+from pal.train.adapt.average import seen_vectors
 from pal.train.heads.head import Head
 from pal.train.heads.users import ReadyWeights, UserVectors, UserWeights
 from pal.users import user_name
@@ -58,18 +59,29 @@ def vector_of_weights(head: Head, weights: Sequence[float]) -> Tensor:
     return vector
 
 
-def everybody(like: Tensor) -> Tensor:
-    """Return what stands for all seen users in a row of vectors, NaN, in the shape of a vector.
+def everybody(head: Head) -> Tensor:
+    """Return what stands for all seen users in a row of vectors, (R,): the mean vector where
+    rewards are linear in it, else NaN.
 
-    The mean of their rewards is meant, which no vector has: the mean vector is that of somebody
-    whom nobody resembles.
+    Then the mean of their rewards is meant, which no vector has: the mean vector is that of
+    somebody whom nobody resembles.
     """
-    return torch.full_like(like, math.nan)
+    mean = head.users.population().detach()
+    return mean if head.is_linear else torch.full_like(mean, math.nan)
 
 
-def is_everybody(vectors: Tensor) -> Tensor:
-    """Say which rows of vectors (n, R) stand for all seen users, (n,)."""
-    return vectors.isnan().any(dim=1)
+def rewards_of(head: Head, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
+    """Return each row's reward for its vector, and where that is everybody's the mean, (B,)."""
+    anybody = vector_BR.isnan().any(dim=1)
+    if not bool(anybody.any()):
+        return head.reward(prompt_BD, item_BD, vector_BR)
+    if bool(anybody.all()):
+        return head.mean_reward(prompt_BD, item_BD, seen_vectors(head))
+    found = torch.zeros(len(item_BD), device=item_BD.device)
+    for rows in (anybody, ~anybody):
+        some = None if prompt_BD is None else prompt_BD[rows]
+        found[rows] = rewards_of(head, some, item_BD[rows], vector_BR[rows])
+    return found
 
 
 def prototypes_of(head: Head) -> int:
@@ -99,7 +111,7 @@ class Users:
         self.audiences: dict[str, Newcomer] = {}
         """who users of whom little is known may be"""
         self.default = contents.user_vector.to(device)
-        self.population = self.default if self.metadata.fixed else everybody(self.default)
+        self.population = self.default if self.metadata.fixed else everybody(self.head)
         self.warns_of_strangers = True
         """a server counts them instead"""
         self._warned: set[str] = set()

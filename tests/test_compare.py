@@ -18,6 +18,7 @@ from pal.reward.adaptation import Questionnaire
 from pal.reward.export import Choice, export
 from pal.reward.server.app import build_app
 from pal.reward.server.service import Service
+from pal.reward.users import Users
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive
 from pal.train.adapt.map import adapt_map
@@ -56,6 +57,19 @@ def test_a_stranger_is_any_of_the_seen_users(opened: Opened, head: str) -> None:
         model.compare("p", FIRST, SECOND[:2])
     with pytest.raises(RewardError, match="comparison 1 cannot be read: the text is empty"):
         model.compare("p", ["a", ""], ["b", "c"])
+
+
+@pytest.mark.parametrize("head", ["lore", "per-user"])
+def test_where_rewards_are_linear_the_population_has_the_mean_of_all_users_however_many(
+    opened: Opened, head: str
+) -> None:
+    model = opened([f"user {number}" for number in range(300)], head)  # more than stand for all
+    users = model.head.users
+    users.logits.data = torch.randn_like(users.logits)
+    model.users = Users(model.contents, model.encoder.device)
+    each = [model.score(PROMPTS, FIRST, user) for user in model.metadata.users]
+    wanted = torch.tensor(each).mean(dim=0).tolist()
+    assert model.score(PROMPTS, FIRST) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("head", ["pal-a", "pal-b"])

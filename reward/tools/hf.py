@@ -33,7 +33,7 @@ from pal.reward.loading import folder_of, load_encoder
 from pal.reward.model import RewardModel
 from pal.reward.tools.chat_template import template_of
 from pal.reward.tools.whole_text import WholeTexts
-from pal.train.adapt.average import seen_vectors
+from pal.reward.users import everybody, rewards_of
 from pal.train.heads.head import Head
 
 ELSEWHERE = "export without --merge and load PalForSequenceClassification of pal.reward.tools.hf"
@@ -65,10 +65,11 @@ class PalForSequenceClassification(PreTrainedModel):
         self.encoder = encoder
         self.model = encoder.model
         self.head = contents.head.to(encoder.device)
-        self.register_buffer("user_vector", contents.user_vector.to(encoder.device))
+        vector = contents.user_vector
+        if contents.metadata.choice == "population":
+            vector = everybody(contents.head)
+        self.register_buffer("user_vector", vector.to(encoder.device))
         self.user_vector: Tensor
-        has_own = contents.user_vector.numel() > 0
-        self.is_population = has_own and contents.metadata.choice == "population"
         self.whole = WholeTexts(encoder.renderer)
         self.num_labels = 1
 
@@ -127,11 +128,7 @@ class PalForSequenceClassification(PreTrainedModel):
         dtype = self.encoder.config.store_dtype
         feature = from_stored(to_stored(self.encoder.features_of(ids, kept)[0], dtype), dtype)
         vectors = self.user_vector.expand(len(ids), -1)
-        feature = feature.to(vectors.device).float()
-        if self.is_population:
-            rewards = self.head.mean_reward(None, feature, seen_vectors(self.head))
-        else:
-            rewards = self.head.reward(None, feature, vectors)
+        rewards = rewards_of(self.head, None, feature.to(vectors.device).float(), vectors)
         return SequenceClassifierOutput(logits=rewards.unsqueeze(1))
 
 

@@ -57,6 +57,8 @@ class Head(nn.Module, ABC):
     has_residuals: ClassVar[bool] = False
     """whether training under ``train.priors`` gives a residual to each thing that is judged, and
     ``moderate`` says later that those of other things are not known"""
+    is_linear: ClassVar[bool] = False
+    """whether rewards are linear in the vector, so that the mean user has the mean reward"""
     is_amortised: ClassVar[bool] = False
     """whether ``infer`` adapts it, instead of an optimisation over the raw numbers"""
     users: UserTable

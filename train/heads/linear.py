@@ -22,6 +22,7 @@ class LinearHead(Head):
     """r_u(e) = <item_scale(e), theta(vector)>."""
 
     is_solved: ClassVar[bool] = True
+    is_linear: ClassVar[bool] = True
 
     def __init__(self, dim: int, table: UserTable) -> None:
         super().__init__()
@@ -30,10 +31,6 @@ class LinearHead(Head):
 
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return (self.item_scale(item_BD) * self.theta(vector_BR)).sum(dim=1)
-
-    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
-        """Rewards are linear in the vector: the mean user's is the mean."""
-        return self.reward(prompt_BD, item_BD, vector_NR.mean(dim=0).expand(len(item_BD), -1))
 
     @abstractmethod
     def basis(self) -> Tensor | None:

@@ -43,14 +43,18 @@ class PalB(IdealPointHead):
         self.prompt_scale = Standardiser(dim)
         self.g = MLPs(k, dim, self.latent_dim, self.architecture)
 
-    def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
+    def maps(self, prompt_BD: Tensor | None) -> Tensor:
+        """Return the K ideal points of each prompt, (K, B, H)."""
         assert prompt_BD is not None, "PAL-B needs prompts"
-        return torch.einsum("bk,kbh->bh", vector_BR, self.g(self.prompt_scale(prompt_BD)))
+        points_KBH: Tensor = self.g(self.prompt_scale(prompt_BD))
+        return points_KBH
+
+    def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
+        return torch.einsum("bk,kbh->bh", vector_BR, self.maps(prompt_BD))
 
     def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
         """Map each prompt once, and mix in K-space."""
-        assert prompt_BD is not None, "PAL-B needs prompts"
-        maps_BKH = self.g(self.prompt_scale(prompt_BD)).transpose(0, 1)
+        maps_BKH = self.maps(prompt_BD).transpose(0, 1)
         placed_BH = self.place(item_BD)
         inner_BN = torch.einsum("bh,bkh->bk", placed_BH, maps_BKH) @ vector_NR.T
         mixed_BNK = vector_NR @ torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
@@ -61,8 +65,7 @@ class PalB(IdealPointHead):
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram
         matrices."""
-        assert prompt_BD is not None, "PAL-B needs prompts"
-        maps_BKH = self.g(self.prompt_scale(prompt_BD)).transpose(0, 1)
+        maps_BKH = self.maps(prompt_BD).transpose(0, 1)
         prepared: list[Tensor] = []
         for item in (first_BD, second_BD):
             placed = self.place(item)

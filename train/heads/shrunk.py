@@ -42,6 +42,7 @@ class ShrunkHead(Head):
     """A reward that is linear in the user's vector [a_u, w_u]."""
 
     has_residuals: ClassVar[bool] = True
+    is_linear: ClassVar[bool] = True
     side_D: Tensor
     size: Tensor
 
@@ -92,10 +93,6 @@ class ShrunkHead(Head):
 
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
         return (self.all_terms(prompt_BD, item_BD) * vector_BR).sum(dim=1)
-
-    def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
-        """Rewards are linear in the vector: the mean user's is the mean."""
-        return self.all_terms(prompt_BD, item_BD) @ vector_NR.mean(dim=0)
 
     def margin(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
