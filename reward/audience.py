@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import Belief, seen_vectors
+from pal.train.adapt.curvature import Covariance
 from pal.train.adapt.map import Adapted
 from pal.train.heads.head import Head, Prepared
 
@@ -79,7 +80,8 @@ class Newcomer:
     def numbers(self) -> Tensor:
         """Return all there is to know as 1 + R + R^2 + N numbers, (n,)."""
         belief = self.belief
-        parts = (belief.share, belief.logits[0], belief.covariance[0].flatten(), belief.likeness[0])
+        covariance = belief.covariance.whole()[0].flatten()
+        parts = (belief.share, belief.logits[0], covariance, belief.likeness[0])
         return torch.cat([part.double() for part in parts])
 
     @classmethod
@@ -96,7 +98,7 @@ class Newcomer:
         return cls(
             Belief(
                 numbers[known:].double().unsqueeze(0), share.double(), logits.unsqueeze(0),
-                covariance,
+                Covariance(covariance),
             )
         )  # fmt: skip
 

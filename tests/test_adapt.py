@@ -206,10 +206,10 @@ def test_answers_leave_less_uncertainty_than_the_prior_and_uncertainty_pulls_tow
     assert few.covariance is not None
     assert many.covariance is not None
     for adapted in (few, many):
-        assert bool((torch.logdet(adapted.covariance) < -torch.logdet(prior.precision)).all())
+        assert bool((adapted.covariance.logdet() < -torch.logdet(prior.precision)).all())
     answers = answers_of(head)
     margin, slope = (value.detach() for value in margins_and_slopes(head, answers, few.logits))
-    p = probability(margin, slope, few.covariance[answers.user])
+    p = probability(margin, few.covariance.variance(slope, answers.user))
     assert bool(((p - 0.5).abs() <= (torch.sigmoid(margin) - 0.5).abs() + 1e-6).all())
 
 

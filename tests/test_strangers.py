@@ -83,7 +83,7 @@ def test_a_belief_is_the_equation(name: str, settings: dict[str, Any]) -> None:
         logits = adapted.logits[user].clone().requires_grad_()
         middle = margin(pairs, row, head.users.of_logits(logits[None])[0])
         (slope,) = torch.autograd.grad(middle, logits)
-        variance = float(slope @ adapted.covariance[user] @ slope)
+        variance = float(slope @ adapted.covariance.whole()[user] @ slope)
         as_other = torch.sigmoid(middle.detach() / math.sqrt(1.0 + math.pi * variance / 8.0))
         wanted = share * as_seen + (1.0 - share) * float(as_other)
         assert float(found[row]) == pytest.approx(wanted, abs=1e-4)

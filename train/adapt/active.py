@@ -21,7 +21,7 @@ def next_questions(head: Head, adapted: Adapted, pool: Answers, asked: Tensor) -
     assert adapted.covariance is not None
     margin, slope_BR = margins_and_slopes(head, pool, adapted.logits)
     p = torch.sigmoid(margin)
-    variance = torch.einsum("br,brs,bs->b", slope_BR, adapted.covariance[pool.user], slope_BR)
+    variance = adapted.covariance.variance(slope_BR, pool.user)
     gain = torch.where(asked, -torch.inf, 0.5 * torch.log1p(p * (1.0 - p) * variance))
     highest = gain.new_full((pool.users,), -torch.inf).scatter_reduce_(0, pool.user, gain, "amax")
     rows = torch.full((pool.users,), -1, dtype=torch.long, device=gain.device)

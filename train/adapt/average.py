@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pal.train.adapt.answers import Answers, rows_of
+from pal.train.adapt.curvature import Covariance
 from pal.train.adapt.map import Adapted, evidence, margins_and_slopes, probability
 from pal.train.heads.head import Head, Prepared
 from pal.train.loss import logistic
@@ -84,8 +85,8 @@ class Belief:
     """(U,) s"""
     logits: Tensor
     """(U, R) omega*"""
-    covariance: Tensor
-    """(U, R, R) H^-1"""
+    covariance: Covariance
+    """H^-1"""
 
     @classmethod
     def of(
@@ -133,7 +134,8 @@ class Belief:
             some = pairs.take(rows)
             _, slope_BR = margins_and_slopes(head, some, self.logits)
             margin_B = head.prepared_margin(some.prepared, own_UR, some.user)
-            found.append(probability(margin_B, slope_BR, self.covariance[some.user]).double())
+            variance_B = self.covariance.variance(slope_BR, some.user)
+            found.append(probability(margin_B, variance_B).double())
         return torch.cat(found)
 
 

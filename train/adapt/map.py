@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pal.train.adapt.answers import Answers
+from pal.train.adapt.curvature import Covariance, Curvature
 from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
-from pal.train.heads.users import blocks_of_users, by_user
 from pal.train.loss import logistic
 
 STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP = 25, 8, 1e-5, 1e-3
@@ -33,8 +33,8 @@ class Adapted:
     """(U, R)"""
     vectors: Tensor
     """(U, R)"""
-    covariance: Tensor | None = None
-    """(U, R, R) of the raw numbers, by Laplace's approximation"""
+    covariance: Covariance | None = None
+    """of the raw numbers, by Laplace's approximation"""
     prior: Prior | None = None
     """round each user's own mean, where there is a covariance"""
 
@@ -46,11 +46,9 @@ def margins_and_slopes(head: Head, answers: Answers, logits: Tensor) -> tuple[Te
     return margin, head.users.pull_back(vectors[answers.user], slope)
 
 
-def probability(margin: Tensor, slope_BR: Tensor, covariance_BRR: Tensor) -> Tensor:
-    """Return P(first) averaged over the uncertainty of the user's numbers: sigma(z / sqrt(1 + pi
-    var / 8))."""
-    variance = torch.einsum("br,brs,bs->b", slope_BR, covariance_BRR, slope_BR)
-    return torch.sigmoid(margin / torch.sqrt(1.0 + torch.pi * variance / 8.0))
+def probability(margin: Tensor, variance_B: Tensor) -> Tensor:
+    """Return P(first) averaged over margins of this variance: sigma(m / sqrt(1 + pi var / 8))."""
+    return torch.sigmoid(margin / torch.sqrt(1.0 + torch.pi * variance_B / 8.0))
 
 
 @torch.no_grad()
@@ -68,13 +66,14 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     if not logits.shape[1]:
         return Adapted(logits, head.users.of_logits(logits))
     whole = prior
+    curvature = Curvature(prior.precision, torch.linalg.inv(prior.precision))
     live = torch.arange(answers.users, device=logits.device)
     rest, here = answers, logits
     margin, slope = head.margin_and_slope(rest.prepared, head.users.soft(here), rest.user)
     loss = _objective(rest, prior, here, margin)
     size = torch.ones_like(loss)
     for _ in range(STEPS):
-        away = _solve_linear(head, rest, prior, here, margin, slope) - here
+        away = _solve_linear(head, rest, prior, curvature, here, margin, slope) - here
         tried = here + size.unsqueeze(1) * away
         vectors = head.users.soft(tried)
         new_margin, new_slope = head.margin_and_slope(rest.prepared, vectors, rest.user)
@@ -101,8 +100,9 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     adapted = Adapted(logits, head.users.of_logits(logits))
     if with_covariance:
         margin, raw_slope = margins_and_slopes(head, answers, logits)
-        _, curvature = _posterior(answers, whole, logits, margin, raw_slope)
-        adapted.covariance, adapted.prior = torch.linalg.inv(curvature), whole
+        rows_BR = _rows(torch.sigmoid(margin), raw_slope)
+        adapted.covariance = curvature.covariance(rows_BR, answers.user, answers.users)
+        adapted.prior = whole
     return adapted
 
 
@@ -116,7 +116,7 @@ def evidence(head: Head, answers: Answers, adapted: Adapted) -> Tensor:
     assert adapted.covariance is not None
     margin, _ = margins_and_slopes(head, answers, adapted.logits)
     objective = _objective(answers, prior, adapted.logits, margin)
-    volume = torch.logdet(prior.precision) + torch.logdet(adapted.covariance)
+    volume = torch.logdet(prior.precision) + adapted.covariance.logdet()
     chosen_from = 1 + len(prior.centres) if prior.by_community else 1
     return 0.5 * volume - objective - math.log(chosen_from)
 
@@ -141,7 +141,13 @@ def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:
 
 
 def _solve_linear(
-    head: Head, answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope: Tensor
+    head: Head,
+    answers: Answers,
+    prior: Prior,
+    curvature: Curvature,
+    logits: Tensor,
+    margin: Tensor,
+    slope: Tensor,
 ) -> Tensor:
     """Return the raw numbers (U, R) that are best if margins were linear in the vectors: damped
     Gauss-Newton."""
@@ -156,8 +162,10 @@ def _solve_linear(
     loss = _objective(answers, prior, here, value)
     size = torch.ones(answers.users, 1, device=logits.device)
     for _ in range(INNER_STEPS):
-        gradient, curvature = _posterior(answers, prior, here, value, own_slope)
-        step = torch.linalg.solve(curvature, gradient.unsqueeze(2)).squeeze(2)
+        p = torch.sigmoid(value)
+        gradient = (here - prior.mean) @ prior.precision
+        gradient.index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * own_slope)
+        step = curvature.step(_rows(p, own_slope), answers.user, gradient)
         tried = here - size * step
         value, own_slope = linear(tried)
         new_loss = _objective(answers, prior, tried, value)
@@ -180,18 +188,6 @@ def _objective(answers: Answers, prior: Prior, logits: Tensor, margin: Tensor) -
     return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
 
 
-def _posterior(
-    answers: Answers, prior: Prior, logits: Tensor, margin: Tensor, slope_BR: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return gradient (U, R) and Gauss-Newton curvature (U, R, R) of the negative log posterior."""
-    p = torch.sigmoid(margin)
-    gradient = torch.zeros_like(logits)
-    gradient.index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * slope_BR)
-    gradient += (logits - prior.mean) @ prior.precision
-    curvature = prior.precision.repeat(answers.users, 1, 1)
-    weighted_BR = (p * (1.0 - p)).sqrt().unsqueeze(1) * slope_BR
-    for users, rows in blocks_of_users(answers.user, answers.users):
-        own = answers.user[rows] - users.start
-        table, _ = by_user(weighted_BR[rows], own, users.stop - users.start)
-        curvature[users] += table.mT @ table
-    return gradient, curvature
+def _rows(p: Tensor, slope_BR: Tensor) -> Tensor:
+    """Return the rows sqrt(p (1 - p)) g whose products the curvature is made of, (B, R)."""
+    return (p * (1.0 - p)).sqrt().unsqueeze(1) * slope_BR

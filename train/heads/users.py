@@ -120,11 +120,13 @@ class NoUsers(UserTable):
         return logits_BR
 
 
-def by_user(rows_BH: Tensor, user_B: Tensor, users: int) -> tuple[Tensor, Tensor]:
+def by_user(
+    rows_BH: Tensor, user_B: Tensor, users: int, most: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Lay rows that are sorted by user out by user, padded with zeros: (U, M, H), and which places
-    are real, (U, M)."""
+    are real, (U, M); M is the most rows of a user, or ``most``."""
     count_U = torch.bincount(user_B, minlength=users)
-    most = max(1, int(count_U.max()))
+    most = max(1, int(count_U.max())) if most is None else most
     real_UM = torch.arange(most, device=user_B.device) < count_U.unsqueeze(1)
     if len(user_B) == users * most:  # all have equally many: nothing to pad
         return rows_BH.view(users, most, -1), real_UM

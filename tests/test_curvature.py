@@ -1,0 +1,50 @@
+"""The curvature of users' posteriors: the short form, for fewer answers than numbers, is the
+long one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pal.train.adapt.curvature import Curvature
+
+COUNTS = [0, 1, 3, 0, 2]
+"""answers of each user"""
+
+
+def problem(size: int) -> tuple[Curvature, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a curvature, rows, whose they are, gradients, and the matrices H made one by one."""
+    random = torch.Generator().manual_seed(size)
+    root = torch.randn(size, size, generator=random, dtype=torch.float64)
+    precision = root @ root.T + torch.eye(size)
+    user = torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS))
+    rows = torch.randn(len(user), size, generator=random, dtype=torch.float64)
+    gradient = torch.randn(len(COUNTS), size, generator=random, dtype=torch.float64)
+    whole = torch.stack([precision + rows[user == u].T @ rows[user == u] for u in range(5)])
+    return Curvature(precision, torch.linalg.inv(precision)), rows, user, gradient, whole
+
+
+@pytest.mark.parametrize(("size", "is_short"), [(2, False), (3, False), (4, True), (50, True)])
+def test_step_variance_and_volume_are_those_of_the_matrices(size: int, is_short: bool) -> None:
+    curvature, rows, user, gradient, whole = problem(size)
+    wanted = torch.linalg.solve(whole, gradient.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(curvature.step(rows, user, gradient), wanted)
+    covariance = curvature.covariance(rows, user, len(COUNTS))
+    assert (covariance.told is not None) == is_short
+    torch.testing.assert_close(covariance.whole(), torch.linalg.inv(whole))
+    torch.testing.assert_close(covariance.logdet(), -torch.logdet(whole))
+    asked = torch.tensor([0, 0, 3, 3, 4])  # nothing is asked of users 1 and 2
+    slope = torch.randn(5, size, dtype=torch.float64)
+    one_by_one = torch.stack(
+        [g @ torch.linalg.inv(whole[u]) @ g for g, u in zip(slope, asked.tolist(), strict=True)]
+    )
+    torch.testing.assert_close(covariance.variance(slope, asked), one_by_one)
+
+
+def test_nobody_has_answered() -> None:
+    curvature, rows, user, gradient, _ = problem(4)
+    none = curvature.covariance(rows[:0], user[:0], len(COUNTS))
+    prior = curvature.prior.expand(len(COUNTS), -1, -1)
+    torch.testing.assert_close(none.whole(), prior)
+    torch.testing.assert_close(none.logdet(), torch.logdet(prior))
+    torch.testing.assert_close(curvature.step(rows[:0], user[:0], gradient), gradient @ prior[0])

@@ -1,0 +1,108 @@
+"""How sharply answers tell the numbers of their users: the curvature of each one's posterior.
+
+    H_u = Lambda + A_u^T A_u,    A_u = the rows sqrt(p (1 - p)) g of the user's answers
+
+with Lambda the prior's precision, which all users share, and g the derivatives of the margins by
+the raw numbers. Where a user has fewer answers than numbers, H_u is never made: with P = Lambda^-1
+
+    H_u^-1 = P - F_u^T F_u,    F_u = L^-1 A_u P,    L L^T = I + A_u P A_u^T
+
+(the identity of Woodbury), M x R numbers and M^2 R products in place of R x R and R^3. Shapes: U
+users, B rows sorted by user, M rows of a user at most, R raw numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pal.train.heads.users import blocks_of_users, by_user
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """H_u^-1 of U users: ``base`` (U, R, R) where ``told`` is None; else ``base``, (R, R) of all,
+    less F_u^T F_u, ``told`` (U, M, R) being F_u."""
+
+    base: Tensor
+    told: Tensor | None = None
+
+    def variance(self, slope_BR: Tensor, user_B: Tensor) -> Tensor:
+        """Return g^T H_u^-1 g of each row g, (B,); rows are sorted by their users."""
+        found = [slope_BR.new_zeros(0)]
+        users = len(self.base if self.told is None else self.told)
+        for some, rows in blocks_of_users(user_B, users):
+            slope = slope_BR[rows]
+            if not len(slope):
+                continue
+            table_UBR, real_UB = by_user(slope, user_B[rows] - some.start, some.stop - some.start)
+            if self.told is None:
+                variance_UB = ((table_UBR @ self.base[some]) * table_UBR).sum(dim=2)
+                found.append(variance_UB[real_UB])
+            else:
+                away_UB = (table_UBR @ self.told[some].mT).square().sum(dim=2)
+                found.append(((slope @ self.base) * slope).sum(dim=1) - away_UB[real_UB])
+        return torch.cat(found).clamp(min=0.0)
+
+    def logdet(self) -> Tensor:
+        """Return log |H_u^-1|, (U,)."""
+        if self.told is None:
+            return torch.logdet(self.base)
+        eye = torch.eye(self.told.shape[1], dtype=self.told.dtype, device=self.told.device)
+        left_UMM = eye - self.told @ torch.linalg.solve(self.base, self.told.mT)
+        return torch.logdet(self.base) + torch.logdet(left_UMM)
+
+    def whole(self) -> Tensor:
+        """Return the matrices themselves, (U, R, R)."""
+        return self.base if self.told is None else self.base - self.told.mT @ self.told
+
+    def to(self, device: str | torch.device) -> Covariance:
+        return Covariance(self.base.to(device), None if self.told is None else self.told.to(device))
+
+
+class Curvature:
+    """H_u of all users at one place; ``covariance_RR`` is the inverse of ``precision_RR``."""
+
+    def __init__(self, precision_RR: Tensor, covariance_RR: Tensor) -> None:
+        self.precision, self.prior = precision_RR, covariance_RR
+
+    def step(self, rows_BR: Tensor, user_B: Tensor, gradient_UR: Tensor) -> Tensor:
+        """Return H_u^-1 g of each user's gradient, (U, R); ``rows_BR`` are the rows of A."""
+        users = len(gradient_UR)
+        if _is_wide(user_B, rows_BR.shape[1]):
+            covariance = self.covariance(rows_BR, user_B, users)
+            assert covariance.told is not None
+            from_answers = covariance.told.mT @ (covariance.told @ gradient_UR.unsqueeze(2))
+            return gradient_UR @ self.prior - from_answers.squeeze(2)
+        curvature = self._whole(rows_BR, user_B, users)
+        return torch.linalg.solve(curvature, gradient_UR.unsqueeze(2)).squeeze(2)
+
+    def covariance(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Covariance:
+        """Return H_u^-1 of all users."""
+        if not _is_wide(user_B, rows_BR.shape[1]):
+            return Covariance(torch.linalg.inv(self._whole(rows_BR, user_B, users)))
+        most = int(torch.bincount(user_B, minlength=users).max()) if len(user_B) else 0
+        told = rows_BR.new_zeros(users, most, rows_BR.shape[1])
+        eye = torch.eye(most, dtype=rows_BR.dtype, device=rows_BR.device)
+        for some, rows in blocks_of_users(user_B, users) if most else ():
+            own = user_B[rows] - some.start
+            table_UMR, _ = by_user(rows_BR[rows], own, some.stop - some.start, most)
+            spread_UMR = table_UMR @ self.prior
+            lower_UMM = torch.linalg.cholesky(eye + spread_UMR @ table_UMR.mT)
+            told[some] = torch.linalg.solve_triangular(lower_UMM, spread_UMR, upper=False)
+        return Covariance(self.prior, told)
+
+    def _whole(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Tensor:
+        curvature = self.precision.repeat(users, 1, 1)
+        for some, rows in blocks_of_users(user_B, users):
+            own = user_B[rows] - some.start
+            table_UMR, _ = by_user(rows_BR[rows], own, some.stop - some.start)
+            curvature[some] += table_UMR.mT @ table_UMR
+        return curvature
+
+
+def _is_wide(user_B: Tensor, size: int) -> bool:
+    """Say whether every user has fewer answers than numbers."""
+    return not len(user_B) or int(torch.bincount(user_B).max()) < size
