@@ -15,7 +15,14 @@ Interval = tuple[float, float]
 REMEDY = "run pal audit --name {name} again"
 
 
-class AuditPlan(Record, kind="audit-plan", file="plan.json", error=EvaluationError, remedy=REMEDY):
+class AuditPlan(
+    Record,
+    kind="audit-plan",
+    file="plan.json",
+    beside="audit.json",
+    error=EvaluationError,
+    remedy=REMEDY,
+):
     """``plan.json``: what an audit is made from."""
 
     dataset: FolderName

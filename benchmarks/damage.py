@@ -97,6 +97,8 @@ OF_THE_CALL = CHANGING | {"tokens_padded", "truncated", "answers_cut", "bytes"}
 """what tells of the work of one call or of the disk, not of its result"""
 NOT_SHOWN = re.compile(r"(is not|cannot be) shown: |<td>(damaged|incomplete)<")
 """what a page says of a part that it has to leave out"""
+LISTED_AS = re.compile(r'"state": "(damaged|damaged evaluation|not evaluated)"')
+"""what a list of runs says of one"""
 
 
 class Damage(NamedTuple):
@@ -231,7 +233,8 @@ def outcome_of(done: Done, usual: Any, folder: Path, path: Path, raw: bytes | No
         return "unread" if now == raw else "rebuilt"
     page = folder / PAGE
     is_told = page.exists() and NOT_SHOWN.search(page.read_text()) is not None
-    return "warned" if is_told or "pal: warning: " in done.err else "BELIEVED"
+    is_told |= LISTED_AS.search(done.out) is not None or "pal: warning: " in done.err
+    return "warned" if is_told else "BELIEVED"
 
 
 def role_of(path: Path) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pal.errors import EvaluationError
-from pal.evaluate.records import Cell, Metrics
+from pal.evaluate.records import METRICS, Cell, Metrics
 from pal.files import bytes_of, recover
-from pal.names import did_you_mean_folder, folders_with, require_name
+from pal.names import did_you_mean_folder, require_name
 from pal.records import Entry
 from pal.train.build import has_prototypes
 from pal.train.run_record import RunRecord
@@ -21,7 +21,7 @@ class ListedRun(Entry):
     dir: str
     bytes: int
     state: str
-    """evaluated, not evaluated or damaged"""
+    """evaluated, not evaluated, damaged evaluation or damaged"""
     dataset: str | None = None
     encoder: str | None = None
     head: str | None = None
@@ -41,11 +41,7 @@ class RemovedRuns(Entry):
 def list_runs(root: Path) -> list[ListedRun]:
     """Return every run below a folder, by name; not what another command has not finished, whose
     folder has no name."""
-    return [
-        _listed(folder)
-        for folder in folders_with(root, RunRecord.file)
-        if RunRecord.is_ours(folder)
-    ]
+    return [_listed(folder) for folder in RunRecord.all_in(root)]
 
 
 def runs_to_remove(root: Path, names: Sequence[str]) -> list[ListedRun]:
@@ -83,11 +79,13 @@ def _listed(folder: Path) -> ListedRun:
         return ListedRun(run=folder.name, dir=str(folder), bytes=size, state="damaged")
     metrics = Metrics.find(folder)
     is_evaluated = metrics is not None and metrics.head_seal == record.seal
+    is_damaged = metrics is None and (folder / METRICS).exists()
+    not_evaluated = "damaged evaluation" if is_damaged else "not evaluated"
     return ListedRun(
         run=folder.name,
         dir=str(folder),
         bytes=size,
-        state="evaluated" if is_evaluated else "not evaluated",
+        state="evaluated" if is_evaluated else not_evaluated,
         dataset=record.dataset,
         encoder=record.encoder,
         head=record.train.head,

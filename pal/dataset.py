@@ -116,6 +116,7 @@ class DatasetCard(
     kind="dataset",
     version=5,
     file="dataset.json",
+    beside=PAIRS,
     error=DataError,
     remedy="run: pal prepare --dataset {name}",
 ):

@@ -56,14 +56,8 @@ def did_you_mean(name: str, others: Sequence[str]) -> str:
 
 def did_you_mean_folder(folder: Path, file: str) -> str:
     """Return the same for a folder that holds no ``file``, of those beside it that do."""
-    return did_you_mean(folder.name, [other.name for other in folders_with(folder.parent, file)])
-
-
-def folders_with(root: Path, file: str) -> list[Path]:
-    """Return the folders of a root that hold a file, by name; not those without a name of ours,
-    which other commands have not finished."""
-    found = [path.parent for path in sorted(root.glob(f"*/{file}"))]
-    return [folder for folder in found if NAME.fullmatch(folder.name)]
+    others = [path.parent.name for path in sorted(folder.parent.glob(f"*/{file}"))]
+    return did_you_mean(folder.name, [other for other in others if NAME.fullmatch(other)])
 
 
 def _is_folder_name(name: str) -> str:

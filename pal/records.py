@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pal.errors import PalError
 from pal.files import atomic_directory, atomic_file, bytes_of, discard, locked, recover
+from pal.names import NAME
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,6 +69,8 @@ class Record(Entry):
     """what is raised where it cannot be trusted"""
     remedy: ClassVar[str]
     """what to do about that; ``{folder}`` and ``{name}`` are filled in"""
+    beside: ClassVar[str]
+    """another file that only a folder of this kind holds: it tells of one whose record is gone"""
 
     def __init_subclass__(
         cls,
@@ -77,10 +80,11 @@ class Record(Entry):
         file: str = "",
         error: type[PalError] = PalError,
         version: int = 1,
+        beside: str = "",
         **rest: Any,
     ) -> None:
         super().__init_subclass__(**rest)
-        cls.kind, cls.version, cls.file = kind, version, file
+        cls.kind, cls.version, cls.file, cls.beside = kind, version, file, beside
         cls.error, cls.remedy = error, remedy
 
     def text(self) -> str:
@@ -152,6 +156,17 @@ class Record(Entry):
         except OSError:
             return False
         return re.search(rb'"kind":\s*"' + re.escape(cls.kind.encode()) + rb'"', start) is not None
+
+    @classmethod
+    def all_in(cls, root: Path) -> list[Path]:
+        """Return every folder of this kind below a root, by name: also one whose record is damaged
+        or gone; not what another command has not finished, whose folder has no name of ours."""
+        return [
+            path
+            for path in sorted(root.glob("*"))
+            if NAME.fullmatch(path.name)
+            and any((path / file).is_file() for file in (cls.file, cls.beside) if file)
+        ]
 
     @classmethod
     @contextmanager

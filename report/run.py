@@ -25,7 +25,8 @@ def add_run(page: Page, config: Config, run: Evaluated) -> None:
     record = run.record
     page.add(f"Run {run.name}", _what(run))
     page.add("How good it is", _cells(run), 3)
-    drawn = [one for one in (_shots(run), calibration(config.evaluate, [run])) if one is not None]
+    calibrated = calibration(config.evaluate, {run.name: run.predictions()})
+    drawn = [one for one in (_shots(run), calibrated) if one is not None]
     if drawn:
         page.add("New people, and how sure it is", [Beside(drawn)], 3)
     baseline = baseline_of(config, run)

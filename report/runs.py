@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -52,11 +52,11 @@ def add_runs(
     if problems:
         blocks.append(Bullets(list(problems)))
     page.add("Runs", blocks)
-    drawn = [
-        one
-        for one in (_forest(metrics), _by_k(runs), _by_shots(metrics), calibration(settings, runs))
-        if one is not None
-    ]
+    predictions, unread = _predictions_of(runs)
+    pictures = (
+        _forest(metrics), _by_k(runs), _by_shots(metrics), calibration(settings, predictions)
+    )  # fmt: skip
+    drawn = [one for one in pictures if one is not None]
     if drawn:
         page.add("Accuracy", [Beside(drawn)], 3)
     if any(len(one.test_unseen) > 1 for one in metrics):
@@ -65,7 +65,8 @@ def add_runs(
         )
         page.add("New people", [table], 3)
     page.add("By folds", _folds(runs), 3)
-    page.add("Differences", _comparisons(settings, runs), 3)
+    differences = _comparisons(settings, runs, predictions)
+    page.add("Differences", [*differences, *([Bullets(unread)] if unread else [])], 3)
     for run in runs:
         page.cite(*sources_of(run))
 
@@ -128,19 +129,28 @@ def _by_shots(metrics: Sequence[Metrics]) -> Picture | None:
     return lines(caption, first, "answers", ACCURACY, is_log=True)
 
 
-def calibration(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> Picture | None:
+def _predictions_of(runs: Sequence[Evaluated]) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    """Return the predictions of runs, and a sentence for each whose cannot be read."""
+    found: dict[str, pl.DataFrame] = {}
+    problems = []
+    for run in runs:
+        try:
+            found[run.name] = run.predictions()
+        except PalError as problem:
+            problems.append(f"Answer by answer, {run.name} is not shown: {problem}.")
+    return found, problems
+
+
+def calibration(
+    settings: EvaluateConfig, predictions: Mapping[str, pl.DataFrame]
+) -> Picture | None:
     """Draw how often what runs are sure of is right, on seen people's test answers."""
     curves = {}
-    for run in runs[:MOST_CURVES]:
-        try:
-            rows = in_test(run.predictions(), "seen").filter(pl.col("label") != 0.5)
-        except PalError:
-            if len(runs) == 1:
-                raise
-            continue  # the differences say so
+    for name, of_run in list(predictions.items())[:MOST_CURVES]:
+        rows = in_test(of_run, "seen").filter(pl.col("label") != 0.5)
         if not rows.is_empty():
             margin, label = rows["margin"].to_numpy(), rows["label"].to_numpy()
-            curves[run.name] = sigmoid(np.abs(margin)), credit(margin, label)
+            curves[name] = sigmoid(np.abs(margin)), credit(margin, label)
     if not curves:
         return None
     bins = min(settings.ece_bins, 10)
@@ -167,19 +177,22 @@ def _folds(runs: Sequence[Evaluated]) -> list[Block]:
     return blocks
 
 
-def _comparisons(settings: EvaluateConfig, runs: Sequence[Evaluated]) -> list[Block]:
+def _comparisons(
+    settings: EvaluateConfig, runs: Sequence[Evaluated], predictions: Mapping[str, pl.DataFrame]
+) -> list[Block]:
     """Compare each run with the first of its dataset and split; K = 1 comes first where it is."""
     groups: dict[tuple[str, str], list[Evaluated]] = {}
     for run in runs:
         key = (run.record.split_digest, run.record.pairs_digest)
-        groups.setdefault(key, []).append(run)
+        if run.name in predictions:
+            groups.setdefault(key, []).append(run)
     found: list[Comparison] = []
     problems = []
     for some in groups.values():
         ordered = sorted(some, key=lambda run: not run.has_one_taste)
         if len(ordered) > 1:
             try:
-                first, *others = [(one.name, one.predictions()) for one in ordered]
+                first, *others = [(one.name, predictions[one.name]) for one in ordered]
                 found += compare_runs(settings, first, others)
             except PalError as problem:
                 problems.append(f"{problem}.")

@@ -11,7 +11,7 @@ from pal.audit.record import AuditPlan
 from pal.config import PathsConfig
 from pal.dataset import DatasetCard
 from pal.errors import EvaluationError
-from pal.names import did_you_mean, folders_with, require_name
+from pal.names import did_you_mean, require_name
 from pal.records import Record
 from pal.sweep.record import SweepSummary
 from pal.train.run_record import RunRecord
@@ -38,11 +38,9 @@ def root_of(paths: PathsConfig, kind: Kind) -> Path:
 
 
 def all_of(paths: PathsConfig, kind: Kind) -> list[Subject]:
-    """Return everything of a kind that says of itself that it is ours, by name; not what another
-    command has not finished, whose folder has no name."""
-    root, record = root_of(paths, kind), RECORDS[kind]
-    found = folders_with(root, record.file)
-    return [Subject(kind, folder.name, folder) for folder in found if record.is_ours(folder)]
+    """Return everything of a kind, by name; also what is damaged."""
+    found = RECORDS[kind].all_in(root_of(paths, kind))
+    return [Subject(kind, folder.name, folder) for folder in found]
 
 
 def subjects_of(paths: PathsConfig, names: Sequence[str]) -> list[Subject]:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import polars as pl
 
-from pal.errors import PalError
+from pal.errors import EvaluationError
 from pal.report.charts import Value, lines
-from pal.report.evaluated import read_run
+from pal.report.evaluated import Evaluated, read_run
 from pal.report.page import Beside, Block, Facts, Page, Source, Table, Text
 from pal.report.runs import ACCURACY, INTERVALS
 from pal.report.subjects import Subject
 from pal.sweep.plot import best_by_k
-from pal.sweep.record import RESULTS, SweepSummary, read_results, table_of
+from pal.sweep.record import RESULTS, BestHead, SweepSummary, read_results, table_of
 from pal.sweep.table import nested_text, ok_rows, table_of_sweep
 from pal.train.build import with_k
 
@@ -81,13 +81,12 @@ def _failed(folder: Path) -> list[Block]:
     return [Table.of(caption, ["head", "K", "seed", "why"], rows)]
 
 
-def best_run(runs: Path, summary: SweepSummary) -> Path | None:
-    """Return the folder of a sweep's best run; None where it is gone or another head by now."""
-    best = summary.best
-    if best is None:
-        return None
-    try:
-        run = read_run(runs / best.run)
-    except PalError:
-        return None
-    return run.folder if run.record.head_id == best.head_id else None
+def best_run(runs: Path, best: BestHead) -> Evaluated:
+    """Return a sweep's best run; raises EvaluationError where it is gone, damaged or another head
+    by now."""
+    run = read_run(runs / best.run)
+    if run.record.head_id != best.head_id:
+        raise EvaluationError(
+            f"{run.folder} was made by another sweep since then; run the sweep again"
+        )
+    return run

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from pal.audit.load import agreeing
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
@@ -35,7 +36,6 @@ MOST_PAIRS, ROWS_AT_ONCE = 20_000, 2048
 SHOWN, FEWEST_ANSWERS = 6, 5
 APART = 0.05
 """between prototypes, for their own tables to say anything"""
-AFFIRMING = ("agree", "yes", "true", "approve", "like", "good", "1")
 
 
 def prototype_weights(trained: TrainedHead) -> Numbers | None:
@@ -84,26 +84,25 @@ def prototype_blocks(
 
 def disagreement_blocks(dataset: PreparedDataset) -> list[Block]:
     """Return what people disagree about most and agree on most, by their answers alone."""
-    things, sides = _things(dataset, dataset.viewed("response").pairs())
-    counted = sides.group_by("number", maintain_order=True).agg(
+    about = _things(dataset, dataset.viewed("response").pairs())
+    counted = about.sides.group_by("number", maintain_order=True).agg(
         pl.col("user_id").n_unique().alias("people"), pl.mean("wins").alias("share")
     )
     judged = counted.filter(pl.col("people") >= FEWEST_ANSWERS)
     if judged.is_empty():
         told = f"Nothing was judged by {FEWEST_ANSWERS} people or more, so nobody can be compared."
         return [Text(told)]
-    unit = _unit(dataset)
     judged = judged.with_columns(apart=(pl.col("share") - 0.5).abs())
     blocks: list[Block] = []
     for caption, is_most in (("What divides people most", False), ("What people agree on", True)):
         order = judged.sort(["apart", "people"], descending=[is_most, True], maintain_order=True)
         shown = order.head(2 * SHOWN)
-        names = _names(dataset, things[shown["number"]])
+        names = _names(dataset, about.things[shown["number"]])
         rows = [
             [name, f"{row['share']:.0%}", f"{row['people']:,}"]
             for name, row in zip(names, shown.iter_rows(named=True), strict=True)
         ]
-        header = ["text", unit, "people"]
+        header = ["text", about.unit("share"), "people"]
         blocks.append(Table.of(f"{caption}, of {len(judged):,} things.", header, rows))
     return blocks
 
@@ -135,13 +134,14 @@ def _liked(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) 
             prepared = trained.head.prepare(*batch[:3])
             found.append(trained.head.margins_of_each(prepared, vectors).double().sigmoid())
     first = torch.cat(found).numpy()
-    things, sides = _things(dataset, frame.with_columns(row=pl.int_range(pl.len())))
+    about = _things(dataset, frame.with_columns(row=pl.int_range(pl.len())))
+    sides = about.sides
     side, row = sides["is_first"].to_numpy()[:, None], sides["row"].to_numpy()
     chance = np.where(side, first[row], 1.0 - first[row])
     number = sides["number"].to_numpy()
     count = np.bincount(number)
     mean = np.stack([np.bincount(number, column) / count for column in chance.T], axis=1)
-    return _Liked(things, mean, _unit(dataset, is_model=True))
+    return _Liked(about.things, mean, about.unit("probability"))
 
 
 def _prototypes(trained: TrainedHead) -> torch.Tensor:
@@ -160,51 +160,50 @@ def _judges_prompts(dataset: PreparedDataset) -> bool:
     return settled(TrainConfig(head="auto"), dataset).reads == "prompt"
 
 
-def _unit(dataset: PreparedDataset, is_model: bool = False) -> str:
-    what = "probability" if is_model else "share"
-    if _judges_prompts(dataset):
-        return f"{what} of “{_answers(dataset)[1]}”"
-    return f"{what} with which it wins a comparison"
+@dataclass(frozen=True)
+class _Sides:
+    """What comparisons are about."""
+
+    things: pl.DataFrame
+    """number, prompt_id, item_id"""
+    sides: pl.DataFrame
+    """the sides of comparisons that are things: the pairs' columns with ``number``, ``is_first``,
+    and ``wins``, the share of the answer that the side has"""
+    affirming: str | None
+    """where the same two answers are given to all prompts, the affirming one: then the thing is the
+    prompt and has one side"""
+
+    def unit(self, what: str) -> str:
+        if self.affirming is not None:
+            return f"{what} of “{self.affirming}”"
+        return f"{what} with which it wins a comparison"
 
 
-def _answers(dataset: PreparedDataset) -> tuple[bytes, str]:
-    """Return the affirming one of the two answers that all prompts have: its id and its text."""
-    pairs = dataset.viewed("response").pairs(columns=["first_id", "second_id"])
-    ids = pl.concat([pairs["first_id"], pairs["second_id"].alias("first_id")]).unique().sort()
-    table = dataset.items(["item_id", "text"])
-    texts = pl.DataFrame(pl.from_arrow(table)).filter(pl.col("item_id").is_in(ids.implode()))
-    ranked = sorted(
-        texts.iter_rows(),
-        key=lambda row: ((row[1] or "").casefold() not in AFFIRMING, row[1] or ""),
-    )
-    return ranked[0][0], ranked[0][1] or ""
-
-
-def _things(dataset: PreparedDataset, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the things that pairs are about, ``number, prompt_id, item_id``, and the sides of the
-    pairs that are things: the pairs' columns with ``number``, ``is_first``, and ``wins``, the share
-    of the answer that the side has.
-
-    Where the same two answers are given to all prompts, the thing is the prompt and has one side.
-    """
+def _things(dataset: PreparedDataset, pairs: pl.DataFrame) -> _Sides:
+    """Return what pairs are about."""
     if dataset.view != "response":
         plain = dataset.viewed("response").pairs(columns=["pair_id", "first_id", "second_id"])
         pairs = pairs.drop("first_id", "second_id").join(
             plain, on="pair_id", how="left", maintain_order="left"
         )
     label = pl.col("label")
-    both = pl.concat(
-        [
-            pairs.with_columns(is_first=pl.lit(True), item_id="first_id", wins=label),
-            pairs.with_columns(is_first=pl.lit(False), item_id="second_id", wins=1.0 - label),
-        ]
-    )
+    affirming = None
     if _judges_prompts(dataset):
-        both = both.filter(pl.col("item_id") == _answers(dataset)[0])
-        both = both.with_columns(item_id=pl.lit(None, pl.Binary))
+        agrees, affirming = agreeing(pairs, dataset)
+        sides = pairs.with_columns(
+            is_first=pl.Series(agrees), item_id=pl.lit(None, pl.Binary)
+        ).with_columns(wins=pl.when("is_first").then(label).otherwise(1.0 - label))
+    else:
+        sides = pl.concat(
+            [
+                pairs.with_columns(is_first=pl.lit(True), item_id="first_id", wins=label),
+                pairs.with_columns(is_first=pl.lit(False), item_id="second_id", wins=1.0 - label),
+            ]
+        )
     key = ["prompt_id", "item_id"]
-    things = both.select(key).unique(maintain_order=True).with_row_index("number")
-    return things, both.join(things, on=key, nulls_equal=True, maintain_order="left")
+    things = sides.select(key).unique(maintain_order=True).with_row_index("number")
+    sides = sides.join(things, on=key, nulls_equal=True, maintain_order="left")
+    return _Sides(things, sides, affirming)
 
 
 def _names(dataset: PreparedDataset, things: pl.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pal.audit.record import AuditRecord
+from pal.audit.record import AuditPlan
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.errors import PalError
@@ -15,7 +15,7 @@ from pal.records import Entry
 from pal.report.audit import add_audit
 from pal.report.dataset import add_caches, add_dataset
 from pal.report.evaluated import read_run, read_runs
-from pal.report.page import Code, Page, Text
+from pal.report.page import Bullets, Code, Page, Text
 from pal.report.render import write_page
 from pal.report.run import add_run
 from pal.report.runs import add_runs
@@ -91,21 +91,41 @@ def _add_all_of_dataset(page: Page, config: Config, subject: Subject) -> None:
     add_dataset(page, dataset)
     page.add("What people disagree about", disagreement_blocks(dataset))
     add_caches(page, config.paths.cache, dataset.name)
-    own = [one for one in all_of(config.paths, "run") if _dataset_of(one) == dataset.name]
-    if own:
-        add_runs(page, config.evaluate, *read_runs(own))
+    runs, lost = _of_dataset(config, "run", RunRecord, dataset.name)
+    sweeps, lost_sweeps = _of_dataset(config, "sweep", SweepSummary, dataset.name)
+    audits, lost_audits = _of_dataset(config, "audit", AuditPlan, dataset.name)
+    if runs:
+        add_runs(page, config.evaluate, *read_runs(runs))
     else:
         page.add("Runs", [Text(f"None yet; run: pal train --dataset {dataset.name}")])
-    sweeps = [one for one in all_of(config.paths, "sweep") if _swept(config, one) == dataset.name]
     for one in sweeps:
         _add_or_say(page, one, add_sweep)
-    audits = [one for one in all_of(config.paths, "audit") if _audited(one) == dataset.name]
     if not audits:
         page.add("Audits", [Text(f"None yet; run: pal audit --dataset {dataset.name}")])
     for one in audits:
         _add_or_say(page, one, add_audit)
-    if own:
-        page.add("Pages of its runs", [Code([f"pal report {one.name}" for one in own])])
+    unknown = [*lost, *lost_sweeps, *lost_audits]
+    if unknown:
+        lead = Text("Whether these are of this dataset cannot be told.", "warning")
+        page.add("Damaged", [lead, Bullets(unknown)])
+    if runs:
+        page.add("Pages of its runs", [Code([f"pal report {one.name}" for one in runs])])
+
+
+def _of_dataset(
+    config: Config, kind: Kind, record: type[RunRecord | SweepSummary | AuditPlan], dataset: str
+) -> tuple[list[Subject], list[str]]:
+    """Return what there is of a dataset, and a sentence for each whose dataset is not known, for
+    its record is damaged."""
+    found, problems = [], []
+    for one in all_of(config.paths, kind):
+        try:
+            is_own = record.read(one.folder).dataset == dataset
+        except PalError as problem:
+            problems.append(f"{kind.capitalize()} {one.name} is not shown: {problem}.")
+        else:
+            found += [one] * is_own
+    return found, problems
 
 
 def _add_or_say(page: Page, subject: Subject, add: Callable[[Page, Subject], object]) -> None:
@@ -119,25 +139,11 @@ def _add_or_say(page: Page, subject: Subject, add: Callable[[Page, Subject], obj
 
 def _add_sweep(page: Page, config: Config, subject: Subject) -> None:
     summary = add_sweep(page, subject)
-    best = best_run(config.paths.runs, summary)
-    if best is not None:
-        add_run(page, config, read_run(best))
-
-
-def _dataset_of(run: Subject) -> str | None:
-    record = RunRecord.find(run.folder)
-    return None if record is None else record.dataset
-
-
-def _swept(config: Config, sweep: Subject) -> str | None:
-    """Return the dataset of a sweep: that of its best head."""
-    summary = SweepSummary.find(sweep.folder)
-    if summary is None or summary.best is None:
-        return None
-    record = RunRecord.find(config.paths.runs / summary.best.run)
-    return None if record is None else record.dataset
-
-
-def _audited(audit: Subject) -> str | None:
-    record = AuditRecord.find(audit.folder)
-    return None if record is None else record.dataset
+    if summary.best is None:
+        return
+    try:
+        best = best_run(config.paths.runs, summary.best)
+    except PalError as problem:
+        page.add("Best head", [Text(f"It is not shown: {problem}.", "warning")], 3)
+    else:
+        add_run(page, config, best)

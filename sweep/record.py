@@ -101,13 +101,16 @@ class CrossFitted(Entry):
 class SweepSummary(
     Record,
     kind="sweep-summary",
+    version=2,
     file="summary.json",
+    beside=RESULTS,
     error=TrainError,
     remedy="run the sweep again: pal sweep --name {name}",
 ):
     """``summary.json``: what the last ``pal sweep`` did, and what there is now."""
 
     name: FolderName
+    dataset: FolderName
     asked: list[str]
     """ids of the heads that were asked for; those that cannot differ are one. The folder may have
     more: of earlier settings, labels or features"""

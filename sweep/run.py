@@ -51,7 +51,8 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
     if best is not None:
         publish_best(config, folder, asked[best.head_id], device)
     tested = cross_fitted(config, folder, asked, rows, device)
-    summary = summary_of(name, rows, trainers.trained, time.perf_counter() - began, tested)
+    seconds = time.perf_counter() - began
+    summary = summary_of(name, config.dataset, rows, trainers.trained, seconds, tested)
     summary.write(folder)
     write_csv(folder)
     plot_accuracy_against_k(folder)
@@ -186,6 +187,7 @@ def train_missing(asked: Sequence[Candidate], trainers: Trainers) -> None:
 
 def summary_of(
     name: str,
+    dataset: str,
     rows: dict[str, SweepRow],
     trained: int,
     seconds: float,
@@ -200,6 +202,7 @@ def summary_of(
         winner = best_head(best, best_run(name), best.val.macro_accuracy)
     return SweepSummary(
         name=name,
+        dataset=dataset,
         asked=sorted(rows),
         heads=len(rows),
         trained=trained,

@@ -305,8 +305,18 @@ def test_runs_are_listed_and_removed_and_nothing_else_is(made: Config) -> None:
     assert [(run.run, run.state, run.head) for run in listed] == [
         ("one", "evaluated", "pal-a"), ("two", "evaluated", "pal-a"),
     ]  # fmt: skip
+    shutil.copytree(runs / "two", runs / "three")
+    (runs / "three" / "metrics.json").write_text("{}")
+    shutil.copytree(runs / "two", runs / "headless")
+    (runs / "headless" / "head.json").unlink()
     (runs / "mine").mkdir()
     (runs / "mine" / "head.json").write_text("{}")
+    (runs / "notes").mkdir()
+    states = {run.run: run.state for run in list_runs(runs)}
+    assert states.items() >= {
+        ("mine", "damaged"), ("headless", "damaged"), ("three", "damaged evaluation"),
+    }  # fmt: skip
+    assert "notes" not in states
     (runs / "link").symlink_to("one")
     for name, words in (
         ("mine", "mine is no run of ours"),

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
@@ -157,6 +158,8 @@ def test_a_page_is_complete_and_shows_what_people_wrote_as_text(
     assert found.names == names
     html = Path(found.file).read_text(encoding="utf-8")
     page = require_harmless(html)
+    captions = re.findall(r"<caption[^>]*>(.*?)</caption>", html)
+    assert len(captions) == len(set(captions))  # they name the boxes that scroll
     for word in words:
         assert word in page.text, word
     assert "Where every number comes from" in page.text
@@ -196,6 +199,32 @@ def test_what_divides_people_is_counted_from_their_answers(made: tuple[Config, P
     assert people == f"{len(won)}"
 
 
+def test_prompts_with_the_same_two_answers_are_what_is_judged(
+    configure: Callable[..., Config],
+) -> None:
+    """Also where the answers stand behind their prompts: then no two items are the same."""
+    config = configure({"dataset": "demo"})
+    dataset = pipeline.prepare(config, tell=lambda line: None)
+    assert dataset.item_text == "{prompt}{response}"
+    first, _ = disagreement_blocks(dataset)
+    assert isinstance(first, Table)
+    assert first.header[1] == "share of “Yes”"
+    pairs = dataset.pairs().with_columns(pl.col("prompt_id").bin.encode("hex"))
+    several = pairs.group_by("prompt_id").agg(pl.col("user_id").n_unique()).filter(
+        pl.col("user_id") >= 5
+    )  # fmt: skip
+    assert f"of {len(several):,} things" in first.caption
+    items = dict(zip(*(dataset.items([name]).column(name).to_pylist()
+                       for name in ("item_id", "text")), strict=True))  # fmt: skip
+    text, share, _ = first.rows[0]
+    of_it = [
+        (row["label"] == 1.0) == items[row["first_id"]].endswith(" Yes")
+        for row in pairs.iter_rows(named=True)
+        if " ".join(items[row["first_id"]].split()).startswith(text)
+    ]
+    assert f"{np.mean(of_it):.0%}" == share
+
+
 def test_a_damaged_run_is_one_sentence_and_the_page_stays(made: tuple[Config, Path]) -> None:
     config, folder = made
     file = folder / "runs" / "of-1" / "metrics.json"
@@ -209,6 +238,48 @@ def test_a_damaged_run_is_one_sentence_and_the_page_stays(made: tuple[Config, Pa
         assert "of-1 is not shown" in Path(beside.file).read_text(encoding="utf-8")
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("runs/of-1/head.json", ["Run of-1 is not shown: "]),
+        ("runs/many-best/head.json", ["Run many-best is not shown: "]),
+        ("runs/of-1/metrics.json", ["of-1 is not shown: "]),
+        ("runs/of-1/predictions.parquet", ["Answer by answer, of-1 is not shown: ", "Differences"]),
+        ("sweeps/many/summary.json", ["Sweep many is not shown: "]),
+        ("audits/asked/plan.json", ["Audit asked is not shown: "]),
+        ("audits/asked/audit.json", ["Audit asked", "It cannot be shown: "]),
+    ],
+)
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_what_is_damaged_is_named_on_the_page_of_its_dataset(
+    made: tuple[Config, Path], file: str, words: list[str], harm: str
+) -> None:
+    config, folder = made
+    path = folder / file
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    try:
+        page = Path(pipeline.report(config, ["dataset:pairs"]).file).read_text(encoding="utf-8")
+        for word in words:
+            assert word in page
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_sweep_whose_best_head_is_damaged_says_so(made: tuple[Config, Path]) -> None:
+    config, folder = made
+    path = folder / "runs" / "many-best" / "head.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    try:
+        page = Path(pipeline.report(config, ["sweep:many"]).file).read_text(encoding="utf-8")
+        assert "It is not shown: " in page
+    finally:
+        path.write_bytes(whole)
 
 
 def test_folds_whose_numbers_cannot_be_read_are_named(made: tuple[Config, Path]) -> None:
@@ -308,7 +379,7 @@ def test_markdown_that_people_wrote_stays_text() -> None:
     rows = f"| more | text |\n|--|--|\n| 60% (5) | {PICTURE} \\| {EVIL} |\n"
     (part,) = parts_of(f"# Audit\n\n**plural**\n\n## Groups\n\nMore than others:\n\n{rows}")
     assert isinstance(part.blocks[0], Table)
-    assert part.blocks[0].caption == "More than others."
+    assert part.blocks[0].caption == "More than others, Groups."
     assert part.blocks[0].rows == [["60% (5)", f"{PICTURE} | {EVIL}"]]
 
 

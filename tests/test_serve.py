@@ -1105,7 +1105,10 @@ def test_what_takes_longer_than_the_end_may_take_is_503(
             adapted = pool.submit(later, "/v1/users/u/adapt", {"answers": [ANSWER] * 300})
             began.wait(5)
             half = pool.submit(live.raw, head("/v1/score", 100))
-            time.sleep(0.2)
+            patience = time.monotonic() + 5.0
+            while len(live.server.server_state.connections) < 14:  # 12, one that adapts, and half
+                assert time.monotonic() < patience
+                time.sleep(0.01)
             live.server.should_exit = True
             replies = [one.result(timeout=10) for one in (*first, adapted)]
             assert half.result().startswith(b"HTTP/1.1 503")

@@ -41,6 +41,7 @@ class RunRecord(
     Record,
     kind="run",
     file="head.json",
+    beside="head.safetensors",
     error=EvaluationError,
     remedy="train it again: pal train --run {name}",
 ):

@@ -187,6 +187,9 @@ def cache_rm(
     runs, root = list_runs(settings.paths.runs), settings.paths.cache
     if dataset is None:
         trained_on = {run.cache_fingerprint for run in runs}
+        for run in runs:
+            if run.state == "damaged":
+                say(f"{run.dir} is damaged, so the cache it was trained on may be among these:")
         folders = unused_caches(root, lambda one: is_needed(settings, one, trained_on))
     else:
         folders = caches_of(root, dataset, encoder)
