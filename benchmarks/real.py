@@ -25,12 +25,13 @@ from pal import pipeline
 from pal.config import Config, load
 from pal.config.heads import PROTOTYPES
 from pal.dataset import PreparedDataset
+from pal.errors import PalError
 from pal.evaluate.compare import Comparison, compare
+from pal.evaluate.cross_fit import read_folds
 from pal.evaluate.folds import Fold, crossing_folds, folder_of
 from pal.evaluate.free import free_baselines
 from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import NOTHING, as_markdown, interval, with_interval
-from pal.files import digest
 from pal.train.build import defaults_of, heads
 from pal.train.run_record import RunRecord
 
@@ -105,10 +106,10 @@ def finished(config: Config, run: str) -> Metrics | None:
     if (record.split_digest, record.pairs_digest) != (dataset.split_digest, dataset.pairs_digest):
         shutil.rmtree(folder)  # of a dataset that was prepared otherwise
         return None
-    parts = [RunRecord.find(folder_of(folder, FOLDS) / f"{number}") for number in range(FOLDS)]
-    found = Metrics.find(folder_of(folder, FOLDS))
-    seal = digest([part.seal for part in parts if part is not None])
-    return found if found is not None and found.head_seal == seal else None
+    try:
+        return read_folds(folder_of(folder, FOLDS))
+    except PalError:
+        return None
 
 
 def work_on(entry: Entry, dataset: str, source: Path) -> bool:

@@ -16,11 +16,12 @@ from scipy.stats import binom
 
 from pal.config import EvaluateConfig
 from pal.dataset import Population
+from pal.evaluate.cross_fit import read_folds
 from pal.evaluate.crossed import Crossing
 from pal.evaluate.folds import Over, folder_of
 from pal.evaluate.metrics import negative_log_likelihoods
 from pal.evaluate.predict import in_test, load_run, predictions_of
-from pal.evaluate.records import Interval, Metrics
+from pal.evaluate.records import Interval
 from pal.evaluate.ties import TieRule, folds_of
 from pal.records import Entry
 
@@ -95,7 +96,7 @@ def compare(
         folder, seal = runs / name, trained.metadata.seal
         if folds is not None:
             folder = folder_of(folder, folds, over)
-            seal = Metrics.read(folder).head_seal
+            seal = read_folds(folder).head_seal
         tables.append((name, predictions_of(folder, seal)))
     return compare_runs(settings, tables[0], tables[1:])
 

@@ -26,7 +26,7 @@ from pal.evaluate.predict import (
     require_same_data,
     write_evaluation,
 )
-from pal.evaluate.records import Metrics
+from pal.evaluate.records import METRICS, Metrics
 from pal.evaluate.ties import of_folds
 from pal.files import digest
 from pal.records import JsonObject
@@ -83,6 +83,18 @@ def cross_fit(
     if len(shots) > 1:
         metrics = with_cells(metrics, few_shot(AdaptConfig(shots=shots), settings, trials))
     write_evaluation(folder, metrics, predictions)
+    return metrics
+
+
+def read_folds(folder: Path) -> Metrics:
+    """Return what cross-fitting has found; raises EvaluationError where it is missing, damaged, or
+    of other heads than those that lie beside it."""
+    metrics = Metrics.read(folder)
+    heads = [RunRecord.of(folder / f"{number}") for number in range(metrics.folds or 0)]
+    if metrics.head_seal != digest([head.seal for head in heads]):
+        raise EvaluationError(
+            f"{folder / METRICS} is not of the heads beside it; {Metrics.remedy_for(folder)}"
+        )
     return metrics
 
 

@@ -264,7 +264,8 @@ def export(
             f"the prior of new users keeps its default strength: {error}", PalWarning, stacklevel=2
         )
     metrics = Metrics.find(config.paths.runs / run)
-    table = "" if metrics is None else as_markdown(table_of_runs([metrics]))
+    is_of_head = metrics is not None and metrics.head_seal == trained.metadata.seal
+    table = as_markdown(table_of_runs([metrics])) if metrics is not None and is_of_head else ""
     model = RewardModel.from_run(config, run)
     return export_run(model, choice, folder, merge=merge, adapted=adapted, prior=prior, table=table)
 

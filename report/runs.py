@@ -10,6 +10,7 @@ import polars as pl
 from pal.config import EvaluateConfig
 from pal.errors import PalError
 from pal.evaluate.compare import CELLS, Comparison, compare_runs
+from pal.evaluate.cross_fit import read_folds
 from pal.evaluate.metrics import credit, sigmoid
 from pal.evaluate.predict import in_test
 from pal.evaluate.records import Cell, Metrics
@@ -166,10 +167,10 @@ def _folds(runs: Sequence[Evaluated]) -> list[Block]:
             if not NAME.fullmatch(folder.name):
                 continue  # not finished by another command
             try:
-                found.append(Metrics.read(folder))
-            except PalError:
-                told = f"What {run.name} reaches in {folder} cannot be shown: it is missing or "
-                problems.append(f"{told}damaged; run pal evaluate {run.name} --folds as before.")
+                found.append(read_folds(folder))
+            except PalError as problem:
+                told = f"What {run.name} reaches in {folder} cannot be shown: {problem}"
+                problems.append(f"{told}; run pal evaluate {run.name} --folds as before.")
     blocks: list[Block] = [Bullets(problems)] if problems else []
     for kind in sorted({folds_line(one).split(". ")[0] for one in found}):
         some = [one for one in found if folds_line(one).startswith(kind)]

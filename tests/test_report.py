@@ -21,6 +21,7 @@ from pal.cli.app import app
 from pal.config import Config, load
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
+from pal.evaluate.cross_fit import read_folds
 from pal.evaluate.records import Metrics
 from pal.report.audit import parts_of
 from pal.report.charts import Value, forest, simplex, versus
@@ -143,8 +144,8 @@ def made(
     ("names", "words"),
     [
         (["pairs"], ["People", "no-user", "What divides people most", "tiny-text", "of-1", "of-3"]),
-        (["of-3"], ["People among the prototypes", "Prototype 3 likes least", "worse off",
-                    "share that is right", "pal train --dataset pairs", "untrained"]),
+        (["of-3"], ["People among the prototypes", "Prototype 2 likes least", "prototype 0",
+                    "worse off", "share that is right", "pal train --dataset pairs", "untrained"]),
         (["many"], ["Best by validation", "Run many-best"]),
         (["asked"], ["Audit asked", "What limits this"]),
         (["of-1", "of-3"], ["Paired differences", "of-3 - of-1"]),
@@ -292,6 +293,22 @@ def test_folds_whose_numbers_cannot_be_read_are_named(made: tuple[Config, Path])
     finally:
         folds.rmdir()
         folds.parent.rmdir()
+
+
+def test_numbers_of_folds_that_are_not_of_the_heads_beside_them_are_not_believed(
+    made: tuple[Config, Path],
+) -> None:
+    config, folder = made
+    pipeline.evaluate(config, ["of-1"], 2, tell=lambda line: None)
+    place = folder / "runs" / "of-1" / "folds" / "of-2"
+    try:
+        shutil.copy(folder / "runs" / "of-3" / "metrics.json", place / "metrics.json")
+        with pytest.raises(EvaluationError, match="metrics.json is not of the heads beside it"):
+            read_folds(place)
+        page = Path(pipeline.report(config, ["of-1", "of-3"]).file).read_text(encoding="utf-8")
+        assert "is not of the heads beside it" in page
+    finally:
+        shutil.rmtree(place.parent)
 
 
 def test_names_that_nothing_has_and_files_of_others_are_refused(made: tuple[Config, Path]) -> None:
