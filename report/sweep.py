@@ -13,8 +13,8 @@ from pal.report.page import Beside, Block, Facts, Page, Source, Table, Text
 from pal.report.runs import ACCURACY, INTERVALS
 from pal.report.subjects import Subject
 from pal.sweep.plot import best_by_k
-from pal.sweep.record import RESULTS, BestHead, SweepSummary, read_results, table_of
-from pal.sweep.table import nested_text, ok_rows, table_of_sweep
+from pal.sweep.record import RESULTS, BestHead, SweepSummary, table_of
+from pal.sweep.table import asked_rows, nested_text, ok_rows, table_of_sweep
 from pal.train.build import with_k
 
 MOST_ROWS, MOST_FAILURES = 30, 10
@@ -71,7 +71,7 @@ def _by_k(frame: pl.DataFrame) -> list[Block]:
 
 
 def _failed(folder: Path) -> list[Block]:
-    failed = [row for row in read_results(folder).values() if row.status == "failed"]
+    failed = [row for row in asked_rows(folder) if row.status == "failed"]
     if not failed:
         return []
     rows = [

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
+from pal.errors import TrainError
 from pal.evaluate.report import Table, with_interval
 from pal.files import atomic_file
-from pal.sweep.record import SweepRow, SweepSummary, axes_of, read_results, table_of
+from pal.sweep.record import RESULTS, SweepRow, SweepSummary, axes_of, read_results, table_of
 from pal.train.build import with_k
 
 MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
@@ -54,10 +55,24 @@ def ok_rows(folder: Path) -> Sequence[SweepRow]:
     """Return the rows of the heads that a sweep was last asked for and that were trained to the
     end.
 
-    Not those of earlier settings or labels: in a table they would pass for further seeds.
+    Not those of earlier settings or labels: in a table they would pass for further seeds. Raises
+    TrainError where some are not there.
     """
+    return [row for row in asked_rows(folder) if row.status == "ok"]
+
+
+def asked_rows(folder: Path) -> list[SweepRow]:
+    """Return the rows of all heads that a sweep was last asked for; raises TrainError where some
+    are not there."""
     asked, rows = SweepSummary.read(folder).asked, read_results(folder)
-    return [rows[head] for head in asked if head in rows and rows[head].status == "ok"]
+    missing = sum(head not in rows for head in asked)
+    if missing:
+        raise TrainError(
+            f"{folder / RESULTS} lacks {missing} of the {len(asked)} heads that "
+            f"{SweepSummary.file} beside it names; run the sweep again: pal sweep --name "
+            f"{folder.name}"
+        )
+    return [rows[head] for head in asked]
 
 
 def write_csv(folder: Path) -> None:
