@@ -141,7 +141,7 @@ class _LaidOut:
         label = pairs["label"].to_numpy().astype(np.float64)
         if reads == "prompt":
             things, thing = np.unique(ids_of(pairs["prompt_id"]), return_inverse=True)
-            agrees, word = _agrees(pairs, dataset)
+            agrees, word = agreeing(pairs, dataset)
             said = np.where(agrees, label, 1.0 - label)
             return cls(things, np.zeros_like(things), thing, None, said, word)
         sides = np.concatenate([ids_of(pairs[name]) for name in ("first_id", "second_id")])
@@ -155,7 +155,7 @@ class _LaidOut:
         return cls(prompts[keys // len(items)], items[keys % len(items)], first, second, label)
 
 
-def _agrees(pairs: pl.DataFrame, dataset: PreparedDataset) -> tuple[np.ndarray, str]:
+def agreeing(pairs: pl.DataFrame, dataset: PreparedDataset) -> tuple[np.ndarray, str]:
     """Return for each answer whether its first item is the one that affirms, (n,), and its text.
 
     The same two answers are given to all prompts, by themselves or behind the prompt.

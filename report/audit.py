@@ -93,9 +93,7 @@ def parts_of(markdown: str) -> list[Part]:
             if blocks and isinstance(blocks[-1], Text) and blocks[-1].text.endswith(":"):
                 caption = blocks[-1].text.rstrip(":")
                 blocks.pop()
-            # tables of a page are told apart by their captions
-            named = f"{caption}, {parts[-1].title}" if caption else parts[-1].title
-            blocks.append(Table.of(f"{named}.", header, rows))
+            blocks.append(Table.of(f"{caption or parts[-1].title}.", header, rows))
             caption = ""
         elif token.type == "bullet_list_open":
             parts[-1].blocks.append(Bullets(list(_texts(tokens, "bullet_list_close"))))

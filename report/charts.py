@@ -188,18 +188,16 @@ def simplex(caption: str, users: Sequence[str], weights: Numbers) -> Picture:
             corner = corners[k] * (1.0 if count == 2 else 1.14)
             side = "top" if count == 2 else "center"
             shift = -0.2 if count == 2 else 0.0
-            made.plane.text(
-                corner[0], corner[1] + shift, f"{k + 1}", ha="center", va=side, color=INK
-            )
+            made.plane.text(corner[0], corner[1] + shift, f"{k}", ha="center", va=side, color=INK)
         made.plane.set_axis_off()
         if count > 2:
             made.plane.set_aspect("equal")
         else:
             made.plane.set_ylim(-0.45, 0.3)
         svg = made.svg()
-    sizes = ", ".join(f"{int((largest == k).sum())} nearest to {k + 1}" for k in range(count))
+    sizes = ", ".join(f"{int((largest == k).sum())} nearest to {k}" for k in range(count))
     alt = f"{len(users)} people among {count} prototypes: {sizes}."
-    header = ["person", *(f"prototype {k + 1}" for k in range(count))]
+    header = ["person", *(f"prototype {k}" for k in range(count))]
     rows = [[user, *(f"{w:.3f}" for w in row)] for user, row in zip(users, weights, strict=True)]
     return Picture(caption, alt, svg, table=Table.of("each person's weights", header, rows))
 

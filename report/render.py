@@ -6,6 +6,8 @@ forbids any, and any request: a text that got through would still do nothing.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,7 +31,11 @@ def as_html(page: Page) -> str:
         for number, section in enumerate([*page.sections, *_sources(page)])
     ]
     return environment.from_string(_text(TEMPLATE)).render(
-        page=page, sections=sections, style=_text(STYLE), made_by=f"pal {pal.__version__}"
+        page=page,
+        sections=sections,
+        style=_text(STYLE),
+        made_by=f"pal {pal.__version__}",
+        told_apart=_numbering(),
     )
 
 
@@ -56,6 +62,18 @@ def _sources(page: Page) -> list[Section]:
             [Table("Files that were read, each checked against its digest.", header, rows)],
         )
     ]
+
+
+def _numbering() -> Callable[[str], str]:
+    """Return a function that gives each text a number if it was there before: boxes that scroll
+    are landmarks, which a screen reader lists by name."""
+    seen: Counter[str] = Counter()
+
+    def told_apart(text: str) -> str:
+        seen[text] += 1
+        return text if seen[text] == 1 else f"{text} ({seen[text]})"
+
+    return told_apart
 
 
 def _is_ours(path: Path) -> bool:

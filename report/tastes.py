@@ -63,7 +63,7 @@ def prototype_blocks(
         return list(zip(_names(dataset, liked.things[first]), chance[first], strict=True))
 
     blocks: list[Block] = []
-    header = ["text", *(f"prototype {k + 1}" for k in range(count))]
+    header = ["text", *(f"prototype {k}" for k in range(count))]
     if count > 1:
         apart = chance.max(axis=1) - chance.min(axis=1)
         rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in named(-apart)]
@@ -76,7 +76,7 @@ def prototype_blocks(
         tables = []
         for word, score in (("most", -chance[:, k]), ("least", chance[:, k])):
             rows = [[name, f"{row[k]:.2f}"] for name, row in named(score)]
-            caption = f"Prototype {k + 1} likes {word}: {unit}."
+            caption = f"Prototype {k} likes {word}: {unit}."
             tables.append(Table.of(caption, ["text", "probability"], rows))
         blocks.append(Beside(tables))
     return blocks
