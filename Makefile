@@ -9,10 +9,10 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
-EXTRAS   = offline,optuna,ray,serve,trl
+EXTRAS   = docs,offline,optuna,ray,serve,trl
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep audit adapt evaluate report export check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep audit adapt evaluate report export docs check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ report: .venv/ready  ## one page to look at of NAMES="name name", or of DATASET 
 export: .venv/ready  ## a reward model for other tools from RUN=name -> exports/
 	$(PAL) export --run $(RUN) $(ARGS)
 
+docs: .venv/ready typings  ## the site of docs/ -> site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 check: .venv/ready typings  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -89,4 +92,4 @@ bench: .venv/ready  ## speed of the cache against memcpy and its peers
 	$(BIN)/python benchmarks/read_cache.py
 
 clean:  ## remove everything that was built; data, caches and runs stay
-	rm -rf .venv build dist typings *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site typings *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,8 +22,11 @@ from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head
+from pal.train.pairs import Pairs
+from pal.train.prepared import prepared
 
 DIM, K, SHOTS, POOL = 384, 8, 20, 100
+PROMPTS, ITEMS = 8192, 16_384
 
 
 def drawing(users: int) -> float:
@@ -75,17 +78,19 @@ def main() -> None:
         ).eval()
         count = arguments.users * SHOTS
         user = torch.arange(count) % arguments.users
-        features = torch.randn(3, 8192, DIM)  # the values cost nothing to prepare again
+        features = torch.randn(PROMPTS + ITEMS, DIM)
+        prompt = torch.randint(0, PROMPTS, (count,)) if head.uses_prompt else None
+        first, second = torch.randint(PROMPTS, len(features), (2, count))
+        pairs = Pairs(prompt, first, second, user, torch.ones(count))
         began = time.perf_counter()
         with torch.no_grad():
-            parts = [head.prepare(*features[:, : len(r)]) for r in user.split(8192)]
-            prepared = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            ready = prepared(head, pairs, features.__getitem__)
         preparing = time.perf_counter() - began
         truth = head.users.of_logits(2.0 * torch.randn(arguments.users, K))
         with torch.no_grad():  # answers of users whom the head describes, up to chance
-            margin = head.prepared_margin(prepared, truth, user)
+            margin = head.prepared_margin(ready, truth, user)
             label = (torch.rand(count) < torch.sigmoid(4.0 * margin / margin.std())).float()
-        answers, prior = Answers(prepared, label, user, arguments.users), make_prior(head, 0.3)
+        answers, prior = Answers(ready, label, user, arguments.users), make_prior(head, 0.3)
         began = time.perf_counter()
         together = adapt_map(head, answers, prior).vectors
         seconds = time.perf_counter() - began
@@ -103,7 +108,8 @@ def main() -> None:
     text = (
         f"# Adapting new users\n\n{date.today()}, `python benchmarks/adapt.py`: "
         f"{arguments.users:,} users, "
-        f"{SHOTS} shots, K = {K}, d = {DIM}, {torch.get_num_threads()} threads, "
+        f"{SHOTS} shots on {ITEMS:,} items and {PROMPTS:,} prompts, K = {K}, d = {DIM}, "
+        f"{torch.get_num_threads()} threads, "
         f"{platform.machine()}; one by one: "
         f"{arguments.alone} users measured; "
         f"vectors are the same within 0.02.\n\n{as_markdown(rows)}\n"

@@ -19,10 +19,11 @@ from pal.train.heads.linear import LowRank
 from pal.train.heads.meta import GAIN, MetaLearned
 from pal.train.heads.pal_a import PalA
 from pal.train.heads.pal_b import PalB
+from pal.train.heads.things import Things
 from pal.train.heads.variational import Variational
 from pal.train.loss import LOSSES, logistic, weights_of_users
 from pal.train.module import HeadTraining
-from pal.train.pairs import Batch
+from pal.train.pairs import Batch, Step
 from pal.train.solve.convex import Rows as Differences
 from pal.train.solve.convex import low_rank_margins
 from pal.train.solve.meta import of_worst_users
@@ -109,7 +110,9 @@ def pal_steps(kind: str) -> Case:
     optimiser = module.configure_optimizers()
     for number, batch in enumerate(batches()):
         optimiser.zero_grad()
-        module.training_step(batch, number).backward()
+        module.training_step(
+            Step(Things.of(*batch[:3]), batch.user, batch.label), number
+        ).backward()
         module.optimizer_step(0, number, optimiser)
     found = {"users": head.users.logits, "f": head.f.weights[0]}
     if isinstance(head, PalA):

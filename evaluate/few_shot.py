@@ -31,9 +31,9 @@ from pal.train.adapt.prior import DEFAULT_STRENGTH, Prior, make_prior
 from pal.train.adapt.tune import tune_prior
 from pal.train.heads.head import Head
 from pal.train.pairs import Pairs, drop_without_feature
+from pal.train.prepared import prepared
 from pal.train.run_record import TrainedHead
 
-ROWS_AT_ONCE = 8192
 USUAL_SHOTS = (0, 1, 2, 5, 10, 20, 50, 100)
 """answers per new user where nobody says how many, as far as they can give them"""
 
@@ -161,16 +161,8 @@ def prepare_answers(
     ``names``."""
     head = trained.head
     pairs = Pairs.join(frame, store, names, head.uses_prompt, "cpu")
-    blocks = []
-    for start in range(0, max(len(pairs), 1), ROWS_AT_ONCE):  # of no pairs, one block without rows
-        rows = slice(start, start + ROWS_AT_ONCE)
-        first, second = (store.gather(side[rows].numpy()) for side in (pairs.first, pairs.second))
-        prompt = None if pairs.prompt is None else store.gather(pairs.prompt[rows].numpy())
-        blocks.append(head.prepare(prompt, first, second))
-    prepared = tuple(
-        None if part[0] is None else torch.cat(part) for part in zip(*blocks, strict=True)
-    )
-    return Answers(prepared, pairs.label, pairs.user, len(names))
+    found = prepared(head, pairs, lambda rows: store.gather(rows.numpy()))
+    return Answers(found, pairs.label, pairs.user, len(names))
 
 
 def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) -> Prior:

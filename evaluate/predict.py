@@ -28,9 +28,9 @@ from pal.records import Damaged, read_table, write_table
 from pal.train.adapt.average import zero_shot
 from pal.train.heads.head import Head
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature, with_prompts
+from pal.train.prepared import prepared_blocks
 from pal.train.run_record import RunRecord, TrainedHead
 
-ROWS_AT_ONCE = 1024
 ZERO_SHOT = "0"
 TOLD = ("pair_id", "user_id", PROMPT_GROUP, OTHER_GROUP, "split", "population")
 """what predictions repeat of their pairs"""
@@ -255,15 +255,15 @@ def predict_joined(
     head = trained.head
     # filled in place: results kept between blocks would fragment the heap
     margin_B = torch.empty(len(pairs))
-    for start in range(0, len(pairs), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        batch = pairs.batch(features, rows)
-        if bool((batch.user == NO_USER).any()):
-            margin_B[rows] = zero_shot(head, head.prepare(*batch[:3]))
-        own = batch.user != NO_USER
+    for rows, prepared in prepared_blocks(head, pairs, features.__getitem__):
+        user = pairs.user[rows]
+        if bool((user == NO_USER).any()):
+            margin_B[rows] = zero_shot(head, prepared).float()
+        own = user != NO_USER
         if bool(own.any()):
-            known = head.margin(*batch[:3], head.users(batch.user.clamp(min=0)))
-            margin_B[rows] = torch.where(own, known, margin_B[rows])
+            known, place = user.clamp(min=0).unique(return_inverse=True)
+            found = head.prepared_margin(prepared, head.users(known), place)
+            margin_B[rows] = torch.where(own, found, margin_B[rows])
     margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(

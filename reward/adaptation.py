@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,12 +37,16 @@ class ItemPairs:
     A server encodes a few between two batches of others' rows.
     """
 
-    def __init__(self, model: RewardModel, pairs: Sequence[Answer], what: str) -> None:
-        """Render the pairs; raises RewardError for the first one that cannot be read. ``what`` is
-        the word for one of them."""
-        self.model, self.what = model, what
+    what: ClassVar[str]
+    """the word for one of them"""
+
+    def __init__(self, model: RewardModel, pairs: Sequence[Answer]) -> None:
+        """Render the pairs; raises RewardError for the first one that cannot be read."""
+        self.model = model
         self.labels = [pair.label for pair in pairs]
-        self.rows = [row for n, pair in enumerate(pairs) for row in _rows(model, what, n, pair)]
+        self.rows = [
+            row for n, pair in enumerate(pairs) for row in _rows(model, self.what, n, pair)
+        ]
         """two for each pair"""
         self.encoded = 0
         """rows"""
@@ -78,13 +82,15 @@ class ItemPairs:
 class Questionnaire(ItemPairs):
     """A new user's answers on the way to a vector, and to who the user may be."""
 
+    what: ClassVar[str] = "answer"
+
     def __init__(self, model: RewardModel, answers: Sequence[Answer]) -> None:
         """Raises RewardError for heads and exports that have no users to add, and for the first
         answer that cannot be read."""
         self.prior = _require_prior(model)
         if not answers:
             raise RewardError("adapting a user needs at least one answer")
-        super().__init__(model, answers, "answer")
+        super().__init__(model, answers)
         self.newcomer: Newcomer | None = None
         """known once the answers are solved; None where the vector tells all"""
 
@@ -119,10 +125,12 @@ class Questionnaire(ItemPairs):
 class Comparisons(ItemPairs):
     """Pairs of items on the way to probabilities, each for an audience of its own."""
 
+    what = "comparison"
+
     def __init__(
         self, model: RewardModel, pairs: Sequence[Answer], audiences: Sequence[Audience]
     ) -> None:
-        super().__init__(model, pairs, "comparison")
+        super().__init__(model, pairs)
         self.audiences = list(audiences)
 
     @torch.no_grad()

@@ -34,11 +34,12 @@ from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, LinearHead
 from pal.train.heads.meta import MetaLearned
 from pal.train.heads.pal_a import PalA
+from pal.train.heads.things import Things
 from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational, blocks_of_answers
 from pal.train.loss import hinge, logistic
-from pal.train.module import HeadTraining, optimiser_groups
-from pal.train.pairs import Batch, Pairs
+from pal.train.module import HeadTraining, StepOfHead, optimiser_groups
+from pal.train.pairs import Pairs, Step
 from pal.train.solve import SOLVERS, Problem, is_solved, solve
 from pal.train.solve.convex import (
     Rows,
@@ -465,9 +466,12 @@ def test_bound_adds_the_excess_norms_and_is_refused_where_nothing_reads_it() -> 
     module = HeadTraining(head, TrainConfig(head="pal-b", bound=0.5))
     norm = torch.linalg.vector_norm(head.ideal(prompt, head.users(user)), dim=1)  # type: ignore[operator]
     expected = (norm - 0.5).clamp(min=0).sum()
-    torch.testing.assert_close(
-        module.bound_penalty(Batch(prompt, first, second, user, user), 0.5), expected
-    )
+    things = Things.of(prompt, first, second)
+    margin, *excess = StepOfHead(head, 0.5)(things, user)
+    torch.testing.assert_close(excess[0].sum(), expected)
+    torch.testing.assert_close(margin, head(prompt, first, second, user))
+    loss = module.training_step(Step(things, user, torch.ones(ROWS).double()), 0)
+    torch.testing.assert_close(loss, softplus(-margin).mean() + expected)
     with pytest.raises(ConfigError, match="bound"):
         resolve(TrainConfig(head="lore", bound=0.5))
 
@@ -596,7 +600,7 @@ def test_consensus_learns_who_is_reliable_and_lets_nobody_prefer_the_opposite() 
     optimiser = module.configure_optimizers()
     for number in range(150):
         optimiser.zero_grad()
-        module.training_step(pairs.batch(features, slice(None)), number).backward()
+        module.training_step(pairs.step(features, slice(None)), number).backward()
         module.optimizer_step(0, number, optimiser)
     reliability = softplus(module.head.users.logits.detach())[:, 0]
     assert bool((reliability >= 0).all())

@@ -172,13 +172,13 @@ def test_the_loss_over_all_pairs_is_the_negative_log_posterior(name: str) -> Non
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
-    loss = module.training_step(known.batch(points, slice(None)), 0).item() * ROWS
+    loss = module.training_step(known.step(points, slice(None)), 0).item() * ROWS
     head.eval()
-    batch = known.batch(points, slice(None))
+    batch = known.step(points, slice(None))
     assert batch.judged is not None
     residual_T = module.priors.residual_T
     residual = residual_T[batch.judged.thing]
-    margin = module.margin(batch) + residual[:, 0] - residual[:, 1]
+    margin = head.margins(batch.things, batch.user) + residual[:, 0] - residual[:, 1]
     expected = (softplus(margin) - batch.label * margin).sum() + 0.5 * residual_T.square().sum()
     prior = 0.5 * head.users.logits.square().sum()
     for key, value in head.named_parameters():

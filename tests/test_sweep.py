@@ -33,7 +33,8 @@ from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_
 from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
 from pal.sweep.run import Trainers, plan_stacks, train_planned
 from pal.train.build import build_head, heads
-from pal.train.pairs import Batch
+from pal.train.heads.things import Things
+from pal.train.pairs import Step
 from pal.train.run_record import RunRecord
 from pal.train.stack import Stack, widen
 from pal.train.stacked_adamw import StackedAdamW
@@ -155,21 +156,13 @@ def test_a_stack_gives_each_head_its_own_margins(name: str) -> None:
     for seed in range(4):
         torch.manual_seed(seed)
         heads.append(build_head(TrainConfig(head=name, k=3), 8, 5).eval())
-    batches = [
-        Batch(
-            torch.randn(9, 8),
-            torch.randn(9, 8),
-            torch.randn(9, 8),
-            torch.randint(0, 5, (9,)),
-            torch.ones(9),
-        )
-        for _ in range(2)
-    ]
+    rows = [(*torch.randn(3, 9, 8), torch.randint(0, 5, (9,))) for _ in range(2)]
+    batches = [Step(Things.of(*row[:3]), row[3], torch.ones(9)) for row in rows]
     stack = Stack(heads, lanes=2).eval()
-    wanted = [head(*batches[number // 2][:4]) for number, head in enumerate(heads)]
-    torch.testing.assert_close(stack.margins(batches), torch.stack(wanted))
+    wanted = [head(*rows[number // 2]) for number, head in enumerate(heads)]
+    torch.testing.assert_close(stack.margins(batches)[0], torch.stack(wanted))
     torch.testing.assert_close(
-        stack.margins(batches[:1]), torch.stack([head(*batches[0][:4]) for head in heads])
+        stack.margins(batches[:1])[0], torch.stack([head(*rows[0]) for head in heads])
     )
 
 

@@ -564,7 +564,7 @@ def test_users_without_a_pair_in_a_batch_stay_if_the_settings_say_so(absent: str
         rows = torch.tensor([row for row, u in enumerate(world.train.user.tolist()) if u in users])
         before = head.users.logits.detach().clone()
         optimiser.zero_grad()
-        module.training_step(world.train.batch(world.features, rows), number).backward()
+        module.training_step(world.train.step(world.features, rows), number).backward()
         module.optimizer_step(0, number, optimiser)
         away = (head.users.logits.detach() - before).abs().amax(dim=1)
         moved.append({u for u in range(3) if float(away[u]) > 0.0})
@@ -606,7 +606,7 @@ def test_every_user_counts_the_same_in_a_loss_over_users() -> None:
         data = SimpleNamespace(train_pairs=pairs)
         module.trainer = SimpleNamespace(datamodule=data, world_size=1)  # type: ignore[assignment]
         module.on_fit_start()
-        module.training_step(pairs.batch(world.features, slice(None)), 0).backward()
+        module.training_step(pairs.step(world.features, slice(None)), 0).backward()
         grad = module.head.users.logits.grad
         assert grad is not None
         return grad

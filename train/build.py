@@ -17,8 +17,10 @@ from pal.config.base import unknown
 from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, PalError
 from pal.train.heads import find_heads
+from pal.train.heads.arithmetic import Precision
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import SHRUNK
+from pal.train.probe import quickest
 from pal.train.two_answers import ANSWERS
 
 CHECKED = ("mlp", "score", "learner", "bound", "reads", "sigma")
@@ -83,11 +85,21 @@ def resolve(settings: TrainConfig) -> TrainConfig:
         _require_posterior(settings)
     if "reads" not in own:  # else the dataset decides, see ``settled``
         own["view"] = "response" if head.uses_prompt else "prompt+response"
-    settings = settings.model_copy(update={"k": settings.prototypes})
+    settings = settings.model_copy(
+        update={"k": settings.prototypes, "precision": _precision(settings)}
+    )
     filled = {key: default for key, default in own.items() if default is not None}
     return settings.model_copy(
         update={key: value for key, value in filled.items() if getattr(settings, key) is None}
     )
+
+
+def _precision(settings: TrainConfig) -> Precision:
+    """Return the arithmetic of a head's training steps: for ``auto`` what the machine is fast at,
+    and float32 for heads that know no other."""
+    if not kind_of(settings).can_be_rounded:
+        return "float32"
+    return quickest(settings.device) if settings.precision == "auto" else settings.precision
 
 
 def _require_posterior(settings: TrainConfig) -> None:

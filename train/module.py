@@ -7,12 +7,15 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pal.config import TrainConfig
+from pal.train.heads.arithmetic import matrices, rounded
 from pal.train.heads.head import Head
 from pal.train.heads.ideal_point import IdealPointHead
+from pal.train.heads.things import Things
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.pairs import Batch
+from pal.train.pairs import Step
 from pal.train.priors import Priors
 from pal.train.row_adam import RowAdam
 
@@ -46,19 +49,28 @@ def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-class BoundPenalty(nn.Module):
-    """max(0, |a_b| - beta) of each row's ideal point before any normalisation, (B,) (method.md
+class StepOfHead(nn.Module):
+    """What a step needs of a head: margins, (B,), and where there is a bound how far each row's
+    ideal point lies beyond it before any normalisation, max(0, |a_b| - beta), (B,) (method.md
     1.7)."""
 
-    def __init__(self, head: Head, beta: float) -> None:
+    def __init__(self, head: Head, bound: float | None) -> None:
         super().__init__()
-        assert isinstance(head, IdealPointHead), "resolve refuses a bound of other heads"
-        self.head = head
-        self.beta = beta
+        self.head, self.bound = head, bound
 
-    def forward(self, prompt_BD: Tensor | None, user_B: Tensor) -> Tensor:
-        ideal_BH = self.head.ideal(prompt_BD, self.head.users(user_B))
-        return (torch.linalg.vector_norm(ideal_BH, dim=1) - self.beta).clamp(min=0.0)
+    def forward(self, things: Things, user_B: Tensor) -> tuple[Tensor, ...]:
+        if self.bound is None:
+            return (self.head.margins(things, user_B),)
+        assert isinstance(self.head, IdealPointHead), "resolve refuses a bound of other heads"
+        margin_B, ideal_BH = self.head.margins_and_ideal(things, user_B)
+        return margin_B, (torch.linalg.vector_norm(ideal_BH, dim=1) - self.bound).clamp(min=0.0)
+
+
+def rounded_in_steps(head: Head, config: TrainConfig) -> list[str]:
+    """Return the names of the weights that training steps read in bfloat16, as ``StepOfHead`` has
+    them."""
+    assert config.precision != "auto", "resolve asks the machine"
+    return matrices(StepOfHead(head, None)) if config.precision == "bfloat16" else []
 
 
 class HeadTraining(lightning.LightningModule):
@@ -75,6 +87,7 @@ class HeadTraining(lightning.LightningModule):
         self.head, self.priors = head, priors
         self.config = config
         self.epochs = config.epochs
+        self.rounded = rounded_in_steps(head, config)
         self.loss = LOSSES[config.loss]
         self.epoch_rows: list[dict[str, float]] = []
         self.best_state: dict[str, Tensor] = {}
@@ -109,12 +122,7 @@ class HeadTraining(lightning.LightningModule):
         if self._trainer is not None:
             self.log_dict(values, sync_dist=self.ranks > 1)
 
-    def margin(self, batch: Batch) -> Tensor:
-        """Return the margins of a batch under its users' weights, (B,)."""
-        margin: Tensor = self.head(batch.prompt, batch.first, batch.second, batch.user)
-        return margin
-
-    def total(self, batch: Batch, *values_B: Tensor) -> tuple[Tensor, ...]:
+    def total(self, batch: Step, *values_B: Tensor) -> tuple[Tensor, ...]:
         """Return the sum of each of some values over the pairs, and last the number of pairs; each
         pair weighted by its user's weight, where users have weights."""
         if self.user_weights is None:
@@ -150,10 +158,12 @@ class HeadTraining(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._sums["train"] = torch.zeros(2, device=self.device)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Step, _: int) -> Tensor:
         if self.rows is not None:  # a step may be of several batches
             self._present[batch.user] = True
-        margin = self.margin(batch)
+        step = StepOfHead(self.head, self.config.bound)
+        read = rounded(dict(step.named_parameters()), self.rounded)
+        margin, *excess = functional_call(step, read, (batch.things, batch.user))
         if self.priors is not None:
             margin = margin + self.priors.residual(batch.judged)
         loss = self.loss(margin, batch.label)
@@ -165,14 +175,9 @@ class HeadTraining(lightning.LightningModule):
             mean = total / self._over_ranks(count) * self.ranks
         if self.priors is not None:
             mean = mean + self.priors.penalty(self.head)
-        beta = self.config.bound
-        # a sum over the batch, where gradients of processes are averaged
-        return mean if beta is None else mean + self.ranks * self.bound_penalty(batch, beta)
-
-    def bound_penalty(self, batch: Batch, beta: float) -> Tensor:
-        """Return what ideal points beyond ``beta`` add to the loss of a batch."""
-        penalty_B: Tensor = BoundPenalty(self.head, beta)(batch.prompt, batch.user)
-        return penalty_B.sum()
+        for beyond_B in excess:  # a sum over the batch, where gradients of processes are averaged
+            mean = mean + self.ranks * beyond_B.sum()
+        return mean
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.head.constrain()
@@ -180,10 +185,10 @@ class HeadTraining(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._sums["val"] = torch.zeros(3, device=self.device)
 
-    def judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def judge(self, batch: Step) -> tuple[Tensor, Tensor]:
         """Return the loss of each pair of validation, whose things are not known, and whether it
         is right, (B,) each."""
-        margin = self.margin(batch)
+        margin = self.head.margins(batch.things, batch.user)
         if self.priors is not None:
             margin = margin / self.priors.size
         right = torch.where(
@@ -191,7 +196,7 @@ class HeadTraining(lightning.LightningModule):
         )
         return self.loss(margin, batch.label), right
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Step, _: int) -> None:
         self._sums["val"] += torch.stack(self.total(batch, *self.judge(batch)))
 
     def on_validation_epoch_end(self) -> None:

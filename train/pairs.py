@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pal.cache.reader import FeatureStore
 from pal.dataset import ids_of
 from pal.errors import TrainError
+from pal.train.heads.things import Table, Things, alike
 
 NO_USER = -1
 NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
@@ -32,11 +33,20 @@ class Judged(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B comparisons with their features; ``prompt`` is None for heads that read no prompt."""
+    """B comparisons with their features, row by row; ``prompt`` is None for heads that read no
+    prompt."""
 
     prompt: Tensor | None
     first: Tensor
     second: Tensor
+    user: Tensor
+    label: Tensor
+
+
+class Step(NamedTuple):
+    """B comparisons for heads to learn from or to judge, each distinct thing once."""
+
+    things: Things
     user: Tensor
     label: Tensor
     real: Tensor | None = None
@@ -105,6 +115,16 @@ class Pairs:
             features[self.second[chosen]],
             self.user[chosen],
             self.label[chosen],
+        )
+
+    def step(self, features: Tensor, chosen: Tensor | slice) -> Step:
+        """Gather the features of the distinct things in some comparisons."""
+        items = torch.cat([self.first[chosen], self.second[chosen]])
+        prompt = None if self.prompt is None else Table.of(features, self.prompt[chosen])
+        return Step(
+            Things(prompt, Table.of(features, items)),
+            self.user[chosen],
+            self.label[chosen],
             judged=None if self.judged is None else self.judged.take(chosen),
         )
 
@@ -152,9 +172,9 @@ class PairBatches:
         is_enough = left >= self.ranks or (left and self.generator is None)
         return whole + bool(is_enough)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Step]:
         for chosen in self.places():
-            yield self.pairs.batch(self.features, chosen)
+            yield self.pairs.step(self.features, chosen)
 
     def places(self) -> Iterator[Tensor]:
         """Yield which pairs are in each batch of an epoch."""
@@ -176,12 +196,12 @@ class PairBatches:
 
 
 class LaneBatches:
-    """Batches of several lanes side by side: one list of batches a step, each in its own lane's
-    order.
+    """Batches of several lanes side by side: one list a step, each in its own lane's order.
 
     A lane is what some heads of a stack learn from: pairs (of a fold, say) in the order of a seed.
     Batches of a step have one size: shorter ones are filled up with a pair that is not real, and
-    lanes that are through before the longest end with batches of nothing else.
+    lanes that are through before the longest end with batches of nothing else. So are their tables
+    of things.
     """
 
     def __init__(
@@ -199,26 +219,28 @@ class LaneBatches:
     def __len__(self) -> int:
         return max(map(len, self.streams))
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Step]]:
         nothing = torch.zeros(0, dtype=torch.long, device=self.streams[0].features.device)
         epochs = [stream.places() for stream in self.streams]
         for places in zip_longest(*epochs, fillvalue=nothing):
             size = max(map(len, places))
-            yield [
-                filled_batch(stream, place, size)
+            steps = [
+                filled_step(stream, place, size)
                 for stream, place in zip(self.streams, places, strict=True)
             ]
+            things = alike([step.things for step in steps])
+            yield [step._replace(things=own) for step, own in zip(steps, things, strict=True)]
 
 
-def filled_batch(stream: PairBatches, places: Tensor, size: int) -> Batch:
+def filled_step(stream: PairBatches, places: Tensor, size: int) -> Step:
     """Return the batch of some pairs, brought to a size with the first pair, which is not real."""
     missing = size - len(places)
     if not missing:
-        return stream.pairs.batch(stream.features, places)
-    batch = stream.pairs.batch(stream.features, nn.functional.pad(places, (0, missing)))
-    real = torch.ones_like(batch.label)
+        return stream.pairs.step(stream.features, places)
+    step = stream.pairs.step(stream.features, nn.functional.pad(places, (0, missing)))
+    real = torch.ones_like(step.label)
     real[len(places) :] = 0.0
-    return batch._replace(real=real)
+    return step._replace(real=real)
 
 
 class PairsDataModule(lightning.LightningDataModule):

@@ -44,6 +44,8 @@ def relevant_names(settings: TrainConfig) -> frozenset[str]:
     settings = resolve(settings)
     kind = kind_of(settings)
     names = DATA | set(defaults_of(kind))
+    if kind.can_be_rounded:
+        names.add("precision")
     if not kind.is_solved:
         of_loss = {"priors", "starts", "bound", "loss_over"}
         # under priors residuals of things learn at the rate of users, and maps do not decay

@@ -17,19 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from pal.train.heads.arithmetic import rounded
 from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
-from pal.train.module import BoundPenalty
-from pal.train.pairs import Batch
+from pal.train.module import StepOfHead
+from pal.train.pairs import Step
 
 
 class Stack(nn.Module):
     """The parameters of M heads, and their margins on a batch."""
 
-    def __init__(self, heads: Sequence[Head], lanes: int) -> None:
-        """``heads`` are ordered by lane, equally many of each."""
+    def __init__(self, heads: Sequence[Head], lanes: int, rounds: Sequence[str] = ()) -> None:
+        """``heads`` are ordered by lane, equally many of each; ``rounds``: what training reads in
+        bfloat16 (``rounded_in_steps``)."""
         super().__init__()
         self.lanes = lanes
+        self.rounded = list(rounds)
         # in a list, so that its parameters are not the stack's
         self.template = [copy.deepcopy(heads[0])]
         self.names = [name for name, _ in heads[0].named_parameters()]
@@ -55,40 +58,33 @@ class Stack(nn.Module):
             name: value[head].detach().clone() for name, value in self.parameters_by_name().items()
         }
 
-    def margins(self, batches: Sequence[Batch]) -> Tensor:
-        """Return (M, B) margins; one batch per lane, or one for all."""
-        return self._of_each(self.template[0], "", batches, ("first", "second", "user"))
-
-    def bound_penalties(self, batches: Sequence[Batch], beta: float) -> Tensor:
-        """Return (M, B), the ``BoundPenalty`` of each head and row."""
-        return self._of_each(BoundPenalty(self.template[0], beta), "head.", batches, ("user",))
-
-    def _of_each(
-        self, module: nn.Module, prefix: str, batches: Sequence[Batch], fields: tuple[str, ...]
-    ) -> Tensor:
-        """Return what a module that holds the template gives for each head, (M, ...).
-
-        The module reads the prompt and some ``fields`` of a batch; in it, the template's parameters
-        have ``prefix`` before their names.
-        """
-        module.train(self.training)
-        has_prompt = batches[0].prompt is not None
-        names = ("prompt", *fields) if has_prompt else fields
-        inputs = [[getattr(batch, name) for batch in batches] for name in names]
+    def margins(
+        self, batches: Sequence[Step], bound: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (M, B) margins and, where there is a bound, how far ideal points lie beyond it, of
+        each head and row; one batch per lane, or one for all."""
+        module = StepOfHead(self.template[0], bound).train(self.training)
+        prefix = "head."
         parameters = {f"{prefix}{name}": p for name, p in self.parameters_by_name().items()}
+        if self.training:
+            parameters.update(rounded(parameters, self.rounded))
         fixed = {f"{prefix}{name}": value for name, value in self.fixed.items()}
+        inputs = [[batch.user, *batch.things.tensors()] for batch in batches]
+        things = batches[0].things
 
-        def one(own: dict[str, Tensor], fixed: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-            arguments = inputs if has_prompt else (None, *inputs)
-            value: Tensor = functional_call(module, {**own, **fixed}, arguments)
-            return value
+        def one(
+            own: dict[str, Tensor], fixed: dict[str, Tensor], user: Tensor, *tensors: Tensor
+        ) -> tuple[Tensor, ...]:
+            arguments = (things.of_tensors(tensors), user)
+            found: tuple[Tensor, ...] = functional_call(module, {**own, **fixed}, arguments)
+            return found
 
-        nothing = [None] * len(inputs)
+        nothing = [None] * len(inputs[0])
         over_heads = vmap(one, in_dims=(0, None, *nothing), randomness="different")
         alike = {name: value[0] for name, value in fixed.items()}
         is_shared = len(batches) == 1
         if is_shared and self.is_alike:
-            return over_heads(parameters, alike, *(values[0] for values in inputs))
+            return _both(over_heads(parameters, alike, *inputs[0]))
         of_lanes = {
             name: value.view(self.lanes, len(self) // self.lanes, *value.shape[1:])
             for name, value in parameters.items()
@@ -98,13 +94,18 @@ class Stack(nn.Module):
             in_dims=(
                 0,
                 None if self.is_alike else 0,
-                *(nothing if is_shared else [0] * len(inputs)),
+                *(nothing if is_shared else [0] * len(inputs[0])),
             ),
             randomness="different",
         )
-        read = [values[0] if is_shared else torch.stack(values) for values in inputs]
-        value_LR: Tensor = over_lanes(of_lanes, alike if self.is_alike else fixed, *read)
-        return value_LR.flatten(0, 1)
+        read = inputs[0] if is_shared else [torch.stack(own) for own in zip(*inputs, strict=True)]
+        found_LR = over_lanes(of_lanes, alike if self.is_alike else fixed, *read)
+        return _both(tuple(value_LR.flatten(0, 1) for value_LR in found_LR))
+
+
+def _both(found: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    margins, *excess = found
+    return margins, excess[0] if excess else None
 
 
 def widen(head: Head, k: int) -> Head:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.module import learning_rates
-from pal.train.pairs import Batch
+from pal.train.module import learning_rates, rounded_in_steps
+from pal.train.pairs import Step
 from pal.train.row_adam import RowAdam
 from pal.train.stack import Stack
 from pal.train.stacked_adamw import StackedAdamW, over
@@ -43,7 +43,7 @@ class StackTraining(lightning.LightningModule):
         the mean over folds; None keeps all."""
         super().__init__()
         self.automatic_optimization = False
-        self.stack = Stack(heads, lanes)
+        self.stack = Stack(heads, lanes, rounded_in_steps(heads[0], settings[0]))
         self.settings = list(settings)
         self.epochs = settings[0].epochs
         self.loss = LOSSES[settings[0].loss]
@@ -85,11 +85,11 @@ class StackTraining(lightning.LightningModule):
             self.rows, self.row_rates = RowAdam(table), over(by_name[USER_TABLE], table)
         self.adamw = StackedAdamW(parameters, by_name, decays)
 
-    def training_step(self, batches: list[Batch], _: int) -> None:
-        total_M, count_M = self._losses(batches)
+    def training_step(self, batches: list[Step], _: int) -> None:
+        margin_MB, penalty_MB = self.stack.margins(batches, self.bound)
+        total_M, count_M = self._losses(batches, margin_MB)
         loss_M = total_M / count_M.clamp(min=SMALLEST_WEIGHT)
-        if self.bound is not None:
-            penalty_MB = self.stack.bound_penalties(batches, self.bound)
+        if penalty_MB is not None:
             real_MB = self._real(batches)
             loss_M = loss_M + (penalty_MB if real_MB is None else penalty_MB * real_MB).sum(dim=1)
         loss = loss_M.sum()  # over heads: no head sees another's gradient
@@ -104,11 +104,9 @@ class StackTraining(lightning.LightningModule):
             self.rows.step(by_name[USER_TABLE], self._present(batches), self.row_rates)
         self._constrain(parameters)
 
-    def _losses(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def _losses(self, batches: Sequence[Step], margin_MB: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of each head's loss over its rows, and what they count together, (M,)."""
-        loss_MB = self.loss(
-            self.stack.margins(batches), self._of_each([batch.label for batch in batches])
-        )
+        loss_MB = self.loss(margin_MB, self._of_each([batch.label for batch in batches]))
         weight_MB = self._real(batches)
         if self.user_weights is not None:
             shared = len(batches) == 1
@@ -121,21 +119,21 @@ class StackTraining(lightning.LightningModule):
             return loss_MB.sum(dim=1), loss_MB.new_full((len(loss_MB),), loss_MB.shape[1])
         return (weight_MB * loss_MB).sum(dim=1), weight_MB.sum(dim=1)
 
-    def _real(self, batches: Sequence[Batch]) -> Tensor | None:
+    def _real(self, batches: Sequence[Step]) -> Tensor | None:
         """Return which rows of each head's batch are real, (M, B) of 0 and 1; None: all are."""
         if all(batch.real is None for batch in batches):
             return None
         ones = torch.ones_like(batches[0].label)
         return self._of_each([ones if b.real is None else b.real for b in batches])
 
-    def _resting(self, batches: Sequence[Batch]) -> Tensor | None:
+    def _resting(self, batches: Sequence[Step]) -> Tensor | None:
         """Return which heads have no real row in this step, (M,) bool; None: all have one."""
         real_MB = self._real(batches)
         if real_MB is None or bool(real_MB[:, 0].all()):  # fillers stand last
             return None
         return real_MB[:, 0] == 0.0
 
-    def _present(self, batches: Sequence[Batch]) -> Tensor:
+    def _present(self, batches: Sequence[Step]) -> Tensor:
         """Return which users each head's batch has, (M, N)."""
         users = self.stack.parameters_by_name()[USER_TABLE].shape[1]
         present = [torch.zeros(users, dtype=torch.bool, device=self.device) for _ in batches]
@@ -158,8 +156,8 @@ class StackTraining(lightning.LightningModule):
         self._val_sum = torch.zeros(len(self.stack), device=self.device)
         self._val_count = torch.zeros(len(self.stack), device=self.device)
 
-    def validation_step(self, batches: list[Batch], _: int) -> None:
-        total_M, count_M = self._losses(batches)
+    def validation_step(self, batches: list[Step], _: int) -> None:
+        total_M, count_M = self._losses(batches, self.stack.margins(batches)[0])
         self._val_sum += total_M
         self._val_count += count_M
 

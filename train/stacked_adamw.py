@@ -7,6 +7,10 @@ from torch import Tensor
 
 from pal.train.row_adam import BETAS, EPSILON
 
+BLOCK = 2**17
+"""numbers that a CPU goes over at a time, so that they stay in its caches from one operation to the
+next"""
+
 
 class StackedAdamW:
     """AdamW whose learning rate and weight decay differ from head to head (Loshchilov & Hutter
@@ -45,14 +49,18 @@ class StackedAdamW:
     def _step(self, gradients: dict[str, Tensor]) -> None:
         self.steps += 1
         for name, value in self.parameters.items():
-            gradient = gradients[name]
-            correct_1 = over(1.0 - BETAS[0] ** self.steps, value)
-            correct_2 = over((1.0 - BETAS[1] ** self.steps).sqrt(), value)
-            value.mul_(self.shrink[name])
-            self.first[name].lerp_(gradient, 1.0 - BETAS[0])
-            self.second[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
-            root = self.second[name].sqrt().div_(correct_2).add_(EPSILON)
-            value.sub_(self.first[name].div(root).mul_(self.rates[name] / correct_1))
+            rate = self.rates[name] / over(1.0 - BETAS[0] ** self.steps, value)
+            correct = over((1.0 - BETAS[1] ** self.steps).sqrt(), value)
+            of_all = (
+                value, gradients[name], self.first[name], self.second[name],
+                self.shrink[name], rate, correct,
+            )  # fmt: skip
+            at_once = max(1, BLOCK // max(1, value[0].numel()))
+            if value.device.type != "cpu" or at_once >= len(value):
+                _update(*of_all)
+                continue
+            for some in zip(*(tensor.split(at_once) for tensor in of_all), strict=True):
+                _update(*some)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some heads of the stack only; the parameters were cut by the caller."""
@@ -60,6 +68,23 @@ class StackedAdamW:
         for state in (self.rates, self.shrink, self.first, self.second):
             for name in state:
                 state[name] = state[name][rows]
+
+
+def _update(
+    value: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    shrink: Tensor,
+    rate: Tensor,
+    correct: Tensor,
+) -> None:
+    """Make one step of some heads, in place."""
+    value.mul_(shrink)
+    first.lerp_(gradient, 1.0 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
+    root = second.sqrt().div_(correct).add_(EPSILON)
+    value.sub_(root.reciprocal_().mul_(first).mul_(rate))
 
 
 def over(values_M: Tensor, parameter: Tensor) -> Tensor:

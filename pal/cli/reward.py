@@ -172,17 +172,18 @@ def serve(
     config: File = None,
     set_: Set = None,
 ) -> None:
-    """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; see
-    /docs."""
-    settings = settings_of(config, set_, serve__host=host, serve__port=port).config.serve
+    """Rewards over HTTP: OpenRLHF's POST /get_reward, POST /v1/score and few-shot users; a page to
+    try them at /, all routes at /docs."""
+    settings = settings_of(config, set_, serve__host=host, serve__port=port).config
     from pal.reward.server.serve import run_server
 
     run_server(
         _load(model, device, encoder_folder, trust_remote_code),
-        settings,
+        settings.serve,
         token,
         say,
         is_open=no_token,
+        data=settings.paths.data,
     )
 
 

@@ -89,6 +89,9 @@ class TrainConfig(Component):
     """Train on at most so many pairs of each seen user (learning curves); null: on all."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Arithmetic of the matrix products of training steps; auto: what the machine is fast at.
+    Weights, distances, losses and whatever is no training step are float32."""
 
     @property
     def prototypes(self) -> int:

@@ -56,6 +56,9 @@ class ServeConfig(Component):
     policy: str | None = None
     """Folder or Hub repository of the policy that OpenRLHF trains, whose tokenizer writes the
     prompts; null: ChatML, Llama 3, Gemma, Mistral and Zephyr are recognised by their marks."""
+    questions: Path | None = None
+    """What the page at / asks new users: a file of pairs (prompt, first, second) or the folder of a
+    prepared dataset; null: pairs of the head's own dataset, if only this machine can ask."""
     store: Path | None = None
     """SQLite file of users adapted at runtime; null: users.sqlite in the working directory."""
 

@@ -1,4 +1,5 @@
-"""The routes. Their OpenAPI document, at /docs, says what each takes and gives."""
+"""The routes. Their document, at /docs, says what each takes and gives; at / is a page to try
+them."""
 
 from __future__ import annotations
 
@@ -14,10 +15,13 @@ from fastapi.security import HTTPBearer
 from pal.reward.server.body import BodyRoute, refusal_of
 from pal.reward.server.compare import compare_route
 from pal.reward.server.guard import Guard, Rules
+from pal.reward.server.interview import interview_routes
 from pal.reward.server.openrlhf import openrlhf_routes
+from pal.reward.server.pages import page_routes
 from pal.reward.server.schemas import (
     AdaptReply,
     AdaptRequest,
+    ModelReply,
     ScoreReply,
     ScoreRequest,
 )
@@ -34,17 +38,24 @@ def build_app(service: Service) -> FastAPI:
         await service.stop()
 
     metadata = service.model.metadata
+    summary = f"Rewards of run {metadata.run}"
     app = FastAPI(
         title="pal reward model",
-        summary=f"Rewards of run {metadata.run}",
+        summary=summary,
         version=metadata.pal_version,
         lifespan=life,
+        docs_url=None,  # FastAPI's own pages ask other places for scripts
+        redoc_url=None,
     )
 
     # for the document only: the guard has asked for the token before
     asks = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
-    for routes in (openrlhf_routes, reward_routes, compare_route, user_routes, metrics_route):
+    for routes in (
+        reward_routes, compare_route, user_routes, interview_routes, openrlhf_routes, model_route,
+        metrics_route,
+    ):  # fmt: skip
         app.include_router(routes(service), dependencies=asks)
+    app.include_router(page_routes(app, summary))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"])
@@ -92,6 +103,18 @@ def user_routes(service: Service) -> APIRouter:
     async def forget(user: str) -> dict[str, Any]:
         """Forget a user who was adapted here, on disk too."""
         return {"user": await service.forget(user), "forgotten": True}
+
+    return router
+
+
+def model_route(service: Service) -> APIRouter:
+    """Return the route that tells what is served."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/v1/model")
+    async def model() -> ModelReply:
+        """What the model is, and whom it knows."""
+        return service.described()
 
     return router
 

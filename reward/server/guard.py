@@ -17,9 +17,10 @@ from fastapi.responses import JSONResponse
 from pal.config import ServeConfig
 from pal.errors import shown
 from pal.reward.server.metrics import Metrics
+from pal.reward.server.pages import PAGES
 
-OPEN_PATHS = {"/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-"""need no token"""
+OPEN_PATHS = {"/health", "/openapi.json", *PAGES}
+"""need no token: they tell nothing of users and answers"""
 TOKEN_IN_PATH = "/get_reward/"
 """may have the token behind it: OpenRLHF's client sends no headers of its own"""
 BODIES_HELD = 16
@@ -228,6 +229,11 @@ def is_loopback(host: str) -> bool:
     if is_address(host):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def is_only_here(settings: ServeConfig) -> bool:
+    """Tell whether only this machine can ask: not even through a proxy under another name."""
+    return is_loopback(settings.host) and not settings.allowed_hosts
 
 
 def is_address(host: str) -> bool:

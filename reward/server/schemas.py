@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, FailFast, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema
 
 MOST_ANSWERS = 512
 CHAT = {
@@ -28,17 +28,33 @@ UserOrUsers = Annotated[
 ]
 
 
-class OpenRlhfRequest(BaseModel):
+class Body(BaseModel):
+    """What is said of a field below it stands in the document of the routes, too."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+def example(**value: Any) -> ConfigDict:
+    """Return the settings of a request that is shown by this example."""
+    return ConfigDict(json_schema_extra={"example": value})
+
+
+class OpenRlhfRequest(Body):
     """OpenRLHF sends ``query``: the decoded prompt and response, with all special tokens;
     ``prompts``: the prompts as its dataset wrote them; ``labels``: the column of
     ``--data.label_key``, a user's id or JSON with ``user_id``."""
 
+    model_config = example(
+        query=["What should I cook tonight? A soup of lentils."],
+        prompts=["What should I cook tonight?"],
+        labels=["seen-00001"],
+    )
     query: Texts
     prompts: Texts = []
     labels: Labels = []
 
 
-class OpenRlhfReply(BaseModel):
+class OpenRlhfReply(Body):
     """A row that cannot be scored has null, or ``serve.reward_of_failed``, and a reason."""
 
     rewards: list[float | None]
@@ -51,18 +67,21 @@ class OpenRlhfReply(BaseModel):
     """the reason by row"""
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(Body):
     """``prompts``: null where there is none. ``users``: one for each response, or one for all.
 
     A model of images takes their files' bytes in base64 for ``responses``.
     """
 
+    model_config = example(
+        prompts=["What should I cook tonight?"], responses=["A soup."], users=["seen-00001"]
+    )
     prompts: Chats
     responses: Chats
     users: UserOrUsers = None
 
 
-class ScoreReply(BaseModel):
+class ScoreReply(Body):
     """A row that cannot be scored has null and a reason."""
 
     rewards: list[float | None]
@@ -72,24 +91,30 @@ class ScoreReply(BaseModel):
     """rows whose user is not known, scored as the population"""
 
 
-class CompareRequest(BaseModel):
+class CompareRequest(Body):
     """Pairs of responses (files of images in base64) to one prompt each; ``users`` as in
     /v1/score."""
 
+    model_config = example(
+        prompts=["What should I cook tonight?"],
+        first=["A soup of lentils."],
+        second=["Nothing. Order something."],
+        users=["seen-00001"],
+    )
     prompts: Chats
     first: Chats
     second: Chats
     users: UserOrUsers = None
 
 
-class CompareReply(BaseModel):
+class CompareReply(Body):
     p: list[float]
     """P(first preferred): of strangers the average over all users of the training, of users who
     were adapted over who they may be by their answers"""
     unknown_users: int
 
 
-class AnswerBody(BaseModel):
+class AnswerBody(Body):
     """One comparison by the user; images in base64."""
 
     prompt: Chat = None
@@ -99,13 +124,98 @@ class AnswerBody(BaseModel):
     """P(chosen preferred); 0.5 is a tie"""
 
 
-class AdaptRequest(BaseModel):
+class AdaptRequest(Body):
     """All answers of a user; they replace what was known of the user."""
 
+    model_config = example(
+        answers=[
+            {
+                "prompt": "What should I cook tonight?",
+                "chosen": "A soup of lentils.",
+                "rejected": "Nothing. Order something.",
+            }
+        ]
+    )
     answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MOST_ANSWERS), FailFast()]
 
 
-class AdaptReply(BaseModel):
+class AdaptReply(Body):
     user: str
     answers: int
     weights: list[float]
+    """the user's vector: of a PAL head the weight of each prototype"""
+
+
+class QuestionBody(Body):
+    """A pair that somebody may be asked about; images in base64."""
+
+    prompt: Chat = None
+    first: Chat
+    second: Chat
+    label: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """P(first preferred) by the user's answer, 0.5 for a tie; null while it is not answered"""
+
+
+class QuestionsReply(Body):
+    questions: list[QuestionBody]
+
+
+class InterviewRequest(Body):
+    """All questions of an interview, those that are answered with their label."""
+
+    model_config = example(
+        questions=[
+            {
+                "prompt": "What should I cook tonight?",
+                "first": "A soup of lentils.",
+                "second": "Nothing. Order something.",
+                "label": 1.0,
+            },
+            {"prompt": "What is 1 + 1?", "first": "2", "second": "It depends."},
+        ]
+    )
+    questions: Annotated[
+        list[QuestionBody], Field(min_length=1, max_length=MOST_ANSWERS), FailFast()
+    ]
+
+
+class InterviewReply(Body):
+    next: int | None
+    """number of the question whose answer would tell most of the user; null: all are answered"""
+    p: list[float]
+    """P(first preferred) of each question by the answers so far"""
+    p_before: list[float]
+    """the same before any answer"""
+    weights: list[float]
+    """the user's vector: of a PAL head the weight of each prototype"""
+
+
+class ModelReply(Body):
+    """What a model is."""
+
+    run: str
+    dataset: str
+    head: str
+    k: int
+    """prototypes"""
+    encoder: str
+    revision: str
+    view: str
+    """whether responses were read alone or behind their prompts"""
+    modality: str
+    """text or image"""
+    untrained: bool
+    """whether the encoder has random weights, so that the numbers mean nothing"""
+    choice: str
+    """whose reward is given when nobody is named"""
+    users: int
+    """people that the head was trained on; none in an export of one user"""
+    adapted: int
+    """people who were adapted here"""
+    names: list[str]
+    """of the first of those people, where only this machine can ask"""
+    mixes: int
+    """prototypes that a user may be a mixture of; 0: none"""
+    adapts: bool
+    """whether somebody can be adapted"""
+    version: str

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -18,6 +19,7 @@ from pal.reward.model import RewardModel
 from pal.reward.server.app import build_app
 from pal.reward.server.connection import bounded_by
 from pal.reward.server.guard import is_loopback
+from pal.reward.server.questions import questions_of
 from pal.reward.server.service import Service
 
 BACKLOG = 2048
@@ -32,12 +34,14 @@ def run_server(
     token: str | None,
     say: Callable[[str], None] = lambda text: None,
     is_open: bool = False,
+    data: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted is answered first, with 503 what takes too
     long. A second signal ends the process at once.
 
-    ``is_open``: other machines need no token. Raises RewardError without an address, or without a
-    file to keep users in.
+    ``is_open``: other machines need no token. ``data``: where prepared datasets are, for the
+    questions of the page. Raises RewardError without an address, without a file to keep users in,
+    or for questions that cannot be asked.
     """
     token = token or None  # of an empty variable: as if none were given
     if is_open and token is not None:
@@ -45,14 +49,15 @@ def run_server(
     if token is None and not is_loopback(settings.host) and not is_open:
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")
+    questions = questions_of(model, settings, data)
     listener = listen(settings.host, settings.port)
     try:
-        server = Server.of(Service(model, settings, token, say))
+        server = Server.of(Service(model, settings, token, say, questions))
     except BaseException:
         listener.close()
         raise
     port = listener.getsockname()[1]
-    say(f"serving {model.metadata.run} on http://{settings.host}:{port}, see /docs")
+    say(f"serving {model.metadata.run} on http://{settings.host}:{port}, routes at /docs")
     if is_open and not is_loopback(settings.host):
         say(
             f"whoever reaches port {port} may ask for rewards, and teach and forget users: no token"

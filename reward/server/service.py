@@ -19,15 +19,19 @@ from pal.reward.model import Answer, RewardModel, Row
 from pal.reward.render import Readable
 from pal.reward.server.batching import AnswersJob, RowsJob, bytes_of, cost_of
 from pal.reward.server.body import aside
+from pal.reward.server.guard import is_only_here
 from pal.reward.server.metrics import Metrics
-from pal.reward.server.schemas import AdaptReply, AnswerBody
+from pal.reward.server.schemas import AdaptReply, AnswerBody, ModelReply, QuestionBody
 from pal.reward.server.users import UserStore
 from pal.reward.server.worker import Ending, Full, Worker
+from pal.reward.users import prototypes_of
+from pal.train.heads.users import ReadyWeights, UserWeights
 from pal.users import user_name
 
 QUICK_ROWS = 8
 """rendered by the event loop itself"""
 LONGEST_ID, LONGEST_REASON = 1024, 300
+NAMES_TOLD = 100
 BYTES_OF_TOKEN = 4
 AGAIN = {"Retry-After": "1"}
 Result = TypeVar("Result")
@@ -60,9 +64,12 @@ class Service:
         settings: ServeConfig,
         token: str | None,
         say: Callable[[str], None] = lambda text: None,
+        questions: Sequence[QuestionBody] = (),
     ) -> None:
-        """Raises RewardError where users cannot be kept."""
+        """``questions``: what the page asks new users. Raises RewardError where users cannot be
+        kept."""
         self.model, self.settings, self.token, self.say = model, settings, token, say
+        self.questions = list(questions)
         model.users.warns_of_strangers = False  # their ids belong in no log
         self.longest = BYTES_OF_TOKEN * model.encoder.source.config.max_length
         self.metrics = Metrics()
@@ -92,6 +99,31 @@ class Service:
     @property
     def is_running(self) -> bool:
         return self.worker.thread.is_alive()
+
+    def described(self) -> ModelReply:
+        """Return what the model is. Names are told where only this machine can ask: whoever asks
+        from elsewhere might learn who the people of the training were."""
+        metadata, users = self.model.metadata, self.model.users
+        names = [*users.added, *users.number] if is_only_here(self.settings) else []
+        is_mixture = isinstance(users.head.users, UserWeights | ReadyWeights)
+        return ModelReply(
+            run=metadata.run,
+            dataset=metadata.dataset,
+            head=metadata.train.head,
+            k=metadata.train.k,
+            encoder=metadata.encoder.name,
+            revision=metadata.encoder.revision,
+            view=metadata.view,
+            modality=metadata.modality,
+            untrained=metadata.untrained,
+            choice=metadata.choice if metadata.user is None else "user",
+            users=len(users.number),
+            adapted=len(users.added),
+            names=names[:NAMES_TOLD],
+            mixes=prototypes_of(users.head) if is_mixture and not metadata.fixed else 0,
+            adapts=users.default.numel() > 0 and self.model.contents.prior is not None,
+            version=metadata.pal_version,
+        )
 
     async def score(
         self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]

@@ -33,22 +33,13 @@ class Consensus(BradleyTerryNetwork):
         self.users.logits.data.fill_(OF_ONE)
 
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
-        return softplus(vector_BR[:, 0]) * super().reward(prompt_BD, item_BD, vector_BR)
+        return softplus(vector_BR[:, 0]) * self.common(item_BD)
 
     def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
-        nobody = item_BD[:, :0]
-        return softplus(vector_NR[:, 0]).mean() * super().reward(prompt_BD, item_BD, nobody)
-
-    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        """Reduce pairs to the difference that everybody agrees on, (B,)."""
-        nobody = first_BD[:, :0]
-        first = super().reward(None, first_BD, nobody)
-        return (first - super().reward(None, second_BD, nobody),)
+        return softplus(vector_NR[:, 0]).mean() * self.common(item_BD)
 
     def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
-        (common_B,) = prepared
-        assert common_B is not None
-        return softplus(vector_UR[user_B, 0]) * common_B
+        return softplus(vector_UR[user_B, 0]) * super().prepared_margin(prepared, vector_UR, user_B)
 
     def margin_and_slope(
         self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor

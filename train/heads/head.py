@@ -23,12 +23,15 @@ It may have
 - ``item_scale`` and ``prompt_scale``, Standardisers: training fits them to the training pairs'
   items and prompts before anything else;
 - ``roles``, if not all parameters apart from the users' are maps, or ``upper_limits``;
+- the base ``MappingHead``, with ``of_items`` and ``of_prompts``, what it computes of an item or a
+  prompt alone, and ``prepare_mapped``, which puts them together: each distinct thing is then
+  computed once;
 - ``prepare`` and ``prepared_margin``, together, and ``margins_of_each`` or ``margin_and_slope``:
   quicker ways to what the methods here compute. They must give the same numbers;
 - ``is_solved = True`` and a function in ``train/solve/`` that finds its parameters without gradient
   steps, or ``is_amortised = True`` and ``infer``, which reads a new user's answers in one pass.
 
-Many heads of one shape are trained at once by ``torch.func.vmap``, so ``forward`` must not look at
+Many heads of one shape are trained at once by ``torch.func.vmap``, so ``margins`` must not look at
 values (no ``if tensor > 0``) nor change buffers.
 """
 
@@ -40,9 +43,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.things import Things
 from pal.train.heads.users import UserTable
 
 Prepared = tuple[Tensor | None, ...]
+Mapped = tuple[Tensor, ...]
+"""what is computed of things alone, a row for each"""
 
 
 class Head(nn.Module, ABC):
@@ -61,6 +67,8 @@ class Head(nn.Module, ABC):
     """whether rewards are linear in the vector, so that the mean user has the mean reward"""
     is_amortised: ClassVar[bool] = False
     """whether ``infer`` adapts it, instead of an optimisation over the raw numbers"""
+    can_be_rounded: ClassVar[bool] = False
+    """whether training steps may read its matrices in bfloat16 (``arithmetic.Multiplying``)"""
     users: UserTable
 
     @abstractmethod
@@ -96,7 +104,35 @@ class Head(nn.Module, ABC):
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor
     ) -> Tensor:
         """Return the margins of users of the table, (B,)."""
-        return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
+        return self.margins(Things.of(prompt_BD, first_BD, second_BD), user_B)
+
+    def margins(self, things: Things, user_B: Tensor) -> Tensor:
+        """Return the same of things, each distinct one computed once, (B,)."""
+        prepared = self.prepare_mapped(*self.mapped(things))
+        each = torch.arange(len(user_B), device=user_B.device)
+        return self.prepared_margin(prepared, self.users(user_B), each)
+
+    def of_prompts(self, prompt_PD: Tensor) -> Mapped:
+        """Compute what needs only the prompt."""
+        return (prompt_PD,)
+
+    def of_items(self, item_TD: Tensor) -> Mapped:
+        """Compute what needs only the item, whoever the user and whatever the prompt is."""
+        return (item_TD,)
+
+    def mapped(self, things: Things) -> tuple[Mapped | None, Mapped, Mapped]:
+        """Return ``of_prompts`` and ``of_items`` of the prompts, first and second items, each with
+        B rows."""
+        prompt = None
+        if things.prompt is not None:
+            prompt = tuple(map(things.prompt.each, self.of_prompts(things.prompt.values)))
+        both = [things.both(value) for value in self.of_items(things.item.values)]
+        return prompt, tuple(first for first, _ in both), tuple(second for _, second in both)
+
+    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
+        """Return ``prepare`` of pairs from what was computed of their prompts and items, each with
+        B rows."""
+        return self.prepare(None if prompt is None else prompt[0], first[0], second[0])
 
     def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
         """Compute all that margins need of pairs whoever the user is, each with B rows: once per
@@ -157,3 +193,14 @@ class Head(nn.Module, ABC):
         parameters = dict(self.named_parameters())
         for name, limit in self.upper_limits().items():
             parameters[name].clamp_(max=limit)
+
+
+class MappingHead(Head):
+    """A head that computes most of its reward from items alone and from prompts alone."""
+
+    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
+        return self.prepare_mapped(*self.mapped(Things.of(prompt_BD, first_BD, second_BD)))
+
+    @abstractmethod
+    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
+        """Return what margins need of pairs from ``of_prompts`` and ``of_items``."""

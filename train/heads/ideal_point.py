@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.head import Head
+from pal.train.heads.head import Mapped, MappingHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
+from pal.train.heads.things import Table, Things
 from pal.train.heads.users import UserWeights, Weights
 
 Score = Literal["squared", "distance", "normalised", "angle"]
@@ -23,12 +24,14 @@ FIRST_SCALE, LARGEST_SCALE = 1.0 / 0.07, 100.0
 SMALLEST_NORM = 1e-8
 
 
-class IdealPointHead(Head):
+class IdealPointHead(MappingHead):
     """A user prefers the item nearer to the ideal point.
 
     ``score`` is one of: squared -|z - a|^2; distance -|z - a|; normalised -|z/|z| - a/|a||^2;
     angle tau <z, a> / |z||a| with tau a learnable scale of at most 100.
     """
+
+    can_be_rounded: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class IdealPointHead(Head):
 
     def place(self, item_BD: Tensor) -> Tensor:
         """Return f of the standardised items, (B, H)."""
-        placed: Tensor = self.f(self.item_scale(item_BD))[0]
+        placed: Tensor = self.f(self.item_scale(item_BD)).squeeze(0)
         return placed
 
     def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
@@ -76,25 +79,47 @@ class IdealPointHead(Head):
     def margin(
         self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, vector_BR: Tensor
     ) -> Tensor:
-        return self._margin_to(self.ideal(prompt_BD, vector_BR), first_BD, second_BD)
+        things = Things.of(prompt_BD, first_BD, second_BD)
+        return self._margin_to(self.ideal_of_each(things, Table(vector_BR, None)), things)
 
-    def forward(
-        self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor, user_B: Tensor
-    ) -> Tensor:
-        """Return the margins of users of the table, (B,).
+    def margins(self, things: Things, user_B: Tensor) -> Tensor:
+        return self.margins_and_ideal(things, user_B)[0]
 
-        Where no prompt enters and the users are fewer than the rows, each ideal point is computed
-        once.
-        """
+    def margins_and_ideal(self, things: Things, user_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margins of users of the table, (B,), and the ideal points that they are nearer
+        to or farther from, not normalised, (B, H)."""
+        if self.architecture.sees_other_rows(self.f.training):
+            things = things.row_by_row()
         users = self.users.logits.shape[0]
-        if self.uses_prompt or users >= user_B.shape[0]:
-            return self.margin(prompt_BD, first_BD, second_BD, self.users(user_B))
         everyone = torch.arange(users, device=user_B.device)
-        return self._margin_to(self.ideal(None, self.users(everyone))[user_B], first_BD, second_BD)
+        is_few = users < user_B.shape[0]
+        vector = Table(self.users(everyone), user_B) if is_few else Table(self.users(user_B), None)
+        ideal_BH = self.ideal_of_each(things, vector)
+        return self._margin_to(ideal_BH, things), ideal_BH
 
-    def _margin_to(self, ideal_BH: Tensor, first_BD: Tensor, second_BD: Tensor) -> Tensor:
-        first_BH, second_BH = self.place(torch.cat([first_BD, second_BD])).chunk(2)
-        return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+    @abstractmethod
+    def ideal_of_each(self, things: Things, vector: Table) -> Tensor:
+        """Return ``ideal`` of each comparison for the vectors of their users, (B, H)."""
+
+    def of_items(self, item_TD: Tensor) -> Mapped:
+        return (self.place(item_TD),)
+
+    def _margin_to(self, ideal_BH: Tensor, things: Things) -> Tensor:
+        placed_TH = self.place(things.item.values)
+        first_BH, second_BH = things.both(placed_TH)
+        if (
+            self.score == "squared"
+        ):  # |z_2 - a|^2 - |z_1 - a|^2 = 2 <z_1 - z_2, a - (z_1 + z_2) / 2>
+            apart_BH = first_BH - second_BH
+            return 2.0 * dot(apart_BH, (ideal_BH - first_BH).add_(apart_BH, alpha=0.5))
+        if self.score == "distance":
+            return self.compare(first_BH, ideal_BH) - self.compare(second_BH, ideal_BH)
+        (square_1, square_2), norm_B = (
+            things.both(dot(placed_TH, placed_TH)),
+            dot(ideal_BH, ideal_BH),
+        )
+        first_B = self._compared(dot(first_BH, ideal_BH), square_1, norm_B)
+        return first_B - self._compared(dot(second_BH, ideal_BH), square_2, norm_B)
 
     def compare(self, placed_BH: Tensor, ideal_BH: Tensor) -> Tensor:
         """Return the reward of placed items for ideal points, (B,)."""
@@ -169,3 +194,8 @@ class IdealPointHead(Head):
 
     def scale_parameters(self) -> list[nn.Parameter]:
         return [] if self.log_scale is None else [self.log_scale]
+
+
+def dot(one_BH: Tensor, other_BH: Tensor) -> Tensor:
+    """Return the inner product of each row with its counterpart, (B,)."""
+    return (one_BH * other_BH).sum(dim=1)

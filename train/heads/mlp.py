@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.arithmetic import Multiplying
+
 _NAME = re.compile(r"mlp(\d+)-(relu|gelu|linear)-dropout(\d+)((?:-(?:residual|batchnorm|nobias))*)")
 _ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu, "linear": lambda x: x}
 
@@ -33,6 +35,11 @@ class Architecture:
     @property
     def is_identity(self) -> bool:
         return self.name == "identity"
+
+    def sees_other_rows(self, training: bool) -> bool:
+        """Say whether what a row is mapped to depends on more than that row: on what is drawn for
+        it, or on the statistics of its batch. Then equal rows are not one."""
+        return training and (self.dropout > 0.0 or self.batchnorm)
 
     def activate(self, x: Tensor, training: bool) -> Tensor:
         """Drop out, then activate: in this order, as in the released code."""
@@ -65,10 +72,16 @@ class Architecture:
         )
 
 
-class MLPs(nn.Module):
+class MLPs(Multiplying):
     """C independent MLPs of one architecture, evaluated together as batched matrix products."""
 
-    def __init__(self, copies: int, d_in: int, d_out: int, architecture: Architecture) -> None:
+    def __init__(
+        self,
+        copies: int,
+        d_in: int,
+        d_out: int,
+        architecture: Architecture,
+    ) -> None:
         super().__init__()
         if (architecture.residual or architecture.is_identity) and d_in != d_out:
             raise ValueError(
@@ -93,11 +106,14 @@ class MLPs(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Map rows (B, D) by every copy: (C, B, H)."""
-        hidden_CBH = x_BD.expand(self.copies, *x_BD.shape)
+        if self.architecture.is_identity:
+            return x_BD.expand(self.copies, *x_BD.shape)
+        hidden = x_BD.to(self.weights[0].dtype)
         for layer in range(len(self.weights)):
-            hidden_CBH = self._linear(layer, x_BD if layer == 0 else hidden_CBH)
+            hidden = self._linear(layer, hidden)
             if layer < len(self.weights) - 1:
-                hidden_CBH = self._hidden(layer, hidden_CBH)
+                hidden = self._hidden(layer, hidden)
+        hidden_CBH = hidden.to(x_BD.dtype)
         return x_BD + hidden_CBH if self.architecture.residual else hidden_CBH
 
     @torch.no_grad()
@@ -127,11 +143,13 @@ class MLPs(nn.Module):
 
     def _linear(self, layer: int, x: Tensor) -> Tensor:
         weight_CHD = self.weights[layer]
-        bias_CH = self.biases[layer] if self.architecture.bias else None
-        if x.dim() == 2:  # all copies read the same rows: one product for all
+        bias_CH = self.biases[layer].to(x.dtype) if self.architecture.bias else None
+        if x.dim() == 2 or self.copies == 1:  # all copies read the same rows: one product for all
+            rows = x if x.dim() == 2 else x.squeeze(0)
             bias = None if bias_CH is None else bias_CH.flatten()
-            flat = nn.functional.linear(x, weight_CHD.flatten(0, 1), bias)
-            return flat.unflatten(1, (self.copies, -1)).transpose(0, 1)
+            flat = nn.functional.linear(rows, weight_CHD.flatten(0, 1), bias)
+            # the products of the next layer want each copy's rows together
+            return flat.unflatten(1, (self.copies, -1)).transpose(0, 1).contiguous()
         if bias_CH is None:
             return torch.bmm(x, weight_CHD.mT)
         return torch.baddbmm(bias_CH.unsqueeze(1), x, weight_CHD.mT)
@@ -140,5 +158,9 @@ class MLPs(nn.Module):
         """Normalise, drop out, activate."""
         if self.architecture.batchnorm:
             flat = x_CBH.transpose(0, 1).flatten(1)
-            x_CBH = self.norms[layer](flat).view(len(flat), self.copies, -1).transpose(0, 1)
+            norm = self.norms[layer]
+            assert isinstance(norm, nn.BatchNorm1d)
+            # statistics are float32 whatever the products are
+            normed = norm(flat.to(norm.weight.dtype)).to(flat.dtype)
+            x_CBH = normed.view(len(flat), self.copies, -1).transpose(0, 1)
         return self.architecture.activate(x_CBH, self.training)

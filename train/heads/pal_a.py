@@ -13,8 +13,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.head import Prepared
+from pal.train.heads.head import Mapped, Prepared
 from pal.train.heads.ideal_point import IdealPointHead, Score
+from pal.train.heads.things import Table, Things
 from pal.train.heads.users import Weights, blocks_of_users, by_user
 
 Learner = Literal["f(Pw)", "f(P)w", "Pw"]
@@ -53,7 +54,7 @@ class PalA(IdealPointHead):
 
     def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         if self.learner == "f(Pw)":
-            mapped: Tensor = self.f(vector_BR @ self.prototypes_KD)[0]
+            mapped: Tensor = self.f(vector_BR @ self.prototypes_KD).squeeze(0)
             return mapped
         return vector_BR @ self.fixed_points()
 
@@ -61,13 +62,15 @@ class PalA(IdealPointHead):
         """Return the points that are mixed, (K, H), for the learners that mix last."""
         if self.learner == "Pw":
             return self.prototypes_KD
-        mapped: Tensor = self.f(self.prototypes_KD)[0]
+        mapped: Tensor = self.f(self.prototypes_KD).squeeze(0)
         return mapped
 
-    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
-        """Place both items. For squared distances z_1 - z_2 and |z_2|^2 - |z_1|^2 say all that
-        margins need."""
-        first_BH, second_BH = self.place(first_BD), self.place(second_BD)
+    def ideal_of_each(self, things: Things, vector: Table) -> Tensor:
+        return vector.each(self.ideal(None, vector.values))
+
+    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
+        """For squared distances z_1 - z_2 and |z_2|^2 - |z_1|^2 say all that margins need."""
+        (first_BH,), (second_BH,) = first, second
         if self.score != "squared":
             return first_BH, second_BH
         apart_BH = first_BH - second_BH

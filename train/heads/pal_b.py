@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.head import Prepared
+from pal.train.heads.head import Mapped, Prepared
 from pal.train.heads.ideal_point import IdealPointHead, Score
 from pal.train.heads.mlp import MLPs
 from pal.train.heads.standardise import Standardiser
+from pal.train.heads.things import Table, Things
 from pal.train.heads.users import Weights
 
 
@@ -52,6 +53,12 @@ class PalB(IdealPointHead):
     def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         return torch.einsum("bk,kbh->bh", vector_BR, self.maps(prompt_BD))
 
+    def ideal_of_each(self, things: Things, vector: Table) -> Tensor:
+        """Map each prompt once, and mix for each comparison."""
+        assert things.prompt is not None, "PAL-B needs prompts"
+        maps_BKH = things.prompt.each(self.maps(things.prompt.values).transpose(0, 1))
+        return torch.einsum("bk,bkh->bh", vector.each(), maps_BKH)
+
     def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
         """Map each prompt once, and mix in K-space."""
         maps_BKH = self.maps(prompt_BD).transpose(0, 1)
@@ -62,15 +69,23 @@ class PalB(IdealPointHead):
         square_B1 = placed_BH.square().sum(dim=1, keepdim=True)
         return self._compared(inner_BN, square_B1, norm_BN).mean(dim=1)
 
-    def prepare(self, prompt_BD: Tensor | None, first_BD: Tensor, second_BD: Tensor) -> Prepared:
+    def of_prompts(self, prompt_PD: Tensor) -> Mapped:
+        """Return the K ideal points and their inner products."""
+        maps_PKH = self.maps(prompt_PD).transpose(0, 1).contiguous()
+        return maps_PKH, maps_PKH @ maps_PKH.mT
+
+    def of_items(self, item_TD: Tensor) -> Mapped:
+        placed_TH = self.place(item_TD)
+        return placed_TH, placed_TH.square().sum(dim=1)
+
+    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
         """Reduce pairs to K-space: inner products and squares of both items, and the prompts' Gram
         matrices."""
-        maps_BKH = self.maps(prompt_BD).transpose(0, 1)
-        prepared: list[Tensor] = []
-        for item in (first_BD, second_BD):
-            placed = self.place(item)
-            prepared += [torch.einsum("bh,bkh->bk", placed, maps_BKH), placed.square().sum(dim=1)]
-        return *prepared, torch.einsum("bkh,blh->bkl", maps_BKH, maps_BKH)
+        assert prompt is not None, "PAL-B needs prompts"
+        maps_BKH, gram_BKK = prompt
+        both_B2H = torch.stack([first[0], second[0]], dim=1)
+        inner_1, inner_2 = (both_B2H @ maps_BKH.mT).unbind(dim=1)
+        return inner_1, first[1], inner_2, second[1], gram_BKK
 
     def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
         inner_1, square_1, inner_2, square_2, gram = (

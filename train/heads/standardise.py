@@ -50,4 +50,4 @@ class Standardiser(nn.Module):
         self.scale.copy_(scale)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return (x_BD.to(self.mean.dtype) - self.mean) * self.scale
+        return (x_BD.to(self.mean.dtype) - self.mean).mul_(self.scale)

@@ -1,0 +1,144 @@
+"""Each distinct item and prompt is mapped once, and nothing but time changes by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pal.config import TrainConfig
+from pal.train.adapt.average import zero_shot
+from pal.train.build import build_head, heads
+from pal.train.heads.head import Head
+from pal.train.heads.ideal_point import IdealPointHead
+from pal.train.heads.things import Table, Things, alike
+from pal.train.module import StepOfHead
+from pal.train.pairs import Pairs
+from pal.train.prepared import prepared, prepared_blocks
+
+DIM, USERS, ITEMS, PAIRS = 6, 4, 9, 60
+STEPPED = [name for name, kind in sorted(heads().items()) if not kind.is_solved]
+FEATURES = torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).double()
+
+
+def pairs_of(things: int = ITEMS) -> Pairs:
+    generator = torch.Generator().manual_seed(1)
+    prompt, first, second = torch.randint(0, things, (3, PAIRS), generator=generator)
+    user = torch.randint(0, USERS, (PAIRS,), generator=generator)
+    return Pairs(prompt, first, second, user, torch.ones(PAIRS).double())
+
+
+def head_of(name: str, **settings: Any) -> Head:
+    torch.manual_seed(3)
+    return build_head(TrainConfig(head=name, k=3, **settings), DIM, USERS).double()
+
+
+def rows_mapped(head: Head) -> list[int]:
+    """Return a list that takes the number of rows of each standardised table from now on."""
+    counts: list[int] = []
+    for name in ("item_scale", "prompt_scale"):
+        scale = getattr(head, name, None)
+        if scale is not None:
+            scale.register_forward_hook(lambda _, given, __: counts.append(len(given[0])))
+    return counts
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_on_distinct_things_is_the_step_on_all_rows(name: str) -> None:
+    """Margins and all gradients."""
+    pairs, head = pairs_of(), head_of(name)
+    step, batch = (make(FEATURES, slice(None)) for make in (pairs.step, pairs.batch))
+    assert len(step.things.item.values) == ITEMS
+    own = head.margins(step.things, step.user)
+    prompt = batch.prompt if head.uses_prompt else None
+    wanted = head.margin(prompt, batch.first, batch.second, head.users(batch.user))
+    torch.testing.assert_close(own, wanted)
+    learned = [p for p in head.parameters() if p.numel()]
+    weight = torch.randn(PAIRS).double()
+    for mine, other in zip(
+        torch.autograd.grad((own * weight).sum(), learned, allow_unused=True),
+        torch.autograd.grad((wanted * weight).sum(), learned, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("name", sorted(heads()))
+def test_prepared_pairs_are_those_of_all_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pal.train.prepared.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pal.train.prepared.PROMPTS_AT_ONCE", 4)
+    pairs, head = pairs_of(), head_of(name).eval()
+    batch = pairs.batch(FEATURES, slice(None))
+    wanted = head.prepare(batch.prompt if head.uses_prompt else None, batch.first, batch.second)
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    for mine, other in zip(prepared(head, pairs, FEATURES.__getitem__), wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_bound_maps_nothing_twice() -> None:
+    head = head_of("pal-b")
+    step = pairs_of().step(FEATURES, slice(None))
+    counts = rows_mapped(head)
+    assert len(StepOfHead(head, 0.1)(step.things, step.user)) == 2
+    assert counts == [ITEMS, ITEMS]  # all prompts, then all items
+
+
+@pytest.mark.parametrize("name", ["pal-a", "pal-b", "bt-mlp", "consensus"])
+def test_of_many_pairs_each_thing_is_mapped_once(name: str) -> None:
+    pairs, head = pairs_of(), head_of(name).eval()
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    counts = rows_mapped(head)
+    for _, found in prepared_blocks(head, pairs, FEATURES.__getitem__):
+        zero_shot(head, found)
+    assert sum(counts) == ITEMS * (2 if head.uses_prompt else 1)
+
+
+def test_what_is_drawn_is_drawn_for_each_comparison() -> None:
+    """With dropout equal rows are not one: as in the released code each has a mask of its own."""
+    head = head_of("pal-b", mlp="mlp2-gelu-dropout5")
+    pairs = pairs_of(things=1)
+    pairs.user.zero_()
+    step = pairs.step(FEATURES, slice(None))
+    assert isinstance(head, IdealPointHead)
+    ideal = head.train().margins_and_ideal(step.things, step.user)[1]
+    assert len(ideal.unique(dim=0)) == PAIRS
+    ideal = head.eval().margins_and_ideal(step.things, step.user)[1]
+    assert len(ideal.unique(dim=0)) == 1
+
+
+def test_batch_normalisation_sees_every_row() -> None:
+    head = head_of("pal-a", mlp="mlp1-relu-dropout0-batchnorm").train()
+    pairs = pairs_of(things=2)
+    step, batch = (make(FEATURES, slice(None)) for make in (pairs.step, pairs.batch))
+    wanted = head(None, batch.first, batch.second, batch.user)
+    torch.testing.assert_close(head.margins(step.things, step.user), wanted)
+
+
+def test_a_table_is_made_only_where_it_is_shorter() -> None:
+    assert Table.of(FEATURES, torch.arange(20)).place is None
+    table = Table.of(FEATURES, torch.tensor([5, 5, 2, 5]))
+    assert torch.equal(table.values, FEATURES[[2, 5]])
+    assert torch.equal(table.each(), FEATURES[[5, 5, 2, 5]])
+
+
+def test_things_of_several_batches_are_brought_to_one_shape() -> None:
+    rows = [torch.tensor([1, 1, 1, 2, 2, 2, 1, 1]), torch.arange(8)]
+    made = [Things(None, Table.of(FEATURES, own)) for own in rows]
+    assert [things.item.place is None for things in made] == [False, True]
+    same = alike(made)
+    assert {things.item.values.shape for things in same} == {(8, DIM)}
+    for own, things in zip(rows, same, strict=True):
+        assert torch.equal(torch.cat(things.both()), FEATURES[own])
+    everyone = alike([made[1], made[1]])
+    assert all(things.item.place is None for things in everyone)
+
+
+@pytest.mark.parametrize("name", ["pal-a", "pal-b"])
+def test_of_no_pairs_there_is_one_block_without_rows(name: str) -> None:
+    head = head_of(name).eval()
+    none = torch.zeros(0, dtype=torch.long)
+    pairs = Pairs(none if head.uses_prompt else None, none, none, none, torch.zeros(0))
+    for value in prepared(head, pairs, FEATURES.__getitem__):
+        assert value is not None
+        assert len(value) == 0
