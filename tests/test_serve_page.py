@@ -3,16 +3,20 @@ same answers tell elsewhere."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import threading
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -22,6 +26,7 @@ from pal import pipeline
 from pal.config import Config, ServeConfig
 from pal.errors import DataError, RewardError
 from pal.reward import RewardModel
+from pal.reward.audience import People
 from pal.reward.model import Answer
 from pal.reward.server.app import build_app
 from pal.reward.server.guard import OPEN_PATHS
@@ -63,7 +68,9 @@ def client(
 ) -> Iterator[TestClient]:
     pairs = [QuestionBody(**one) for one in questions]
     service = Service(model, ServeConfig(**options), token, questions=pairs)
-    with TestClient(build_app(service), "http://localhost") as http:
+    app = build_app(service)
+    app.state.service = service
+    with TestClient(app, "http://localhost") as http:
         yield http
 
 
@@ -156,13 +163,15 @@ def test_the_document_for_people_has_every_route_and_escapes_texts(model: Reward
 
 
 def test_names_are_told_only_where_nobody_else_can_ask(model: RewardModel) -> None:
-    for options, names in (
-        ({}, PEOPLE),
-        ({"allowed_hosts": ["me.example"]}, []),
-        ({"host": "0.0.0.0"}, []),
+    for token, options, names in (
+        (None, {}, PEOPLE),
+        (TOKEN, {}, []),  # any name is answered: a proxy may lead here
+        (None, {"allowed_hosts": ["me.example"]}, []),
+        (None, {"host": "0.0.0.0"}, []),
+        (TOKEN, {"host": "0.0.0.0"}, []),
     ):
-        with client(model, TOKEN, **options) as http:
-            told = http.get("/v1/model", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+        with client(model, token, **options) as http:
+            told = http.get("/v1/model", headers={"Authorization": f"Bearer {token}"}).json()
         assert told["names"] == names
         assert (told["users"], told["head"], told["mixes"], told["untrained"]) == (
             3,
@@ -171,6 +180,12 @@ def test_names_are_told_only_where_nobody_else_can_ask(model: RewardModel) -> No
             True,
         )
         assert told["adapts"]
+    answers = [{"chosen": "a", "rejected": "b"}]
+    with client(model) as http:
+        http.post(f"/v1/users/{PEOPLE[1]}/adapt", json={"answers": answers})
+        told = http.get("/v1/model").json()
+        http.delete(f"/v1/users/{PEOPLE[1]}")
+    assert sorted(told["names"]) == PEOPLE  # each once
 
 
 def labelled(*labels: float | None) -> list[dict[str, Any]]:
@@ -228,7 +243,7 @@ def test_an_interview_keeps_to_the_limits(model: RewardModel) -> None:
         for questions, status, reason in (
             ([], 422, "at least 1"),
             ([PAIRS[0]] * 513, 422, "at most 512"),
-            (PAIRS[:3], 429, "waiting"),
+            (PAIRS[:3], 413, "3 pairs have 6 items, more than the 4 of serve.adapt_queue"),
             ([{**PAIRS[0], "label": 1.5}], 422, "less than or equal to 1"),
             ([{**PAIRS[0], "first": 7}], 422, "question 0 cannot be read"),
             ([PAIRS[0], long], 422, "question 1 cannot be read: it has 2,001 bytes"),
@@ -237,6 +252,44 @@ def test_an_interview_keeps_to_the_limits(model: RewardModel) -> None:
             assert reply.status_code == status, questions
             assert reason in json.dumps(reply.json())
         assert http.post("/v1/interview", json={"questions": PAIRS[:2]}).status_code == 200
+
+
+def test_answers_that_find_no_place_are_not_even_read(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {"prompts": ["p"], "first": ["a"], "second": ["b"]}
+    answers = [{"chosen": "a", "rejected": "b"}]
+    asked: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("/v1/interview", {"questions": PAIRS[:1]}),
+        ("/v1/users/new/adapt", {"answers": answers}),
+        ("/v1/compare", compared),
+    )
+    with client(model, adapt_queue=2) as http:
+        service = http.app.state.service  # type: ignore[attr-defined]
+        service.worker.items_waiting += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "row", lambda *_: pytest.fail("it was read"))
+            for path, body in asked:
+                reply = http.post(path, json=body)
+                assert (reply.status_code, reply.headers["retry-after"]) == (429, "1"), path
+        service.worker.items_waiting -= 1
+        for path, body in asked:
+            assert http.post(path, json=body).status_code == 200, path
+        http.delete("/v1/users/new")
+
+
+def test_nothing_that_is_no_number_is_in_a_reply(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(People, "probability", lambda *_: torch.full((1,), torch.nan))
+    with client(model) as http:
+        compared = {"prompts": ["p"], "first": ["a"], "second": ["b"]}
+        for path, body in (
+            ("/v1/interview", {"questions": [{**PAIRS[0], "label": 1}]}),
+            ("/v1/compare", compared),
+        ):
+            reply = http.post(path, json=body)
+            assert (reply.status_code, "NaN" in reply.json()["detail"]) == (422, True)
 
 
 def test_heads_without_users_say_so(opened: Opened) -> None:
@@ -269,6 +322,9 @@ def test_questions_are_those_of_the_data_where_only_this_machine_asks(
     dataset = pipeline.prepare(config)
     model = opened(PEOPLE, view="response", item_text="{prompt}{response}")
     object.__setattr__(model.metadata, "dataset", "demo")
+    assert questions_of(model, ServeConfig(), config.paths.data) == []  # another of this name
+    for name in ("split_digest", "pairs_digest"):
+        object.__setattr__(model.metadata, name, getattr(dataset, name))
     found = questions_of(model, ServeConfig(), config.paths.data)
     assert 1 < len(found) <= MOST_QUESTIONS
     asked = [(one.prompt, frozenset((one.first, one.second))) for one in found]
@@ -280,9 +336,16 @@ def test_questions_are_those_of_the_data_where_only_this_machine_asks(
         assert tuple(sides) in pairs
     for settings in (ServeConfig(host="0.0.0.0"), ServeConfig(allowed_hosts=("me.example",))):
         assert questions_of(model, settings, config.paths.data) == []
+    assert questions_of(model, ServeConfig(), config.paths.data, TOKEN) == []
     named = ServeConfig(host="0.0.0.0", questions=dataset.folder)
     assert questions_of(model, named, None) == found
     assert questions_of(model, ServeConfig(), Path("nowhere")) == []
+    sent = sum(len(one.model_dump_json()) for one in found)
+    few = questions_of(model, ServeConfig(max_body_bytes=sent // 2), config.paths.data)
+    assert 0 < len(few) < len(found)
+    with client(model, max_body_bytes=sent // 2) as http:
+        body = [one.model_dump() for one in few]
+        assert http.post("/v1/interview", json={"questions": body}).status_code == 200
     Path("empty").mkdir()
     with pytest.raises(DataError, match="no prepared dataset"):
         questions_of(model, ServeConfig(questions=Path("empty")), None)
@@ -290,18 +353,52 @@ def test_questions_are_those_of_the_data_where_only_this_machine_asks(
 
 def test_questions_of_a_file_are_read_before_anybody_is_asked(model: RewardModel) -> None:
     path = Path("pairs.jsonl")
-    settings = ServeConfig(questions=path)
+    settings = ServeConfig(questions=path, max_row_bytes=300, max_body_bytes=1000)
     rows = [PAIRS[0], {"prompt": None, "chosen": "a", "rejected": "b", "user_id": "x"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [one.first for one in questions_of(model, settings, None)] == ["yes 0", "a"]
+    odd_turn = [{"role": "user", "content": "x", "\ud800": 1}]
     for bad, reason in (
         ("{", "row 1"),
         ('{"prompt": "p", "first": "a"}', "neither first and second nor chosen and rejected"),
         ('{"prompt": "p", "first": 7, "second": "b"}', "row 1"),
         ("", "no pair"),
+        (json.dumps({**PAIRS[0], "prompt": "\ud800"}), "row 1: a text is not UTF-8"),
+        (json.dumps({**PAIRS[0], "prompt": odd_turn}), "row 1: a text is not UTF-8"),
+        ('{"prompt": NaN, "first": "a", "second": "b"}', "row 1"),
+        (json.dumps({**PAIRS[0], "first": "a" * 301}), "row 1: .* of serve.max_row_bytes"),
+        (f"{json.dumps({**PAIRS[0], 'first': 'a' * 200})}\n" * 9, "first 4 pairs .*max_body_bytes"),
     ):
         path.write_text(bad)
         with pytest.raises(RewardError, match=reason):
+            questions_of(model, settings, None)
+    os.mkfifo("pipe")
+    for no_file in (Path("pipe"), Path("none.jsonl"), Path("n" * 300)):
+        with pytest.raises(RewardError, match=r"serve\.questions"):
+            questions_of(model, ServeConfig(questions=no_file), None)
+
+
+def test_images_of_a_file_are_sent_as_a_request_has_them(opened: Opened) -> None:
+    raw = []
+    for colour in ("red", "blue"):
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(out, "PNG")
+        raw.append(out.getvalue())
+    clip = {"kind": "open-clip", "model": "random:open-clip", "modality": "image", "dim": 48}
+    model = learned(opened(PEOPLE, **clip))
+    path = Path("pairs.parquet")
+    settings = ServeConfig(questions=path)
+    for sides in (raw, [{"bytes": one, "path": None} for one in raw]):
+        pq.write_table(pa.table({"first": [sides[0]], "second": [sides[1]]}), path)
+        found = questions_of(model, settings, None)
+        with client(model, questions=[one.model_dump() for one in found]) as http:
+            told = http.get("/v1/questions").json()
+            assert b64decode(told["questions"][0]["first"]) == raw[0]
+            assert http.post("/v1/interview", json=told).status_code == 200
+    Path("secret.png").write_bytes(raw[0])
+    for side in ("secret.png", b"no image", raw[0][:50]):
+        pq.write_table(pa.table({"first": [side], "second": [side]}), path)
+        with pytest.raises(RewardError, match="row 1"):
             questions_of(model, settings, None)
 
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
+from pal.reward.server.about import model_route
 from pal.reward.server.body import BodyRoute, refusal_of
 from pal.reward.server.compare import compare_route
 from pal.reward.server.guard import Guard, Rules
 from pal.reward.server.interview import interview_routes
+from pal.reward.server.learn import user_routes
 from pal.reward.server.openrlhf import openrlhf_routes
 from pal.reward.server.pages import page_routes
-from pal.reward.server.schemas import (
-    AdaptReply,
-    AdaptRequest,
-    ModelReply,
-    ScoreReply,
-    ScoreRequest,
-)
+from pal.reward.server.schemas import ScoreReply, ScoreRequest
 from pal.reward.server.service import Service, require_count
 
 
@@ -86,35 +82,6 @@ def reward_routes(service: Service) -> APIRouter:
             require_count(name, len(values), count, "responses", "send as many")
         found = await service.score(body.prompts, body.responses, users)
         return ScoreReply(rewards=found.rewards, errors=found.errors, unknown_users=found.strangers)
-
-    return router
-
-
-def user_routes(service: Service) -> APIRouter:
-    """Return the routes that learn and forget users."""
-    router = APIRouter(tags=["users"], route_class=BodyRoute)
-
-    @router.post("/v1/users/{user:path}/adapt")
-    async def adapt(user: str, body: Annotated[AdaptRequest, Body()]) -> AdaptReply:
-        """Learn a user from a few answers; kept over restarts."""
-        return await service.adapt(user, body.answers)
-
-    @router.delete("/v1/users/{user:path}")
-    async def forget(user: str) -> dict[str, Any]:
-        """Forget a user who was adapted here, on disk too."""
-        return {"user": await service.forget(user), "forgotten": True}
-
-    return router
-
-
-def model_route(service: Service) -> APIRouter:
-    """Return the route that tells what is served."""
-    router = APIRouter(tags=["service"])
-
-    @router.get("/v1/model")
-    async def model() -> ModelReply:
-        """What the model is, and whom it knows."""
-        return service.described()
 
     return router
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, HTTPException
 
-from pal.errors import PalError
 from pal.reward.adaptation import Answer, Comparisons
-from pal.reward.server.batching import AnswersJob, cost_of
-from pal.reward.server.body import BodyRoute, aside
+from pal.reward.server.body import BodyRoute
 from pal.reward.server.schemas import CompareReply, CompareRequest
-from pal.reward.server.service import LONGEST_REASON, Service, require_count
+from pal.reward.server.service import Service, require_count
 
 
 def compare_route(service: Service) -> APIRouter:
@@ -35,22 +33,20 @@ def compare_route(service: Service) -> APIRouter:
 
         def read() -> Comparisons:
             pairs = [
-                Answer(prompt, service.item_of(first), service.item_of(second))
-                for prompt, first, second in zip(body.prompts, body.first, body.second, strict=True)
+                Answer(prompt, *service.reader.sides_of("comparison", number, first, second))
+                for number, (prompt, first, second) in enumerate(
+                    zip(body.prompts, body.first, body.second, strict=True)
+                )
             ]
             asked = Comparisons(service.model, pairs, list(map(known.audience_of, users)))
-            service.require_modest(asked)
+            service.reader.require_modest(asked)
             return asked
 
-        try:
-            asked = await aside(read)
-            strangers = sum(map(known.is_stranger, users))
-        except PalError as error:
-            raise HTTPException(422, str(error)[:LONGEST_REASON]) from error
         if not count:
             return CompareReply(p=[], unknown_users=0)
-        job = AnswersJob(asked, [cost_of(row, service.longest) for row in asked.rows])
-        found = await service.ask(lambda: service.worker.submit_answers(job))
-        return CompareReply(p=[float(p) for p in found], unknown_users=strangers)
+        _, found = await service.solve(count, read)
+        if not bool(found.isfinite().all()):
+            raise HTTPException(422, "a comparison gives NaN or infinity; send others")
+        return CompareReply(p=found.tolist(), unknown_users=sum(map(known.is_stranger, users)))
 
     return router

@@ -231,9 +231,10 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def is_only_here(settings: ServeConfig) -> bool:
-    """Tell whether only this machine can ask: not even through a proxy under another name."""
-    return is_loopback(settings.host) and not settings.allowed_hosts
+def is_only_here(settings: ServeConfig, token: str | None) -> bool:
+    """Tell whether only this machine can ask: not even through a proxy, and with a token the server
+    answers under any name that one may have."""
+    return token is None and is_loopback(settings.host) and not settings.allowed_hosts
 
 
 def is_address(host: str) -> bool:

@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, Response
 from torch import Tensor
 
-from pal.errors import PalError, RewardError
+from pal.errors import RewardError
 from pal.reward.adaptation import Questionnaire
 from pal.reward.audience import Audience, Newcomer, People
 from pal.reward.model import Answer, RewardModel
-from pal.reward.server.batching import AnswersJob, cost_of
-from pal.reward.server.body import BodyRoute, aside
+from pal.reward.server.body import BodyRoute
 from pal.reward.server.schemas import (
     InterviewReply,
     InterviewRequest,
     QuestionBody,
     QuestionsReply,
 )
-from pal.reward.server.service import LONGEST_REASON, Service
+from pal.reward.server.service import Service
 from pal.train.adapt.active import next_questions
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
@@ -67,9 +66,10 @@ class Interview(Questionnaire):
             row = int(next_questions(head, adapted, everything, asked)[0])
             self.next = row if row >= 0 else None
         now = audience.probability(head, everything.prepared)
-        if not bool(torch.isfinite(now).all() & torch.isfinite(vector).all()):
+        before = stranger.probability(head, everything.prepared)
+        if not all(bool(found.isfinite().all()) for found in (now, before, vector)):
             raise RewardError("the answers give NaN or infinity; send others")
-        self.before = stranger.probability(head, everything.prepared).tolist()
+        self.before = before.tolist()
         self.vector = vector.tolist()
         return now
 
@@ -85,37 +85,30 @@ def interview_routes(service: Service) -> APIRouter:
     """Return the routes."""
     router = APIRouter(route_class=BodyRoute, tags=["users"])
 
-    @router.get("/v1/questions")
-    async def questions() -> QuestionsReply:
+    questions_reply = QuestionsReply(questions=service.questions).model_dump_json().encode()
+
+    @router.get("/v1/questions", response_model=QuestionsReply)
+    async def questions() -> Response:
         """Questions to begin an interview with; none where the server was given none."""
-        return QuestionsReply(questions=service.questions)
+        return Response(questions_reply, media_type="application/json")
 
     @router.post("/v1/interview")
     async def interview(body: InterviewRequest) -> InterviewReply:
         """Which question to ask a new user next, and what the answers so far tell; keeps
         nothing."""
-        try:
-            asked = await aside(read, body.questions)
-        except PalError as error:
-            raise HTTPException(422, str(error)[:LONGEST_REASON]) from error
-        job = AnswersJob(asked, [cost_of(row, service.longest) for row in asked.rows])
-        now = await service.ask(lambda: service.worker.submit_answers(job))
+        count = len(body.questions)
+        asked, now = await service.solve(count, lambda: read(body.questions))
         return InterviewReply(
             next=asked.next, p=now.tolist(), p_before=asked.before, weights=asked.vector
         )
 
     def read(bodies: Sequence[QuestionBody]) -> Interview:
-        pairs, is_answered = [], []
+        pairs = []
         for number, body in enumerate(bodies):
-            try:
-                first, second = service.item_of(body.first), service.item_of(body.second)
-            except RewardError as error:
-                raise RewardError(f"question {number} cannot be read: {error}") from error
-            label = 0.5 if body.label is None else body.label
-            pairs.append(Answer(body.prompt, first, second, label))
-            is_answered.append(body.label is not None)
-        asked = Interview(service.model, pairs, is_answered)
-        service.require_modest(asked)
+            sides = service.reader.sides_of("question", number, body.first, body.second)
+            pairs.append(Answer(body.prompt, *sides, 0.5 if body.label is None else body.label))
+        asked = Interview(service.model, pairs, [body.label is not None for body in bodies])
+        service.reader.require_modest(asked)
         return asked
 
     return router

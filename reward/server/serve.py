@@ -49,7 +49,7 @@ def run_server(
     if token is None and not is_loopback(settings.host) and not is_open:
         token = secrets.token_urlsafe(24)
         say(f"bearer token, for this run only: {token}")
-    questions = questions_of(model, settings, data)
+    questions = questions_of(model, settings, data, token)
     listener = listen(settings.host, settings.port)
     try:
         server = Server.of(Service(model, settings, token, say, questions))

@@ -62,6 +62,11 @@ class Worker:
             self._changed.notify()
         return job.future
 
+    def require_place(self, items: int) -> None:
+        """Raise Full and Ending where so many items of answers would be refused now."""
+        with self._changed:
+            self._require_place(self.items_waiting, items, self.settings.adapt_queue)
+
     def _require_place(self, waiting: int, more: int, most: int) -> None:
         if self.is_ending:
             raise Ending
