@@ -31,7 +31,7 @@ from pal.evaluate.ties import of_folds
 from pal.files import digest
 from pal.records import JsonObject
 from pal.train.data import record_before_training
-from pal.train.fit import choose_device
+from pal.train.probe import choose_device
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.together import fit_each, load_each
 
@@ -89,13 +89,25 @@ def cross_fit(
 def read_folds(folder: Path) -> Metrics:
     """Return what cross-fitting has found; raises EvaluationError where it is missing, damaged, or
     of other heads than those that lie beside it."""
-    metrics = Metrics.read(folder)
-    heads = [RunRecord.of(folder / f"{number}") for number in range(metrics.folds or 0)]
-    if metrics.head_seal != digest([head.seal for head in heads]):
-        raise EvaluationError(
-            f"{folder / METRICS} is not of the heads beside it; {Metrics.remedy_for(folder)}"
-        )
+    metrics = Metrics.find(folder)
+    if metrics is None:
+        raise _not_of_folds(folder, f"{folder / METRICS} is missing, damaged or of another version")
+    seals = []
+    for place in (folder / f"{number}" for number in range(metrics.folds or 0)):
+        head = RunRecord.find(place)
+        if head is None:
+            raise _not_of_folds(folder, f"{place} holds no head that can be trusted")
+        seals.append(head.seal)
+    if metrics.head_seal != digest(seals):
+        raise _not_of_folds(folder, f"{folder / METRICS} is not of the heads beside it")
     return metrics
+
+
+def _not_of_folds(folder: Path, why: str) -> EvaluationError:
+    """Return the error that sends people back to the command that makes such a ``folder``."""
+    _, folds, *over = folder.name.split("-")
+    command = f"pal evaluate {folder.parent.parent.name} --folds {folds}"
+    return EvaluationError(f"{why}; run: {command}{''.join(f' --over {one}' for one in over)}")
 
 
 def train_folds(

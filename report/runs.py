@@ -169,8 +169,8 @@ def _folds(runs: Sequence[Evaluated]) -> list[Block]:
             try:
                 found.append(read_folds(folder))
             except PalError as problem:
-                told = f"What {run.name} reaches in {folder} cannot be shown: {problem}"
-                problems.append(f"{told}; run pal evaluate {run.name} --folds as before.")
+                told = f"What {run.name} reaches in {folder} cannot be shown"
+                problems.append(f"{told}: {problem}.")
     blocks: list[Block] = [Bullets(problems)] if problems else []
     for kind in sorted({folds_line(one).split(". ")[0] for one in found}):
         some = [one for one in found if folds_line(one).startswith(kind)]

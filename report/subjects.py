@@ -64,7 +64,7 @@ def _named(paths: PathsConfig, given: str) -> list[Subject]:
         )
     name = require_name(kinds[0] if colon else "thing", name if colon else given, EvaluationError)
     places = [Subject(kind, name, root_of(paths, kind) / name) for kind in kinds]
-    there = [one for one in places if RECORDS[one.kind].is_ours(one.folder)]
+    there = [one for one in places if one in all_of(paths, one.kind)]  # also what is damaged
     if not there:
         looked = ", ".join(str(one.folder) for one in places)
         others = sorted({one.name for kind in kinds for one in all_of(paths, kind)})

@@ -107,7 +107,7 @@ def _add_all_of_dataset(page: Page, config: Config, subject: Subject) -> None:
     unknown = [*lost, *lost_sweeps, *lost_audits]
     if unknown:
         lead = Text("Whether these are of this dataset cannot be told.", "warning")
-        page.add("Damaged", [lead, Bullets(unknown)])
+        page.add("Damaged or not finished", [lead, Bullets(unknown)])
     if runs:
         page.add("Pages of its runs", [Code([f"pal report {one.name}" for one in runs])])
 

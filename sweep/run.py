@@ -19,7 +19,7 @@ from pal.sweep.stacks import Stack, StackTrainer
 from pal.sweep.study import Study
 from pal.sweep.table import write_csv
 from pal.sweep.workers import Workers, devices_of
-from pal.train.fit import choose_device
+from pal.train.probe import choose_device
 
 Progress = Callable[[int], None]
 Report = Callable[[str], None]

@@ -48,3 +48,15 @@ def test_nobody_has_answered() -> None:
     torch.testing.assert_close(none.whole(), prior)
     torch.testing.assert_close(none.logdet(), torch.logdet(prior))
     torch.testing.assert_close(curvature.step(rows[:0], user[:0], gradient), gradient @ prior[0])
+
+
+@pytest.mark.parametrize("variance", [1.0, 1e3, 1e4])
+def test_sure_answers_under_a_weak_prior_leave_a_volume(variance: float) -> None:
+    """In float32: what is left of the prior's volume is too small to be found by subtraction."""
+    random = torch.Generator().manual_seed(0)
+    rows, user = 5.0 * torch.randn(20, 40, generator=random), torch.arange(20) // 10
+    curvature = Curvature(torch.eye(40) / variance, variance * torch.eye(40))
+    found = curvature.covariance(rows, user, 2).logdet()
+    of_prior = torch.eye(40, dtype=torch.float64) / variance
+    whole = torch.stack([of_prior + (own := rows[user == u].double()).T @ own for u in range(2)])
+    torch.testing.assert_close(found, -torch.logdet(whole).float(), atol=1e-2, rtol=0.0)

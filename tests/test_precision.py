@@ -119,6 +119,20 @@ def test_small_matrices_and_double_precision_are_left_as_they_are() -> None:
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("head", ROUNDED)
+@pytest.mark.parametrize(("dim", "latent"), [(8, SMALLEST), (SMALLEST, 8)])
+def test_layers_of_one_network_may_differ(head: str, dim: int, latent: int) -> None:
+    """Where the features are few and the latent dimensions many, or the other way round."""
+    mlp = None if head in ("bt-mlp", "consensus", "user-embedding") else "mlp1-gelu-dropout0"
+    own = settings_of(head, "bfloat16", latent_dim=latent, mlp=mlp)
+    module = HeadTraining(build_head(own, dim, USERS), own)
+    step = DATA.train.step(DATA.features[:, :dim], slice(None))
+    module.training_step(step, 0).backward()
+    mixed = latent == SMALLEST and head not in ("bt-mlp", "consensus")
+    assert bool(module.rounded) == mixed
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in module.parameters())
+
+
 def test_auto_asks_the_machine_once_and_the_run_says_what_it_took(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,7 +290,7 @@ def test_folds_whose_numbers_cannot_be_read_are_named(made: tuple[Config, Path])
     folds.mkdir(parents=True)
     try:
         beside = Path(pipeline.report(config, ["of-1", "of-3"]).file).read_text(encoding="utf-8")
-        assert "run pal evaluate of-3 --folds" in beside
+        assert "run: pal evaluate of-3 --folds 2." in beside
     finally:
         folds.rmdir()
         folds.parent.rmdir()
@@ -302,14 +302,41 @@ def test_numbers_of_folds_that_are_not_of_the_heads_beside_them_are_not_believed
     config, folder = made
     pipeline.evaluate(config, ["of-1"], 2, tell=lambda line: None)
     place = folder / "runs" / "of-1" / "folds" / "of-2"
+    metrics = (place / "metrics.json").read_bytes()
     try:
         shutil.copy(folder / "runs" / "of-3" / "metrics.json", place / "metrics.json")
         with pytest.raises(EvaluationError, match="metrics.json is not of the heads beside it"):
             read_folds(place)
         page = Path(pipeline.report(config, ["of-1", "of-3"]).file).read_text(encoding="utf-8")
         assert "is not of the heads beside it" in page
+        remedy = "; run: pal evaluate of-1 --folds 2$"
+        (place / "metrics.json").write_bytes(metrics)
+        (place / "1" / "head.json").unlink()
+        with pytest.raises(EvaluationError, match=f"1 holds no head that can be trusted{remedy}"):
+            read_folds(place)
+        (place / "metrics.json").write_text("{}")
+        with pytest.raises(EvaluationError, match=f"is missing, damaged .*{remedy}"):
+            read_folds(place)
+        answers = place.rename(place.with_name("of-2-answers"))
+        with pytest.raises(EvaluationError, match=f"{remedy[:-1]} --over answers$"):
+            read_folds(answers)
     finally:
         shutil.rmtree(place.parent)
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_damaged_run_is_found_by_its_name(made: tuple[Config, Path], harm: str) -> None:
+    config, folder = made
+    path = folder / "runs" / "of-1" / "head.json"
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(whole[:40])
+    try:
+        with pytest.raises(EvaluationError, match="pal train --run of-1"):
+            pipeline.report(config, ["of-1"])
+    finally:
+        path.write_bytes(whole)
 
 
 def test_names_that_nothing_has_and_files_of_others_are_refused(made: tuple[Config, Path]) -> None:

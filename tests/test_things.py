@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pal.config import TrainConfig
+from pal.train import prepared as prepared_module
 from pal.train.adapt.average import zero_shot
 from pal.train.build import build_head, heads
-from pal.train.heads.head import Head
+from pal.train.heads.head import Head, Mapped
 from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.heads.things import Table, Things, alike
 from pal.train.module import StepOfHead
@@ -113,6 +114,61 @@ def test_batch_normalisation_sees_every_row() -> None:
     step, batch = (make(FEATURES, slice(None)) for make in (pairs.step, pairs.batch))
     wanted = head(None, batch.first, batch.second, batch.user)
     torch.testing.assert_close(head.margins(step.things, step.user), wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_drawn"),
+    [
+        ({"mlp": "mlp1-gelu-dropout5"}, True),
+        ({"mlp": "mlp1-gelu-dropout0", "weights": "gumbel"}, True),
+        ({"mlp": "mlp1-gelu-dropout0"}, False),
+    ],
+)
+@pytest.mark.parametrize("name", ["pal-a", "pal-b"])
+def test_what_is_drawn_for_a_user_is_drawn_for_each_comparison(
+    name: str, settings: dict[str, Any], is_drawn: bool
+) -> None:
+    """Also where users are fewer than rows, and an ideal point could be computed once for each."""
+    head, pairs = head_of(name, **settings).train(), pairs_of(things=1)
+    pairs.user.zero_()
+    step = pairs.step(FEATURES, slice(None))
+    assert isinstance(head, IdealPointHead)
+    ideal = head.margins_and_ideal(step.things, step.user)[1]
+    assert (len(ideal.unique(dim=0)) > USERS) == is_drawn
+
+
+def test_batch_normalisation_counts_users_by_their_comparisons() -> None:
+    """Not those who have none."""
+    found = []
+    for absent in (0.0, 100.0):
+        head = head_of("pal-a", mlp="mlp1-relu-dropout0-batchnorm").train()
+        head.users.logits.data[1] = absent * torch.tensor([1.0, -1.0, 0.0])
+        pairs = pairs_of()
+        pairs.user = torch.where(pairs.user == 1, 0, pairs.user)
+        found.append(head.margins(pairs.step(FEATURES, slice(None)).things, pairs.user))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["pal-a", "pal-b"])
+def test_of_very_many_items_only_some_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 16
+    monkeypatch.setattr("pal.train.prepared.ITEMS_AT_ONCE", most)
+    pairs, head = pairs_of(things=len(FEATURES)), head_of(name).eval()
+    batch = pairs.batch(FEATURES, slice(None))
+    wanted = head.prepare(batch.prompt if head.uses_prompt else None, batch.first, batch.second)
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    kept: list[int] = []
+    of_all = prepared_module._mapped
+
+    def noted(*given: Any) -> Mapped:
+        kept.append(len(given[2]))
+        return of_all(*given)
+
+    monkeypatch.setattr(prepared_module, "_mapped", noted)
+    for mine, other in zip(prepared(head, pairs, FEATURES.__getitem__), wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+    assert len(kept) > 1
+    assert max(kept) <= most
 
 
 def test_a_table_is_made_only_where_it_is_shorter() -> None:

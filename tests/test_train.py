@@ -417,7 +417,13 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
             TrainError,
             "this head reads prompts, but the dataset has none; use --head pal-a",
         ),
-        ({"train.device": "cuda"}, TrainError, "offers torch no GPU; use --set train.device=cpu"),
+        ({"train.device": "cuda:99"}, TrainError, "offers torch cpu.*--set train.device=auto"),
+        (
+            {"train.device": "cuda:99", "train.precision": "auto"},
+            TrainError,
+            "train.device = 'cuda:99', but this machine offers torch cpu",
+        ),
+        ({"train.device": "banana"}, TrainError, "train.device = 'banana', but this machine"),
         (
             {"encoder": "tiny-text"},
             CacheError,
@@ -428,8 +434,6 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
 def test_what_cannot_be_trained_is_one_sentence(
     configure: Configure, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    if "train.device" in options and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     pipeline.embed(simulated(configure))
     with pytest.raises(error, match=words):
         pipeline.train(simulated(configure, **options), "run")

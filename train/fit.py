@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from pal.train.module import HeadTraining
 from pal.train.new_run import NewRun
 from pal.train.pairs import LanesDataModule, PairsDataModule
 from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
+from pal.train.probe import choose_device
 from pal.train.run_record import TrainedHead
 from pal.train.solve import solve
 from pal.train.stack_training import StackTraining
@@ -191,17 +191,3 @@ def fit(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, datamodule=data)
-
-
-def choose_device(name: str) -> str:
-    """Return ``name``, or for ``auto`` the GPU if there is one."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainError(
-            f"train.device = {name!r}, but this machine offers torch no GPU; use --set "
-            "train.device=cpu"
-        )
-    if name != "auto":
-        return name
-    # what deterministic training needs on a GPU
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return "cuda" if torch.cuda.is_available() else "cpu"

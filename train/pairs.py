@@ -106,6 +106,17 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.label)
 
+    def take(self, chosen: Tensor | slice) -> Pairs:
+        """Return some of the comparisons."""
+        return Pairs(
+            None if self.prompt is None else self.prompt[chosen],
+            self.first[chosen],
+            self.second[chosen],
+            self.user[chosen],
+            self.label[chosen],
+            None if self.judged is None else self.judged.take(chosen),
+        )
+
     def batch(self, features: Tensor, chosen: Tensor | slice) -> Batch:
         """Gather the features of some comparisons."""
         prompt = None if self.prompt is None else features[self.prompt[chosen]]

@@ -1,8 +1,9 @@
 """Pairs prepared for a head, whoever the user is, with each distinct item and prompt mapped once.
 
-Items are mapped before all else, and kept: as much memory as their features take. What a head
-computes of a prompt may be K times as large, so some prompts are mapped at a time, and the pairs
-under them go through in smaller blocks.
+Items are mapped first, and kept. Where they are so many that this would take much memory, pairs go
+through in parts, by prompt or by first item, and an item that stands in several parts is mapped in
+each. What a head computes of a prompt may be K times as large, so fewer prompts are mapped at a
+time, and the pairs under them go through in smaller blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pal.train.pairs import Pairs
 
 Gather = Callable[[Tensor], Tensor]
 """from rows of the feature table to their features"""
-ROWS_AT_ONCE, PROMPTS_AT_ONCE = 1024, 512
+ROWS_AT_ONCE, PROMPTS_AT_ONCE, ITEMS_AT_ONCE = 1024, 512, 32768
 
 
 def prepared(head: Head, pairs: Pairs, gather: Gather) -> Prepared:
@@ -39,6 +40,12 @@ def prepared(head: Head, pairs: Pairs, gather: Gather) -> Prepared:
 def prepared_blocks(head: Head, pairs: Pairs, gather: Gather) -> Iterator[tuple[Tensor, Prepared]]:
     """Yield which pairs are next, and these prepared; of no pairs, one block without rows."""
     distinct, place = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+    if len(distinct) > ITEMS_AT_ONCE:
+        order = (pairs.first if pairs.prompt is None else pairs.prompt).argsort(stable=True)
+        for part in order.split(ITEMS_AT_ONCE // 2):  # of two items each
+            for rows, block in prepared_blocks(head, pairs.take(part), gather):
+                yield part[rows], block
+        return
     first_N, second_N = place.chunk(2)
     items = _mapped(head.of_items, gather, distinct)
     for rows, prompt in _blocks(head, pairs, gather):

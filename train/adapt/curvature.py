@@ -24,10 +24,11 @@ from pal.train.heads.users import blocks_of_users, by_user
 @dataclass(frozen=True)
 class Covariance:
     """H_u^-1 of U users: ``base`` (U, R, R) where ``told`` is None; else ``base``, (R, R) of all,
-    less F_u^T F_u, ``told`` (U, M, R) being F_u."""
+    less F_u^T F_u, ``told`` (U, M, R) being F_u and ``gain`` (U,) log |I + A_u P A_u^T|."""
 
     base: Tensor
     told: Tensor | None = None
+    gain: Tensor | None = None
 
     def variance(self, slope_BR: Tensor, user_B: Tensor) -> Tensor:
         """Return g^T H_u^-1 g of each row g, (B,); rows are sorted by their users."""
@@ -48,18 +49,16 @@ class Covariance:
 
     def logdet(self) -> Tensor:
         """Return log |H_u^-1|, (U,)."""
-        if self.told is None:
-            return torch.logdet(self.base)
-        eye = torch.eye(self.told.shape[1], dtype=self.told.dtype, device=self.told.device)
-        left_UMM = eye - self.told @ torch.linalg.solve(self.base, self.told.mT)
-        return torch.logdet(self.base) + torch.logdet(left_UMM)
+        volume = torch.logdet(self.base)
+        return volume if self.gain is None else volume - self.gain
 
     def whole(self) -> Tensor:
         """Return the matrices themselves, (U, R, R)."""
         return self.base if self.told is None else self.base - self.told.mT @ self.told
 
     def to(self, device: str | torch.device) -> Covariance:
-        return Covariance(self.base.to(device), None if self.told is None else self.told.to(device))
+        told, gain = (None if own is None else own.to(device) for own in (self.told, self.gain))
+        return Covariance(self.base.to(device), told, gain)
 
 
 class Curvature:
@@ -84,7 +83,7 @@ class Curvature:
         if not _is_wide(user_B, rows_BR.shape[1]):
             return Covariance(torch.linalg.inv(self._whole(rows_BR, user_B, users)))
         most = int(torch.bincount(user_B, minlength=users).max()) if len(user_B) else 0
-        told = rows_BR.new_zeros(users, most, rows_BR.shape[1])
+        told, gain = rows_BR.new_zeros(users, most, rows_BR.shape[1]), rows_BR.new_zeros(users)
         eye = torch.eye(most, dtype=rows_BR.dtype, device=rows_BR.device)
         for some, rows in blocks_of_users(user_B, users) if most else ():
             own = user_B[rows] - some.start
@@ -92,7 +91,8 @@ class Curvature:
             spread_UMR = table_UMR @ self.prior
             lower_UMM = torch.linalg.cholesky(eye + spread_UMR @ table_UMR.mT)
             told[some] = torch.linalg.solve_triangular(lower_UMM, spread_UMR, upper=False)
-        return Covariance(self.prior, told)
+            gain[some] = 2.0 * lower_UMM.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        return Covariance(self.prior, told, gain)
 
     def _whole(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Tensor:
         curvature = self.precision.repeat(users, 1, 1)

@@ -88,11 +88,12 @@ class IdealPointHead(MappingHead):
     def margins_and_ideal(self, things: Things, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margins of users of the table, (B,), and the ideal points that they are nearer
         to or farther from, not normalised, (B, H)."""
-        if self.architecture.sees_other_rows(self.f.training):
+        sees_others = self.architecture.sees_other_rows(self.f.training)
+        if sees_others:
             things = things.row_by_row()
         users = self.users.logits.shape[0]
         everyone = torch.arange(users, device=user_B.device)
-        is_few = users < user_B.shape[0]
+        is_few = users < user_B.shape[0] and not (sees_others or self.users.draws)
         vector = Table(self.users(everyone), user_B) if is_few else Table(self.users(user_B), None)
         ideal_BH = self.ideal_of_each(things, vector)
         return self._margin_to(ideal_BH, things), ideal_BH

@@ -108,7 +108,7 @@ class MLPs(Multiplying):
         """Map rows (B, D) by every copy: (C, B, H)."""
         if self.architecture.is_identity:
             return x_BD.expand(self.copies, *x_BD.shape)
-        hidden = x_BD.to(self.weights[0].dtype)
+        hidden = x_BD
         for layer in range(len(self.weights)):
             hidden = self._linear(layer, hidden)
             if layer < len(self.weights) - 1:
@@ -143,6 +143,7 @@ class MLPs(Multiplying):
 
     def _linear(self, layer: int, x: Tensor) -> Tensor:
         weight_CHD = self.weights[layer]
+        x = x.to(weight_CHD.dtype)  # not that of the layer before, where only one of them is small
         bias_CH = self.biases[layer].to(x.dtype) if self.architecture.bias else None
         if x.dim() == 2 or self.copies == 1:  # all copies read the same rows: one product for all
             rows = x if x.dim() == 2 else x.squeeze(0)

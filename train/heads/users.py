@@ -64,11 +64,16 @@ class UserWeights(UserTable):
         self.mode = mode
         self.logits = nn.Parameter(torch.randn(users, k))
 
+    @property
+    def draws(self) -> bool:
+        """Whether vectors are drawn anew for each row."""
+        return self.mode == "gumbel" and self.training
+
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         if self.mode == "partition" and not self.training:
             chosen = nn.functional.one_hot(logits_BR.argmax(dim=1), logits_BR.shape[1])
             return chosen.to(logits_BR.dtype)
-        if self.mode == "gumbel" and self.training:
+        if self.draws:
             return nn.functional.gumbel_softmax(logits_BR, dim=1)
         return logits_BR.softmax(dim=1)
 
