@@ -140,6 +140,7 @@ def test_a_damaged_cache_stops_training_and_is_mended_by_embed() -> None:
     assert shard.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_demo_runs_outside_the_repository() -> None:
     small = [arg.replace("simulated", "demo") for arg in SMALL] + [
         "--set=data.demo.limit=300",

@@ -67,6 +67,7 @@ print(len(memory), result.items_unique * 1024 * 4, memory[9], max(memory[10:]))
 ALLOWED_TO_GROW = 30e6
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_shards() -> None:
     done = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)
     shards, written, early, late = map(int, done.stdout.split())

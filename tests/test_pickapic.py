@@ -309,6 +309,7 @@ def test_a_damaged_part_is_read_again(configure: Configure) -> None:
         assert getattr(again, table).equals(getattr(whole, table))
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_gives_the_same_files(configure: Configure) -> None:
     write_source(Path("source"), {"train": 9000, "validation": 300, "test": 300}, users=20, size=8)
     command = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -107,8 +108,10 @@ def test_the_three_commands_for_own_data_work(name: str, monkeypatch: pytest.Mon
         if arguments[0] == "make":
             dry = ["make", "-n", "-s", "--old-file=.venv/ready", *arguments[1:],
                    "ENCODER=tiny-text"]  # fmt: skip
+            # variables that were given to `make test` are not for this one
+            alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
             printed = subprocess.run(
-                dry, cwd=REPOSITORY, capture_output=True, text=True, check=True
+                dry, cwd=REPOSITORY, env=alone, capture_output=True, text=True, check=True
             ).stdout
             arguments = shlex.split(
                 next(line for line in printed.splitlines() if f"pal {arguments[1]} " in line)
