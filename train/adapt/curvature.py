@@ -70,20 +70,28 @@ class Curvature:
     def step(self, rows_BR: Tensor, user_B: Tensor, gradient_UR: Tensor) -> Tensor:
         """Return H_u^-1 g of each user's gradient, (U, R); ``rows_BR`` are the rows of A."""
         users = len(gradient_UR)
-        if _is_wide(user_B, rows_BR.shape[1]):
-            covariance = self.covariance(rows_BR, user_B, users)
-            assert covariance.told is not None
-            from_answers = covariance.told.mT @ (covariance.told @ gradient_UR.unsqueeze(2))
-            return gradient_UR @ self.prior - from_answers.squeeze(2)
-        curvature = self._whole(rows_BR, user_B, users)
-        return torch.linalg.solve(curvature, gradient_UR.unsqueeze(2)).squeeze(2)
+        short = self._short(rows_BR, user_B, users)
+        if short is None:
+            curvature = self._whole(rows_BR, user_B, users)
+            return torch.linalg.solve(curvature, gradient_UR.unsqueeze(2)).squeeze(2)
+        assert short.told is not None
+        from_answers = short.told.mT @ (short.told @ gradient_UR.unsqueeze(2))
+        return gradient_UR @ self.prior - from_answers.squeeze(2)
 
     def covariance(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Covariance:
         """Return H_u^-1 of all users."""
-        if not _is_wide(user_B, rows_BR.shape[1]):
-            return Covariance(torch.linalg.inv(self._whole(rows_BR, user_B, users)))
-        most = int(torch.bincount(user_B, minlength=users).max()) if len(user_B) else 0
-        told, gain = rows_BR.new_zeros(users, most, rows_BR.shape[1]), rows_BR.new_zeros(users)
+        short = self._short(rows_BR, user_B, users)
+        if short is not None:
+            return short
+        return Covariance(torch.linalg.inv(self._whole(rows_BR, user_B, users)))
+
+    def _short(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Covariance | None:
+        """Return H_u^-1 in its short form; None where a user has as many answers as numbers."""
+        size = rows_BR.shape[1]
+        most = int(torch.bincount(user_B).max()) if len(user_B) else 0
+        if most and most >= size:
+            return None
+        told, gain = rows_BR.new_zeros(users, most, size), rows_BR.new_zeros(users)
         eye = torch.eye(most, dtype=rows_BR.dtype, device=rows_BR.device)
         for some, rows in blocks_of_users(user_B, users) if most else ():
             own = user_B[rows] - some.start
@@ -101,8 +109,3 @@ class Curvature:
             table_UMR, _ = by_user(rows_BR[rows], own, some.stop - some.start)
             curvature[some] += table_UMR.mT @ table_UMR
         return curvature
-
-
-def _is_wide(user_B: Tensor, size: int) -> bool:
-    """Say whether every user has fewer answers than numbers."""
-    return not len(user_B) or int(torch.bincount(user_B).max()) < size
