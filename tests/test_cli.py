@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pal.cli import _set_libraries
+
 PAL = [sys.executable, "-m", "pal"]
 SIMULATED = ["--dataset", "simulated", "--encoder", "identity"]
 SMALL = [
@@ -150,3 +152,14 @@ def test_demo_runs_outside_the_repository() -> None:
     assert done.returncode == 0, done.stderr
     assert "(untrained encoder)" in done.stdout
     assert "pal-b" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says(
+    asked: dict[str, str], spins: str | None
+) -> None:
+    _set_libraries(asked)
+    assert asked.get("GOMP_SPINCOUNT") == spins

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import MutableMapping
 from types import FrameType
 from typing import Annotated, Any
 
@@ -18,6 +19,10 @@ from pal.cli.examples import epilog
 from pal.errors import PalError, PalWarning, disk_error
 
 INTERRUPTED = 130
+SPINS = "10000"
+"""turns that a thread of OpenMP waits for work before it sleeps. As it comes it spins for
+milliseconds: free on a machine of one's own, but where others work on the same cores it makes a
+training seven times slower. So few turns cost neither (docs/log.md)."""
 
 
 @app.callback(invoke_without_command=True)
@@ -63,12 +68,19 @@ class _Interrupts:
         raise KeyboardInterrupt
 
 
+def _set_libraries(environment: MutableMapping[str, str]) -> None:
+    """Say how other libraries shall behave, where the user has not."""
+    environment.setdefault("TOKENIZERS_PARALLELISM", "true")
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    environment.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its reports are not the user's
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
 def main() -> None:
     """Run the command line; an error that the user can fix becomes one sentence and exit code 1,
     Ctrl-C a word and 130."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its reports are not the user's
+    _set_libraries(os.environ)
     warnings.showwarning = _show_warning
     interrupts = _Interrupts()
     try:
