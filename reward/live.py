@@ -22,6 +22,7 @@ from pal.embed.storage import from_stored, to_stored, unstorable
 from pal.errors import RewardError, shown
 from pal.files import canonical_json
 from pal.items import Image, Item, Text
+from pal.reward.recent import RecentFeatures
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
 PROBE = Text("Is the encoder well?")
@@ -46,6 +47,9 @@ class LiveEncoder:
         layers = [source.config.layer]
         with _no_reports():
             self.encoder: Any = load(source, device, token_budget(device), layers, False)
+        self.recent = RecentFeatures()
+        self.encoded = 0
+        """items that the encoder has read"""
 
     @classmethod
     def locate(
@@ -72,14 +76,36 @@ class LiveEncoder:
         return cls(source, device)
 
     def features(self, items: Sequence[Item]) -> Features:
-        """Encode items, equal ones once; what fails is that row's failure and nobody else's."""
+        """Encode items, equal ones once and those of lately not again; what fails is that row's
+        failure and nobody else's."""
         place: dict[Item, int] = {}
         number = [place.setdefault(item, len(place)) for item in items]
-        unique = self._encode(list(place))
+        unique = self._known_or_encoded(list(place))
         failures = {row: unique.failures[n] for row, n in enumerate(number) if n in unique.failures}
         return Features(unique.values[torch.tensor(number, dtype=torch.long)], failures)
 
+    def _known_or_encoded(self, items: list[Item]) -> Features:
+        names = [item.id for item in items]
+        features = self.recent.found(names)
+        new = [row for row, name in enumerate(names) if name not in features]
+        failures = {}
+        if new:
+            made = self._encode([items[row] for row in new])
+            failures = {new[place]: why for place, why in made.failures.items()}
+            good = {
+                names[row]: made.values[place]
+                for place, row in enumerate(new)
+                if row not in failures
+            }
+            self.recent.keep(good)
+            features |= good
+        if not features:
+            return Features(torch.zeros(len(items), 1), failures)
+        none = torch.zeros_like(next(iter(features.values())))
+        return Features(torch.stack([features.get(name, none) for name in names]), failures)
+
     def _encode(self, items: list[Item]) -> Features:
+        self.encoded += len(items)
         inputs = self.encoder.prepare(items)
         failures = dict(inputs.failures)
         dtype = self.source.config.store_dtype

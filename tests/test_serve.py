@@ -200,6 +200,23 @@ def client(address: str, token: str | None = TOKEN, **settings: Any) -> httpx.Cl
 # --- what is answered ------------------------------------------------------------------------
 
 
+def test_answers_are_encoded_once_for_a_hundred_users(model: RewardModel) -> None:
+    texts = [f"answer {number}" for number in range(8)]
+    users = [*USERS, *(f"stranger-{number}" for number in range(100 - len(USERS)))]
+    body = {
+        "prompts": ["question"] * 800,
+        "responses": texts * 100,
+        "users": [user for user in users for _ in texts],
+    }
+    with asking(model) as http:
+        found = http.post("/v1/score", json=body).json()["rewards"]
+        assert "pal_items_encoded 8.0" in http.get("/metrics").text
+    rewards = [found[start : start + 8] for start in range(0, 800, 8)]
+    for user, own in zip([USERS[0], USERS[1], None], [*rewards[:2], rewards[-1]], strict=True):
+        assert own == pytest.approx(model.score("question", texts, user), abs=1e-6)
+    assert rewards[0] != rewards[1] != rewards[-1]
+
+
 def test_the_routes_answer_as_offline_scoring_does(model: RewardModel) -> None:
     prompts, responses = [f"question {n}" for n in range(5)], [f" answer {n}" for n in range(5)]
     users = [USERS[0], USERS[1], {"0": 0.3, "1": 0.7}, None, USERS[2]]

@@ -83,6 +83,7 @@ class Service:
         gauge = self.metrics.gauge
         gauge("rows_waiting", "Rows that wait.", lambda: self.worker.turns.waiting)
         gauge("items_waiting", "Items of answers that wait.", lambda: self.worker.items_waiting)
+        gauge("items_encoded", "Items that the encoder has read.", lambda: model.encoder.encoded)
         gauge("users_adapted", "Users adapted here.", lambda: len(model.users.added))
 
     def start(self) -> None:

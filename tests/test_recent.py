@@ -1,0 +1,70 @@
+"""What was encoded lately is not encoded again, and is the same to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pal.config import EncoderConfig
+from pal.embed.encoder import locate
+from pal.items import Text
+from pal.reward.live import LiveEncoder
+from pal.reward.recent import ENTRY_BYTES, RecentFeatures
+
+FEATURE_BYTES = 4 * 4 + ENTRY_BYTES
+
+
+def feature(value: float) -> torch.Tensor:
+    return torch.full((4,), value)
+
+
+def test_the_longest_unused_feature_goes_first() -> None:
+    recent = RecentFeatures(most_bytes=3 * FEATURE_BYTES)
+    recent.keep({b"a": feature(0.0), b"b": feature(1.0), b"c": feature(2.0)})
+    recent.found([b"a"])
+    recent.keep({b"a": feature(9.0), b"d": feature(3.0)})
+    assert list(recent.found([b"a", b"b", b"c", b"d"])) == [b"a", b"c", b"d"]
+    assert torch.equal(recent.found([b"a"])[b"a"], feature(0.0))
+    assert (len(recent), recent.bytes) == (3, 3 * FEATURE_BYTES)
+
+
+def test_a_row_keeps_no_batch_alive_and_can_be_learned_from() -> None:
+    recent = RecentFeatures()
+    with torch.inference_mode():
+        batch = torch.ones(1000, 4)
+        recent.keep({b"a": batch[0]})
+    kept = recent.found([b"a"])[b"a"]
+    assert kept.untyped_storage().nbytes() == 16
+    weight = torch.ones(4, requires_grad=True)
+    (weight * kept).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1.0] * 4
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> LiveEncoder:
+    config = EncoderConfig(model="random:bert", store_dtype="float16", max_length=64)
+    digests = tmp_path_factory.mktemp("live") / ".digests.json"
+    return LiveEncoder(locate("tiny", config, digests), "cpu")
+
+
+def test_only_what_is_new_is_encoded(live: LiveEncoder) -> None:
+    some, more = [Text("one"), Text("two")], [Text("three"), Text("two"), Text("one"), Text("two")]
+    before = live.encoded
+    first = live.features(some)
+    assert live.encoded - before == 2
+    second = live.features(more)
+    assert live.encoded - before == 3
+    assert torch.equal(second.values[[2, 1]], first.values)
+    assert torch.equal(second.values[1], second.values[3])
+    assert len(live.features([]).values) == 0
+
+
+def test_what_fails_is_tried_again_and_costs_only_itself(live: LiveEncoder) -> None:
+    odd, fine = Text("half \ud800"), Text("fine")
+    for given in ([odd], [fine, odd], [odd, fine, odd]):
+        before = live.encoded
+        found = live.features(given)
+        assert sorted(found.failures) == [row for row, item in enumerate(given) if item is odd]
+        assert live.encoded - before >= 1
+        assert bool(found.values[[row for row, item in enumerate(given) if item is fine]].all())
