@@ -9,10 +9,10 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
-EXTRAS   = docs,offline,optuna,ray,serve,trl
+EXTRAS   = docs,offline,optuna,ray,serve,tensorboard,trl
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo data embed train sweep audit adapt evaluate report export docs check format test test-all typings dist bench clean FORCE
+.PHONY: help setup demo data embed train sweep audit adapt evaluate report export docs notebooks versions check format test test-all typings dist bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,14 @@ export: .venv/ready  ## a reward model for other tools from RUN=name -> exports/
 
 docs: .venv/ready typings  ## the site of docs/ -> site/, links checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: .venv/ready  ## execute docs/notebooks/*.py: what came out is on the site
+	$(BIN)/pip install --quiet --constraint constraints.txt --group notebooks
+	$(BIN)/python benchmarks/notebooks.py $(NAMES)
+
+versions: .venv/ready  ## the oldest and the newest allowed versions, tested -> docs/results/versions.md
+	$(BIN)/pip install --quiet --group versions
+	$(BIN)/python benchmarks/versions.py $(ARGS)
 
 check: .venv/ready typings  ## lint, format and types
 	$(BIN)/ruff check .

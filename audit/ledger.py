@@ -17,8 +17,9 @@ DRAWS, KIND = "draws.parquet", "audit-draws"
 SECONDS = 10.0
 """between two writings"""
 
-Compute = Callable[[Sequence[int]], Iterator[Array]]
-"""from numbers of draws to their values, (draws, width) at a time, in order"""
+Compute = Callable[[Sequence[int]], Iterator[tuple[Sequence[int], Array]]]
+"""from numbers of draws to some of them and their values, (draws, width), at a time, in any
+order"""
 
 
 class Ledger:
@@ -53,16 +54,16 @@ class Ledger:
         known = self.values.setdefault(kind, {})
         missing = [number for number in range(count) if number not in known]
         progress(count - len(missing))
-        done = 0
-        for values in compute(missing) if missing else ():
-            for row in values:
-                known[missing[done]] = [float(value) for value in row]
-                done += 1
-            progress(len(values))
-            if time.monotonic() - self._written > SECONDS:
-                self._keep()
         if missing:
-            self._keep()
+            try:
+                for numbers, values in compute(missing):
+                    for number, row in zip(numbers, values, strict=True):
+                        known[number] = [float(value) for value in row]
+                    progress(len(values))
+                    if time.monotonic() - self._written > SECONDS:
+                        self._keep()
+            finally:
+                self._keep()
         return np.array([known[number] for number in range(count)])
 
     def _keep(self) -> None:

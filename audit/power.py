@@ -5,8 +5,9 @@ The null of the set serves all plantings in it: their answers are drawn from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pal.audit.answers import Answers
 from pal.audit.cross_fit import CrossFit
+from pal.audit.drawing import HERE, Draw, Drawing
 from pal.audit.ledger import Ledger
 from pal.audit.nulls import Population, bootstrap, drawn_labels
 from pal.evaluate.crossed import Crossing
@@ -45,6 +47,7 @@ class Instrument:
     progress: Progress
     name: str = ""
     """before the kinds of draws, for other answers than those of the dataset"""
+    drawing: Drawing = HERE
 
     @property
     def answers(self) -> Answers:
@@ -55,67 +58,87 @@ class Instrument:
     ) -> Array:
         """Return gains of so many draws of labels, (count, 1 + parts): of all, of each part; or,
         ``with_low``, of all and the lower end of its interval."""
+        return self._taken(kind, count, partial(gains_of_labels, self.cross_fit, labels, with_low))
+
+    def _taken(self, kind: str, count: int, draw: Draw) -> Array:
+        """Return the values of so many draws, (count, width), from the ledger or computed."""
+        at_once = self.cross_fit.at_once
         return self.ledger.take(
-            f"{self.name}{kind}", count, lambda wanted: self._computed(wanted, labels, with_low),
+            f"{self.name}{kind}", count, lambda wanted: self.drawing.parts(draw, wanted, at_once),
             self.progress,
         )  # fmt: skip
-
-    def _computed(
-        self, wanted: Sequence[int], labels: Callable[[int], Array], with_low: bool
-    ) -> Iterator[Array]:
-        step = self.cross_fit.at_once
-        for start in range(0, len(wanted), step):
-            drawn = np.stack([labels(n) for n in wanted[start : start + step]], axis=1)
-            for gains in self.cross_fit.gains(torch.from_numpy(drawn).float()):
-                yield self.lows(gains) if with_low else of_parts(self.cross_fit, gains)
-
-    def lows(self, gains: torch.Tensor) -> Array:
-        """Return means and the lower ends of their intervals, (B, 2)."""
-        crossing = held_out_crossing(self.cross_fit)
-        found = [crossing.macro(column) for column in gains.T.numpy()]
-        return np.array([(e.value, -np.inf if e.ci95 is None else e.ci95[0]) for e in found])
 
     def null(self, count: int) -> Array:
         """Return the gains of the parametric bootstrap, (count, 1 + parts)."""
         return self.measured(
-            "bootstrap", count, lambda n: bootstrap(self.answers, self.population, self.seed, n)
+            "bootstrap", count, partial(bootstrap, self.answers, self.population, self.seed)
         )
 
     def exchanged(self, count: int, users: Callable[[int], Numbers]) -> Array:
         """Return the gains of so many draws of users, (count,)."""
-        label = torch.from_numpy(self.answers.label).float().unsqueeze(1)
+        draw = partial(gains_of_users, self.cross_fit, users)
+        return self._taken("permutation", count, draw)[:, 0]
 
-        def compute(wanted: Sequence[int]) -> Iterator[Array]:
-            step = self.cross_fit.at_once
-            for start in range(0, len(wanted), step):
-                drawn = np.stack([users(n) for n in wanted[start : start + step]], axis=1)
-                who = torch.from_numpy(drawn)
-                for gains in self.cross_fit.gains(label.expand(-1, who.shape[1]), who):
-                    yield self.cross_fit.of_users(gains, users=who).unsqueeze(1).numpy()
-
-        kind = f"{self.name}permutation"
-        return self.ledger.take(kind, count, compute, self.progress)[:, 0]
-
-    def planted(self, share: float, other: Other, number: int) -> Array:
-        """Return labels of which a share of the users follow another taste, (n,)."""
-        kind = ("opposite", "unrelated").index(other)
-        rng = np.random.default_rng([self.seed, 7, kind, round(1000 * share), number])
-        answers, population = self.answers, self.population.drawn(rng)
-        others = np.zeros(answers.users, bool)
-        others[rng.choice(answers.users, planted_users(share, answers.users), replace=False)] = True
-        theirs = -population.taste
-        if other == "unrelated":
-            theirs = unrelated(population, self.cross_fit.z.double().numpy(), rng)
-        common, own = population.margins(answers), population.margins(answers, theirs)
-        margin = np.where(others[answers.user], own, common)
-        return drawn_labels(margin, answers.label, rng)
+    def planted(self, share: float, other: Other) -> Callable[[int], Array]:
+        """Return what gives the labels of a draw, (n,), of which a share of the users follow
+        another taste."""
+        return partial(planted, self.cross_fit, self.population, self.seed, share, other)
 
     def detections(self, share: float, other: Other, null: Array) -> float:
         """Return the share of plantings that are found: p at most 0.05, interval above 0."""
         found = self.measured(
-            f"{other} {share:g}", PLANTINGS, lambda n: self.planted(share, other, n), with_low=True
+            f"{other} {share:g}", PLANTINGS, self.planted(share, other), with_low=True
         )
         return float(np.mean([p_of(value, null) <= LEVEL and low > 0.0 for value, low in found]))
+
+
+def gains_of_labels(
+    cross_fit: CrossFit, labels: Callable[[int], Array], with_low: bool, numbers: Sequence[int]
+) -> Array:
+    """Return the gains of draws of labels, (draws, 1 + parts): of all, of each part; or,
+    ``with_low``, (draws, 2): of all, and lower ends."""
+    drawn = np.stack([labels(number) for number in numbers], axis=1)
+    of_draws = lows if with_low else of_parts
+    found = cross_fit.gains(torch.from_numpy(drawn).float())
+    return np.concatenate([of_draws(cross_fit, gains) for gains in found])
+
+
+def gains_of_users(
+    cross_fit: CrossFit, users: Callable[[int], Numbers], numbers: Sequence[int]
+) -> Array:
+    """Return the gains of draws of users, (draws, 1)."""
+    label = torch.from_numpy(cross_fit.answers.label).float().unsqueeze(1)
+    who = torch.from_numpy(np.stack([users(number) for number in numbers], axis=1))
+    found = []
+    for start in range(0, len(numbers), cross_fit.at_once):
+        some = who[:, start : start + cross_fit.at_once]
+        for gains in cross_fit.gains(label.expand(-1, some.shape[1]), some):
+            found.append(cross_fit.of_users(gains, users=some).unsqueeze(1).numpy())
+    return np.concatenate(found)
+
+
+def planted(
+    cross_fit: CrossFit, population: Population, seed: int, share: float, other: Other, number: int
+) -> Array:
+    """Return labels of which a share of the users follow another taste, (n,)."""
+    kind = ("opposite", "unrelated").index(other)
+    rng = np.random.default_rng([seed, 7, kind, round(1000 * share), number])
+    answers, population = cross_fit.answers, population.drawn(rng)
+    others = np.zeros(answers.users, bool)
+    others[rng.choice(answers.users, planted_users(share, answers.users), replace=False)] = True
+    theirs = -population.taste
+    if other == "unrelated":
+        theirs = unrelated(population, cross_fit.z.double().numpy(), rng)
+    common, own = population.margins(answers), population.margins(answers, theirs)
+    margin = np.where(others[answers.user], own, common)
+    return drawn_labels(margin, answers.label, rng)
+
+
+def lows(cross_fit: CrossFit, gains: torch.Tensor) -> Array:
+    """Return means and the lower ends of their intervals, (B, 2)."""
+    crossing = held_out_crossing(cross_fit)
+    found = [crossing.macro(column) for column in gains.T.numpy()]
+    return np.array([(e.value, -np.inf if e.ci95 is None else e.ci95[0]) for e in found])
 
 
 def of_parts(cross_fit: CrossFit, gains: torch.Tensor) -> Array:

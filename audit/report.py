@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pal.audit.describe import disagreement, krippendorff_alpha
+from pal.audit.drawing import drawing_of
 from pal.audit.ledger import DRAWS, Ledger
 from pal.audit.limits import limits_of, why_not
 from pal.audit.load import load
@@ -62,9 +63,10 @@ def audit(
         AuditPlan.require_replaceable(folder)
         record = _finished(folder, plan, settings)
         if record is None:
-            loaded = load(dataset, store, settings.by)
-            ledger = Ledger(unfinished, identity, folder / DRAWS)
-            found = Audit(loaded, settings, seed, ledger, progress).run()
+            with drawing_of(settings) as drawing:
+                loaded = load(dataset, store, settings.by)
+                ledger = Ledger(unfinished, identity, folder / DRAWS)
+                found = Audit(loaded, settings, seed, ledger, progress, drawing).run()
             record = _record(settings, dataset, store, folder.name, found)
             with AuditPlan.replace(folder) as new:
                 plan.write(new)

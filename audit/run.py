@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pal.audit.answers import Answers
 from pal.audit.content import Judged
 from pal.audit.cross_fit import CrossFit
 from pal.audit.describe import careless_share, majority_labels, overruled
+from pal.audit.drawing import Drawing
 from pal.audit.features import Features, features_of
 from pal.audit.groups import STARTS, Division, Tastes, agreement, divided
 from pal.audit.ledger import Ledger
@@ -97,6 +98,7 @@ class Audit:
     seed: int
     ledger: Ledger
     progress: Progress
+    drawing: Drawing
 
     @cached_property
     def answers(self) -> Answers:
@@ -145,7 +147,7 @@ class Audit:
                 self.progress(int(owed))
                 owed -= int(owed)
 
-        return OverlapTest.of(self.answers, self.ledger, self.seed, advance, self.settings.workers)
+        return OverlapTest.of(self.answers, self.ledger, self.seed, advance, self.drawing)
 
     def _instrument(self, points: torch.Tensor) -> tuple[CrossFit, Instrument, Features]:
         features = features_of(points, self.seed)
@@ -155,7 +157,9 @@ class Audit:
         )
         return (
             cross_fit,
-            Instrument(cross_fit, population, self.ledger, self.seed, self.progress),
+            Instrument(
+                cross_fit, population, self.ledger, self.seed, self.progress, drawing=self.drawing
+            ),
             features,
         )
 
@@ -183,9 +187,9 @@ class Audit:
         """Return the gains where users are exchanged within strata, (draws,)."""
         answers, seed, draws = self.answers, self.seed, self.settings.permutations
         if not are_pairs(answers, stratum):
-            return instrument.exchanged(draws, lambda n: exchanged(answers, stratum, seed, n))
+            return instrument.exchanged(draws, partial(exchanged, answers, stratum, seed))
         found = instrument.measured(
-            "permutation", draws, lambda n: exchanged_labels(answers, stratum, seed, n)
+            "permutation", draws, partial(exchanged_labels, answers, stratum, seed)
         )
         gains: Array = found[:, 0]
         return gains

@@ -28,6 +28,7 @@ from scipy.special import expit
 
 from pal.audit.answers import Answers, oriented
 from pal.audit.cross_fit import CrossFit
+from pal.audit.drawing import Here
 from pal.audit.features import features_of
 from pal.audit.ledger import Ledger
 from pal.audit.measure import measured
@@ -159,7 +160,7 @@ class Judge:
     def overlap(self) -> dict[str, Any]:
         """Return both p of test A; 1 where nobody judges what another does."""
         ledger, seed = self.instrument.ledger, self.instrument.seed
-        test = OverlapTest.of(self.answers, ledger, seed, silent, 1)
+        test = OverlapTest.of(self.answers, ledger, seed, silent, Here(1))
         if test is None:
             return {"p_overlap": None}
         found = test.run(DRAWS)
@@ -175,9 +176,8 @@ class Judge:
         )
         if share is None:
             return {"share": None}
-        fresh = self.instrument.measured(
-            "fresh", times, lambda n: self.instrument.planted(share, "opposite", 1000 + n), True
-        )
+        planted = self.instrument.planted(share, "opposite")
+        fresh = self.instrument.measured("fresh", times, lambda n: planted(1000 + n), True)
         found = sum(p_of(value, null) <= LEVEL and low > 0.0 for value, low in fresh)
         return {"share": share, "found": int(found), "of": times}
 

@@ -4,7 +4,7 @@
 
 10,000 answers of 100 users in 384 dimensions, votes or comparisons: 99 draws of the bootstrap as
 one, some of them one by one, and the same folds fitted as ``auto`` and ``one-taste`` are
-(pal.train.solve.mixture), which is what an audit by separate trainings would cost. 150,000 votes:
+(pal.train.solve.posterior), which is what an audit by separate trainings would cost. 150,000 votes:
 999 draws of test A. Times are of the wall and of the processor.
 """
 
@@ -32,7 +32,8 @@ from pal.audit.overlap_test import OverlapTest
 from pal.evaluate.report import Table, as_markdown
 from pal.train.solve.auto import ITERATIONS
 from pal.train.solve.choose import DEFAULT, NONE
-from pal.train.solve.mixture import Judgements, fit
+from pal.train.solve.mixture import Judgements
+from pal.train.solve.posterior import fit
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "audit.md"
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"

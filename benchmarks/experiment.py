@@ -1,11 +1,15 @@
-"""What ``auto`` fits under the protocol of an experiment with known numbers.
+"""What ``auto`` fits under the protocol of an experiment with known numbers, and what each part
+of it buys.
 
     python benchmarks/experiment.py --work real [--seeds 3]       -> docs/results/experiment.md
+    python benchmarks/experiment.py --work real --ablation        -> docs/results/ablation.md
 
 WORK is a folder where ``benchmarks/real.py`` has prepared and encoded the conversations. Five folds
 over all statements, moderated ones too; all others train, none validates; everybody who gave enough
 answers is in; accuracy and NLL are means over users, intervals crossed. Beside the choice that
-``auto`` makes stand fixed priors. ``--only FILE`` is a JSON file of users, by conversation.
+``auto`` makes stand fixed priors; ``--ablation`` builds it up part by part, and takes single parts
+away. ``--only FILE`` is a JSON file of users, by conversation. ``--keep FOLDER`` keeps what each
+fold earned, so that a run that was stopped goes on; remove the folder once the code has changed.
 """
 
 from __future__ import annotations
@@ -13,184 +17,168 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-import torch
+from experiment_methods import ABLATION, FOLDS, METHODS, WHOLE, Fold, Margins, Votes, folds_of
 
-from pal.cache.reader import FeatureStore
-from pal.dataset import PreparedDataset, ids_of
 from pal.evaluate.crossed import Crossing
-from pal.evaluate.report import as_markdown
-from pal.train.data import statistics_of
-from pal.train.solve.auto import ITERATIONS
-from pal.train.solve.choose import DEFAULT, NONE, WEAKER, choose
-from pal.train.solve.mixture import Array, Judgements, Strength, fit, predicted
-from pal.train.solve.similar import Similarities
+from pal.evaluate.report import NOTHING, as_markdown, with_interval
+from pal.train.solve.mixture import Array, Numbers
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "experiment.md"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETS = ("ssis", "canadian-electoral-reform", "15-per-hour-seattle", "bowling-green")
-FOLDS, K = 5, 8
-AGREE = "Agree"
 
 
 @dataclass(frozen=True)
-class Votes:
-    """Who agreed with what, and features of the statements, (T, D)."""
+class Study:
+    """What is asked of each conversation."""
 
-    rows: Judgements
-    features: torch.Tensor
-
-    @classmethod
-    def of(cls, work: Path, name: str, only: Sequence[str] | None) -> Votes:
-        dataset = PreparedDataset.open(work / "data" / name)
-        store = FeatureStore.open(work / "cache" / name / "minilm")
-        agree = pl.DataFrame(pl.from_arrow(dataset.items())).filter(pl.col("text") == AGREE)
-        pairs = dataset.pairs()
-        if only is not None:
-            pairs = pairs.filter(pl.col("user_id").is_in(list(only)))
-        is_first = pairs["first_id"].is_in(agree["item_id"].to_list()).to_numpy()
-        said = pairs["label"].to_numpy().astype(np.float64)
-        said = np.where(is_first, said, 1.0 - said)
-        things, thing = np.unique(store.index(ids_of(pairs["prompt_id"])), return_inverse=True)
-        names, user = np.unique(pairs["user_id"].to_numpy(), return_inverse=True)
-        rows = Judgements(thing, None, user, said, len(names))
-        return cls(rows, store.gather(things).float())
+    title: str
+    file: Path
+    methods: dict[str, Margins]
+    words: str
+    """what the rows are"""
+    against: str | None = None
+    """the method that the others are compared with"""
 
 
-@dataclass(frozen=True)
-class Fold:
-    """What is known in a fold, and what is to be told."""
-
-    points: torch.Tensor
-    train: Judgements
-    test: Judgements
-    seed: int
-
-    def similar(self, things: Array) -> Similarities:
-        rng = np.random.default_rng([self.seed, 7])
-        order = rng.permutation(len(self.points))
-        return Similarities.of(self.points, order[np.isin(order, things)])
-
-
-Margins = Callable[[Fold], Array]
-
-
-def chosen(fold: Fold, path: Sequence[Strength], starts: int = 1) -> Array:
-    """Return what the choice of ``auto`` predicts."""
-    choice = choose(fold.similar, fold.train, len(fold.points), K, fold.seed, path)
-    scales = choice.of_shared, choice.of_own
-    return fixed(fold, choice.strength, scales, starts, choice.rounds)
-
-
-def fixed(
-    fold: Fold,
-    strength: Strength,
-    scales: tuple[float, float] = (1.0, 1.0),
-    starts: int = 1,
-    rounds: int = 0,
-) -> Array:
-    """Return what a fit of one strength predicts, averaged over starts."""
-    margins = []
-    for start in range(starts):
-        similar = fold.similar(np.unique(fold.train.first))
-        for number in range(rounds + 1):
-            rng = np.random.default_rng([fold.seed, start])
-            found = fit(similar.features, fold.train, K, strength, rng, ITERATIONS)
-            if number < rounds:
-                similar = similar.sharpened(found)
-        part = predicted(found, similar.features, fold.test)
-        margins.append(part.ready + scales[0] * part.shared + scales[1] * part.own)
-    return np.mean(margins, axis=0)
-
-
-METHODS: dict[str, Margins] = {
-    "user mean": lambda fold: user_mean(fold),
-    "one taste, residuals": lambda fold: chosen(fold, NONE),
-    "K = 8, (1, 1)": lambda fold: fixed(fold, DEFAULT),
-    "K = 8, (2, 2)": lambda fold: fixed(fold, WEAKER[0]),
-    "K = 8, (1, 1), scaled": lambda fold: chosen(fold, (DEFAULT,)),
-    "auto's choice": lambda fold: chosen(fold, (DEFAULT, *WEAKER)),
-    "auto's choice, three starts": lambda fold: chosen(fold, (DEFAULT, *WEAKER), 3),
+STUDIES = {
+    False: Study(
+        "`auto` under the protocol of the experiment",
+        RESULTS / "experiment.md",
+        METHODS,
+        "s: seconds of a fold on one core.",
+    ),
+    True: Study(
+        "What each part of `auto` buys",
+        RESULTS / "ablation.md",
+        ABLATION,
+        "Rows 2 to 8 build `auto` up from nothing, with (1, 1) and without a choice; the others "
+        "take one part\naway from the whole. Without residuals nothing is dropped, so nothing is "
+        "moderated either.",
+        WHOLE,
+    ),
 }
 
 
-def user_mean(fold: Fold) -> Array:
-    """Return the log odds of each user's share of agreement, which one answer of all users'
-    smooths."""
-    overall = fold.train.label.mean()
-    count = np.bincount(fold.train.user, minlength=fold.train.users)
-    agreed = np.bincount(fold.train.user, fold.train.label, fold.train.users)
-    share = ((agreed + overall) / (count + 1.0))[fold.test.user]
-    return np.log(share / (1.0 - share))
+@dataclass(frozen=True)
+class Earned:
+    """What each answer of a fold, or of all folds, earned: (n,) each."""
+
+    user: Numbers
+    thing: Numbers
+    right: Array
+    loss: Array
+    seconds: Array
+    """(folds,) of one core"""
+
+    @classmethod
+    def of(cls, method: Margins, fold: Fold) -> Earned:
+        began = time.perf_counter()
+        margin, label = method(fold), fold.test.label
+        spent = time.perf_counter() - began
+        right = np.where(margin == 0, 0.5, (margin > 0) == (label > 0.5))
+        loss = np.logaddexp(0.0, margin) - label * margin
+        return cls(fold.test.user, fold.test.first, right, loss, np.array([spent]))
+
+    @classmethod
+    def kept(cls, file: Path, method: Margins, fold: Fold) -> Earned:
+        """Return what an earlier run has earned, else earn and keep it."""
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".part.npz")
+            np.savez(temporary, **vars(cls.of(method, fold)))
+            temporary.rename(file)
+        return cls(**np.load(file))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Earned]) -> Earned:
+        return cls(*(np.concatenate([vars(p)[name] for p in parts]) for name in vars(parts[0])))
 
 
-def folds_of(votes: Votes, seed: int) -> list[Fold]:
-    rng = np.random.default_rng(seed)
-    dealt = np.empty(len(votes.features), np.int64)
-    dealt[rng.permutation(len(dealt))] = np.arange(len(dealt)) % FOLDS
-    found = []
-    for number in range(FOLDS):
-        is_test = dealt[votes.rows.first] == number
-        known = torch.from_numpy(np.flatnonzero(dealt != number))
-        scale = statistics_of(votes.features, known, "every statement is the same")
-        points = scale(votes.features)
-        train, test = votes.rows.only(~is_test), votes.rows.only(is_test)
-        found.append(Fold(points, train, test, 100 * seed + number))
-    return found
-
-
-def row_of(votes: Votes, name: str, seeds: int) -> list[str]:
-    """Return the accuracy and the NLL of one method, and how long a fit took."""
-    right, loss, every = [], [], []
-    began = time.perf_counter()
+def earned(votes: Votes, method: Margins, seeds: int, keep: Path | None) -> Earned:
+    """Return what a method earns on all folds of all seeds; ``keep`` is a folder of its own."""
+    parts = []
     for seed in range(seeds):
         for fold in folds_of(votes, seed):
-            margin, label = METHODS[name](fold), fold.test.label
-            right.append(np.where(margin == 0, 0.5, (margin > 0) == (label > 0.5)))
-            loss.append(np.logaddexp(0.0, margin) - label * margin)
-            every.append(fold.test)
-    spent = (time.perf_counter() - began) / (seeds * FOLDS)
-    users = np.concatenate([test.user for test in every])
-    crossing = Crossing.of_names(users, np.concatenate([test.first for test in every]))
-    cells = []
-    for values in (right, loss):
-        found = crossing.macro(np.concatenate(values).astype(np.float64))
-        low, high = found.ci95 or (np.nan, np.nan)
-        cells.append(f"{found.value:.3f} [{low:.3f}, {high:.3f}]")
-    return [name, *cells, f"{spent:.1f}"]
+            if keep is None:
+                parts.append(Earned.of(method, fold))
+            else:
+                parts.append(Earned.kept(keep / f"{fold.seed}.npz", method, fold))
+    return Earned.joined(parts)
+
+
+def row_of(name: str, found: Earned, whole: Earned | None) -> list[str]:
+    """Return accuracy and NLL of one method, and less those of another, or if there is none how
+    long a fold took."""
+    crossing = Crossing.of_names(found.user, found.thing)
+    right, loss = (crossing.macro(values) for values in (found.right, found.loss))
+    cells = [with_interval(value.value, value.ci95, value.side) for value in (right, loss)]
+    if whole is None:
+        return [name, *cells, f"{found.seconds.mean():.1f}"]
+    for ours, theirs in ((found.right, whole.right), (found.loss, whole.loss)):
+        value = crossing.macro(ours - theirs)
+        told = with_interval(value.value, value.ci95, value.side, "+")
+        cells.append(NOTHING if found is whole else told)
+    return [name, *cells]
+
+
+def table_of(
+    study: Study, votes: Votes, options: argparse.Namespace, folder: str
+) -> list[list[str]]:
+    """Return a row for each method, and print it as soon as it is known."""
+    whole = None
+    header = ["method", "accuracy", "NLL"]
+    if study.against is None:
+        header += ["s"]
+    else:
+        header += [f"accuracy less {study.against}'s", f"NLL less {study.against}'s"]
+    table = [header]
+    for name, method in study.methods.items():
+        keep = None
+        if options.keep is not None:
+            keep = options.keep / folder / name.replace(" ", "_")
+        found = earned(votes, method, options.seeds, keep)
+        if name == study.against:
+            whole = found
+        table.append(row_of(name, found, whole))
+        print(folder, *table[-1], flush=True)
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--only", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    study = STUDIES[options.ablation]
+    out = options.out or study.file
     only = {} if options.only is None else json.loads(options.only.read_text("utf-8"))
+    command = "python benchmarks/experiment.py --work real" + " --ablation" * options.ablation
+    command += "" if options.only is None else " --only FILE"
     text = [
-        "# `auto` under the protocol of the experiment",
+        f"# {study.title}",
         "",
-        f"Made by `python benchmarks/experiment.py --work real` on {datetime.now(UTC):%Y-%m-%d}: "
-        f"{FOLDS} folds over all statements, {options.seeds} seeds of folds,",
-        "accuracy and NLL over users, intervals crossed; s: seconds of a fold on one core.",
+        f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}: {FOLDS} folds over all statements, "
+        f"{options.seeds} seeds of folds,",
+        "accuracy and NLL over users, intervals crossed (p: most of it comes from the statements).",
+        study.words,
     ]
     for name in options.sets:
         votes = Votes.of(options.work, name, only.get(name))
-        table = [["method", "accuracy", "NLL", "s"]]
-        for method in options.methods:
-            table.append(row_of(votes, method, options.seeds))
-            print(name, *table[-1], flush=True)
+        table = table_of(study, votes, options, name)
         people = f"{votes.rows.users:,} people, {len(votes.features):,} statements"
         text += ["", f"## {name}: {people}, {len(votes.rows):,} votes", "", as_markdown(table)]
-        options.out.write_text("\n".join(text) + "\n", encoding="utf-8")
+        out.write_text("\n".join(text) + "\n", encoding="utf-8")
     return 0
 
 

@@ -4,6 +4,7 @@
     <!-- include README.md: (beginning) -->   what stands before its second heading
     <!-- include embed/README.md -->       a whole file, without its first heading
     <!-- docstring train/heads/pal_a.py -->   what a module says of itself
+    <!-- notebook docs/notebooks/audit.ipynb -->   its cells with their outputs
 
 Paths count from the root of the repository. Links to files that are pages become links to the
 pages, other files of the repository are named; a link to nothing stops the build.
@@ -12,6 +13,7 @@ pages, other files of the repository are named; a link to nothing stops the buil
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from pathlib import Path
@@ -29,7 +31,9 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 """pages that show files from outside of docs/"""
-INCLUDE = re.compile(r"^<!-- (include|docstring) ([\w./-]+?)(?:: (.+?))? -->$", re.MULTILINE)
+INCLUDE = re.compile(
+    r"^<!-- (include|docstring|notebook) ([\w./-]+?)(?:: (.+?))? -->$", re.MULTILINE
+)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 
@@ -70,6 +74,8 @@ def included(kind: str, name: str, section: str | None, page: str) -> str:
     if not path.is_file():
         raise BrokenLink(f"{page} includes {name}, which is not there")
     text = path.read_text(encoding="utf-8")
+    if kind == "notebook":
+        return notebook(json.loads(text), path, page)
     if kind == "docstring":
         told = ast.get_docstring(ast.parse(text))
         if not told:
@@ -79,6 +85,44 @@ def included(kind: str, name: str, section: str | None, page: str) -> str:
     if body is None:
         raise BrokenLink(f"{page} includes {name}: {section}, a heading that is not there")
     return with_links(body, path, page)
+
+
+def notebook(content: dict[str, Any], path: Path, page: str) -> str:
+    """Return the cells of an executed notebook, which stands in ``path``; raises BrokenLink where
+    a cell failed or was not executed."""
+    told = content["metadata"]["pal"]
+    name, date, seconds = path.name, told["executed"], told["seconds"]
+    parts: list[str] = []
+    heading = ""
+    for cell in content["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(with_links(text, path, page))
+            heading = re.findall(r"^#+ (.+)$", text, re.MULTILINE)[:1] or heading
+            continue
+        if cell["execution_count"] is None:
+            raise BrokenLink(f"{page} shows {name}, of which a cell was not executed")
+        parts += [
+            _fenced("python", text),
+            *(_output(one, heading[0], name) for one in cell["outputs"]),
+        ]
+    head, _, rest = parts[0].partition("\n")
+    made = f"Executed on {date} in {seconds} s: [{name}]({name}). `make notebooks` makes it anew."
+    return "\n\n".join([head, made, rest.strip(), *parts[1:]])
+
+
+def _output(output: dict[str, Any], heading: str, name: str) -> str:
+    if output["output_type"] == "error":
+        raise BrokenLink(f"{name} ends in {output['ename']}: {output['evalue']}")
+    data = output.get("data", {})
+    if "image/png" in data:
+        picture = "".join(data["image/png"]).replace("\n", "")
+        return f'<img alt="{heading}" src="data:image/png;base64,{picture}">'
+    return _fenced("text", "".join(output.get("text") or data["text/plain"]))
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"````{language}\n{text.rstrip()}\n````"
 
 
 def as_markdown(paragraph: str) -> str:

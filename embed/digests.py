@@ -32,11 +32,21 @@ class ModelFacts(Entry):
     """whether it has an encoder and a decoder, of which the encoder is read"""
 
 
+class Fidelity(Entry):
+    """What becomes of a model's features in bfloat16 (pal.embed.fidelity)."""
+
+    cosine: float | None = None
+    """the smallest with the same feature in float32; null where it cannot compute at all"""
+    reason: str
+    """why it is computed in float32; empty where it need not be"""
+
+
 class Digests(Record, kind="file-digests", error=EncoderError, remedy="remove it"):
     """What ``DigestMemory`` remembers: hashes by the path of the file, models by their settings."""
 
     digests: dict[str, FileDigest]
     facts: dict[str, ModelFacts] = Field(default_factory=dict)
+    fidelities: dict[str, Fidelity] = Field(default_factory=dict)
 
 
 class DigestMemory:
@@ -51,10 +61,12 @@ class DigestMemory:
         self.changed = False
         self.known: dict[str, FileDigest] = {}
         self.facts: dict[str, ModelFacts] = {}
+        self.fidelities: dict[str, Fidelity] = {}
         if file is not None:
             with suppress(EncoderError):  # a memory that is absent or damaged is empty
                 found = Digests.read_file(file)
                 self.known, self.facts = dict(found.digests), dict(found.facts)
+                self.fidelities = dict(found.fidelities)
 
     def sha256(self, path: Path) -> str:
         stat, key = path.stat(), str(path.resolve())
@@ -71,7 +83,13 @@ class DigestMemory:
         self.facts[key] = facts
         self.changed = True
 
+    def remember_fidelity(self, key: str, fidelity: Fidelity) -> None:
+        """Keep what was found of a model in another arithmetic."""
+        self.fidelities[key] = fidelity
+        self.changed = True
+
     def save(self) -> None:
         if self.file is not None and self.changed and os.access(self.file.parent, os.W_OK):
             with atomic_file(self.file) as temporary:
-                Digests(digests=self.known, facts=self.facts).write_to(temporary)
+                found = Digests(digests=self.known, facts=self.facts, fidelities=self.fidelities)
+                found.write_to(temporary)

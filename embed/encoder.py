@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pal.config import EncoderConfig
+from pal.embed.arithmetic import settled
 from pal.embed.beside import Dense
 from pal.embed.odd import Failures, is_about_items, odd_ones
 from pal.errors import EncoderError
@@ -179,8 +180,9 @@ def locate(name: str, config: EncoderConfig, digests: Path | None) -> EncoderSou
     """Find an encoder's files and state its specification, loading no model.
 
     ``digests`` is a file of our own that remembers hashes of weight files by size and time stamp;
-    without one they are computed.
+    without one they are computed. ``compute_dtype: auto`` is what this machine is fast at.
     """
+    config = settled(config)
     if config.kind == "identity":
         spec: JsonObject = {"kind": "identity", "store_dtype": config.store_dtype}
         return EncoderSource(name, config, None, spec, revision="none", untrained=False)

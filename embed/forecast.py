@@ -13,8 +13,8 @@ from pal.cache.shard import ITEM_BYTES
 from pal.cache.spec import encoder_of
 from pal.config import Config
 from pal.dataset import PreparedDataset
+from pal.embed.choose import locate_job
 from pal.embed.encoder import EncoderSource
-from pal.embed.run import Job, locate_job
 from pal.embed.trust import read_json
 from pal.errors import CacheError
 from pal.records import Entry
@@ -42,6 +42,10 @@ class Forecast(Entry):
     dim: int | None
     """from the model's config.json or an earlier cache; null where neither tells"""
     bytes: int | None
+    compute_dtype: str
+    """the arithmetic that features are computed in"""
+    arithmetic: str
+    """one line on why, empty where the settings name it"""
     seconds: float | None
     """null where this encoder has not run under this cache root"""
 
@@ -63,7 +67,7 @@ def forecast(config: Config, dataset: PreparedDataset) -> Forecast:
     vector = None if dim is None else dim * ITEM_BYTES[job.source.config.store_dtype]
     size = None if vector is None else len(items) * (vector + ROW_OVERHEAD) * len(job.folders)
     rates = [rate.rows_per_s for rate in earlier if rate.rows_per_s]
-    done = min(max(_rows_done(job.folders[0]), _rows_elsewhere(job)), len(items))
+    done = min(max(_rows_done(job.folders[0]), job.known_rows), len(items))
     return Forecast(
         dataset=dataset.name,
         encoder=config.encoder,
@@ -76,6 +80,8 @@ def forecast(config: Config, dataset: PreparedDataset) -> Forecast:
         shards=-(-len(items) // (config.embed.rows_per_shard or default_rows(len(items)))),
         dim=dim,
         bytes=size,
+        compute_dtype=job.dtype,
+        arithmetic=job.arithmetic,
         seconds=round((len(items) - done) / max(rates), 3) if rates else None,
     )
 
@@ -97,11 +103,6 @@ def _width(source: EncoderSource) -> int | None:
         return None
     settings = read_json(source.folder / "config.json")
     return next((settings[key] for key in WIDTHS if isinstance(settings.get(key), int)), None)
-
-
-def _rows_elsewhere(job: Job) -> int:
-    """Return how many items other caches of the same encoder have, which are taken over."""
-    return min(map(len, job.known), default=0)
 
 
 def _rows_done(folder: Path) -> int:

@@ -41,6 +41,7 @@ def of_forecast(planned: Forecast) -> str:
             f"tokens   about {planned.tokens_estimated:,} of text (4 characters each)",
             f"size     {size} in {planned.shards:,} shards",
             f"time     {time}",
+            *([f"dtype    {planned.arithmetic}"] if planned.arithmetic else []),
         ]
     )
 

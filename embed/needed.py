@@ -8,7 +8,7 @@ from pathlib import Path
 from pal.cache.removal import encoder_name, fingerprint_of
 from pal.config import Config
 from pal.dataset import DatasetCard, PreparedDataset
-from pal.embed.run import locate_job
+from pal.embed.choose import locate_job
 from pal.errors import PalError
 
 

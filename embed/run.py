@@ -5,37 +5,28 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from pal.cache.donors import Known
-from pal.cache.plan import ShardTask, default_rows
+from pal.cache.plan import ShardTask
 from pal.cache.reader import SCORE_HEAD, FeatureStore
 from pal.cache.records import Provenance, Receipt
-from pal.cache.spec import Spec, encoder_of, folder_of, make_spec
+from pal.cache.spec import Spec, encoder_of
 from pal.cache.summary import total_seconds
 from pal.cache.writer import CacheWriter, Unfinished, clear
 from pal.config import Config
 from pal.dataset import PreparedDataset
-from pal.embed.encoder import EncoderSource, locate
-from pal.embed.images import in_source_order
+from pal.embed.choose import claimed_job
+from pal.embed.encoder import EncoderSource
+from pal.embed.job import Job
 from pal.embed.reuse import take_over
 from pal.errors import CacheError, EncoderError, PalWarning
 from pal.files import atomic_file, inflight
-from pal.items import ITEM_COLUMNS
-from pal.names import require_name
 from pal.records import Entry, write_tensors
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 Progress = Callable[[int], None]
-ORDER_COLUMNS = ["item_id", "image_file", "image_group", "image_row"]
+Tell = Callable[[str], None]
 
 
 class EmbedSeconds(Entry):
@@ -64,6 +55,8 @@ class EmbedResult(Entry):
     dir: str
     dirs: list[str]
     """one per layer"""
+    compute_dtype: str
+    """the arithmetic of its features"""
     complete: bool
     """false of a SLURM job array until its last task is done"""
     dim: int | None
@@ -80,104 +73,24 @@ class EmbedResult(Entry):
     rows_per_s: float
 
 
-@dataclass
-class Job:
-    """What there is to embed: one cache per tap, all from the same items in the same order."""
-
-    config: Config
-    dataset: PreparedDataset
-    source: EncoderSource
-    specs: list[Spec]
-    folders: list[Path]
-    retry_errors: bool = False
-    """whether shards with failed items are encoded again"""
-
-    @property
-    def layers(self) -> list[int]:
-        return list(self.config.embed.layers) or [self.source.config.layer]
-
-    def with_absolute_paths(self) -> Job:
-        """Return the same job for a process that works in another folder."""
-        source = replace(self.source, folder=self.source.folder and self.source.folder.absolute())
-        dataset = replace(self.dataset, folder=self.dataset.folder.absolute())
-        folders = [folder.absolute() for folder in self.folders]
-        return replace(self, source=source, dataset=dataset, folders=folders)
-
-    @cached_property
-    def item_ids(self) -> np.ndarray:
-        """Return the ids of all items in the order of the plan, (n,) S16."""
-        names = in_source_order(self.dataset.items(ORDER_COLUMNS)).column("item_id")
-        return np.array(names.to_pylist(), dtype="S16")
-
-    @cached_property
-    def known(self) -> list[Known]:
-        """Return what other caches hold of the items, for each layer; empty where nothing is."""
-        both = zip(self.folders, self.specs, strict=True)
-        found = [Known.of(folder, spec, self.item_ids) for folder, spec in both]
-        return found if all(map(len, found)) else []
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave behind what is mapped into this process: another one looks for itself."""
-        return {name: value for name, value in vars(self).items() if name != "known"}
-
-    def items(self) -> pa.Table:
-        """Return the rows of the items in the order of the plan."""
-        return in_source_order(self.dataset.items(list(ITEM_COLUMNS)))
-
-    def open(self) -> tuple[list[CacheWriter], list[ShardTask]]:
-        """Open the folders and return their common tasks."""
-        writers = [
-            CacheWriter(folder, spec, self.retry_errors)
-            for folder, spec in zip(self.folders, self.specs, strict=True)
-        ]
-        ids = self.item_ids
-        size = self.config.embed.rows_per_shard or default_rows(len(ids))
-        plans = [writer.plan(ids, size) for writer in writers]
-        if any(plan != plans[0] for plan in plans):
-            raise CacheError(
-                f"the caches of layers {self.layers} were begun with different "
-                f"embed.rows_per_shard; embed one layer at a time, or remove one of "
-                f"{', '.join(str(folder) for folder in self.folders)}"
-            )
-        return writers, plans[0]
-
-
-def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSource, Spec, Path]:
-    """Return the encoder, the specification and the folder of the cache that is asked for."""
-    name = require_name("encoder", config.encoder)
-    config.paths.cache.mkdir(parents=True, exist_ok=True)
-    source = locate(name, config.encoder_config(), config.paths.cache / ".digests.json")
-    spec = make_spec(dataset.name, dataset.items_digest, source.spec)
-    folder = require_name("dataset", dataset.name)
-    return source, spec, folder_of(config.paths.cache, folder, name, spec)
-
-
-def locate_job(config: Config, dataset: PreparedDataset) -> Job:
-    """Return what there is to embed: the encoder's own layer, or all of ``embed.layers``."""
-    found = []
-    for layer in config.embed.layers or (config.encoder_config().layer,):
-        encoder = config.encoder_config().model_copy(update={"layer": layer})
-        embed = config.embed.model_copy(update={config.encoder: encoder})
-        found.append(locate_cache(config.model_copy(update={"embed": embed}), dataset))
-    sources, specs, folders = zip(*found, strict=True)
-    return Job(config, dataset, sources[0], list(specs), list(folders))
-
-
 def embed(
     config: Config,
     dataset: PreparedDataset,
     progress: Progress = lambda rows: None,
     retry_errors: bool = False,
+    tell: Tell = lambda line: None,
 ) -> EmbedResult:
     """Fill the cache of a dataset under an encoder and return what was done.
 
     ``progress`` is called with the number of items finished since the last call. A complete and
     undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards
-    with failed items again.
+    with failed items again. ``tell`` gets a line about the arithmetic where ``auto`` chose it.
     """
     began = time.perf_counter()
-    job = locate_job(config, dataset)
+    job = claimed_job(config, dataset)
     job.retry_errors = retry_errors
+    if job.arithmetic:
+        tell(job.arithmetic)
     new: list[Receipt] = []
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
@@ -237,6 +150,7 @@ def _result(job: Job, there: _Contents, new: Sequence[Receipt], began: float) ->
         fingerprint=there.fingerprint,
         dir=str(job.folders[0]),
         dirs=[str(folder) for folder in job.folders],
+        compute_dtype=job.dtype,
         complete=there.complete,
         dim=there.dim,
         encoded=encoded,

@@ -14,11 +14,11 @@ from pal.cache.reader import FeatureStore
 from pal.cache.spec import embed_command
 from pal.config import Config
 from pal.dataset import PreparedDataset
+from pal.embed.choose import locate_job
 from pal.embed.devices import devices_of
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.padding import TOLERANCE
 from pal.embed.reference import TextReference, reference_of
-from pal.embed.run import locate_job
 from pal.errors import CacheError, EncoderError
 from pal.items import Item, items_of
 from pal.records import Entry

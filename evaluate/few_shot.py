@@ -27,14 +27,21 @@ from pal.train.adapt.active import ask_in_turn
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.map import Adapted, adapt_map
-from pal.train.adapt.prior import DEFAULT_STRENGTH, Prior, make_prior
+from pal.train.adapt.prior import (
+    DEFAULT_STRENGTH,
+    TUNED_SHOTS,
+    Prior,
+    Priors,
+    make_prior,
+    tuned_for,
+)
 from pal.train.adapt.tune import tune_prior
 from pal.train.heads.head import Head
 from pal.train.pairs import Pairs, drop_without_feature
 from pal.train.prepared import prepared
 from pal.train.run_record import TrainedHead
 
-USUAL_SHOTS = (0, 1, 2, 5, 10, 20, 50, 100)
+USUAL_SHOTS = (0, *TUNED_SHOTS)
 """answers per new user where nobody says how many, as far as they can give them"""
 
 
@@ -167,11 +174,26 @@ def prepare_answers(
 
 def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) -> Prior:
     """Return the prior for so many shots, tuned on validation users where there are any."""
-    head = trained.head
+    if validation is None or count == 0 or not is_tuned(trained.head):
+        return make_prior(trained.head, DEFAULT_STRENGTH)
+    return tune_prior(trained.head, validation.shots(tuned_for(count), 0), validation.judged)
+
+
+def is_tuned(head: Head) -> bool:
+    """Say whether new users of a head have a prior to be tuned."""
     has_numbers = head.users.logits.shape[1] > 0
-    if validation is None or count == 0 or head.is_amortised or not has_numbers:
-        return make_prior(head, DEFAULT_STRENGTH)
-    return tune_prior(head, validation.shots(count, 0), validation.judged)
+    return has_numbers and not head.is_amortised and not head.users.has_prior
+
+
+def choose_priors(trained: TrainedHead, validation: NewUsers | None) -> Priors:
+    """Return the priors for every number of shots, those of ``choose_prior``: what an export needs
+    for users who come later."""
+    if validation is None or not is_tuned(trained.head):
+        return Priors.always(make_prior(trained.head, DEFAULT_STRENGTH))
+    most = max(Counter(validation.pool.user.tolist()).values(), default=0)
+    # who has given all answers gives the same ones for every larger number
+    counts = [shots for shots in TUNED_SHOTS if shots == 1 or tuned_for(shots - 1) < most]
+    return Priors({shots: choose_prior(trained, validation, shots) for shots in counts})
 
 
 def adapt_users(

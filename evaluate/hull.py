@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from pal.cache.mapped import features_of
 from pal.cache.reader import FeatureStore
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
@@ -97,7 +98,7 @@ def grow_run(
     frame = readable(frame, trained.head)
     frame = frame.filter(pl.col("user_id").is_in(names))
     pairs = Pairs.join(frame, store, names, trained.head.uses_prompt, "cpu")
-    answers = pairs.batch(store.features(), torch.arange(len(pairs)))
+    answers = pairs.batch(features_of(store), torch.arange(len(pairs)))
     run = trained.metadata
     head, settings, users = grow(
         trained.head, run.train, trained.users, answers, names, count, seed

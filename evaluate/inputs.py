@@ -8,7 +8,7 @@ from pal.cache.reader import FeatureStore
 from pal.cache.records import Manifest
 from pal.config import Config, PathsConfig
 from pal.dataset import PreparedDataset
-from pal.embed.run import locate_cache
+from pal.embed.choose import locate_cache
 from pal.errors import CacheError, DataError
 from pal.train.build import settled
 from pal.train.run_record import RunRecord

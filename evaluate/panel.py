@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pal.cache.mapped import features_of
 from pal.config import AdaptConfig, EvaluateConfig
 from pal.errors import EvaluationError
 from pal.evaluate.crossed import Array, Crossing
@@ -164,7 +165,7 @@ class _Panel:
         predicted = []
         for trained, dataset, store in trials:
             frame = pairs_of(dataset, store, trained.users, "val", "seen")
-            predicted.append(predict(trained, frame, store, store.features()))
+            predicted.append(predict(trained, frame, store, features_of(store)))
         ties = TieRule.choose(evaluate.ties, of_folds(predicted))
         judged = [judge.users.judged for judge in judges]
         labels = torch.cat([answers.label for answers in judged]).double().numpy()

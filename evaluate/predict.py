@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
+from pal.cache.mapped import Features, features_of
 from pal.cache.reader import FeatureStore
 from pal.cache.shard import ITEM_BYTES
 from pal.config import EvaluateConfig
@@ -108,7 +108,7 @@ def predict_cells(
     trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore
 ) -> pl.DataFrame:
     """Return the predictions of all cells that a run is evaluated by."""
-    features = store.features()
+    features = features_of(store)
     frames = []
     for split, population in EVALUATED:
         frame = pairs_of(dataset, store, trained.users, split, population)
@@ -235,7 +235,7 @@ def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) 
 
 
 def predict(
-    trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Tensor
+    trained: TrainedHead, frame: pl.DataFrame, store: FeatureStore, features: Features
 ) -> pl.DataFrame:
     """Return ``pair_id, user_id, prompt_group, other_group, split, population, margin, p, label``
     for rows that ``pairs_of`` gives."""
@@ -246,7 +246,7 @@ def predict(
 
 @torch.inference_mode()
 def predict_joined(
-    trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: Tensor
+    trained: TrainedHead, frame: pl.DataFrame, pairs: Pairs, features: Features
 ) -> pl.DataFrame:
     """Return what ``predict`` does for rows whose features are known already.
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
-from torch import Tensor
 
+from pal.cache.mapped import Features
 from pal.config import EvaluateConfig
 from pal.dataset import Split
 from pal.evaluate.predict import cell_of, pairs_of, predict_joined
@@ -22,7 +22,7 @@ from pal.train.run_record import TrainedHead
 class SeenPairs:
     """Validation and test pairs of the seen users, joined once for all heads of a sweep."""
 
-    features: Tensor
+    features: Features
     """on the CPU, where heads are evaluated"""
     frames: dict[Split, pl.DataFrame]
     pairs: dict[Split, Pairs]
@@ -37,7 +37,7 @@ class SeenPairs:
         return [cls._of(data, features, reads_prompt) for data in folds]
 
     @classmethod
-    def _of(cls, data: TrainingData, features: Tensor, with_prompt: bool) -> SeenPairs:
+    def _of(cls, data: TrainingData, features: Features, with_prompt: bool) -> SeenPairs:
         splits: tuple[Split, ...] = ("val", "test")
         frames = {
             split: pairs_of(data.dataset, data.store, data.users, split, "seen") for split in splits

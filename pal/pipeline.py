@@ -41,8 +41,6 @@ Tell = Callable[[str], None]
 READS_AS_AUTO = {"head": "auto", "view": None, "reads": None, "mlp": None, "score": None,
                  "learner": None, "bound": None}  # fmt: skip
 """settings of train with which a dataset is opened for an audit"""
-PRIOR_SHOTS = 20
-"""answers for which the prior of users who come later, to an exported model, is tuned"""
 
 
 def silent(steps: int) -> None:
@@ -73,7 +71,7 @@ def embed(
     dataset = prepare(config, tell=tell)
     from pal.embed.run import embed as embed_dataset
 
-    return embed_dataset(config, dataset, progress, retry_errors)
+    return embed_dataset(config, dataset, progress, retry_errors, tell)
 
 
 def forecast(config: Config, tell: Tell = say) -> Forecast:
@@ -102,11 +100,13 @@ def train(
     from pal.evaluate.predict import evaluate_run
     from pal.train.build import settled
     from pal.train.fit import train as train_head
+    from pal.train.loggers import where_to_watch
 
     dataset, store = open_inputs(config)
     settings = settled(config.train, dataset)
     few = require_prototypes(dataset, [settings.head], [settings.k], settings.users)
     unread = unread_lines(settings, dataset, store, with_prompts=False)
+    _tell_all(tell, where_to_watch(settings, config.paths.runs / name))
     trained = train_head(
         config.train, config.seed, dataset, store, config.paths.runs, name, saved(config), progress
     )
@@ -187,6 +187,10 @@ def sweep(
     from pal.evaluate.limits import require_prototypes
     from pal.sweep.run import run_sweep
 
+    if config.train.logger is not None:
+        report(f"train.logger = {config.train.logger!r} is for pal train; a sweep logs no training")
+        train = config.train.model_copy(update={"logger": None})
+        config = config.model_copy(update={"train": train})
     axes, dataset = config.sweep.axes, open_dataset(config)
     heads, ks = axes.get("head", [config.train.head]), axes.get("k", [config.train.k])
     few = require_prototypes(dataset, heads, ks, config.train.users)
@@ -201,7 +205,7 @@ def audit(
     """Say whether the dataset holds plurality, and whether it would have been seen.
 
     All its answers are tested, of every split and population; ``audit.features`` False needs no
-    cache.
+    cache, and prepares the dataset first if needed.
     """
     suffix = config.encoder if config.audit.features else "no-features"
     name = require_name("audit", name or f"{config.dataset}-{suffix}")
@@ -212,6 +216,8 @@ def audit(
         chosen = config.train.model_copy(update=READS_AS_AUTO)
         dataset, store = open_inputs(config.model_copy(update={"train": chosen}))
     else:
+        if not (config.paths.data / config.dataset / DatasetCard.file).is_file():
+            prepare(config, tell=_told_already)  # what is told of it is told at the end
         dataset, store = open_dataset(config), None
     folder = config.paths.audits / name
     record = audit_dataset(config.audit, config.seed, dataset, store, folder, progress)
@@ -234,7 +240,7 @@ def export(
 
     A user outside the run is adapted from the own answers.
     """
-    from pal.evaluate.few_shot import adapt_one, choose_prior, new_users
+    from pal.evaluate.few_shot import adapt_one, choose_priors, new_users
     from pal.evaluate.inputs import inputs_of_run
     from pal.evaluate.predict import load_run, require_same_data
     from pal.evaluate.records import Metrics
@@ -256,7 +262,7 @@ def export(
                 adapted = adapt_one(trained, dataset, store, choice.user)
             else:
                 others = new_users(trained, dataset, store, "val")
-                prior = choose_prior(trained, others, PRIOR_SHOTS)
+                prior = choose_priors(trained, others)
     except (DataError, CacheError) as error:
         if is_stranger:
             raise
@@ -309,7 +315,7 @@ def default_run(config: Config) -> str:
     changed = [
         _differences(config.dataset_config(), usual_data, {"source"}),
         _differences(config.encoder_config(), usual_encoder, set()),
-        _differences(config.train, usual.train, {"head", "k", "device"}),
+        _differences(config.train, usual.train, {"head", "k", "device", "logger"}),
     ]
     return f"{name}-{digest(changed, 3)}" if any(changed) else name
 
@@ -331,7 +337,7 @@ def saved(config: Config) -> JsonObject:
 
 
 def _told_already(line: str) -> None:
-    """Say nothing: stage one has."""
+    """Say nothing: another stage does."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pal.audit.load import agreeing
+from pal.cache.mapped import features_of
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
@@ -126,7 +127,7 @@ def _liked(trained: TrainedHead, dataset: PreparedDataset, store: FeatureStore) 
     if frame.is_empty():
         return None
     pairs = Pairs.join(frame, store, trained.users, trained.head.uses_prompt, "cpu")
-    features, vectors = store.features(), _prototypes(trained)
+    features, vectors = features_of(store), _prototypes(trained)
     found = []
     with torch.inference_mode():
         for start in range(0, len(pairs), ROWS_AT_ONCE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pal.errors import PalError, RewardError
 from pal.items import Prompt
-from pal.reward.audience import Audience, Newcomer
-from pal.train.adapt.answers import Answers, rows_of
+from pal.reward.audience import Newcomer
+from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
-from pal.train.adapt.prior import Prior
+from pal.train.adapt.prior import Prior, Priors
 from pal.train.heads.head import Prepared
 
 if TYPE_CHECKING:
@@ -40,14 +40,33 @@ class ItemPairs:
     what: ClassVar[str]
     """the word for one of them"""
 
-    def __init__(self, model: RewardModel, pairs: Sequence[Answer]) -> None:
-        """Render the pairs; raises RewardError for the first one that cannot be read."""
+    def __init__(
+        self,
+        model: RewardModel,
+        pairs: Sequence[Answer],
+        failures: dict[int, str] | None = None,
+    ) -> None:
+        """Render the pairs; raises RewardError for the first one that cannot be read, or, where
+        ``failures`` are given, puts the reason there, by pair, and goes on without it."""
         self.model = model
-        self.labels = [pair.label for pair in pairs]
-        self.rows = [
-            row for n, pair in enumerate(pairs) for row in _rows(model, self.what, n, pair)
-        ]
+        self.failures = failures
+        self.rows: list[Row] = []
         """two for each pair"""
+        self.places: list[int] = []
+        """which pair each two rows are"""
+        for place, pair in enumerate(pairs):
+            if not 0.0 <= pair.label <= 1.0:
+                raise RewardError(
+                    f"{self.what} {place} has label {pair.label}; give one from 0 to 1"
+                )
+            try:
+                sides = [model.row(pair.prompt, side) for side in (pair.first, pair.second)]
+            except PalError as error:
+                self._refuse(place, str(error))
+                continue
+            self.rows += sides
+            self.places.append(place)
+        self.labels = [pairs[place].label for place in self.places]
         self.encoded = 0
         """rows"""
         self._items: list[Tensor] = []
@@ -55,20 +74,23 @@ class ItemPairs:
 
     @torch.no_grad()
     def encode(self, rows: int) -> None:
-        """Encode that many further rows; raises RewardError for one that cannot be encoded."""
+        """Encode that many further rows; raises RewardError for one that cannot be encoded. Where
+        ``failures`` are kept it costs its pair, whose two rows must be encoded together."""
         some = self.rows[self.encoded : self.encoded + rows]
         items, prompts, failures = self.model.features(some)
-        if failures:
-            row = min(failures)
-            place = (self.encoded + row) // 2
-            raise RewardError(f"{self.what} {place} cannot be read: {failures[row]}")
-        self._items.append(items)
-        if prompts is not None:
-            self._prompts.append(prompts)
+        pair_of = [(self.encoded + row) // 2 for row in range(len(some))]
+        odd = {pair_of[row] for row in failures}
+        for row in sorted(failures):
+            self._refuse(self.places[pair_of[row]], failures[row])
+        good = torch.tensor([row for row, pair in enumerate(pair_of) if pair not in odd])
+        if len(good):
+            self._items.append(items[good])
+            if prompts is not None:
+                self._prompts.append(prompts[good])
         self.encoded += len(some)
 
     def prepared(self) -> Prepared:
-        """Return the pairs as the head reads them, all encoded."""
+        """Return the pairs as the head reads them, all encoded, without those that failed."""
         device = self.model.encoder.device
         values = torch.cat(self._items).to(device)
         prompt = torch.cat(self._prompts)[::2].to(device) if self._prompts else None
@@ -77,6 +99,11 @@ class ItemPairs:
     def solve(self) -> Tensor:
         """Return what the pairs are encoded for."""
         raise NotImplementedError
+
+    def _refuse(self, place: int, reason: str) -> None:
+        if self.failures is None:
+            raise RewardError(f"{self.what} {place} cannot be read: {reason}")
+        self.failures.setdefault(place, reason)
 
 
 class Questionnaire(ItemPairs):
@@ -87,7 +114,7 @@ class Questionnaire(ItemPairs):
     def __init__(self, model: RewardModel, answers: Sequence[Answer]) -> None:
         """Raises RewardError for heads and exports that have no users to add, and for the first
         answer that cannot be read."""
-        self.prior = _require_prior(model)
+        self.priors = _require_priors(model)
         if not answers:
             raise RewardError("adapting a user needs at least one answer")
         super().__init__(model, answers)
@@ -104,7 +131,8 @@ class Questionnaire(ItemPairs):
         if head.is_amortised:
             vector = head.infer(answers.prepared, answers.label, answers.user, 1)[0]
         else:
-            adapted = adapt_map(head, answers, self._prior_here(), with_covariance=True)
+            prior = self.prior_of(len(self.labels))
+            adapted = adapt_map(head, answers, prior, with_covariance=True)
             vector = adapted.vectors[0]
             if bool(torch.isfinite(vector).all()):
                 self.newcomer = Newcomer.of_answers(head, answers, adapted)
@@ -112,40 +140,9 @@ class Questionnaire(ItemPairs):
             raise RewardError("the answers give a vector with NaN or infinity; send others")
         return vector
 
-    def _prior_here(self) -> Prior:
-        device = self.model.encoder.device
-        return replace(
-            self.prior,
-            mean=self.prior.mean.to(device),
-            precision=self.prior.precision.to(device),
-            centres=self.prior.centres.to(device),
-        )
-
-
-class Comparisons(ItemPairs):
-    """Pairs of items on the way to probabilities, each for an audience of its own."""
-
-    what = "comparison"
-
-    def __init__(
-        self, model: RewardModel, pairs: Sequence[Answer], audiences: Sequence[Audience]
-    ) -> None:
-        super().__init__(model, pairs)
-        self.audiences = list(audiences)
-
-    @torch.no_grad()
-    def solve(self) -> Tensor:
-        """Return P(first preferred) of each pair, (n,)."""
-        prepared = self.prepared()
-        found = torch.zeros(len(self.audiences))
-        rows_of_each: dict[int, list[int]] = {}
-        for row, audience in enumerate(self.audiences):
-            rows_of_each.setdefault(id(audience), []).append(row)
-        for rows in rows_of_each.values():
-            some = rows_of(prepared, torch.tensor(rows, device=self.model.encoder.device))
-            audience = self.audiences[rows[0]]
-            found[rows] = audience.probability(self.model.head, some).cpu()
-        return found
+    def prior_of(self, count: int) -> Prior:
+        """Return the prior of somebody with ``count`` answers, where the head is."""
+        return self.priors.of(count).to(self.model.encoder.device)
 
 
 def vector_from_answers(model: RewardModel, answers: Sequence[Answer]) -> Tensor:
@@ -158,7 +155,7 @@ def vector_from_answers(model: RewardModel, answers: Sequence[Answer]) -> Tensor
     return asked.solve()
 
 
-def _require_prior(model: RewardModel) -> Prior:
+def _require_priors(model: RewardModel) -> Priors:
     if not model.head.users.logits.shape[1]:
         raise RewardError(
             f"head {model.head.name} is the same for everybody, so nobody can be adapted to; train "
@@ -170,12 +167,3 @@ def _require_prior(model: RewardModel) -> Prior:
             "--population"
         )
     return model.contents.prior
-
-
-def _rows(model: RewardModel, what: str, number: int, pair: Answer) -> tuple[Row, Row]:
-    if not 0.0 <= pair.label <= 1.0:
-        raise RewardError(f"{what} {number} has label {pair.label}; give one from 0 to 1")
-    try:
-        return model.row(pair.prompt, pair.first), model.row(pair.prompt, pair.second)
-    except PalError as error:
-        raise RewardError(f"{what} {number} cannot be read: {error}") from error

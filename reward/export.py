@@ -19,13 +19,14 @@ from pal.reward.export_record import (
     Contents,
     ExportRecord,
     Golden,
+    tuned_priors,
     write_golden,
     write_head,
 )
 from pal.reward.golden import golden_difference, golden_inputs, score_golden
 from pal.reward.model import RewardModel
 from pal.reward.users import prototype_vector, vector_of_weights
-from pal.train.adapt.prior import Prior
+from pal.train.adapt.prior import Priors
 from pal.train.build import build_head
 from pal.users import user_name
 
@@ -111,7 +112,7 @@ def export(
     *,
     merge: bool = False,
     adapted: Tensor | None = None,
-    prior: Prior | None = None,
+    prior: Priors | None = None,
     table: str = "",
 ) -> ExportSummary:
     """Write an opened run as an export, load it again, and return what it is.
@@ -158,7 +159,7 @@ def export(
 
 
 def contents_for(
-    run: Contents, choice: Choice, vector: Tensor, prior: Prior | None, merge: bool
+    run: Contents, choice: Choice, vector: Tensor, prior: Priors | None, merge: bool
 ) -> Contents:
     """Return what goes into the folder.
 
@@ -179,7 +180,7 @@ def contents_for(
         "users": users,
         "fixed": is_fixed,
         "merged": merge,
-        "prior_by_community": prior is not None and prior.by_community,
+        "priors": [] if prior is None else tuned_priors(prior),
     }
     record = run.metadata.model_copy(update=changed)
     return replace(run, metadata=record, head=head.eval(), user_vector=vector.detach(), prior=prior)

@@ -34,7 +34,7 @@ from pal.records import (
     read_tensors,
     write_tensors,
 )
-from pal.train.adapt.prior import Prior
+from pal.train.adapt.prior import Prior, Priors
 from pal.train.build import rebuild_head
 from pal.train.heads.head import Head
 
@@ -53,10 +53,18 @@ class EncoderReference(Entry):
     settings: EncoderConfig
 
 
+class TunedPrior(Entry):
+    """A prior of new users, whose numbers stand beside the head's."""
+
+    shots: int
+    """answers that it is tuned for"""
+    by_community: bool
+
+
 class ExportRecord(
     Record,
     kind="export",
-    version=2,
+    version=3,
     file="export.json",
     error=RewardError,
     remedy="export the run again: pal export --run RUN",
@@ -87,7 +95,8 @@ class ExportRecord(
     """the vector of whoever was chosen, where it has no more than 64 numbers"""
     fixed: bool = False
     """whether there is one reward only, and nothing is known of other users"""
-    prior_by_community: bool = False
+    priors: list[TunedPrior] = Field(default_factory=list)
+    """of new users; none where none can be added"""
     merged: bool = False
     """whether the head is folded into an encoder that lies in the same folder"""
     merged_spec: JsonObject | None = None
@@ -140,7 +149,7 @@ class Contents:
     head: Head
     user_vector: Tensor
     """(R,) of whoever is meant when no user is named"""
-    prior: Prior | None = None
+    prior: Priors | None = None
     """of new users' raw numbers; None where none can be added"""
 
 
@@ -149,7 +158,8 @@ def write_head(folder: Path, contents: Contents) -> str:
     tensors = {f"head.{name}": value for name, value in contents.head.state_dict().items()}
     tensors["user_vector"] = contents.user_vector
     if contents.prior is not None:
-        tensors |= _tensors_of_prior(contents.prior)
+        for shots, prior in contents.prior.by_shots.items():
+            tensors |= {f"prior.{shots}.{n}": v for n, v in _tensors_of_prior(prior).items()}
     return write_tensors(folder / HEAD, tensors)
 
 
@@ -183,8 +193,9 @@ def read_contents(folder: Path) -> Contents:
                 if name.startswith(prefix)
             },
         )
-        prior = _prior_of_tensors(tensors, record.prior_by_community)
-        return Contents(record, head.eval(), tensors["user_vector"], prior)
+        priors = {tuned.shots: _prior_of_tensors(tensors, tuned) for tuned in record.priors}
+        own = tensors["user_vector"]
+        return Contents(record, head.eval(), own, Priors(priors) if priors else None)
     except (ValueError, KeyError, RuntimeError) as error:  # of another version's head
         raise RewardError(
             f"the head in {folder} does not fit this version of pal ({type(error).__name__}); "
@@ -201,18 +212,28 @@ def read_golden(folder: Path, record: ExportRecord) -> Golden:
         raise RewardError(f"{path} {problem}; {Golden.remedy}") from None
 
 
+def tuned_priors(priors: Priors) -> list[TunedPrior]:
+    """Return what the record says of priors."""
+    return [
+        TunedPrior(shots=shots, by_community=prior.by_community)
+        for shots, prior in priors.by_shots.items()
+    ]
+
+
 def _tensors_of_prior(prior: Prior) -> dict[str, Tensor]:
     """Return a prior as tensors; a precision that is a multiple of the identity is one number."""
     level = prior.precision.diagonal()[:1]
     identity = torch.eye(len(prior.mean), device=level.device)
     precision = level if torch.equal(prior.precision, level * identity) else prior.precision
-    return {"prior.mean": prior.mean, "prior.precision": precision, "prior.centres": prior.centres}
+    # safetensors keeps no two tensors in one memory, and priors may share theirs
+    return {"mean": prior.mean.clone(), "precision": precision.clone(),
+            "centres": prior.centres.clone()}  # fmt: skip
 
 
-def _prior_of_tensors(tensors: dict[str, Tensor], by_community: bool) -> Prior | None:
-    if "prior.mean" not in tensors:
-        return None
-    mean, precision = tensors["prior.mean"], tensors["prior.precision"]
+def _prior_of_tensors(tensors: dict[str, Tensor], tuned: TunedPrior) -> Prior:
+    mean, precision, centres = (
+        tensors[f"prior.{tuned.shots}.{name}"] for name in ("mean", "precision", "centres")
+    )
     if precision.dim() == 1:
         precision = precision * torch.eye(len(mean))
-    return Prior(mean, precision, tensors["prior.centres"], by_community)
+    return Prior(mean, precision, centres, tuned.by_community)

@@ -14,6 +14,7 @@ import torch
 import pal
 from pal.config import EmbedConfig, EncoderConfig
 from pal.dataset import DatasetCard
+from pal.embed.arithmetic import as_made
 from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError, shown
 from pal.hub import fetch
@@ -21,7 +22,7 @@ from pal.names import did_you_mean_folder
 from pal.records import JsonObject
 from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
-from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
+from pal.train.adapt.prior import DEFAULT_STRENGTH, Priors, make_prior
 from pal.train.run_record import RunRecord, TrainedHead
 
 
@@ -80,8 +81,9 @@ def encoder_settings(
     """
     reference = record.encoder
     trusted = reference.settings.trust_remote_code and trust_remote_code and not record.merged
-    settings = reference.settings.model_copy(update={"trust_remote_code": trusted})
     spec = reference.spec
+    settings = as_made(reference.settings, spec)
+    settings = settings.model_copy(update={"trust_remote_code": trusted})
     if record.merged:
         gone = ("offline_package", "weights_sha256", "gguf_file", "quantization", "device_map")
         own = {"model": str(folder), **dict.fromkeys(gone)}
@@ -140,7 +142,7 @@ def open_run(
         files=metadata.files,
     )
     has_users = head.users.logits.shape[1] > 0
-    prior = make_prior(head, DEFAULT_STRENGTH) if has_users else None
+    prior = Priors.always(make_prior(head, DEFAULT_STRENGTH)) if has_users else None
     contents = Contents(record, head, head.users.population().detach(), prior)
     return contents, LiveEncoder(source, choose_device(device))
 
@@ -168,6 +170,7 @@ def modality_of(dataset: Path, encoder: EncoderConfig) -> Modality:
 
 
 def _as_trained(settings: EncoderConfig, metadata: RunRecord) -> EncoderConfig:
-    """Take the layer of the training, which embed.layers may have chosen."""
+    """Take the layer of the training, which embed.layers may have chosen, and its arithmetic."""
     layer = metadata.encoder_spec.get("layer")
+    settings = as_made(settings, metadata.encoder_spec)
     return settings if layer is None else settings.model_copy(update={"layer": layer})

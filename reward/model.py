@@ -14,7 +14,8 @@ from pal.errors import PalError, RewardError
 from pal.items import Prompt
 from pal.names import require_name
 from pal.reward import loading
-from pal.reward.adaptation import Answer, Comparisons, Questionnaire, vector_from_answers
+from pal.reward.adaptation import Answer, Questionnaire, vector_from_answers
+from pal.reward.comparisons import compare_each
 from pal.reward.each import is_one_prompt, is_one_user, one_for_each
 from pal.reward.export_record import Contents, Modality, read_contents
 from pal.reward.golden import require_golden
@@ -216,7 +217,11 @@ class RewardModel:
         return vector_from_answers(self, answers)
 
     def learn(self, user: str | int, answers: Sequence[Answer]) -> None:
-        """Add a new user from some answers: the vector, and for ``compare`` who the user may be."""
+        """Add a new user from some answers: the vector, and for ``compare`` who the user may be.
+
+        The prior is the one that ``pal adapt`` has for as many answers, if the model is an export;
+        of a run that is opened as it is, one of the usual strength.
+        """
         asked = Questionnaire(self, answers)
         asked.encode(len(asked.rows))
         self.users.add(user, asked.solve(), asked.newcomer)
@@ -239,12 +244,11 @@ class RewardModel:
         sides = one_for_each(second, count, "second responses", False)
         each_prompt = one_for_each(prompts, count, "prompts", is_one_prompt(prompts))
         each_user = one_for_each(users, count, "users", is_one_user(users))
-        pairs = [Answer(*pair) for pair in zip(each_prompt, first, sides, strict=True)]
-        asked = Comparisons(self, pairs, [self.users.audience_of(user) for user in each_user])
-        if not pairs:
-            return []
-        asked.encode(len(asked.rows))
-        return [float(p) for p in asked.solve()]
+        found, failures = compare_each(self, each_prompt, first, sides, each_user)
+        if failures:
+            place = min(failures)
+            raise RewardError(f"comparison {place} cannot be read: {failures[place]}")
+        return [p for p in found if p is not None]
 
 
 __all__ = ["Answer", "RewardModel", "Row", "User"]

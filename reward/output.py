@@ -1,7 +1,8 @@
 """What is made of rows and their outcomes: the same rows, the best of each group, or pairs.
 
-Every row of the input is a row of the output, with ``reward`` and ``reward_error``; one of them is
-null. A row that cannot be copied keeps its place with its number in ``row``.
+Every row of the input is a row of the output, with ``reward`` and ``reward_error`` (of comparisons
+``p`` and ``p_error``); one of them is null. A row that cannot be copied keeps its place with its
+number in ``row``.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from pal.users import user_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-REWARD, ERROR, NUMBER = "reward", "reward_error", "row"
+REWARD, PROBABILITY, NUMBER = "reward", "p", "row"
 Outcome = float | str
-"""a reward, or why a row has none"""
+"""a reward or a probability, or why a row has none"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Output:
     """keep the best of the first so many of each group; None: keep all rows"""
     pairs_of: str | None = None
     """column of which pairs are made instead"""
+    outcome: str = REWARD
+    """column of the outcomes"""
 
     def write(self, path: Path, outcomes: Callable[[], Iterator[Outcome]]) -> int:
         """Write the output and return its number of rows; ``outcomes`` begins anew each time."""
@@ -57,7 +60,7 @@ class Output:
         if self.pairs_of is not None:
             schema = _schema_of_pairs(self.schema, self.pairs_of)
             return write_parquet(path, self.rows(outcomes), schema)
-        schema = _with_outcomes(self.schema.empty_table(), []).schema
+        schema = self._with_outcomes(self.schema.empty_table(), []).schema
         if is_parquet(self.source):
             return write_batches(path, self.batches(outcomes), schema)
         return write_parquet(path, self.rows(outcomes), schema)
@@ -72,7 +75,7 @@ class Output:
         read = copied_rows(self.source, self.schema is not None)
         for number, (row, outcome) in enumerate(zip(read, outcomes(), strict=True)):
             if number == wanted:
-                yield _with_outcome(row, outcome)
+                yield self._with_outcome(row, outcome)
                 wanted = next(kept, None)
 
     def batches(self, outcomes: Callable[[], Iterator[Outcome]]) -> Iterator[pa.Table]:
@@ -89,7 +92,7 @@ class Output:
                 places.append(wanted - start)
                 wanted = next(kept, None)
             found = list(islice(own, batch.num_rows))
-            table = _with_outcomes(pa.Table.from_batches([batch]), found)
+            table = self._with_outcomes(pa.Table.from_batches([batch]), found)
             yield table if len(places) == len(table) else table.take(pa.array(places, pa.int64()))
             start = stop
 
@@ -135,6 +138,35 @@ class Output:
         for _, group in groupby(scored, key=lambda row: _group_of(row[2])):
             yield group
 
+    @property
+    def error(self) -> str:
+        """The column of reasons why a row has no outcome."""
+        return f"{self.outcome}_error"
+
+    def _with_outcome(self, row: Row | BadRow, outcome: Outcome) -> Row:
+        """Return a row of the output; one that is scored, but cannot be copied, says so."""
+        value, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+        if isinstance(row, BadRow):
+            return {NUMBER: row.number, self.outcome: value, self.error: error or row.reason}
+        return {**row, self.outcome: value, self.error: error}
+
+    def _with_outcomes(self, table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
+        """Return a table with outcomes and errors, in the place of columns that are already
+        there."""
+        import pyarrow as pa
+
+        values = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+        errors = [outcome if isinstance(outcome, str) else None for outcome in outcomes]
+        for name, column in (
+            (self.outcome, pa.array(values, pa.float64())),
+            (self.error, pa.array(errors, pa.string())),
+        ):
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), name, column)
+            else:
+                table = table.append_column(name, column)
+        return table
+
 
 def schema_to_write(source: Path) -> pa.Schema:
     """Return the columns of the input as Parquet holds them; raises RewardError where it cannot."""
@@ -153,35 +185,10 @@ def copied_rows(source: Path, to_parquet: bool) -> Iterator[Row | BadRow]:
             yield row
 
 
-def _with_outcome(row: Row | BadRow, outcome: Outcome) -> Row:
-    """Return a row of the output; one that is scored, but cannot be copied, says so."""
-    reward, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
-    if isinstance(row, BadRow):
-        return {NUMBER: row.number, REWARD: reward, ERROR: error or row.reason}
-    return {**row, REWARD: reward, ERROR: error}
-
-
 def _group_of(row: Row) -> tuple[str, str]:
     user = row.get("user_id")
     name = user if isinstance(user, dict) else user_name(user)
     return json.dumps(row.get("prompt"), default=str), json.dumps(name, default=str)
-
-
-def _with_outcomes(table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Return a table with rewards and errors, in the place of columns that are already there."""
-    import pyarrow as pa
-
-    rewards = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
-    errors = [outcome if isinstance(outcome, str) else None for outcome in outcomes]
-    for name, column in (
-        (REWARD, pa.array(rewards, pa.float64())),
-        (ERROR, pa.array(errors, pa.string())),
-    ):
-        if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, column)
-        else:
-            table = table.append_column(name, column)
-    return table
 
 
 def _schema_of_pairs(source: pa.Schema, column: str) -> pa.Schema:

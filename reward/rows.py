@@ -8,7 +8,7 @@ read costs that row alone (pal.rows).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 BLOCK = 512
 ROW_GROUP_BYTES = 16 << 20
 LARGEST_WHOLE = 1 << 63
+SIDES = (("first", "second"), ("chosen", "rejected"))
+"""columns of rows that are comparisons"""
 T = TypeVar("T")
+
+
+def sides_in(names: Container[str]) -> tuple[str, str] | None:
+    """Return which two columns of a comparison there are."""
+    return next((sides for sides in SIDES if all(side in names for side in sides)), None)
 
 
 def is_parquet(path: Path) -> bool:

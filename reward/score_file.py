@@ -1,4 +1,5 @@
-"""A file of prompts and responses in, the same rows with rewards out.
+"""A file of prompts and responses in, the same rows with rewards out; a file of comparisons in, the
+same rows with probabilities out.
 
 A row that cannot be scored has a null reward and the reason in ``reward_error``. Candidates of
 ``--best-of`` and ``--pairs`` stand together: rows that follow one another with the same prompt and
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class ScoreSummary(Entry):
 
     rows: int
     rows_failed: int
-    """rows without a reward"""
+    """rows without a reward, or a probability"""
     first_failure: str | None
     """which row is the first of them, and why"""
     rows_written: int
@@ -49,25 +50,31 @@ def score_file(
     *,
     best_of: int | None = None,
     pairs: bool = False,
+    compare: bool = False,
     progress: Progress = lambda rows: None,
 ) -> ScoreSummary:
     """Write ``source`` with columns ``reward`` and ``reward_error`` to ``target``, or what
     ``best_of`` or ``pairs`` make of it.
 
     ``pairs``: prompt, chosen, rejected (and rewards), the best and the worst of each group that has
-    two distinct rewards. Rows without a reward are in no group. Raises RewardError for files that
-    cannot be read or written as a whole, before any row is scored.
+    two distinct rewards. Rows without a reward are in no group. ``compare``: rows have first and
+    second, or chosen and rejected, in the place of a response, and get columns ``p``, the
+    probability that the user prefers the first one, and ``p_error``. Raises RewardError for files
+    that cannot be read or written as a whole, before any row is scored.
     """
     began = time.perf_counter()
     require_files(source, target)
-    if best_of is not None and pairs:
-        raise RewardError("--best-of and --pairs exclude each other; score the file twice")
+    wanted = {"--best-of": best_of is not None, "--pairs": pairs, "--compare": compare}
+    asked = [name for name, is_asked in wanted.items() if is_asked]
+    if len(asked) > 1:
+        raise RewardError(f"{' and '.join(asked)} exclude each other; score the file twice")
     target = Path(os.path.realpath(target))  # what a link points at is written, the link stays
     with _only_one_at(target):
-        scoring = Scoring(model, source, target, progress)
-        _require_column(source, scoring.item_column)
+        scoring = Scoring(model, source, target, progress, compare)
+        _require_columns(source, scoring.item_columns)
         schema = schema_to_write(source) if is_parquet(target) else None
-        output = Output(source, schema, best_of, scoring.item_column if pairs else None)
+        column = scoring.item_column if pairs else None
+        output = Output(source, schema, best_of, column, scoring.outcome)
         scoring.run()
         scoring.require_unchanged()
         failed, first = scoring.failures()
@@ -110,13 +117,16 @@ def require_files(source: Path, target: Path) -> None:
         )
 
 
-def _require_column(source: Path, column: str) -> None:
-    """Raise RewardError where no row of a Parquet file can have an item."""
+def _require_columns(source: Path, wanted: Sequence[tuple[str, ...]]) -> None:
+    """Raise RewardError where no row of a Parquet file can have an item: all columns of one of
+    ``wanted``."""
     if is_parquet(source):
         names = read_schema(source).names
-        if column not in names and any(batch.num_rows for batch in read_batches(source, ())):
+        has_items = any(set(columns) <= set(names) for columns in wanted)
+        if not has_items and any(batch.num_rows for batch in read_batches(source, ())):
+            missing = " and ".join(repr(name) for name in wanted[0] if name not in names)
             raise RewardError(
-                f"{source} has no column {column!r}, only {', '.join(names)}; rename the one that "
+                f"{source} has no column {missing}, only {', '.join(names)}; rename the one that "
                 "holds what is scored"
             )
 

@@ -1,8 +1,8 @@
 """Outcomes of a file's rows, block by block: a killed run goes on where it was.
 
-Finished outcomes are lines of JSON in ``.<output>.part``, a reward or the reason why there is none,
-and ``.<output>.json`` says for which input and model. Nothing of the input is copied: the output is
-made of the input and the outcomes.
+Finished outcomes are lines of JSON in ``.<output>.part``, a reward (of a comparison P(first
+preferred)) or the reason why there is none, and ``.<output>.json`` says for which input and model.
+Nothing of the input is copied: the output is made of the input and the outcomes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pal.files import atomic_file, digest, file_sha256
 from pal.items import storable
 from pal.records import Record
 from pal.reward.cells import number_in_file
+from pal.reward.comparisons import compare_each
 from pal.reward.model import RewardModel
-from pal.reward.output import Outcome
-from pal.reward.rows import blocks, read_rows
+from pal.reward.output import PROBABILITY, REWARD, Outcome
+from pal.reward.rows import SIDES, blocks, read_rows, sides_in
 from pal.rows import BadRow, Row
 from pal.users import user_name
 
@@ -39,6 +40,8 @@ class ScoringState(
     input_sha256: str
     model: str
     """digest of the export's record"""
+    outcome: str
+    """what is said of a row: reward or p"""
     rows: int = 0
     size: int = 0
     """bytes of the outcomes of those rows"""
@@ -48,8 +51,19 @@ class ScoringState(
 class Scoring:
     """The outcomes of a file's rows, in a file of their own that grows block by block."""
 
-    def __init__(self, model: RewardModel, source: Path, target: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        source: Path,
+        target: Path,
+        progress: Progress,
+        compares: bool = False,
+    ) -> None:
+        """``compares``: rows are comparisons."""
         self.model, self.source, self.progress = model, source, progress
+        self.compares = compares
+        self.outcome = PROBABILITY if compares else REWARD
+        """the column of what is said of a row"""
         self.part = target.parent / f".{target.name}.part"
         self.state_file = target.parent / f".{target.name}.json"
         self.known: set[str] = set()
@@ -59,12 +73,13 @@ class Scoring:
             input=str(source.resolve()),
             input_sha256=file_sha256(source),
             model=digest(model.metadata.model_dump(mode="json")),
+            outcome=self.outcome,
         )
 
     def run(self) -> None:
         """Score every row that has no outcome yet."""
         hashed = self._resume()
-        columns = ("prompt", self.item_column, "user_id")
+        columns = ("prompt", "user_id", *(name for items in self.item_columns for name in items))
         rows = 0
         try:
             with open(self.part, "ab") as out:
@@ -87,6 +102,11 @@ class Scoring:
     @property
     def item_column(self) -> str:
         return "image" if self.model.is_image else "response"
+
+    @property
+    def item_columns(self) -> tuple[tuple[str, ...], ...]:
+        """The columns that a row's items may stand in: all of one of these."""
+        return SIDES if self.compares else ((self.item_column,),)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the outcomes of all rows, from the disk."""
@@ -155,23 +175,40 @@ class Scoring:
     def _score(self, block: Sequence[Row | BadRow]) -> list[Outcome]:
         """Return the outcomes of a block of rows."""
         outcomes: list[Outcome] = ["" for _ in block]
-        rows: list[tuple[int, Any, Any, Any]] = []
+        places: list[int] = []
+        rows: list[tuple[Any, ...]] = []
         for place, row in enumerate(block):
-            item = self._item(row) if isinstance(row, dict) else None
             if isinstance(row, BadRow):
                 outcomes[place] = row.reason
-            elif item is None:
-                outcomes[place] = f"no {self.item_column!r} is given"
+                continue
+            columns = self._columns_of(row)
+            items = [self._item(row, name) for name in columns]
+            missing = [name for name, item in zip(columns, items, strict=True) if item is None]
+            if missing:
+                outcomes[place] = f"no {' and no '.join(map(repr, missing))} is given"
             else:
-                rows.append((place, row.get("prompt"), item, row.get("user_id")))
-        places, prompts, items, users = zip(*rows, strict=True) if rows else ((), (), (), ())
-        rewards, failures = self.model.score_each(prompts, items, users)
-        for number, (place, reward) in enumerate(zip(places, rewards, strict=True)):
-            outcomes[place] = failures[number] if reward is None else reward
+                places.append(place)
+                rows.append((row.get("prompt"), *items, row.get("user_id")))
+        values, failures = self._values_of(rows) if rows else ([], {})
+        for number, (place, value) in enumerate(zip(places, values, strict=True)):
+            outcomes[place] = failures[number] if value is None else value
         return [storable(o)[:LONGEST_REASON] if isinstance(o, str) else o for o in outcomes]
 
-    def _item(self, row: Row) -> Any:
-        item = row.get(self.item_column)
+    def _columns_of(self, row: Row) -> tuple[str, ...]:
+        """Return the columns in which the items of a row stand, or should."""
+        return (sides_in(row) or SIDES[0]) if self.compares else (self.item_column,)
+
+    def _values_of(
+        self, rows: Sequence[tuple[Any, ...]]
+    ) -> tuple[list[float | None], dict[int, str]]:
+        """Return what is said of each row, None where nothing can be, and the reason by row."""
+        columns = zip(*rows, strict=True)
+        return (
+            compare_each(self.model, *columns) if self.compares else self.model.score_each(*columns)
+        )
+
+    def _item(self, row: Row, column: str) -> Any:
+        item = row.get(column)
         if self.model.is_image and isinstance(item, dict):  # as Hugging Face datasets keep it
             return item.get("bytes") or item.get("path")
         return item

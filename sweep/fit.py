@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pal.dataset import PreparedDataset
@@ -14,6 +15,7 @@ from pal.errors import TrainError
 from pal.evaluate.folds import Fold
 from pal.evaluate.inputs import open_inputs
 from pal.evaluate.seen import SeenPairs
+from pal.sweep.lent import LentFeatures
 from pal.sweep.plan import Candidate, digests_of, split_stack
 from pal.train.build import reads_prompt
 from pal.train.data import Fitted, TrainingData, record_before_training
@@ -30,13 +32,18 @@ class World:
     seen: list[SeenPairs]
 
     @classmethod
-    def of(cls, one: Candidate, device: str) -> World:
-        """Load the world of a candidate; raises TrainError if it is not what was planned."""
+    def of(cls, one: Candidate, device: str, lent: np.ndarray | None = None) -> World:
+        """Load the world of a candidate; raises TrainError if it is not what was planned.
+
+        ``lent``: its features, in memory already; else they are read from the cache.
+        """
         dataset, store = open_inputs(one.config)
         if digests_of(dataset, store) != one.digests:
             raise TrainError(
                 f"dataset {dataset.name} or its cache changed during the sweep; run it again"
             )
+        if lent is not None:
+            store = LentFeatures(store, lent)
         folds, train = one.config.sweep.folds, one.config.train
         parts: list[PreparedDataset] = [dataset]
         if folds is not None:
@@ -55,12 +62,14 @@ class Worlds:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.lent: np.ndarray | None = None
+        """the features of the next world, where they are in memory already"""
         self._last: dict[str, World] = {}
 
     def of(self, one: Candidate) -> World:
         if one.world not in self._last:
             self._last.clear()
-            self._last[one.world] = World.of(one, self.device)
+            self._last[one.world] = World.of(one, self.device, self.lent)
         return self._last[one.world]
 
     def clear(self) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pal.config import Config
 from pal.errors import PalError
 from pal.names import require_name
-from pal.sweep.fit import Worlds, measure_width
+from pal.sweep.fit import measure_width
 from pal.sweep.folds import best_head, cross_fitted
 from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
 from pal.sweep.plot import plot_accuracy_against_k
 from pal.sweep.publish import best_run, publish_best, require_publishable
 from pal.sweep.record import CrossFitted, SweepRow, SweepSummary, best_of, read_results
-from pal.sweep.stacks import Stack, StackTrainer
+from pal.sweep.stacks import Outcome, Stack, StackTrainer, record
 from pal.sweep.study import Study
 from pal.sweep.table import write_csv
 from pal.sweep.workers import Workers, devices_of
 from pal.train.probe import choose_device
+
+if TYPE_CHECKING:
+    from pal.sweep.on_ray import RayWorkers
 
 Progress = Callable[[int], None]
 Report = Callable[[str], None]
@@ -36,7 +40,9 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
     require_name("run", best_run(name))
     require_publishable(config.paths.runs / best_run(name))
     SweepPlan.require_replaceable(folder)
-    device = choose_device(config.train.device)
+    # of a cluster the device is that of its nodes; this machine only looks at the best head
+    is_local = config.sweep.executor == "local"
+    device = choose_device(config.train.device if is_local else "auto")
     planner = Planner(config)
     with Trainers(config, folder, device, progress, report) as trainers:
         if config.sweep.sampler == "optuna":
@@ -60,7 +66,8 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
 
 
 class Trainers:
-    """Who trains: this process, or where there are several devices, a process for each."""
+    """Who trains: this process, a process for each of several devices, or the tasks of a Ray
+    cluster. All give what comes of a stack to this process, which records it."""
 
     def __init__(
         self, config: Config, folder: Path, device: str, progress: Progress, report: Report
@@ -68,8 +75,8 @@ class Trainers:
         self.config, self.folder = config, folder
         self.progress, self.report = progress, report
         self.devices = devices_of(config.sweep.workers, device)
-        self.here = StackTrainer(config, folder, device)
-        self.workers: Workers | None = None
+        self.here = StackTrainer(config, folder.name, device)
+        self.workers: Workers | RayWorkers | None = None
         self.trained = 0
         """heads so far"""
 
@@ -81,10 +88,14 @@ class Trainers:
             self.workers.close()
         self.here.worlds.clear()
 
-    @property
-    def worlds(self) -> Worlds:
-        """The features that this process holds."""
-        return self.here.worlds
+    def width_of(self, group: Sequence[Candidate]) -> int:
+        """Return how many heads of a group to train together, measured where they are trained."""
+        if self.config.sweep.executor == "ray":
+            width, lines = self._ray().measure_width(group)
+            for line in lines:
+                self.report(line)
+            return width
+        return measure_width(self.here.worlds, group, self.report)
 
     def missing(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return those that no one has finished yet."""
@@ -97,23 +108,40 @@ class Trainers:
             self.progress(heads)
 
     def train(self, stacks: Sequence[Stack]) -> None:
-        """Train stacks and record their heads."""
+        """Train stacks and record their heads; those of a stack that failed are tried alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if len(self.devices) == 1 or len(stacks) < 2:
-            for stack in stacks:
-                self._done(len(stack.members), self.here.train(stack))
-            return
-        if self.workers is None:
-            self.worlds.clear()
-            self.workers = Workers(self.config, self.folder, self.devices)
-        for heads, lines in self.workers.train(stacks):
-            self._done(heads, lines)
+        waiting = list(stacks)
+        while waiting:
+            again: list[Stack] = []
+            for outcome in self._outcomes(waiting):
+                self._done(outcome)
+                again += outcome.again
+            waiting = again
 
-    def _done(self, heads: int, lines: list[str]) -> None:
-        self.trained += heads
-        for line in lines:
+    def _outcomes(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        """Have stacks trained by whom the settings name; yields what comes of each."""
+        if self.config.sweep.executor == "ray":
+            return self._ray().train(stacks)
+        if len(self.devices) == 1 or len(stacks) < 2:
+            return map(self.here.train, stacks)
+        if self.workers is None:
+            self.here.worlds.clear()
+            self.workers = Workers(self.config, self.folder.name, self.devices)
+        return self.workers.train(stacks)
+
+    def _ray(self) -> RayWorkers:
+        """Return the cluster, which is joined once there is something to do."""
+        from pal.sweep.on_ray import RayWorkers
+
+        if not isinstance(self.workers, RayWorkers):
+            self.workers = RayWorkers(self.config, self.folder.name)
+        return self.workers
+
+    def _done(self, outcome: Outcome) -> None:
+        for line in record(self.folder, self.config.sweep.folds, outcome):
             self.report(line)
-        self.progress(heads)
+        self.trained += len(outcome.rows)
+        self.progress(len(outcome.rows))
 
 
 def train_planned(candidates: Sequence[Candidate], trainers: Trainers) -> None:
@@ -149,9 +177,7 @@ def plan_stacks(candidates: Sequence[Candidate], trainers: Trainers) -> list[lis
     planned = {head for stack in stacks for head in stack}
     for group in in_stacks([one for one in candidates if one.id not in planned]):
         try:
-            chosen = (
-                measure_width(trainers.worlds, group, trainers.report) if width == "auto" else width
-            )
+            chosen = trainers.width_of(group) if width == "auto" else width
         except PalError:
             chosen = 1  # each head then fails or succeeds by itself
         stacks += [[one.id for one in stack] for stack in split_stack(group, chosen)]

@@ -1,7 +1,8 @@
-"""Stacks of one sweep on one device: trained, evaluated and recorded one by one."""
+"""Stacks of one sweep: trained and evaluated by whoever does it, recorded by who asked for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from pal.evaluate.ties import of_folds
 from pal.sweep.fit import Result, Worlds, train_alone, train_together
 from pal.sweep.folds import save_leaders
 from pal.sweep.plan import Candidate
-from pal.sweep.publish import save_best
-from pal.sweep.record import SweepRow, best_of, open_results, row_of
+from pal.sweep.publish import best_run, save_best
+from pal.sweep.record import SweepRow, best_in_fold, best_of, open_results, row_of
 
 
 class Stack(NamedTuple):
@@ -26,54 +27,72 @@ class Stack(NamedTuple):
     """whether they were planned as a stack; of one that is left over, the rest is finished"""
 
 
+@dataclass
+class Outcome:
+    """What came of a stack: all that its record is made from."""
+
+    rows: dict[str, SweepRow] = field(default_factory=dict)
+    """by head"""
+    leader: Result | None = None
+    """the best of them; None where none succeeded"""
+    predictions: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    """by fold, of heads that are the best of them in a fold"""
+    again: list[Stack] = field(default_factory=list)
+    """of a stack that failed: its heads, each alone, to find out which it was"""
+
+    @classmethod
+    def failed(cls, stack: Stack, why: str) -> Outcome:
+        """Return what comes of a stack that failed: rows, or heads that are to be tried alone."""
+        if stack.together:
+            return cls(again=[Stack([one], False) for one in stack.members])
+        return cls({one.id: row_of(one, "failed", 1, error=why) for one in stack.members})
+
+
 class StackTrainer:
-    """Trains stacks on one device; whoever else works on the sweep meets it in the results."""
+    """Trains stacks of a sweep on one device."""
 
-    def __init__(self, config: Config, folder: Path, device: str) -> None:
+    def __init__(self, config: Config, name: str, device: str) -> None:
         self.config = config
-        self.folder = folder
+        self.name = name
         self.worlds = Worlds(device)
-        self._predictions: dict[str, list[pl.DataFrame]] = {}
-        """of heads that are not recorded yet, by fold"""
 
-    def train(self, stack: Stack) -> list[str]:
-        """Train a stack and record its heads; returns what is worth a word.
-
-        A failure is a row, not a crash; in a stack, each head is then tried alone.
-        """
-        members = stack.members
-        self._predictions.clear()
+    def train(self, stack: Stack) -> Outcome:
+        """Train a stack; a failure is a row, not a crash."""
+        members, halving = stack.members, self.config.sweep.halving
         try:
+            world = self.worlds.of(members[0])
             if stack.together:
-                world, halving = self.worlds.of(members[0]), self.config.sweep.halving
-                results = train_together(world, members, halving, self._run)
+                results = train_together(world, members, halving, best_run(self.name))
             else:
-                world = self.worlds.of(members[0])
-                results = [train_alone(world, members[0], self._run)]
-            rows = {r.candidate.id: self._row(r, len(members)) for r in results}
+                results = [train_alone(world, members[0], best_run(self.name))]
+            return self._outcome(results)
         except Exception as error:
-            if stack.together:  # find out which head it was
-                return [line for one in members for line in self.train(Stack([one], False))]
-            told = f"{type(error).__name__}: {error}"
-            rows, results = {members[0].id: row_of(members[0], "failed", 1, error=told)}, []
-        return self._record(rows, results)
+            return Outcome.failed(stack, f"{type(error).__name__}: {error}")
 
-    @property
-    def _run(self) -> str:
-        return f"{self.folder.name}-best"
+    def _outcome(self, results: list[Result]) -> Outcome:
+        folds = self.config.sweep.folds
+        rows: dict[str, SweepRow] = {}
+        predictions: dict[str, list[pl.DataFrame]] = {}
+        for result in results:
+            one = result.candidate
+            seen = self.worlds.of(one).seen if result.trained else []
+            found = [predict_seen(*both) for both in zip(result.trained, seen, strict=True)]
+            rows[one.id] = self._row(result, len(results), found)
+            if folds is not None:  # else they are only measured
+                predictions[one.id] = found
+        best = best_of(rows)
+        leader = next((r for r in results if best and r.candidate.id == best.head_id), None)
+        leaders = [best_in_fold(rows, fold, folds) for fold in range(folds)] if folds else []
+        wanted = {row.head_id for row in leaders if row is not None}
+        return Outcome(rows, leader, {head: predictions[head] for head in sorted(wanted)})
 
-    def _row(self, result: Result, together: int) -> SweepRow:
+    def _row(self, result: Result, together: int, predictions: list[pl.DataFrame]) -> SweepRow:
         one, trained = result.candidate, result.trained
         if not trained:
             return row_of(one, "dropped", together, seconds=result.seconds)
-        predictions = [
-            predict_seen(head, seen)
-            for head, seen in zip(trained, self.worlds.of(one).seen, strict=True)
-        ]
         evaluate = one.config.evaluate
         cells, found = cells_of_seen(evaluate, of_folds(predictions)), {}
         if one.config.sweep.folds is not None:
-            self._predictions[one.id] = predictions
             inner = [cells_of_seen(evaluate, rows)["val"] for rows in predictions]
             found["inner_accuracies"] = [cell.macro_accuracy for cell in inner]
             found["inner_nlls"] = [cell.nll for cell in inner]
@@ -89,22 +108,27 @@ class StackTrainer:
             **found,
         )
 
-    def _record(self, rows: dict[str, SweepRow], results: list[Result]) -> list[str]:
-        """Add rows to the results; what a new best head leaves behind is saved before its row is
-        there: the head itself, or with folds its predictions in those where it is the best."""
-        leader, folds = best_of(rows), self.config.sweep.folds
-        with open_results(self.folder) as recorded:
-            comparable = {head: row for head, row in recorded.items() if row.folds == folds}
-            before = best_of(comparable)
-            lines = []
-            if leader is not None and (before is None or leader.rank > before.rank):
-                result = next(r for r in results if r.candidate.id == leader.head_id)
-                if folds is None:
-                    save_best(self.folder, result)
-                assert leader.val is not None
-                accuracy = leader.val.macro_accuracy
-                lines.append(f"leading: {result.candidate}; validation {accuracy:.3f}")
-            save_leaders(self.folder, rows, comparable, self._predictions)
-            self._predictions.clear()
-            recorded.update(rows)
+
+def record(folder: Path, folds: int | None, outcome: Outcome) -> list[str]:
+    """Add the rows of a stack to the results of a sweep; returns what is worth a word.
+
+    What a new best head leaves behind is saved before its row is there: the head itself, or with
+    folds its predictions in those where it is the best.
+    """
+    lines: list[str] = []
+    if not outcome.rows:
         return lines
+    leader = best_of(outcome.rows)
+    with open_results(folder) as recorded:
+        comparable = {head: row for head, row in recorded.items() if row.folds == folds}
+        before = best_of(comparable)
+        if leader is not None and (before is None or leader.rank > before.rank):
+            assert outcome.leader is not None, "the best row has its head beside it"
+            if folds is None:
+                save_best(folder, outcome.leader)
+            assert leader.val is not None
+            accuracy = leader.val.macro_accuracy
+            lines.append(f"leading: {outcome.leader.candidate}; validation {accuracy:.3f}")
+        save_leaders(folder, outcome.rows, comparable, outcome.predictions)
+        recorded.update(outcome.rows)
+    return lines

@@ -1,38 +1,29 @@
-"""Stacks of a sweep spread over devices: a process for each, which takes the next stack when it is
-done.
+"""Stacks of a sweep spread over the devices of this machine: a process for each, which takes the
+next stack when it is done.
 
 Heads are small, so a device gains more from stacks of its own than from a share of every batch:
-nothing is exchanged but the finished rows, which go through the results file under its lock.
+nothing is exchanged but what comes of a stack. Each device has a ``ProcessPoolExecutor`` of one
+process: a single pool of several would hand stacks out just as well, but could not say which
+process has which device.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import torch
 
 from pal.config import Config
 from pal.errors import TrainError
-from pal.sweep.stacks import Stack, StackTrainer
-
-T = TypeVar("T")
-
-
-class Done(NamedTuple):
-    """A stack that was trained."""
-
-    heads: int
-    lines: list[str]
-    """what is worth a word"""
+from pal.sweep.stacks import Outcome, Stack, StackTrainer
 
 
 def devices_of(workers: int | str, device: str) -> list[str]:
@@ -49,11 +40,11 @@ class Workers:
     They end with the process that made them, however that ends.
     """
 
-    def __init__(self, config: Config, folder: Path, devices: Sequence[str]) -> None:
+    def __init__(self, config: Config, name: str, devices: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
         threads = max(1, torch.get_num_threads() // len(devices))
         self.pools = [
-            ProcessPoolExecutor(1, context, _start, (config, folder, device, threads))
+            ProcessPoolExecutor(1, context, _start, (config, name, device, threads))
             for device in devices
         ]
         before = set(multiprocessing.active_children())
@@ -62,13 +53,14 @@ class Workers:
                 pool.submit(os.getpid)  # a pool starts its process for its first task
         self.processes = set(multiprocessing.active_children()) - before
 
-    def train(self, stacks: Sequence[Stack]) -> Iterator[Done]:
-        """Train stacks; yields each as it is done, in no order.
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        """Train stacks; yields what comes of each as it is done, in no order.
 
-        Raises TrainError if a worker dies; what was finished is on disk by then.
+        Raises TrainError if a worker dies, after what was finished by then. It is not tried again:
+        memory that ran out here would run out again.
         """
         waiting = iter(stacks)
-        running: dict[Future[Done], ProcessPoolExecutor] = {}
+        running: dict[Future[bytes], ProcessPoolExecutor] = {}
         idle = list(self.pools)
         while True:
             for pool, stack in zip(idle, waiting, strict=False):
@@ -77,7 +69,7 @@ class Workers:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             idle = [running.pop(future) for future in finished]
-            for future in finished:
+            for future in sorted(finished, key=lambda one: one.exception() is not None):
                 yield _result(future)
 
     def close(self) -> None:
@@ -88,9 +80,10 @@ class Workers:
             pool.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[T]) -> T:
+def _result(future: Future[bytes]) -> Outcome:
     try:
-        return future.result()
+        outcome: Outcome = pickle.loads(future.result())
+        return outcome
     except BrokenProcessPool as error:
         raise TrainError(
             "a sweep worker was ended from outside, perhaps as memory ran out; run the sweep again"
@@ -114,17 +107,18 @@ _trainer: StackTrainer | None = None
 """that of this worker process"""
 
 
-def _start(config: Config, folder: Path, device: str, threads: int) -> None:
+def _start(config: Config, name: str, device: str, threads: int) -> None:
     global _trainer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _trainer = StackTrainer(config, folder, device)
+    _trainer = StackTrainer(config, name, device)
 
 
-def _train(stack: Stack) -> Done:
+def _train(stack: Stack) -> bytes:
     assert _trainer is not None, "_start made it"
-    return Done(len(stack.members), _trainer.train(stack))
+    # as bytes: torch would send tensors as open files, which end with the process that they are of
+    return pickle.dumps(_trainer.train(stack))
 
 
 def _end_with_parent() -> None:

@@ -100,6 +100,17 @@ def test_batched_solution_is_that_of_each_user_alone_by_another_solver(
 
 
 @every_adaptable
+def test_a_user_is_adapted_the_same_alone_and_among_others(name: str, score: str | None) -> None:
+    head, many = make(name, score), 40
+    answers, prior = answers_of(head, 6 * many, many), make_prior(head, 1.0)
+    together = adapt_map(head, answers, prior).vectors
+    for user in range(0, many, 3):
+        rows = answers.take((answers.user == user).nonzero().squeeze(1))
+        alone = adapt_map(head, Answers(rows.prepared, rows.label, rows.user * 0, 1), prior).vectors
+        torch.testing.assert_close(alone[0], together[user], atol=6e-4, rtol=0.0)
+
+
+@every_adaptable
 def test_a_user_without_answers_stays_at_the_population(name: str, score: str | None) -> None:
     head = make(name, score)
     answers = answers_of(head, users=USERS)

@@ -12,8 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPEN_TO_ALL = {
-    "cells", "chance", "config", "dataset", "errors", "files", "hub", "items", "names", "outline",
-    "records", "rows", "users",
+    "cells", "chance", "cluster", "config", "dataset", "errors", "files", "hub", "items", "names",
+    "outline", "probe", "records", "rows", "users",
 }  # fmt: skip
 
 

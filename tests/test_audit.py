@@ -20,6 +20,7 @@ from pal.audit.cross_fit import CrossFit, design_of
 from pal.audit.descent import minimise
 from pal.audit.describe import disagreement, krippendorff_alpha, majority_labels, overruled
 from pal.audit.design import Cells, Table
+from pal.audit.drawing import Here
 from pal.audit.features import features_of
 from pal.audit.groups import agreement, divided
 from pal.audit.ledger import DRAWS, Ledger
@@ -87,11 +88,12 @@ def made(
 
 def examined(tmp_path: Path, one: Made, **settings: Any) -> Findings:
     """Return what an audit finds, with few draws."""
-    chosen = AuditConfig(**{"permutations": 19, "overlap_draws": 39, "workers": 1, **settings})
+    chosen = AuditConfig(**{"permutations": 19, "overlap_draws": 39, **settings})
     shown = [f"thing {number}" for number in range(one.answers.things)]
     points = one.points if chosen.features else None
     loaded = Loaded(one.answers, [], shown, None, points, 0, 0)
-    return Audit(loaded, chosen, 0, Ledger(tmp_path / DRAWS, "test"), lambda steps: None).run()
+    ledger = Ledger(tmp_path / DRAWS, "test")
+    return Audit(loaded, chosen, 0, ledger, lambda steps: None, Here(1)).run()
 
 
 def sentence_of(found: Findings) -> str:
@@ -239,7 +241,7 @@ def test_a_killed_audit_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def compute(wanted: Any) -> Any:
         asked.extend(wanted)
-        yield np.full((len(wanted), 1), 7.0)
+        yield wanted, np.full((len(wanted), 1), 7.0)
 
     ledger = Ledger(tmp_path / DRAWS, "test")
     values = ledger.take("bootstrap", 21, compute, lambda steps: None)
@@ -603,7 +605,7 @@ def test_errors_are_one_sentence(simulated: Any) -> None:
     assert Path("audits/taken/mine.txt").read_text() == "mine"
 
 
-def test_without_features_no_cache_is_needed(configure: Any) -> None:
+def test_without_features_a_file_is_all_that_is_needed(configure: Any) -> None:
     from pal import pipeline
 
     options = {
@@ -612,8 +614,8 @@ def test_without_features_no_cache_is_needed(configure: Any) -> None:
         "audit.workers": 1,
     }  # fmt: skip
     config = configure({**options, "data.demo.limit": None})
-    pipeline.prepare(config, tell=lambda line: None)
-    record = pipeline.audit(config, tell=lambda line: None)
+    record = pipeline.audit(config, tell=lambda line: None)  # nor is anything prepared
+    assert Path("data/demo/items.parquet").is_file()
     assert record.encoder is None
     assert record.p_features is None
     assert record.name == "demo-no-features"

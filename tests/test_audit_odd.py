@@ -13,6 +13,7 @@ from scipy.special import expit
 from pal import pipeline
 from pal.audit.answers import Answers, oriented
 from pal.audit.describe import disagreement, krippendorff_alpha, majority_labels
+from pal.audit.drawing import Here
 from pal.audit.ledger import DRAWS, Ledger
 from pal.audit.load import Loaded
 from pal.audit.nulls import drawn_labels
@@ -38,10 +39,10 @@ def votes(things: int, users: int = 10) -> Answers:
 )
 def test_features_of_few_directions_are_audited(points: torch.Tensor, tmp_path: Path) -> None:
     answers = votes(len(points))
-    settings = AuditConfig(permutations=19, overlap_draws=19, workers=1)
+    settings = AuditConfig(permutations=19, overlap_draws=19)
     loaded = Loaded(answers, [], [""] * answers.things, None, points, 0, 0)
     ledger = Ledger(tmp_path / DRAWS, "test")
-    found = Audit(loaded, settings, 0, ledger, lambda steps: None).run().features
+    found = Audit(loaded, settings, 0, ledger, lambda steps: None, Here(1)).run().features
     assert found is not None
     assert np.isfinite([found.gain.default.value, *found.null]).all()
     assert found.p > 0.05

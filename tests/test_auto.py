@@ -30,12 +30,12 @@ from pal.train.solve.mixture import (
     Judgements,
     Mixture,
     Parts,
+    Priors,
     Strength,
-    _Problem,
-    fit,
     predicted,
     settled,
 )
+from pal.train.solve.posterior import _Problem, fit
 from pal.train.solve.similar import Similarities
 
 DIM, K, USERS = 5, 3, 6
@@ -159,17 +159,58 @@ def test_a_head_takes_its_sizes_from_what_it_loads() -> None:
         Auto(DIM + 1, USERS, k=K, reads="prompt").load_state_dict(head.state_dict())
 
 
+@pytest.mark.parametrize("priors", [Priors(), Priors(maps=math.inf, residuals=3.0, logits=0.2)])
 @pytest.mark.parametrize("compared", [False, True])
-def test_the_slope_of_the_posterior_is_that_of_finite_differences(compared: bool) -> None:
+def test_the_slope_of_the_posterior_is_that_of_finite_differences(
+    compared: bool, priors: Priors
+) -> None:
     rng = np.random.default_rng(0)
     second = rng.integers(4, size=20) if compared else None
     rows = Judgements(rng.integers(4, size=20), second, rng.integers(3, size=20), rng.random(20), 3)
-    problem = _Problem(rng.normal(size=(4, 2)), rows, 2, Strength(1.5, 0.5))
+    problem = _Problem(rng.normal(size=(4, 2)), rows, 2, Strength(1.5, 0.5), priors)
     at = problem.start(rng) + 0.1 * rng.normal(size=problem.ends[-1])
     error = check_grad(
         lambda x: problem.value_and_slope(x)[0], lambda x: problem.value_and_slope(x)[1], at
     )
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("part", ["shared", "deviations", "residuals", "ready", "logits"])
+def test_a_prior_pulls_by_one_over_its_variance_and_zero_takes_its_part_away(part: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = Judgements(rng.integers(4, size=20), None, rng.integers(3, size=20), rng.random(20), 3)
+    features, field = rng.normal(size=(4, 2)), "maps" if part in ("shared", "deviations") else part
+
+    def slope(variance: float) -> np.ndarray:
+        problem = _Problem(features, rows, 2, Strength(1.0, 1.0), Priors(**{field: variance}))
+        return getattr(problem.split(problem.value_and_slope(at)[1]), part)
+
+    problem = _Problem(features, rows, 2, Strength(1.0, 1.0))
+    at = rng.normal(size=problem.ends[-1])
+    values = getattr(problem.split(at), part)
+    np.testing.assert_allclose(slope(1.0) - slope(math.inf), values)
+    np.testing.assert_allclose(slope(4.0) - slope(math.inf), values / 4.0)
+    assert not slope(0.0).any()
+    found = fit(features, rows, 2, Strength(1.0, 1.0), rng, 50, Priors(**{field: 0.0}))
+    assert not getattr(found, part).any()
+
+
+def test_margins_are_moderated_by_what_is_dropped_and_by_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    rows = Judgements(rng.integers(4, size=20), None, rng.integers(3, size=20), rng.random(20), 3)
+    features = rng.normal(size=(4, 2))
+    found = fit(features, rows, 2, Strength(1.0, 0.5), rng, 50)
+    square = np.square(found.weights).sum(axis=1)[rows.user]
+    for priors, variance in [
+        (Priors(), 1.0 + 0.25 * square),
+        (Priors(residuals=4.0), 4.0 * (1.0 + 0.25 * square)),
+        (Priors(residuals=0.0), 0.0),
+        (Priors(moderates=False), 0.0),
+    ]:
+        size = np.sqrt(1.0 + np.pi * variance / 8.0)
+        parts = predicted(replace(found, dropped=priors.dropped), features, rows)
+        np.testing.assert_allclose(parts.ready * size, found.base + found.ready[rows.user])
+        np.testing.assert_allclose(parts.shared * size, (features @ found.shared)[rows.first])
 
 
 # --- fits -------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ def test_a_learned_user_is_predicted_as_evaluation_does(opened: Opened, head: st
     judged.encode(len(judged.rows))
     pairs = Answers(judged.prepared(), torch.ones(3), one[:3], 1)
     assert model.contents.prior is not None
-    adapted = adapt_map(model.head, shots, model.contents.prior, with_covariance=True)
+    prior = model.contents.prior.of(len(ANSWERS))
+    adapted = adapt_map(model.head, shots, prior, with_covariance=True)
     wanted = predictive(model.head, shots, pairs, adapted).sigmoid()
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=0.0)
     if head == "pal-b":  # of random pal-a heads all are sure

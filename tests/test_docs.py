@@ -87,6 +87,28 @@ def test_links_of_included_texts_lead_where_they_led(hooks: ModuleType) -> None:
     assert hooks.with_links(code, REPOSITORY / "README.md", "index.md") == code
 
 
+def cell(outputs: list[dict[str, object]], count: int | None = 1) -> dict[str, object]:
+    return {"cell_type": "code", "source": "1\n", "execution_count": count, "outputs": outputs}
+
+
+def test_a_notebook_is_shown_with_what_came_out(hooks: ModuleType) -> None:
+    text = {"cell_type": "markdown", "source": ["# A title\n", "\n", "See [a](../api.md)."]}
+    printed = {"output_type": "stream", "text": ["```\n", "two\n"]}
+    drawn = {"output_type": "display_data", "data": {"image/png": "ab\nc=", "text/plain": "x"}}
+    made = {"pal": {"executed": "2026-11-26", "seconds": 3}}
+    content = {"metadata": made, "cells": [text, cell([printed, drawn])]}
+    place = DOCS / "notebooks" / "audit.ipynb"
+    shown = hooks.notebook(content, place, "notebooks/audit.md")
+    assert shown.startswith("# A title\n\nExecuted on 2026-11-26 in 3 s: [audit.ipynb]")
+    assert "See [a](../api.md)." in shown
+    assert "````python\n1\n````\n\n````text\n```\ntwo\n````" in shown
+    assert '<img alt="A title" src="data:image/png;base64,abc=">' in shown
+    failed = {"output_type": "error", "ename": "ValueError", "evalue": "no"}
+    for wrong, told in ((cell([failed]), "ValueError: no"), (cell([], None), "not executed")):
+        with pytest.raises(hooks.BrokenLink, match=told):
+            hooks.notebook({**content, "cells": [text, wrong]}, place, "notebooks/audit.md")
+
+
 def blocks(kind: str) -> Iterator[tuple[str, str]]:
     for path in [*(DOCS / page for page in PAGES), REPOSITORY / "README.md"]:
         for language, code in BLOCK.findall(path.read_text(encoding="utf-8")):

@@ -14,10 +14,11 @@ import torch
 
 from pal import pipeline
 from pal.cache.reader import FeatureStore
+from pal.cache.writer import CacheWriter
 from pal.config import Config, EncoderConfig
 from pal.embed import encoder as encoder_module
-from pal.embed import run as run_module
 from pal.embed.batching import token_budget_batches
+from pal.embed.choose import locate_cache
 from pal.embed.digests import DigestMemory
 from pal.embed.encoder import Batch, locate
 from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer, random_model
@@ -165,7 +166,7 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
             )
         ).dir
     )
-    original, done = run_module.CacheWriter.commit, []
+    original, done = CacheWriter.commit, []
 
     def commit_two(self: Any, task: Any, *rest: Any) -> Any:
         if len(done) == 2:
@@ -174,7 +175,7 @@ def test_an_interrupted_run_resumes_with_the_missing_shards(
         return original(self, task, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.CacheWriter, "commit", commit_two)
+        patch.setattr(CacheWriter, "commit", commit_two)
         with pytest.raises(KeyboardInterrupt):
             pipeline.embed(config)
     result = pipeline.embed(config)
@@ -256,7 +257,7 @@ def test_what_cannot_name_a_folder_is_refused_before_any_work(configure: Configu
     dataset = pipeline.prepare(configure())
     config = configure({"encoder": "a/b", "embed.a/b.model": "random:bert"})
     with pytest.raises(ConfigError, match="'a/b' cannot be the name of an encoder"):
-        run_module.locate_cache(config, dataset)
+        locate_cache(config, dataset)
     assert not Path("cache").exists()
 
 

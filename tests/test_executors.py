@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,8 +18,9 @@ import pytest
 from pal import pipeline
 from pal.cache.inspect import verify
 from pal.config import Config, PathsConfig
+from pal.embed.choose import locate_job
 from pal.embed.engines.slurm import Claims
-from pal.embed.run import EmbedResult, locate_job
+from pal.embed.run import EmbedResult
 from pal.errors import ConfigError, EncoderError, PalWarning
 
 Configure = Callable[..., Config]
@@ -79,27 +79,6 @@ def test_processes_make_the_same_bytes_as_this_process(
     there = pipeline.embed(configure({**MANY, "paths.cache": "there", "embed.actors": 2}))
     assert there.encoded == 600
     assert files(there.dir) == files(here.dir)
-
-
-def test_an_address_where_no_cluster_answers_is_one_sentence(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pal.embed.engines.ray import require_cluster
-
-    with socket.socket() as taken, socket.socket() as silent:
-        taken.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=rf"nothing answers at --ray-address {closed}"):
-            require_cluster(closed)
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr("pal.embed.engines.ray.JOIN_SECONDS", 1.0)
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"{address} is no Ray cluster, or too slow"):
-            require_cluster(address)
-    monkeypatch.setattr("pal.embed.engines.ray.JOIN", "import sys; sys.exit('ValueError: odd')")
-    with pytest.raises(ConfigError, match=r"cannot join the Ray cluster at auto \(ValueError: odd"):
-        require_cluster("auto")
 
 
 @pytest.mark.usefixtures("cluster")

@@ -26,6 +26,7 @@ from pal.cache.inspect import list_caches
 from pal.cache.removal import caches_of, removable, remove, unused_caches
 from pal.cache.spec import embed_command
 from pal.cells import delimiter_of
+from pal.cli import complete
 from pal.cli import version as version_option
 from pal.cli.app import app
 from pal.cli.examples import EXAMPLES
@@ -94,6 +95,34 @@ def test_the_version_tells_the_commit_of_a_checkout() -> None:
     told = version_text()
     assert told.startswith(f"pal {__version__}")
     assert re.search(r"\(git [0-9a-f]{7,}", told) or not (REPOSITORY / ".git").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("pal ad", ["adapt"]),
+        ("pal cache ", ["export", "ls", "rm", "stats", "verify"]),
+        ("pal train --dataset de", ["demo"]),
+        ("pal embed -e min", ["minilm"]),
+        ("pal runs rm on", ["one", "one-more"]),
+        ("pal evaluate one two", ["two"]),
+        ("pal adapt --run two", ["two"]),
+    ],
+)
+def test_the_tab_key_finds_commands_and_names(typed: str, found: list[str]) -> None:
+    for run in ("one", "one-more", "two", ".inflight-made"):
+        Path("runs", run).mkdir(parents=True)
+        Path("runs", run, "head.json").touch()
+    words = typed.split(" ")
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    asked["_PAL_COMPLETE"] = "complete_bash"
+    told = CliRunner().invoke(app, env=asked, prog_name="pal")
+    assert sorted(told.stdout.split()) == found
+
+
+def test_the_tab_key_is_silent_over_settings_that_cannot_be_read() -> None:
+    Path("pipeline.yaml").write_text("data: [")
+    assert complete.datasets("") == complete.encoders("") == complete.runs("") == []
 
 
 def test_make_says_where_pal_is() -> None:

@@ -12,7 +12,7 @@ import torch
 from pal import pipeline
 from pal.config import Config, TrainConfig
 from pal.evaluate.predict import load_run
-from pal.train import build, probe
+from pal.train import build
 from pal.train.build import build_head, heads, resolve
 from pal.train.data import TrainingData
 from pal.train.fit import fit_head
@@ -150,15 +150,6 @@ def test_auto_asks_the_machine_once_and_the_run_says_what_it_took(
     pipeline.train(config, "one")
     assert load_run(config.paths.runs, "one").metadata.train.precision == "bfloat16"
     assert set(asked) == {config.train.device}
-    seconds = {torch.float32: 3.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(probe, "_seconds", lambda dtype, device: seconds[dtype])
-    probe.quickest.cache_clear()
-    assert probe.quickest("cpu") == "bfloat16"
-    seconds[torch.bfloat16] = 2.9
-    assert probe.quickest("cpu") == "bfloat16"  # remembered
-    probe.quickest.cache_clear()
-    assert probe.quickest("cpu") == "float32"
-    probe.quickest.cache_clear()
 
 
 def test_heads_that_know_no_other_arithmetic_are_float32() -> None:

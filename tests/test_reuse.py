@@ -19,7 +19,8 @@ from pal.cache.removal import removable, remove
 from pal.cache.shard import Shard
 from pal.config import Config
 from pal.dataset import PreparedDataset
-from pal.embed.run import EmbedResult, locate_job
+from pal.embed.choose import locate_job
+from pal.embed.run import EmbedResult
 
 Configure = Callable[..., Config]
 Embed = Callable[..., EmbedResult]

@@ -325,6 +325,62 @@ def test_odd_rows_of_parquet_and_into_parquet(model: RewardModel, suffix: str) -
         assert rows[2]["reward_error"] == "column t cannot be read (OverflowError)"
 
 
+def test_comparisons_of_a_file_are_those_of_python_and_an_odd_one_costs_only_itself(
+    opened: Opened,
+) -> None:
+    model = opened(["7", "seen-00000"], "pal-b")  # of random pal-a heads all are sure
+    good = {"prompt": "p", "first": "a b", "second": "c"}
+    rows: list[dict[str, Any]] = [
+        {**good, "user_id": "7"}, {**good, "user_id": True}, good,
+        {"prompt": "p", "chosen": "c", "rejected": "a b", "user_id": "x"},
+        {"prompt": "p", "first": "a b"}, {**good, "second": " "}, {"response": "r"}, good,
+    ]  # fmt: skip
+    text = "\n".join(map(json.dumps, rows))
+    Path("in.jsonl").write_text(text + "\nno JSON\n")
+    summary = score_file(model, Path("in.jsonl"), Path("out.jsonl"), compare=True)
+    assert (summary.rows, summary.rows_failed, summary.rows_written) == (9, 5, 9)
+    assert (summary.users_known, summary.users_unknown) == (1, 1)
+    found = lines_of("out.jsonl")
+    known, stranger, turned = (
+        model.compare("p", [first], [second], user)[0]
+        for first, second, user in (("a b", "c", 7), ("a b", "c", None), ("c", "a b", None))
+    )
+    wanted = [known, None, stranger, turned, None, None, None, stranger, None]
+    assert [row["p"] for row in found] == [p if p is None else pytest.approx(p) for p in wanted]
+    assert abs(known - stranger) > 1e-3
+    told = [row["p_error"] for row in found if row["p_error"] is not None]
+    wanted_words = [
+        "a user's id is", "no 'second' is", "text is empty", "no 'first' and no 'second'", "JSON",
+    ]  # fmt: skip
+    for words, error in zip(wanted_words, told, strict=True):
+        assert words in error
+    assert "reward" not in found[0]
+
+    table = pl.DataFrame({"first": ["a b"] * 3, "second": ["c"] * 3, "prompt": ["p"] * 3})
+    table.write_parquet("in.parquet")
+    score_file(model, Path("in.parquet"), Path("out.parquet"), compare=True)
+    written = pl.read_parquet("out.parquet")
+    assert written.columns == ["first", "second", "prompt", "p", "p_error"]
+    assert written["p"].to_list() == pytest.approx([stranger] * 3)
+    with pytest.raises(RewardError, match="in.parquet has no column 'response', only first, sec"):
+        score_file(model, Path("in.parquet"), Path("out.parquet"))
+    table.drop("second").write_parquet("in.parquet")
+    with pytest.raises(RewardError, match="in.parquet has no column 'second', only first, prompt"):
+        score_file(model, Path("in.parquet"), Path("out.parquet"), compare=True)
+    with pytest.raises(RewardError, match="--pairs and --compare exclude each other"):
+        score_file(model, Path("in.jsonl"), Path("out.jsonl"), pairs=True, compare=True)
+
+
+def test_rewards_are_not_gone_on_with_as_probabilities(model: RewardModel) -> None:
+    rows = [{"prompt": "p", "response": "r", "first": "a b", "second": f"{n}"} for n in range(600)]
+    Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(Killed):
+        score_file(model, Path("in.jsonl"), Path("out.jsonl"), progress=kill)
+    score_file(model, Path("in.jsonl"), Path("out.jsonl"), compare=True)
+    wanted = model.compare("p", ["a b"] * 600, [row["second"] for row in rows])
+    assert [row["p"] for row in lines_of("out.jsonl")] == pytest.approx(wanted, abs=1e-5)
+
+
 def test_nan_is_null_and_other_columns_stay(model: RewardModel) -> None:
     odd = {"n": [1.5, float("nan"), {"x": float("-inf")}], "reward": "old", "reward_error": "old"}
     Path("in.jsonl").write_text(json.dumps({"prompt": None, "response": "r", **odd}) + "\n\n")

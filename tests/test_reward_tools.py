@@ -84,6 +84,7 @@ def test_a_merged_folder_has_the_names_that_transformers_4_knows(
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not isinstance(tokenizer.get("extra_special_tokens"), list)
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_settings_of_rotary_positions_have_their_old_names() -> None:

@@ -37,7 +37,7 @@ from pal.reward.server.serve import Server, listen
 from pal.reward.server.service import Service
 from pal.train.adapt.active import ask_in_turn
 from pal.train.adapt.answers import Answers
-from pal.train.adapt.prior import make_prior
+from pal.train.adapt.prior import Priors, make_prior
 
 Opened = Callable[..., RewardModel]
 TOKEN = "a-token-for-tests"
@@ -56,7 +56,8 @@ def model(opened: Opened) -> RewardModel:
 def learned(model: RewardModel) -> RewardModel:
     """Give the run of a test a prior, as its export has one, and smaller features: of a random head
     that is sure of everything nobody learns anything."""
-    model.contents = replace(model.contents, prior=make_prior(model.head, 0.3))
+    prior = Priors.always(make_prior(model.head, 0.3))
+    model.contents = replace(model.contents, prior=prior)
     with torch.no_grad():
         model.head.get_buffer("item_scale.scale").fill_(0.1)
     return model
@@ -233,7 +234,8 @@ def in_turn(model: RewardModel, asked: list[Answer], labels: list[Any]) -> list[
     pairs.encode(len(pairs.rows))
     label = torch.tensor(labels, dtype=torch.float32)
     pool = Answers(pairs.prepared(), label, torch.zeros_like(label).long(), 1)
-    rows: list[int] = ask_in_turn(model.head, pool, pairs.prior, len(asked))[:, 0].tolist()
+    prior = pairs.prior_of(len(asked))
+    rows: list[int] = ask_in_turn(model.head, pool, prior, len(asked))[:, 0].tolist()
     return rows
 
 

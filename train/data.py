@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from pal.cache.mapped import Features, features_of
 from pal.cache.reader import FeatureStore
 from pal.cache.spec import encoder_of
 from pal.config import TrainConfig
@@ -48,16 +49,22 @@ class TrainingData:
     store: FeatureStore
     users: list[str]
     """ids of the seen users, sorted: the rows of every head's user table"""
-    features: Tensor
-    """(rows, dim) in the dtype of the cache, on the device"""
+    features: Features
+    """(rows, dim) in the dtype of the cache; what is looked up is on the device"""
     train: Pairs
     val: Pairs
 
     @classmethod
     def load(
-        cls, settings: TrainConfig, dataset: PreparedDataset, store: FeatureStore, device: str
+        cls,
+        settings: TrainConfig,
+        dataset: PreparedDataset,
+        store: FeatureStore,
+        device: str,
+        features: Features | None = None,
     ) -> TrainingData:
-        """Join the seen users' training and validation pairs to the features.
+        """Join the seen users' training and validation pairs to the features, by default those of
+        the store.
 
         Test pairs are not read. A pair without a prompt is left out, with a warning, where the head
         reads prompts; other heads compare its items all the same. Raises TrainError where a split
@@ -79,7 +86,9 @@ class TrainingData:
                 )
         with_prompt = all(frame["prompt_id"].null_count() == 0 for frame in (train, val))
         joined = [Pairs.join(frame, store, users, with_prompt, device) for frame in (train, val)]
-        return cls(dataset, store, users, store.features(device), *joined)
+        if features is None:
+            features = features_of(store, settings.features, device)
+        return cls(dataset, store, users, features, *joined)
 
     @cached_property
     def is_vote(self) -> bool:
@@ -186,7 +195,7 @@ def subset(frame: pl.DataFrame, users: int | None, pairs_per_user: int | None) -
     return frame
 
 
-def statistics_of(features: Tensor, rows: Tensor, same: str) -> Standardiser:
+def statistics_of(features: Features, rows: Tensor, same: str) -> Standardiser:
     """Return the statistics of some rows' features; raises TrainError where they are of no use,
     ``same`` where all features are the same."""
     fitted = Standardiser(features.shape[1])

@@ -7,12 +7,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor
 
+from pal.cache.mapped import whole
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
@@ -22,6 +23,7 @@ from pal.train.build import has_priors, kind_of
 from pal.train.data import Fitted, TrainingData
 from pal.train.diagnose import warn_about_labels, warn_about_loss
 from pal.train.heads.shrunk import ShrunkHead
+from pal.train.loggers import Logs, logs_of, require_logger
 from pal.train.module import HeadTraining
 from pal.train.new_run import NewRun
 from pal.train.pairs import LanesDataModule, PairsDataModule
@@ -30,6 +32,9 @@ from pal.train.probe import choose_device
 from pal.train.run_record import TrainedHead
 from pal.train.solve import solve
 from pal.train.stack_training import StackTraining
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 Progress = Callable[[int], None]
 SEEDS_APART = 1000
@@ -52,26 +57,34 @@ def train(
     Validation pairs choose the epoch; test pairs are not read. ``config`` is saved beside the head,
     to be read by people; ``progress`` is called after each epoch. The same settings and seed give
     the same bytes on the same machine's CPU. A run of this name is replaced only if it was made
-    with the same settings from the same data; what its settings gave by folds stays.
+    with the same settings from the same data; what its settings gave by folds stays. Raises
+    ConfigError where the package of ``train.logger`` is not installed.
     """
+    require_logger(settings)
     device = choose_device(settings.device)
     new = NewRun.begin(settings, seed, dataset, store, runs, run, config, device)
     warn_about_labels(new.data.train, new.data.users)
-    began = time.perf_counter()
-    fitted = fit_head(new.data, new.settings, seed, progress)
-    seconds = time.perf_counter() - began
-    if new.settings.loss == "logistic":
-        losses = [row["val/loss"] for row in fitted.log if "val/loss" in row]
-        warn_about_loss(min(losses, default=0.0))
-    return new.save(fitted, seconds)
+    with logs_of(new.settings, new.folder) as logs:
+        began = time.perf_counter()
+        fitted = fit_head(new.data, new.settings, seed, progress, logs)
+        seconds = time.perf_counter() - began
+        if new.settings.loss == "logistic":
+            losses = [row["val/loss"] for row in fitted.log if "val/loss" in row]
+            warn_about_loss(min(losses, default=0.0))
+        return new.save(fitted, seconds, None if logs is None else logs.folder)
 
 
 def fit_head(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress = lambda epochs: None
+    data: TrainingData,
+    settings: TrainConfig,
+    seed: int,
+    progress: Progress = lambda epochs: None,
+    logs: Logs | None = None,
 ) -> Fitted:
     """Fit a head, from several starts if the settings say so; raises TrainError if none succeeds.
 
-    The result is the same whether or not other heads are fitted from this data.
+    Without ``logs`` nothing is logged, whatever the settings say. The result is the same whether or
+    not other heads are fitted from this data.
     """
     if kind_of(settings).is_solved:
         head = data.new_head(settings, seed)
@@ -80,10 +93,10 @@ def fit_head(
         return Fitted(head, [{"epoch": 0}], 0)
     best: HeadTraining | None = None
     if has_priors(settings):
-        best = _best_strength(data, settings, seed, progress)
+        best = _best_strength(data, settings, seed, progress, logs)
     else:
         for own_seed in _seeds(settings, seed):
-            module, _ = _trained(data, settings, own_seed, progress)
+            module, _ = _trained(data, settings, own_seed, progress, logs)
             if module.best_state and (best is None or module.best_loss < best.best_loss):
                 best = module
     if best is None:
@@ -92,7 +105,7 @@ def fit_head(
 
 
 def _best_strength(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress, logs: Logs | None
 ) -> HeadTraining | None:
     """Fit a head under priors (pal.train.priors), of several starts the best: with the default
     strength, or with a weaker one where validation pairs gain clearly by it."""
@@ -101,7 +114,8 @@ def _best_strength(
     has_strength = settings.sigma is None and issubclass(kind_of(settings), ShrunkHead)
     for sigma in PATH if has_strength else (settings.sigma,):
         own = settings.model_copy(update={"sigma": sigma})
-        tried = [_trained(data, own, own_seed, progress) for own_seed in _seeds(settings, seed)]
+        seeds = _seeds(settings, seed)
+        tried = [_trained(data, own, own_seed, progress, logs) for own_seed in seeds]
         module, batches = min(tried, key=lambda one: one[0].best_loss)
         if not module.best_state:
             continue
@@ -117,10 +131,15 @@ def _seeds(settings: TrainConfig, seed: int) -> range:
 
 
 def _trained(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress
+    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress, logs: Logs | None
 ) -> tuple[HeadTraining, PairsDataModule]:
     module, batches = begin(data, settings, seed)
-    fit(module, batches, str(data.features.device), progress)
+    device = str(data.features.device)
+    if logs is None:
+        fit(module, batches, device, progress)
+    else:
+        with logs.of(settings, seed) as logger:
+            fit(module, batches, device, progress, logger)
     return module, batches
 
 
@@ -131,7 +150,7 @@ def begin(
     priors if the settings say so."""
     head, train, val, priors = data.new_head(settings, seed), data.train, data.val, None
     if has_priors(settings):
-        points = data.item_scale(data.features).to(data.features.device)
+        points = data.item_scale(whole(data.features)).to(data.features.device)
         train, val = (
             with_things(pairs, points, data.is_vote, head.uses_prompt) for pairs in (train, val)
         )
@@ -166,8 +185,10 @@ def fit(
     data: PairsDataModule | LanesDataModule,
     device: str,
     progress: Progress,
+    logger: Logger | None = None,
 ) -> None:
-    """Run Lightning's loop, for ``module.epochs`` epochs, without its files and messages."""
+    """Run Lightning's loop, for ``module.epochs`` epochs, without its files and messages; what the
+    module logs goes to ``logger``."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -184,7 +205,7 @@ def fit(
             max_epochs=module.epochs,
             callbacks=[Report()],
             deterministic=True,
-            logger=False,
+            logger=logger or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -55,9 +55,10 @@ class NewRun:
         data = TrainingData.load(settings, dataset, store, device)
         return cls(folder, settings, record, config, data)
 
-    def save(self, fitted: Fitted, seconds: float) -> TrainedHead:
-        """Write the run; raises as ``begin`` does, for another process may have been quicker."""
+    def save(self, fitted: Fitted, seconds: float, logs: Path | None = None) -> TrainedHead:
+        """Write the run, the folder ``logs`` becoming a part of it; raises as ``begin`` does, for
+        another process may have been quicker."""
         with locked(self.folder):
             self.record.require_same_run(self.folder, REMEDY)
             trained = self.data.trained(fitted, self.record, seconds)
-            return trained.save(self.folder, self.config, fitted.log)
+            return trained.save(self.folder, self.config, fitted.log, logs)

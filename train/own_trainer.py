@@ -68,8 +68,8 @@ def open_training(
 ) -> OwnTraining:
     """Return a head with its batches, ready for a Trainer; features stay on the CPU until then.
 
-    Epochs and devices are the Trainer's, all else is the settings'. A Trainer trains once: under
-    priors no strength is chosen, and ``sigma`` null is 1. Raises TrainError for several
+    Epochs, devices and loggers are the Trainer's, all else is the settings'. A Trainer trains once:
+    under priors no strength is chosen, and ``sigma`` null is 1. Raises TrainError for several
     ``starts``, and for heads that are solved at once and need no Trainer.
     """
     settings = resolve(settings)

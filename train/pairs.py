@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from pal.cache.mapped import Features
 from pal.cache.reader import FeatureStore
 from pal.dataset import ids_of
 from pal.errors import TrainError
@@ -117,7 +118,7 @@ class Pairs:
             None if self.judged is None else self.judged.take(chosen),
         )
 
-    def batch(self, features: Tensor, chosen: Tensor | slice) -> Batch:
+    def batch(self, features: Features, chosen: Tensor | slice) -> Batch:
         """Gather the features of some comparisons."""
         prompt = None if self.prompt is None else features[self.prompt[chosen]]
         return Batch(
@@ -128,7 +129,7 @@ class Pairs:
             self.label[chosen],
         )
 
-    def step(self, features: Tensor, chosen: Tensor | slice) -> Step:
+    def step(self, features: Features, chosen: Tensor | slice) -> Step:
         """Gather the features of the distinct things in some comparisons."""
         items = torch.cat([self.first[chosen], self.second[chosen]])
         prompt = None if self.prompt is None else Table.of(features, self.prompt[chosen])
@@ -166,7 +167,7 @@ class PairBatches:
 
     def __init__(
         self,
-        features: Tensor,
+        features: Features,
         pairs: Pairs,
         batch_size: int,
         seed: int | None,
@@ -217,7 +218,7 @@ class LaneBatches:
 
     def __init__(
         self,
-        features: Tensor,
+        features: Features,
         lanes: Sequence[Pairs],
         batch_size: int,
         seeds: Sequence[int | None],
@@ -263,7 +264,7 @@ class PairsDataModule(lightning.LightningDataModule):
     """
 
     def __init__(
-        self, features: Tensor, train: Pairs, val: Pairs, batch_size: int, seed: int
+        self, features: Features, train: Pairs, val: Pairs, batch_size: int, seed: int
     ) -> None:
         super().__init__()
         self.features, self.train_pairs, self.val_pairs = features, train, val
@@ -295,7 +296,7 @@ class Lane:
 class LanesDataModule(lightning.LightningDataModule):
     """The same for a stack of heads: lanes side by side, features resident on the device."""
 
-    def __init__(self, features: Tensor, lanes: Sequence[Lane], batch_size: int) -> None:
+    def __init__(self, features: Features, lanes: Sequence[Lane], batch_size: int) -> None:
         super().__init__()
         self.features, self.lanes, self.batch_size = features, list(lanes), batch_size
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pal.cache.mapped import Features, whole
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import First, ShrunkHead
 from pal.train.pairs import Judged, Pairs
@@ -67,13 +68,13 @@ class Priors(nn.Module):
         return total / self.pairs
 
 
-def prepare(head: Head, pairs: Pairs, features: Tensor, is_vote: bool) -> None:
+def prepare(head: Head, pairs: Pairs, features: Features, is_vote: bool) -> None:
     """Let a fresh head take from the training pairs what its priors are about: the direction from
     one answer to the other, and the sizes of features."""
     if not isinstance(head, ShrunkHead):
         return
     if is_vote:
-        head.side_D.copy_(axis_of(_apart(pairs, head.item_scale(features))))
+        head.side_D.copy_(axis_of(_apart(pairs, head.item_scale(whole(features)))))
     rows = torch.randperm(len(pairs))[:ROWS_TO_FIT].to(features.device)
     batch = pairs.batch(features, rows)
     head.fit(batch.prompt, batch.first, batch.second)

@@ -4,6 +4,7 @@ runs/<run>/head.json          RunRecord: what it is; written last
 runs/<run>/head.safetensors   its numbers; the same command gives the same bytes
 runs/<run>/config.yaml        the resolved configuration
 runs/<run>/log.csv            one row per epoch
+runs/<run>/logs/              what train.logger wrote, to be looked at; nobody reads it again
 
 Evaluation adds metrics.json and predictions.parquet, which name the seal of the head, and under
 folds/ what the run's settings give by cross-fitting.
@@ -31,6 +32,7 @@ from pal.train.heads.head import Head
 from pal.train.relevant import relevant_settings
 
 HEAD, CONFIG, LOG = "head.safetensors", "config.yaml", "log.csv"
+LOGS = "logs"
 FOLDS = "folds"
 HEAD_NAME = "train.head"
 Log = Sequence[Mapping[str, float]]
@@ -143,11 +145,14 @@ class TrainedHead:
         """User ids in the order of the head's table."""
         return self.metadata.users
 
-    def save(self, folder: Path, config: JsonObject, log: Log) -> TrainedHead:
+    def save(
+        self, folder: Path, config: JsonObject, log: Log, logs: Path | None = None
+    ) -> TrainedHead:
         """Write a run as a whole and return it with the seals of its files.
 
-        ``config``: the resolved configuration, to be read by people. Folds of a run that it takes
-        the place of stay, if they are of the same settings and data.
+        ``config``: the resolved configuration, to be read by people. ``logs``: a folder that is
+        moved into the run. Folds of a run that it takes the place of stay, if they are of the same
+        settings and data.
         """
         settings = self.metadata.train.model_dump(mode="json")
         text = yaml.safe_dump({**config, "train": settings}, sort_keys=False)
@@ -160,6 +165,8 @@ class TrainedHead:
             }
             record = self.metadata.model_copy(update={"files": files})
             self.metadata.keep_folds(folder, temporary)
+            if logs is not None and logs.is_dir():
+                shutil.move(logs, temporary / LOGS)
             record.write_to(temporary / RunRecord.file)
         return replace(self, metadata=record)
 

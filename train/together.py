@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
+from pal.cache.mapped import Features
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
@@ -130,7 +130,7 @@ def step_seconds_alone(data: TrainingData, settings: TrainConfig, seed: int) -> 
     return fastest(step, len(batches), data.features)
 
 
-def fastest(step: Callable[[], None], batches: int, features: Tensor) -> float:
+def fastest(step: Callable[[], None], batches: int, features: Features) -> float:
     """Return the least time that a step takes, of as many tries as there are batches, at most
     a few."""
     times = []
@@ -150,8 +150,8 @@ def load_each(
     share."""
     found: list[TrainingData] = []
     for dataset in datasets:
-        data = TrainingData.load(settings, dataset, store, device)
-        found.append(replace(data, features=found[0].features) if found else data)
+        features = found[0].features if found else None
+        found.append(TrainingData.load(settings, dataset, store, device, features))
     return found
 
 

@@ -10,7 +10,7 @@ from pal.cache.records import Receipt
 from pal.cache.writer import CacheWriter
 
 if TYPE_CHECKING:
-    from pal.embed.run import Job
+    from pal.embed.job import Job
 
 
 def execute(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iterator[Receipt]:

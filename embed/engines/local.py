@@ -24,7 +24,7 @@ from pal.embed.devices import token_budget
 from pal.errors import EncoderError
 
 if TYPE_CHECKING:
-    from pal.embed.run import Job
+    from pal.embed.job import Job
     from pal.embed.runner import ShardRunner
 
 POLL_SECONDS = 0.2

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pal.cache.plan import ShardTask
 from pal.cache.records import Receipt
 from pal.cache.writer import CacheWriter
+from pal.cluster import joined, raise_cause
 from pal.embed.engines.local import load_runner
-from pal.errors import ConfigError, PalError
 
 if TYPE_CHECKING:
-    from pal.embed.run import Job
+    from pal.embed.job import Job
     from pal.embed.runner import ShardRunner
-
-CONNECT_SECONDS, JOIN_SECONDS = 5.0, 25.0
-JOIN = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False); ray.shutdown()"
 
 
 def on_ray(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iterator[Receipt]:
     """Do the tasks in actors: one shard is one call, and a call lost with its node is repeated."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "--executor ray needs Ray; install the extra: pip install 'pal-heads[ray]'"
-        ) from error
     settings = job.config.embed
-    started = not ray.is_initialized()
-    if started:
-        if settings.ray_address:
-            require_cluster(settings.ray_address)
-        here = {"include_dashboard": False, "num_cpus": settings.actors or os.cpu_count()}
-        ray.init(
-            settings.ray_address, log_to_driver=False, **({} if settings.ray_address else here)
-        )
-    try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+    with joined(settings.ray_address, settings.actors or os.cpu_count() or 1) as cluster:
+        ray = cluster.ray
+        gpus = sum(node.gpus for node in cluster.nodes)
         count = min(len(tasks), settings.actors or gpus or 1)
         # all nodes see the same file system, but work in other folders
         job = job.with_absolute_paths()
@@ -53,52 +34,16 @@ def on_ray(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iter
         idle = [build.remote(job, device) for _ in range(count)]
         waiting = list(tasks)
         running: dict[Any, Any] = {}
-        while waiting or running:
-            while waiting and idle:
-                actor = idle.pop()
-                running[actor.run.remote(waiting.pop(0))] = actor
-            done, _ = ray.wait(list(running))
-            idle.append(running.pop(done[0]))
-            yield ray.get(done[0])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PalError | OSError):
-            raise error.cause from None
-        raise
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def require_cluster(address: str) -> None:
-    """Raise ConfigError within 30 s unless a cluster answers at an address.
-
-    ``ray.init`` itself waits for minutes, and then ends the process: another process tries first.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    remedy = "give the address of a running cluster, as ray start --head prints it"
-    if host and port.isdecimal():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"nothing answers at --ray-address {address} ({error}); {remedy}"
-            ) from error
-    try:
-        joined = subprocess.run(
-            [sys.executable, "-c", JOIN, address],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=JOIN_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"what answers at --ray-address {address} is no Ray cluster, or too slow: it could not "
-            f"be joined within {JOIN_SECONDS:.0f} s; {remedy}"
-        ) from error
-    if joined.returncode:
-        reason = (joined.stderr.strip().splitlines() or ["no reason is given"])[-1][:300]
-        raise ConfigError(f"cannot join the Ray cluster at {address} ({reason}); {remedy}")
+            while waiting or running:
+                while waiting and idle:
+                    actor = idle.pop()
+                    running[actor.run.remote(waiting.pop(0))] = actor
+                done, _ = ray.wait(list(running))
+                idle.append(running.pop(done[0]))
+                yield ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise_cause(error)
 
 
 class Actor:

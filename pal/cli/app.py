@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pal.cli import complete
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -21,18 +23,27 @@ app = typer.Typer(
     name="pal",
     help="Plural preferences from frozen features: encode once, train light PAL heads many times.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Dataset = Annotated[
     str | None,
-    typer.Option("--dataset", "-d", help="Name of the dataset: a key of data: in pipeline.yaml."),
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="Name of the dataset: a key of data: in pipeline.yaml.",
+        autocompletion=complete.datasets,
+    ),
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option("--encoder", "-e", help="Name of an encoder under embed: in pipeline.yaml."),
+    typer.Option(
+        "--encoder",
+        "-e",
+        help="Name of an encoder under embed: in pipeline.yaml.",
+        autocompletion=complete.encoders,
+    ),
 ]
 Source = Annotated[
     str | None,
@@ -104,6 +115,9 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="A running Ray cluster, e.g. auto.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +13,7 @@ from pal.cli.app import (
     Encoder,
     File,
     Json,
+    RayAddress,
     Set,
     app,
     progress_bar,
@@ -53,6 +56,17 @@ def audit(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the audit; default: dataset and encoder.")
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"] | None,
+        typer.Option("--executor", help="local, or ray: draws are tasks of a Ray cluster."),
+    ] = None,
+    ray_address: RayAddress = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Threads, or tasks of Ray at once; default: one for each core."
+        ),
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
@@ -62,15 +76,21 @@ def audit(
     Compares one taste for all, each person with a reliability and a readiness to agree, with many
     tastes, on answers held out, against what chance gives under one taste. Writes audits/NAME/
     audit.md, with what people disagree about; a killed audit goes on where it was.
+
+    On a cluster: pal audit --executor ray --ray-address auto
     """
     from pal import pipeline
     from pal.audit.run import steps_of
 
     settings = settings_of(
         config, set_, dataset=dataset, encoder=encoder, audit__permutations=permutations,
-        audit__power=power, audit__features=features, audit__by=by,
+        audit__power=power, audit__features=features, audit__by=by, audit__executor=executor,
+        audit__ray_address=ray_address, audit__workers=workers,
     )  # fmt: skip
-    with progress_bar(steps_of(settings.config.audit), "draws") as progress:
+    with (
+        progress_bar(steps_of(settings.config.audit), "draws") as progress,
+        redirect_stdout(sys.stderr),
+    ):  # Ray tells of its nodes on standard output
         record = pipeline.audit(settings.config, name, progress)
     folder = settings.config.paths.audits / record.name
 

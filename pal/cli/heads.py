@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated, Literal
 
 import typer
 
+from pal.cli import complete
 from pal.cli.app import (
     Dataset,
     Encoder,
     File,
     Json,
+    RayAddress,
     Set,
     app,
     numbers_of,
@@ -67,16 +71,36 @@ def sweep(
         int | None,
         typer.Option("--folds", help="Judge every head by so many folds of prompts."),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"] | None,
+        typer.Option("--executor", help="local, or ray: stacks are tasks of a Ray cluster."),
+    ] = None,
+    ray_address: RayAddress = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Stacks at once; default: one for each GPU, or node of Ray."
+        ),
+    ] = None,
     config: File = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Many heads from one cache in one process; a rerun trains only what is missing."""
+    """Many heads from one cache in one process; a rerun trains only what is missing.
+
+    On a cluster, whose nodes see this folder: pal sweep --executor ray --ray-address auto
+    """
     from pal import pipeline
     from pal.sweep.plan import heads_of_sweep
 
-    settings = settings_of(config, set_, dataset=dataset, encoder=encoder, sweep__folds=folds)
-    with progress_bar(heads_of_sweep(settings.config.sweep), "heads") as progress:
+    settings = settings_of(
+        config, set_, dataset=dataset, encoder=encoder, sweep__folds=folds,
+        sweep__executor=executor, sweep__ray_address=ray_address, sweep__workers=workers,
+    )  # fmt: skip
+    with (
+        progress_bar(heads_of_sweep(settings.config.sweep), "heads") as progress,
+        redirect_stdout(sys.stderr),
+    ):  # Ray tells of its nodes on standard output
         summary = pipeline.sweep(settings.config, name, progress, say)
 
     def text() -> str:
@@ -96,7 +120,7 @@ def sweep(
 
 @app.command()
 def adapt(
-    run: Annotated[str, typer.Option("--run", help="Name of a run.")],
+    run: Annotated[str, typer.Option("--run", help="Name of a run.", autocompletion=complete.runs)],
     shots: Annotated[
         str | None,
         typer.Option(
@@ -158,10 +182,14 @@ def adapt(
 @app.command()
 def evaluate(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Names of runs; the first is the baseline.")
+        list[str] | None,
+        typer.Argument(
+            help="Names of runs; the first is the baseline.", autocompletion=complete.runs
+        ),
     ] = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", help="Name of a run; repeatable.")
+        list[str] | None,
+        typer.Option("--run", help="Name of a run; repeatable.", autocompletion=complete.runs),
     ] = None,
     folds: Annotated[
         int | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pal.cli import complete
 from pal.cli.app import File, Json, Set, app, progress_bar, say, settings_of, show
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _load(model: str, device: str, encoder: Path | None, trust_remote_code: bool
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Option("--run", help="Name of a run.")],
+    run: Annotated[str, typer.Option("--run", help="Name of a run.", autocompletion=complete.runs)],
     user: Annotated[
         str | None,
         typer.Option("--user", help="One user's reward; adapted from the own answers if unseen."),
@@ -99,13 +100,18 @@ def score(
     model: Model,
     input: Annotated[
         Path,
-        typer.Option("--input", help="JSONL, CSV or Parquet: prompt, response or image, user_id."),
+        typer.Option(
+            "--input",
+            help="JSONL, CSV or Parquet: prompt, response or image, user_id; for --compare prompt, "
+            "first, second, user_id.",
+        ),
     ],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
-            help="The same rows with reward or reward_error; the ending says which kind of file.",
+            help="The same rows with reward or reward_error, after --compare p or p_error; the "
+            "ending says which kind of file.",
         ),
     ],
     best_of: Annotated[
@@ -115,6 +121,10 @@ def score(
     pairs: Annotated[
         bool,
         typer.Option("--pairs", help="Write prompt, chosen, rejected: best and worst, for DPO."),
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="How probably the user prefers the first of two: column p."),
     ] = False,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
@@ -129,18 +139,21 @@ def score(
     require_files(input, output)  # before the model is loaded, which may take minutes
     loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "rows") as progress:
-        result = score_file(loaded, input, output, best_of=best_of, pairs=pairs, progress=progress)
+        result = score_file(
+            loaded, input, output, best_of=best_of, pairs=pairs, compare=compare, progress=progress
+        )
+    what = "probability" if compare else "reward"
     show(
         result,
         as_json,
         lambda: (
             f"{output}: {result.rows:,} rows in {result.seconds:.1f} s, "
             f"{result.users_known} users known and {result.users_unknown} not"
-            + (f"; {result.rows_failed:,} have no reward" if result.rows_failed else "")
+            + (f"; {result.rows_failed:,} have no {what}" if result.rows_failed else "")
         ),
     )
     if result.rows_failed:
-        told = f"{result.rows_failed:,} of {result.rows:,} rows of {input} have no reward"
+        told = f"{result.rows_failed:,} of {result.rows:,} rows of {input} have no {what}"
         told += f"; the first is {result.first_failure}"
         if result.rows_failed == result.rows:
             raise RewardError(f"{told}; correct them, or give another --model")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pal.cli import complete
 from pal.cli.app import File, Json, Set, Yes, app, is_agreed, say, settings_of, show, size
 
 runs_app = typer.Typer(help="Look after runs.", no_args_is_help=True)
@@ -34,7 +35,9 @@ def runs_ls(config: File = None, set_: Set = None, as_json: Json = False) -> Non
 
 @runs_app.command("rm")
 def runs_rm(
-    names: Annotated[list[str], typer.Argument(help="Names of runs.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of runs.", autocompletion=complete.runs)
+    ],
     yes: Yes = False,
     config: File = None,
     set_: Set = None,

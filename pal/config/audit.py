@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -25,5 +25,10 @@ class AuditConfig(Component):
     plurality."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of the prompts, each held out once."""
+    executor: Literal["local", "ray"] = "local"
+    """Who draws the nulls: this process, or tasks of a Ray cluster (extra ray)."""
     workers: PositiveInt | None = None
-    """Threads that draw the null of the test without features; null: one per core."""
+    """Threads that draw the null of the test without features, or tasks of a Ray cluster at once;
+    null: one for each core."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; null: that of RAY_ADDRESS, else one is started here."""

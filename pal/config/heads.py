@@ -92,6 +92,13 @@ class TrainConfig(Component):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of the matrix products of training steps; auto: what the machine is fast at.
     Weights, distances, losses and whatever is no training step are float32."""
+    features: Literal["auto", "memory", "mapped"] = "auto"
+    """Where features are while heads are trained: all in memory, or in the cache's files, of which
+    each step reads its rows; auto: in memory, unless they are more than three tenths of it."""
+    logger: Literal["tensorboard", "wandb"] | None = None
+    """Where to watch the training of a run, beside log.csv: both (extras of these names) write into
+    the run's folder and send nothing; null: nowhere. Sweeps, folds and heads that are solved at
+    once do not log."""
 
     @property
     def prototypes(self) -> int:
@@ -116,9 +123,13 @@ class SweepConfig(Component):
     """Heads of a random or optuna sweep."""
     together: Literal["auto"] | PositiveInt = "auto"
     """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
+    executor: Literal["local", "ray"] = "local"
+    """Who trains the stacks: processes here, or tasks of a Ray cluster (extra ray)."""
     workers: Literal["auto"] | PositiveInt = "auto"
-    """Processes that train stacks side by side, each with the features on its device; auto: one for
-    each GPU."""
+    """Stacks that are trained side by side, in processes that each have the features on their
+    device; auto: one for each GPU, of a Ray cluster without any one for each node."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; null: that of RAY_ADDRESS, else one is started here."""
     halving: Annotated[int, Field(ge=2)] | None = None
     """h: keep the better 1/h of each stack at a quarter and again at half of the epochs; null: keep
     all."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, HTTPException
 
-from pal.reward.adaptation import Answer, Comparisons
+from pal.reward.adaptation import Answer
+from pal.reward.comparisons import Comparisons
 from pal.reward.server.body import BodyRoute
 from pal.reward.server.schemas import CompareReply, CompareRequest
 from pal.reward.server.service import Service, require_count

@@ -60,7 +60,8 @@ class Interview(Questionnaire):
             vector, audience = self._of_amortised(known, stranger)
             self.next = next((n for n, is_done in enumerate(self.is_answered) if not is_done), None)
         else:
-            adapted = adapt_map(head, known, self._prior_here(), with_covariance=True)
+            prior = self.prior_of(len(known.label))
+            adapted = adapt_map(head, known, prior, with_covariance=True)
             vector = adapted.vectors[0]
             audience = Newcomer.of_answers(head, known, adapted) if len(known.label) else stranger
             row = int(next_questions(head, adapted, everything, asked)[0])

@@ -1,7 +1,8 @@
 """What transformers 4 needs to read a folder that transformers 5 has written.
 
-Version 5 renamed some settings and its generic class of tokenizers; both versions read a file that
-has the old names beside the new ones.
+Version 5 renamed some settings and its generic class of tokenizers, and its tokenizers give no
+token types unless they are told to, which those of version 4 do; both versions read a file that has
+the old names beside the new ones, and says what the model is given.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pal.reward.export_record import CONFIG
 
 TOKENIZER = "tokenizer_config.json"
 GENERIC, GENERIC_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
+INPUTS = ["input_ids", "attention_mask"]
+"""what a merged model was compared with its golden scores on: Llama refuses token types, and GPT-2
+reads them as words"""
 
 
 def let_older_versions_read(folder: Path) -> None:
@@ -52,7 +56,7 @@ def _old_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_old_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
-    config = dict(config)
+    config = {**config, "model_input_names": INPUTS}
     if config.get("tokenizer_class") == GENERIC:
         config["tokenizer_class"] = GENERIC_BEFORE
     extra = config.get("extra_special_tokens")

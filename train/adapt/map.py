@@ -22,7 +22,10 @@ from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
 
-STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP = 25, 8, 1e-5, 1e-3
+STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 12, 1e-6, 1e-3, 1e-4
+ROUNDING = 1e-6
+"""share by which float32 may be wrong about an objective. A last step is shorter than what it can
+measure, and it is the step that makes the solution exact: to refuse it would be a matter of luck"""
 
 
 @dataclass
@@ -58,8 +61,9 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
 
     Margins are made linear in the vectors where a user stands, that problem is solved, and the
     solution is tried on the true margins: a user whom it made worse tries half the way. So the head
-    itself is asked a few times only. Users who have arrived are left out of the work as soon as
-    they are the majority.
+    itself is asked a few times only. A user who has arrived stays there, whoever else has not, so
+    that everybody's numbers are the same alone and among others; and is left out of the work as
+    soon as these are the majority.
     """
     logits, prior = _start(head, answers, prior)
     logits = logits.clone()  # it is changed in place, the prior mean that it may be is not
@@ -72,21 +76,23 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     margin, slope = head.margin_and_slope(rest.prepared, head.users.soft(here), rest.user)
     loss = _objective(rest, prior, here, margin)
     size = torch.ones_like(loss)
+    arrived = torch.zeros_like(loss, dtype=torch.bool)
     for _ in range(STEPS):
         away = _solve_linear(head, rest, prior, curvature, here, margin, slope) - here
         tried = here + size.unsqueeze(1) * away
         vectors = head.users.soft(tried)
         new_margin, new_slope = head.margin_and_slope(rest.prepared, vectors, rest.user)
         new_loss = _objective(rest, prior, tried, new_margin)
-        better = new_loss < loss
-        arrived = torch.where(better, loss - new_loss < TOLERANCE, size < SMALLEST_STEP)
-        arrived |= away.abs().amax(dim=1) < SMALLEST_STEP
+        better = (new_loss < loss + _rounding(loss)) & ~arrived
+        arrives = torch.where(better, loss - new_loss < TOLERANCE, size < SMALLEST_STEP)
+        arrives |= away.abs().amax(dim=1) < SMALLEST_STEP
         here = torch.where(better.unsqueeze(1), tried, here)
         loss = torch.where(better, new_loss, loss)
         own = better[rest.user]
         margin = torch.where(own, new_margin, margin)
         slope = torch.where(own.unsqueeze(1), new_slope, slope)
         size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
+        arrived |= arrives
         if 2 * int(arrived.sum()) >= len(arrived):
             logits[live] = here
             stay = ~arrived
@@ -95,6 +101,7 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
             rows = stay[rest.user]
             rest, prior = rest.only(stay), prior.around(prior.mean[stay])
             live, here, loss, size = live[stay], here[stay], loss[stay], size[stay]
+            arrived = arrived[stay]
             margin, slope = margin[rows], slope[rows]
     logits[live] = here
     adapted = Adapted(logits, head.users.of_logits(logits))
@@ -150,7 +157,7 @@ def _solve_linear(
     slope: Tensor,
 ) -> Tensor:
     """Return the raw numbers (U, R) that are best if margins were linear in the vectors: damped
-    Gauss-Newton."""
+    Gauss-Newton. A user who has arrived stays."""
     start = head.users.soft(logits)[answers.user]
 
     def linear(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +168,7 @@ def _solve_linear(
     here, (value, own_slope) = logits, linear(logits)
     loss = _objective(answers, prior, here, value)
     size = torch.ones(answers.users, 1, device=logits.device)
+    arrived = torch.zeros(answers.users, 1, dtype=torch.bool, device=logits.device)
     for _ in range(INNER_STEPS):
         p = torch.sigmoid(value)
         gradient = (here - prior.mean) @ prior.precision
@@ -169,13 +177,15 @@ def _solve_linear(
         tried = here - size * step
         value, own_slope = linear(tried)
         new_loss = _objective(answers, prior, tried, value)
-        better = (new_loss < loss).unsqueeze(1)
-        gain = (loss - new_loss).max()
-        here, loss = torch.where(better, tried, here), torch.minimum(loss, new_loss)
+        better = (new_loss < loss + _rounding(loss)).unsqueeze(1) & ~arrived
+        is_back = bool((~better & ~arrived).any())  # where the arrived are looked at plays no part
+        arrived |= better & (step.abs().amax(dim=1, keepdim=True) < INNER_STEP)
+        here = torch.where(better, tried, here)
+        loss = torch.where(better.squeeze(1), new_loss, loss)
         size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
-        if bool(better.all()) and float(gain) < TOLERANCE:
+        if bool(arrived.all()):
             break
-        if not bool(better.all()):
+        if is_back:
             value, own_slope = linear(here)
     return here
 
@@ -186,6 +196,10 @@ def _objective(answers: Answers, prior: Prior, logits: Tensor, margin: Tensor) -
     fit = logits.new_zeros(answers.users)
     fit.index_add_(0, answers.user, logistic(margin, answers.label))
     return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
+
+
+def _rounding(loss: Tensor) -> Tensor:
+    return ROUNDING * (1.0 + loss.abs())
 
 
 def _rows(p: Tensor, slope_BR: Tensor) -> Tensor:

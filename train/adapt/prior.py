@@ -6,6 +6,7 @@ Shapes: U users, N seen users, R raw numbers, C communities.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +20,14 @@ Spread = Literal["isotropic", "empirical", "community"]
 SMALLEST_WEIGHT = 1e-6
 DEFAULT_STRENGTH = 0.3
 """used where no validation users tune it; on planted users as good as a tuned one"""
+TUNED_SHOTS = (1, 2, 5, 10, 20, 50, 100)
+"""numbers of answers for which a prior is tuned: few answers need a stronger one"""
+
+
+def tuned_for(count: int) -> int:
+    """Return for which number of answers the prior of ``count`` answers is tuned, in an evaluation
+    and in an export alike: the largest one that is not above."""
+    return max((shots for shots in TUNED_SHOTS if shots <= count), default=TUNED_SHOTS[0])
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,31 @@ class Prior:
 
     def around(self, mean_UR: Tensor) -> Prior:
         return replace(self, mean=mean_UR)
+
+    def to(self, device: str | torch.device) -> Prior:
+        return replace(
+            self,
+            mean=self.mean.to(device),
+            precision=self.precision.to(device),
+            centres=self.centres.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors of new users, by the number of answers that each is tuned for, at least one."""
+
+    by_shots: Mapping[int, Prior]
+
+    @classmethod
+    def always(cls, prior: Prior) -> Priors:
+        """Return one prior whatever the number of answers."""
+        return cls({TUNED_SHOTS[0]: prior})
+
+    def of(self, count: int) -> Prior:
+        """Return the prior of somebody with ``count`` answers."""
+        fitting = [shots for shots in self.by_shots if shots <= tuned_for(count)]
+        return self.by_shots[max(fitting, default=min(self.by_shots))]
 
 
 def make_prior(head: Head, strength: float, spread: Spread = "isotropic") -> Prior:

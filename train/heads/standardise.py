@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pal.cache.mapped import Features
+
 ROWS_AT_ONCE = 1024
 
 
@@ -24,7 +26,7 @@ class Standardiser(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
-    def fit(self, features_ND: Tensor, rows: Tensor) -> None:
+    def fit(self, features_ND: Features, rows: Tensor) -> None:
         """Take the statistics from some rows of a table of features: one pass, a block at a time.
 
         Sums are of differences from the first block's mean, in float32 within a block and float64

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pal.cache.mapped import Features
+
 WORTH = 0.75
 """a table of distinct rows is made where it is at most so long: reading by place costs, too"""
 
@@ -26,7 +28,7 @@ class Table(NamedTuple):
     order of the table"""
 
     @classmethod
-    def of(cls, features: Tensor, rows: Tensor) -> Table:
+    def of(cls, features: Features, rows: Tensor) -> Table:
         """Look rows of a table of features up, distinct ones once where that is worth it."""
         distinct, place = rows.unique(return_inverse=True)
         if len(distinct) > WORTH * len(rows):

@@ -1,5 +1,5 @@
 """How ``auto`` is found: features of things by similarity to landmarks, the strength of the priors
-and the metric by inner cross-fitting, everything else by one fit (pal.train.solve.mixture)."""
+and the metric by inner cross-fitting, everything else by one fit (pal.train.solve.posterior)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.auto import Auto, OneTaste
 from pal.train.solve.choose import DEFAULT, NONE, WEAKER, Choice, choose
-from pal.train.solve.mixture import Judgements, Mixture, Numbers, fit, settled
+from pal.train.solve.mixture import Judgements, Mixture, Numbers, settled
+from pal.train.solve.posterior import fit
 from pal.train.solve.problem import Problem
 from pal.train.solve.similar import Similarities
 from pal.train.two_answers import ANSWERS, axis_of

@@ -20,15 +20,17 @@ from scipy.special import expit
 
 from pal.train.sharing import Sharing
 from pal.train.solve.mixture import (
+    STANDARD,
     Array,
     Judgements,
     Mixture,
     Numbers,
     Parts,
+    Priors,
     Strength,
-    fit,
     predicted,
 )
+from pal.train.solve.posterior import fit
 
 DEFAULT = Strength(1.0, 1.0)
 WEAKER = (Strength(2.0, 2.0), Strength(4.0, 2.0), Strength(8.0, 0.0), Strength(16.0, 0.0))
@@ -92,6 +94,7 @@ def choose(
     k: int,
     seed: int,
     path: Sequence[Strength] = (DEFAULT, *WEAKER),
+    priors: Priors = STANDARD,
 ) -> Choice:
     """Choose a strength, how often the metric is learned, and the scales of the text.
 
@@ -114,7 +117,7 @@ def choose(
             known = rows.only(trained[n])
             used, renamed = _renamed(known, things)
             features = bases[n].features
-            fitted[n] = fit(features[used], renamed, k, strength, rng, ITERATIONS)
+            fitted[n] = fit(features[used], renamed, k, strength, rng, ITERATIONS, priors)
             parts.append(predicted(fitted[n], features, rows.only(tested[n])))
             places.append(np.flatnonzero(tested[n]))
         joined = Parts(*(np.concatenate([getattr(p, name) for p in parts]) for name in NAMES))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from pal.cache.mapped import Features
 from pal.errors import TrainError
 from pal.train.heads.standardise import Standardiser
 from pal.train.loss import logistic
@@ -47,7 +48,7 @@ class Rows:
         return Rows(self.x @ basis_DK.to(self.x), self.y, self.user)
 
 
-def differences(scale: Standardiser, features: Tensor, pairs: Pairs) -> Rows:
+def differences(scale: Standardiser, features: Features, pairs: Pairs) -> Rows:
     """Return the standardised differences of pairs, in float64 where that fits."""
     kind = torch.float64 if len(pairs) * features.shape[1] < DOUBLE_BELOW else torch.float32
     blocks = zip(pairs.first.split(ROWS_AT_ONCE), pairs.second.split(ROWS_AT_ONCE), strict=True)

@@ -1,4 +1,4 @@
-"""The fit behind ``auto``: a shared taste and K deviations from it, all of them shrunk.
+"""The model behind ``auto``: a shared taste and K deviations from it, all of them shrunk.
 
     m_u(t)  = s_0 + S(t) + a_u + sum_k w_uk D_k(t),      w_u = softmax(omega_u)
     S(t)    = z_t . s + E_t
@@ -10,8 +10,8 @@ comparison, whose margin is m_u(first) - m_u(second) without s_0 and a_u. E and 
 has beyond what its features tell: its random effect. Things are the sample, not answers: without
 these residuals the maps memorise how much everybody likes each of a few hundred things.
 
-Everything is found at once, at the maximum of the posterior, by L-BFGS over all answers. Shapes: n
-answers, T things, F features of a thing, K prototypes, N users.
+``pal.train.solve.posterior`` finds it. Shapes: n answers, T things, F features of a thing, K
+prototypes, N users.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 
 from pal.train.heads.auto import SHARED_VARIANCE
 from pal.train.sharing import Array, Numbers
 
-HISTORY, GRADIENT, PROGRESS = 20, 1e-4, 1e-7
-"""steps that L-BFGS remembers, and the largest slope and the relative progress that end it"""
 START = 0.5
 """spread of the first deviations and user logits: at zero all prototypes would be alike for ever"""
 
@@ -39,6 +35,34 @@ class Strength(NamedTuple):
 
     sigma: float
     tau: float
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Variances of the priors: infinity is no prior, zero holds what it is of at zero.
+
+    ``auto`` and ``one-taste`` are fitted under the default; the others take a part away, to see
+    what it buys (``benchmarks/experiment.py --ablation``).
+    """
+
+    maps: float = 1.0
+    """of s and v"""
+    residuals: float = 1.0
+    """of E and eps"""
+    ready: float = 1.0
+    """of a"""
+    logits: float = 1.0
+    """of omega"""
+    moderates: bool = True
+    """whether margins are divided by what the residuals leave open that are dropped"""
+
+    @property
+    def dropped(self) -> float:
+        """Of which variance a dropped E is; that of a dropped eps is tau^2 times that."""
+        return SHARED_VARIANCE * self.residuals if self.moderates else 0.0
+
+
+STANDARD = Priors()
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,8 @@ class Mixture:
     logits: Array
     """(N, K) omega"""
     tau: float
+    dropped: float = SHARED_VARIANCE
+    """variance of E of a thing that was not fitted"""
 
     @property
     def weights(self) -> Array:
@@ -98,118 +124,11 @@ class Mixture:
         return np.column_stack([self.shared, self.deviations])
 
 
-def fit(
-    features: Array,
-    rows: Judgements,
-    k: int,
-    strength: Strength,
-    rng: np.random.Generator,
-    iterations: int,
-) -> Mixture:
-    """Return the maximum of the posterior that L-BFGS finds from a random start.
-
-    ``features`` are those of the things, (T, F), with a mean of zero and a mean squared norm of
-    one.
-    """
-    problem = _Problem(features, rows, k, strength)
-    found = minimize(
-        problem.value_and_slope, problem.start(rng), jac=True, method="L-BFGS-B",
-        options={
-            "maxiter": iterations, "maxfun": 2 * iterations, "maxcor": HISTORY, "ftol": PROGRESS,
-            "gtol": GRADIENT,
-        },
-    )  # fmt: skip
-    part = problem.split(found.x)
-    residuals = np.column_stack([part.shared_residual, strength.tau * part.residuals])
-    return Mixture(
-        float(part.base[0]), part.shared, strength.sigma * part.deviations, residuals, part.ready,
-        part.logits, strength.tau,
-    )  # fmt: skip
-
-
-class _Parts(NamedTuple):
-    """What is fitted, each with a prior of N(0, 1) but the base, which has none."""
-
-    base: Array
-    shared: Array
-    deviations: Array
-    shared_residual: Array
-    residuals: Array
-    ready: Array
-    logits: Array
-
-
-class _Problem:
-    """The negative log posterior and its slope."""
-
-    def __init__(self, features: Array, rows: Judgements, k: int, strength: Strength) -> None:
-        self.features, self.rows, self.strength = features, rows, strength
-        things, width = features.shape
-        self.shapes = [
-            (1,), (width,), (width, k), (things,), (things, k), (rows.users,), (rows.users, k),
-        ]  # fmt: skip
-        self.ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
-        self.is_vote = 1.0 if rows.second is None else 0.0
-        answer, one = np.arange(len(rows)), np.ones(len(rows))
-        things_of, sign, answers = [rows.first], [one], [answer]
-        if rows.second is not None:
-            things_of.append(rows.second)
-            sign.append(-one)
-            answers.append(answer)
-        place = (np.concatenate(things_of), np.concatenate(answers))
-        self.by_thing = csr_array((np.concatenate(sign), place), (things, len(rows)))
-        self.by_user = csr_array((one, (rows.user, answer)), (rows.users, len(rows)))
-
-    def start(self, rng: np.random.Generator) -> Array:
-        """Return where to begin, all numbers in a row."""
-        part = self.split(np.zeros(self.ends[-1]))
-        part.deviations[:] = START * rng.standard_normal(part.deviations.shape)
-        part.logits[:] = START * rng.standard_normal(part.logits.shape)
-        return np.concatenate([values.ravel() for values in part])
-
-    def split(self, numbers: Array) -> _Parts:
-        """Return views of the parts of a row of numbers."""
-        pieces = np.split(numbers, self.ends[:-1])
-        return _Parts(*(p.reshape(shape) for p, shape in zip(pieces, self.shapes, strict=True)))
-
-    def value_and_slope(self, numbers: Array) -> tuple[float, Array]:
-        part, (sigma, tau) = self.split(numbers), self.strength
-        user, label = self.rows.user, self.rows.label
-        table = np.column_stack(
-            [
-                self.features @ part.shared + part.shared_residual,
-                sigma * (self.features @ part.deviations) + tau * part.residuals,
-            ]
-        )
-        taste = self.rows.difference(table)
-        weights: Array = softmax(part.logits, axis=1)
-        own = weights[user]
-        margin = taste[:, 0] + (own * taste[:, 1:]).sum(axis=1)
-        margin += self.is_vote * (part.base[0] + part.ready[user])
-        off = expit(margin) - label
-        value = float((np.logaddexp(0.0, margin) - label * margin).sum())
-        value += 0.5 * float(np.square(numbers[1:]).sum())
-
-        slope = np.empty_like(numbers)
-        slope[0], slope[1:] = self.is_vote * off.sum(), numbers[1:]
-        down = self.split(slope)
-        of_things = self.by_thing @ np.column_stack([off, off[:, None] * own])
-        of_users = self.by_user @ np.column_stack([off, off[:, None] * taste[:, 1:]])
-        down.shared[:] += self.features.T @ of_things[:, 0]
-        down.deviations[:] += sigma * (self.features.T @ of_things[:, 1:])
-        down.shared_residual[:] += of_things[:, 0]
-        down.residuals[:] += tau * of_things[:, 1:]
-        down.ready[:] += self.is_vote * of_users[:, 0]
-        along = of_users[:, 1:]
-        down.logits[:] += weights * (along - (weights * along).sum(axis=1, keepdims=True))
-        return value, slope
-
-
-def moderation(weights: Array, tau: float, dropped: int) -> Array:
+def moderation(weights: Array, tau: float, dropped: float) -> Array:
     """Return sqrt(1 + pi var / 8), (n,), for weights (n, K): by what margins are divided whose
-    ``dropped`` things have residuals that nobody knows, of variance ``var`` (the probit
-    approximation of the logistic average)."""
-    variance = dropped * (SHARED_VARIANCE + tau**2 * np.square(weights).sum(axis=1))
+    things have residuals that nobody knows, of variance ``var`` (the probit approximation of the
+    logistic average); ``dropped`` is the variance of the E among them, all things together."""
+    variance = dropped * (1.0 + tau**2 * np.square(weights).sum(axis=1))
     found: Array = np.sqrt(1.0 + np.pi * variance / 8.0)
     return found
 
@@ -246,11 +165,12 @@ def predicted(mixture: Mixture, features: Array, rows: Judgements) -> Parts:
     taste = rows.difference(features @ mixture.maps)
     weights = mixture.weights[rows.user]
     is_vote = rows.second is None
-    size = moderation(weights, mixture.tau, 1 if is_vote else 2)
+    size = moderation(weights, mixture.tau, (1.0 if is_vote else 2.0) * mixture.dropped)
     ready = mixture.base + mixture.ready[rows.user] if is_vote else np.zeros(len(rows))
     return Parts(ready / size, taste[:, 0] / size, (weights * taste[:, 1:]).sum(axis=1) / size)
 
 
 __all__ = [
-    "Array", "Judgements", "Mixture", "Numbers", "Parts", "Strength", "fit", "predicted", "settled",
+    "STANDARD", "Array", "Judgements", "Mixture", "Numbers", "Parts", "Priors", "Strength",
+    "predicted", "settled",
 ]  # fmt: skip

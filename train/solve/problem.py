@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from pal.cache.mapped import Features
 
 if TYPE_CHECKING:
     from pal.train.pairs import Pairs
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Problem:
     """All training and validation pairs of the seen users, on the device of the features."""
 
-    features: Tensor
+    features: Features
     """(rows, D), in the dtype of the cache"""
     train: Pairs
     val: Pairs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pal.cache.mapped import Features
 from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.variational import Variational
@@ -76,7 +77,7 @@ def _validate(head: Variational, problem: Problem, loss: str) -> float:
 
 
 def _answers(
-    features: Tensor, pairs: Pairs, rows: Tensor | slice
+    features: Features, pairs: Pairs, rows: Tensor | slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return first and second items' features, labels and users of some pairs."""
     batch = pairs.batch(features, rows)
