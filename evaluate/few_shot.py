@@ -169,7 +169,7 @@ def prepare_answers(
     head = trained.head
     pairs = Pairs.join(frame, store, names, head.uses_prompt, "cpu")
     found = prepared(head, pairs, lambda rows: store.gather(rows.numpy()))
-    return Answers(found, pairs.label, pairs.user, len(names))
+    return Answers(found, pairs.label, pairs.user, len(names), pairs.content(store.rows))
 
 
 def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) -> Prior:

@@ -134,7 +134,7 @@ class _Judge:
         """Return the margins of all judged pairs after one draw of the shots."""
         head, judged = self.trained.head, self.users.judged
         if not len(shots.label) and averages_strangers(settings):
-            margin = zero_shot(head, judged.prepared)
+            margin = zero_shot(head, judged.prepared, judged.content)
         elif averages(settings, head):
             margin = predictive(head, shots, judged, adapted)
         else:

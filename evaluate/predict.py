@@ -252,13 +252,13 @@ def predict_joined(
 
     Of users who are not in the head's table the mean probability over those who are is predicted.
     """
-    head = trained.head
+    head, content = trained.head, pairs.content(len(features))
     # filled in place: results kept between blocks would fragment the heap
     margin_B = torch.empty(len(pairs))
     for rows, prepared in prepared_blocks(head, pairs, features.__getitem__):
         user = pairs.user[rows]
         if bool((user == NO_USER).any()):
-            margin_B[rows] = zero_shot(head, prepared).float()
+            margin_B[rows] = zero_shot(head, prepared, content[rows]).float()
         own = user != NO_USER
         if bool(own.any()):
             known, place = user.clamp(min=0).unique(return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from pal.config import TrainConfig
 from pal.train import prepared as prepared_module
-from pal.train.adapt.average import zero_shot
+from pal.train.adapt.answers import Answers
+from pal.train.adapt.average import likelihood_of_seen, zero_shot
 from pal.train.build import build_head, heads
 from pal.train.heads.head import Head, Mapped
 from pal.train.heads.ideal_point import IdealPointHead
@@ -198,3 +200,41 @@ def test_of_no_pairs_there_is_one_block_without_rows(name: str) -> None:
     for value in prepared(head, pairs, FEATURES.__getitem__):
         assert value is not None
         assert len(value) == 0
+
+
+def test_pairs_of_one_content_compare_the_same() -> None:
+    pairs = pairs_of(3)
+    rows = torch.stack([pairs.prompt, pairs.first, pairs.second], dim=1)  # type: ignore[list-item]
+    for own, compared in ((pairs, rows), (replace(pairs, prompt=None), rows[:, 1:])):
+        number = compared.unique(dim=0, return_inverse=True)[1]
+        equal = own.content(len(FEATURES))[:, None] == own.content(len(FEATURES))
+        assert torch.equal(equal, number[:, None] == number)
+
+
+@pytest.mark.parametrize("name", ["user-embedding", "pal-a", "pal-b", "lore"])
+def test_seen_users_judge_each_comparison_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, head = pairs_of(3), head_of(name).eval()
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    found = prepared(head, pairs, FEATURES.__getitem__)
+    one_by_one = Answers(found, pairs.label, pairs.user, USERS)
+    answers = Answers(found, pairs.label, pairs.user, USERS, pairs.content(len(FEATURES)))
+    asked: list[int] = []
+    each = type(head).margins_of_each
+
+    def counted(self: Head, prepared: Any, vector_CR: torch.Tensor) -> torch.Tensor:
+        margins = each(self, prepared, vector_CR)
+        asked.append(len(margins))
+        return margins
+
+    monkeypatch.setattr(type(head), "margins_of_each", counted)
+    likelihood = likelihood_of_seen(head, answers)
+    seen = zero_shot(head, answers.prepared, answers.content)
+    assert answers.content is not None
+    assert asked == [len(answers.content.unique())] * 2
+    torch.testing.assert_close(likelihood, likelihood_of_seen(head, one_by_one))
+    torch.testing.assert_close(seen, zero_shot(head, one_by_one.prepared))
+    some = torch.arange(5, PAIRS)
+    torch.testing.assert_close(
+        likelihood_of_seen(head, answers.take(some)),
+        likelihood_of_seen(head, one_by_one.take(some)),
+    )

@@ -107,6 +107,14 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.label)
 
+    def content(self, rows: int) -> Tensor:
+        """Return numbers (B,) that are equal where the same is compared; ``rows``: of the table of
+        features."""
+        pair = self.first * rows + self.second
+        if self.prompt is None:
+            return pair
+        return self.prompt * len(pair) + pair.unique(return_inverse=True)[1]
+
     def take(self, chosen: Tensor | slice) -> Pairs:
         """Return some of the comparisons."""
         return Pairs(

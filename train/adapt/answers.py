@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pal.train.heads.head import Prepared
+from pal.train.heads.head import Head, Prepared
+from pal.train.heads.things import WORTH
 
 
 @dataclass
@@ -21,23 +22,47 @@ class Answers:
     label: Tensor
     user: Tensor
     users: int
+    content: Tensor | None = None
+    """(B,) numbers of what is compared: rows of one number are prepared alike; None: unknown"""
 
     def __post_init__(self) -> None:
         if bool((self.user.diff() < 0).any()):
             order = self.user.argsort(stable=True)
             self.prepared = rows_of(self.prepared, order)
             self.label, self.user = self.label[order], self.user[order]
+            self.content = None if self.content is None else self.content[order]
 
     def take(self, rows: Tensor) -> Answers:
         """Return some of the pairs, users numbered as before."""
         chosen = rows_of(self.prepared, rows)
-        return Answers(chosen, self.label[rows], self.user[rows], self.users)
+        content = None if self.content is None else self.content[rows]
+        return Answers(chosen, self.label[rows], self.user[rows], self.users, content)
 
     def only(self, stay_U: Tensor) -> Answers:
         """Return the answers of some users, who are numbered anew."""
         number_U = stay_U.cumsum(0) - 1
         chosen = self.take(stay_U[self.user].nonzero().squeeze(1))
-        return Answers(chosen.prepared, chosen.label, number_U[chosen.user], int(stay_U.sum()))
+        user, users = number_U[chosen.user], int(stay_U.sum())
+        return Answers(chosen.prepared, chosen.label, user, users, chosen.content)
+
+    def margins_of_each(self, head: Head, vector_CR: Tensor) -> Tensor:
+        """Return the margins of all pairs under each of C vectors, (B, C): what is compared several
+        times is given to the head once."""
+        return margins_of_each(head, self.prepared, vector_CR, self.content)
+
+
+def margins_of_each(
+    head: Head, prepared: Prepared, vector_CR: Tensor, content_B: Tensor | None = None
+) -> Tensor:
+    """Return the margins of pairs under each of C vectors, (B, C); rows of one number in
+    ``content_B`` are prepared alike, and given to the head once."""
+    if content_B is None:
+        return head.margins_of_each(prepared, vector_CR)
+    distinct, place, count = content_B.unique(return_inverse=True, return_counts=True)
+    if len(distinct) > WORTH * len(place):
+        return head.margins_of_each(prepared, vector_CR)
+    first = place.argsort(stable=True)[count.cumsum(0) - count]
+    return head.margins_of_each(rows_of(prepared, first), vector_CR)[place]
 
 
 def rows_of(prepared: Prepared, rows: Tensor) -> Prepared:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pal.train.adapt.answers import Answers, rows_of
+from pal.train.adapt.answers import Answers, margins_of_each, rows_of
 from pal.train.adapt.curvature import Covariance
 from pal.train.adapt.map import Adapted, evidence, margins_and_slopes, probability
 from pal.train.heads.head import Head, Prepared
@@ -47,18 +47,21 @@ def seen_vectors(head: Head) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot(head: Head, prepared: Prepared) -> Tensor:
-    """Return the logit of the mean probability over seen users, (B,)."""
+def zero_shot(head: Head, prepared: Prepared, content_B: Tensor | None = None) -> Tensor:
+    """Return the logit of the mean probability over seen users, (B,); ``content_B`` as in
+    ``Answers``."""
     vectors_NR = seen_vectors(head)
     if not vectors_NR.shape[1]:  # all users are the same
-        return head.margins_of_each(prepared, vectors_NR[:1])[:, 0]
+        return margins_of_each(head, prepared, vectors_NR[:1], content_B)[:, 0]
+
+    def mean_of(rows: Tensor) -> Tensor:
+        content = None if content_B is None else content_B[rows]
+        margin_BN = margins_of_each(head, rows_of(prepared, rows), vectors_NR, content)
+        return margin_BN.double().sigmoid().mean(dim=1)
+
     count = next(len(value) for value in prepared if value is not None)
     every = torch.arange(count, device=vectors_NR.device)
-    found = [
-        head.margins_of_each(rows_of(prepared, rows), vectors_NR).double().sigmoid().mean(dim=1)
-        for rows in every.split(ROWS_AT_ONCE)
-    ]
-    return _logit(torch.cat(found))
+    return _logit(torch.cat([mean_of(rows) for rows in every.split(ROWS_AT_ONCE)]))
 
 
 @torch.no_grad()
@@ -69,7 +72,7 @@ def likelihood_of_seen(head: Head, shots: Answers) -> Tensor:
         shots.users, len(vectors_NR), dtype=torch.float64, device=vectors_NR.device
     )
     for rows in torch.arange(len(shots.label), device=shots.user.device).split(ROWS_AT_ONCE):
-        margin_BN = head.margins_of_each(rows_of(shots.prepared, rows), vectors_NR).double()
+        margin_BN = shots.take(rows).margins_of_each(head, vectors_NR).double()
         misfit_BN = logistic(margin_BN, shots.label[rows].double().unsqueeze(1))
         likelihood_UN.index_add_(0, shots.user[rows], -misfit_BN)
     return likelihood_UN
@@ -121,7 +124,7 @@ class Belief:
         found = [self.likeness.new_zeros(0)]
         for rows in torch.arange(len(pairs.label), device=pairs.user.device).split(ROWS_AT_ONCE):
             some = pairs.take(rows)
-            margin_BN = head.margins_of_each(some.prepared, vectors_NR).double()
+            margin_BN = some.margins_of_each(head, vectors_NR).double()
             found.append((self.likeness[some.user] * margin_BN.sigmoid()).sum(dim=1))
         return torch.cat(found)
 

@@ -135,7 +135,7 @@ def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:
     if not len(prior.centres) or not len(answers.label):
         return mean_UR, prior.around(mean_UR)
     starts_CR = torch.cat([prior.mean.unsqueeze(0), prior.centres])
-    margins_BC = head.margins_of_each(answers.prepared, head.users.soft(starts_CR))
+    margins_BC = answers.margins_of_each(head, head.users.soft(starts_CR))
     misfit_BC = logistic(margins_BC, answers.label.unsqueeze(1))
     fit_UC = misfit_BC.new_zeros(answers.users, len(starts_CR))
     fit_UC.index_add_(0, answers.user, misfit_BC)
