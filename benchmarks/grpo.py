@@ -7,9 +7,9 @@ a head of two prototypes on MiniLM, trained on the built-in data with two groups
 every statement. The policy is asked statements to which a gardener says yes and a chess player no.
 One policy is trained for a gardener, one for a chess player, by the same prompts and seeds; the
 rewards of both users are logged in both runs, and only one counts. Then both answer statements that
-neither the head nor a policy was trained on. Each run is done once more with the module form of the
-same user's reward. What is done is kept in the working folder and taken over; --only does some of
-the runs now.
+neither the head nor a policy was trained on. Half of the first seed's runs is done once more with
+the module form of the same reward. What is done is kept in the working folder, a run that was
+stopped goes on; --only does some of the runs now.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import sys
 import time
 import warnings
@@ -28,19 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from grpo_table import (
-    ANSWERS,
-    ASKED,
-    COMPLETIONS,
-    USERS,
-    Done,
-    Form,
-    Runs,
-    User,
-    opposed,
-    table,
-)
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from grpo_table import ANSWERS, ASKED, COMPLETIONS, USERS, Done, Form, Runs, User, opposed, table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import pal.reward.tools.hf  # noqa: F401  what the module form needs
@@ -53,7 +43,8 @@ from pal.reward import RewardModel
 from pal.reward.export import Choice
 from pal.reward.tools.trl import PalReward
 
-PER_PROMPT, TOKENS, RATE = 4, 12, 2e-5
+PER_PROMPT, TOKENS, RATE, LAYERS = 4, 4, 3e-5, 10
+"""completions of a prompt, tokens of one, learning rate, layers that learn: the last"""
 HEAD = ["data.demo.groups=2", "train.head=pal-a", "train.k=2"]
 
 
@@ -89,6 +80,7 @@ def main() -> None:
         place = Path(f"{form}-{user}-{seed}.json")
         if not place.is_file() and (given.only is None or place.stem in given.only):
             place.write_text(run(setting, form, user, seed).model_dump_json(indent=1))
+            shutil.rmtree(place.stem, ignore_errors=True)  # what it would have gone on from
         if place.is_file():
             runs[form, user, seed] = Done.model_validate_json(place.read_text())
     print("\n".join(table(runs, seeds)))
@@ -178,7 +170,7 @@ def run(setting: Setting, form: Form, user: User | None, seed: int) -> Done:
 
 
 def chat(question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}]
+    return [{"role": "user", "content": f"{question}\nAnswer yes or no."}]
 
 
 def trained(
@@ -196,9 +188,12 @@ def trained(
     if form == "module":
         own = setting.exports[user]  # is logged under the folder's name, which is the user's, too
     rows = [{"prompt": chat(question), **USERS} for question in setting.train]
+    policy.requires_grad_(False)
+    policy.model.layers[-LAYERS:].requires_grad_(True)
+    folder = f"{form}-{user}-{seed}"
     arguments = GRPOConfig(
-        "trained",
-        max_steps=setting.steps,
+        folder,
+        max_steps=setting.steps // (2 if form == "module" else 1),
         per_device_train_batch_size=COMPLETIONS,
         num_generations=PER_PROMPT,
         max_completion_length=TOKENS,
@@ -211,7 +206,9 @@ def trained(
         seed=seed,
         report_to="none",
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=5,
+        save_total_limit=1,
         disable_tqdm=True,
     )
     trainer = GRPOTrainer(
@@ -221,7 +218,8 @@ def trained(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    trainer.train()
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=bool(list(Path(folder).glob("checkpoint-*"))))
     logged = [row for row in trainer.state.log_history if f"rewards/{user}/mean" in row]
     return {name: [row[f"rewards/{name}/mean"] for row in logged] for name in USERS}
 

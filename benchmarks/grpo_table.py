@@ -58,6 +58,16 @@ def by_step(runs: Runs, seeds: Sequence[int]) -> list[str]:
     for start in range(0, len(columns[0]) if both else 0, 5):
         cells = [f"{column[start : start + 5].mean():+.2f}" for column in columns]
         lines.append(f"| {start + 1} to {start + 5} | {' | '.join(cells)} |")
+    for user in USERS if both else ():
+        gains: list[float] = []
+        for seed in both:
+            own, other = (runs["callable", name, seed] for name in (user, opposed(user)))
+            gains += np.subtract(own.steps[user], other.steps[user])[-10:].tolist()
+        lines += [
+            "",
+            f"Last ten steps, same prompts: of the {user}'s reward the {user}'s policy earns "
+            f"{mean_and_error(gains)} more than the other (standard error over steps).",
+        ]
     return lines
 
 
@@ -66,20 +76,23 @@ def afterwards(runs: Runs) -> list[str]:
     lines = [
         f"{ANSWERS} answers to each of {ASKED} statements of nobody's training, ± standard error "
         "over the statements; gain: the reward of the user it was trained for, less what the other "
-        "user's policy of the same form and seed earns of that user:", "",
+        "user's policy of the same form and seed, or the untrained policy, earns of that user:", "",
         "| form | seed | policy for | gardener's reward | player's reward | begin with yes |"
-        " with no | gain |",
-        "|---|---|---|---|---|---|---|---|",
+        " with no | gain on the other | on the untrained |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for (form, user, seed), done in runs.items():
-        other = None if user is None else runs.get((form, opposed(user), seed))
-        gain = ""
-        if user is not None and other is not None:
-            gain = mean_and_error(np.subtract(done.asked[user], other.asked[user]))
+        gains = ["", ""]
+        if user is not None:
+            others = runs.get((form, opposed(user), seed)), runs.get(("callable", None, seed))
+            for place, other in enumerate(others):
+                if other is not None:
+                    gain = np.subtract(done.asked[user], other.asked[user])
+                    gains[place] = mean_and_error(gain)
         rewards = " | ".join(mean_and_error(done.asked[name]) for name in USERS)
         lines.append(
             f"| {form} | {seed} | {user or 'nobody'} | {rewards} | {share(done, 'yes')} | "
-            f"{share(done, 'no')} | {gain} |"
+            f"{share(done, 'no')} | {' | '.join(gains)} |"
         )
     return lines
 
@@ -90,10 +103,11 @@ def forms(runs: Runs, seed: int) -> list[str]:
     for user in USERS:
         one, other = (runs.get((form, user, seed)) for form in ("callable", "module"))
         if one is not None and other is not None:
-            apart = np.abs(np.subtract(one.steps[user], other.steps[user]))
+            half = other.steps[user]
+            apart = np.abs(np.subtract(one.steps[user][: len(half)], half))
             lines.append(
                 f"Module form for the {user}: its mean reward differs from the callable's by "
-                f"{apart[0]:.1e} in the first step, {apart.max():.1e} at most."
+                f"{apart[0]:.1e} in the first step, by {apart.max():.1e} at most in {len(half)}."
             )
     return lines
 

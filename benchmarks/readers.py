@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("python", type=Path, nargs="+")
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--models", default=",".join(FAMILIES), help="random families")
+    parser.add_argument("--batch-size", type=int, default=8, help="of RewardBench's command")
     parser.add_argument("--work", type=Path, default=Path("readers"))
     given = parser.parse_args()
     pythons = [python.absolute() for python in given.python]
@@ -102,7 +103,7 @@ def main() -> None:
     for name, settings in encoders.items():
         wanted = Wanted.of(exported(name, settings), rows)
         for reader in readers:
-            line, problem = judged(name, wanted, reader)
+            line, problem = judged(name, wanted, reader, given.batch_size)
             print(line, flush=True)
             failed += [problem] if problem else []
     sys.exit("; ".join(failed) or 0)
@@ -177,25 +178,27 @@ class Wanted:
         return cls(str(folder), constant, texts, rewards, evaluate(model, rows).sections)
 
 
-def judged(name: str, wanted: Wanted, reader: Reader) -> tuple[str, str]:
+def judged(name: str, wanted: Wanted, reader: Reader, batch: int) -> tuple[str, str]:
     """Return a line of the table, and what is wrong."""
     start = f"| {name} | transformers {reader.transformers}"
     given = json.dumps(wanted.texts)
     try:
         logits = json.loads(call(reader.python, "logits", wanted.folder, given=given))
         apart = wanted.apart(logits)
-        told, problem = benched(wanted, reader) if reader.has_rewardbench else ("not there | |", "")
+        told, problem = "not there | |", ""
+        if reader.has_rewardbench:
+            told, problem = benched(wanted, reader, batch)
     except RuntimeError as error:
         return f"{start} | fails | | |", f"{name}, {reader.transformers}: {error}"
-    problem = problem * (name not in FROM_THE_MARGIN)
+    problem = problem * (name not in FROM_THE_MARGIN or batch == 1)
     if apart > TOLERANCE:
         problem = f"{name}, {reader.transformers}: logits differ by {apart:.1e} of the spread"
     return f"{start} | {apart:.1e} | {told}", problem
 
 
-def benched(wanted: Wanted, reader: Reader) -> tuple[str, str]:
+def benched(wanted: Wanted, reader: Reader, batch: int) -> tuple[str, str]:
     """Return two cells of what RewardBench's command finds, and what is wrong."""
-    options = [f"--model={wanted.folder}", "--batch_size=8", "--not_quantized"]
+    options = [f"--model={wanted.folder}", f"--batch_size={batch}", "--not_quantized"]
     options += ["--torch_dtype=float32", "--output_dir=bench/"]
     told = call(reader.python, "rewardbench", *options)
     outputs = Path("bench") / f"{wanted.folder}_outputs.jsonl"

@@ -36,7 +36,8 @@ PAGE = REPOSITORY / "docs" / "results" / "versions.md"
 RESOLUTIONS = {"lowest": "lowest-direct", "highest": "highest"}
 EXTRAS = "offline,optuna,ray,serve,tensorboard,wandb"
 """without those that decide versions of the others (trl) and that no test imports (docs)"""
-TOOLS = ("aiohttp", "httpx", "hypothesis", "pytest")
+TOOLS = ("accelerate", "aiohttp", "httpx", "hypothesis", "pytest")
+"""what tests import and nothing else brings; accelerate spreads a model over devices"""
 TESTS = (
     "tests/test_cli.py", "tests/test_config.py", "tests/test_data.py", "tests/test_cache.py",
     "tests/test_embed.py", "tests/test_encoders.py", "tests/test_heads.py", "tests/test_train.py",
@@ -93,12 +94,20 @@ def uv(*words: object) -> str:
 
 
 def make_environment(name: str, folder: Path, wheel: Path) -> Path:
-    """Return the folder of commands of an environment, made anew."""
+    """Return the folder of commands of an environment, made anew.
+
+    What the wheel needs is read from pyproject.toml: what a wheel names itself counts as indirect
+    for uv, and would be taken in its newest version.
+    """
     uv("venv", "--quiet", "--clear", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
+    install = ("pip", "install", "--quiet", "--python", python)
+    extras = [f"--extra={extra}" for extra in EXTRAS.split(",")]
     resolution = f"--resolution={RESOLUTIONS[name]}"
-    uv("pip", "install", "--quiet", "--python", python, resolution, f"{wheel}[{EXTRAS}]")
-    uv("pip", "install", "--quiet", "--python", python, *TOOLS)
+    uv(*install, resolution, "--requirements", REPOSITORY / "pyproject.toml", *extras)
+    uv(*install, "--no-deps", wheel)
+    uv(*install, *TOOLS)
+    uv("pip", "check", "--python", python)
     return folder / "bin"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Where = Literal["auto", "memory", "mapped"]
 MEMORY_SHARE = 0.3
 """of the machine's memory that features may take: folds, heads and validation want some too"""
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""files in which Linux says how much of the machine's memory a container or a job may have"""
 
 
 class MappedFeatures:
@@ -37,32 +40,31 @@ class MappedFeatures:
     def cpu(self) -> MappedFeatures:
         return MappedFeatures(self.store)
 
-    @cached_property
-    def whole(self) -> Tensor:
-        """All rows at once, for heads that need them all."""
-        return self.store.features(str(self.device))
-
 
 Features = Tensor | MappedFeatures
 """a table (rows, dim) that has a device and is read by row numbers"""
 
 
 def features_of(store: FeatureStore, where: Where = "auto", device: str = "cpu") -> Features:
-    """Return the features of a cache for a device; ``auto``: in memory, unless they are more than
-    ``MEMORY_SHARE`` of the machine's (of a GPU's, where that is the device)."""
+    """Return the features of a cache for a device, in memory or where they lie (``stay``)."""
+    return MappedFeatures(store, device) if stay(store, where, device) else store.features(device)
+
+
+def stay(store: FeatureStore, where: Where = "auto", device: str = "cpu") -> bool:
+    """Say whether the features of a cache stay in its files; ``auto``: where they are more than
+    ``MEMORY_SHARE`` of the machine's memory (of a GPU's, where that is the device)."""
     if where == "auto":
         size = store.rows * store.dim * getattr(torch, store.dtype).itemsize
-        where = "mapped" if size > MEMORY_SHARE * memory_of(device) else "memory"
-    return MappedFeatures(store, device) if where == "mapped" else store.features(device)
-
-
-def whole(features: Features) -> Tensor:
-    """Return a table as one tensor."""
-    return features if isinstance(features, Tensor) else features.whole
+        return bool(size > MEMORY_SHARE * memory_of(device))
+    return where == "mapped"
 
 
 def memory_of(device: str) -> int:
-    """Return the bytes of memory that a device has."""
+    """Return the bytes of memory that a device has; of the machine's as many as we may have."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(torch.device(device)).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in LIMITS:
+        with suppress(OSError, ValueError):  # not there, or no number: no limit
+            found = min(found, int(Path(limit).read_text()))
+    return found

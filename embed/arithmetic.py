@@ -1,4 +1,4 @@
-"""What ``compute_dtype: auto`` becomes for an encoder: float32, or bfloat16 where that is faster.
+"""What ``compute_dtype: auto`` becomes for an encoder: float32, or ``mixed`` where that is faster.
 
 It is settled before a specification is written, so that caches, runs and exports name the
 arithmetic of their features and never ``auto``. See docs/design/015-arithmetic-of-features.md.
@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from pal.config import EncoderConfig
-from pal.probe import Arithmetic, quickest
+from pal.probe import quickest
 
-EXACT: Arithmetic = "float32"
-FAST: Arithmetic = "bfloat16"
+EXACT = "float32"
+FAST = "mixed"
+"""products of linear layers in bfloat16, everything between them float32"""
 
 
 def has_choice(config: EncoderConfig) -> bool:
-    """Say whether ``auto`` may be bfloat16: it is proven for text models alone, and models of
+    """Say whether ``auto`` may be ``mixed``: it is known for text models alone, and models of
     random weights are there to be compared."""
-    return config.kind == "hf-text" and not config.is_random
+    return config.can_be_mixed and not config.is_random
 
 
 def in_arithmetic(config: EncoderConfig, dtype: str) -> EncoderConfig:
@@ -43,14 +44,14 @@ def settled(config: EncoderConfig, device: str = "auto") -> EncoderConfig:
     return in_arithmetic(config, fastest(device) if has_choice(config) else EXACT)
 
 
-def fastest(device: str) -> Arithmetic:
+def fastest(device: str) -> str:
     """Return the arithmetic that a device by its setting, ``auto`` included, is fast at."""
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return quickest(device)
+        return FAST if quickest(device) == "bfloat16" else EXACT
     except (AssertionError, RuntimeError):  # a device that this machine has not; loading says so
         return EXACT
 

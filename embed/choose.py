@@ -25,7 +25,7 @@ from pal.files import locked
 
 MOST = 0.5
 """share of the items that other caches must hold for their arithmetic to be taken"""
-NO_CHOICE = "the one that auto means for models with images or random weights"
+NO_CHOICE = "the one that auto means for images, quantised or spread models, and random weights"
 
 
 def locate_cache(config: Config, dataset: PreparedDataset) -> tuple[EncoderSource, Spec, Path]:

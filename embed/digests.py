@@ -33,7 +33,7 @@ class ModelFacts(Entry):
 
 
 class Fidelity(Entry):
-    """What becomes of a model's features in bfloat16 (pal.embed.fidelity)."""
+    """What becomes of a model's features in ``mixed`` (pal.embed.fidelity)."""
 
     cosine: float | None = None
     """the smallest with the same feature in float32; null where it cannot compute at all"""

@@ -1,4 +1,4 @@
-"""Do a model's features keep their values in bfloat16? A few items, encoded in both, tell."""
+"""Do a model's features keep their values in ``mixed``? A few items, encoded in both, tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pal.cache.spec import encoder_of
+from pal.embed.arithmetic import FAST
 from pal.embed.devices import devices_of, token_budget
 from pal.embed.digests import DigestMemory, Fidelity
 from pal.embed.encoder import load
@@ -18,7 +19,7 @@ from pal.files import digest
 from pal.items import Item, items_of
 
 FAITHFUL = 0.9999
-"""smallest cosine between a feature in bfloat16 and the same in float32"""
+"""smallest cosine between a feature in ``mixed`` and the same in float32"""
 SAMPLE = 64
 
 
@@ -38,7 +39,7 @@ def learn_fidelity(fast: Job, exact: Job) -> None:
         fidelity = _compared(wanted, found)
     except (EncoderError, RuntimeError, TypeError, ValueError) as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        fidelity = Fidelity(reason=f"since it cannot compute in bfloat16 ({message})")
+        fidelity = Fidelity(reason=f"since it cannot compute in {FAST} ({message})")
     memory = _memory(fast)
     memory.remember_fidelity(_key(fast), fidelity)
     memory.save()
@@ -46,13 +47,13 @@ def learn_fidelity(fast: Job, exact: Job) -> None:
 
 def _compared(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Fidelity:
     """Compare the features of each tap, (n, dim); rows that float32 has not count for nothing, and
-    rows that only bfloat16 has not, as zeros, make it unfaithful."""
+    rows that only ``mixed`` has not, as zeros, make it unfaithful."""
     least = 1.0
     for exact, fast in zip(wanted, found, strict=True):
         is_there = exact.isfinite().all(dim=1) & (exact != 0).any(dim=1)
         cosines = torch.nn.functional.cosine_similarity(exact, fast, dim=1)[is_there]
         least = min([least, *cosines.nan_to_num(0.0).tolist()])
-    reason = f"since bfloat16 keeps its features only to a cosine of {least:.5f}"
+    reason = f"since {FAST} keeps its features only to a cosine of {least:.5f}"
     return Fidelity(cosine=least, reason="" if least >= FAITHFUL else reason)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from pal.embed.chat import CLOCK, STOPPED_CLOCK
 from pal.embed.encoder import EncoderSource
+from pal.embed.encoders.mixed import weight_dtype
 from pal.embed.encoders.pretrained import files_of
 from pal.embed.encoders.taps import blocks_of
 from pal.embed.images import ImageReader, decode_filtered
@@ -54,7 +55,7 @@ class TextReference:
         if self.config.gguf_file is not None:
             options["gguf_file"] = self.config.gguf_file
         auto: Any = AutoModelForSequenceClassification if classifier else AutoModel
-        dtype = getattr(torch, self.config.compute_dtype)
+        dtype = weight_dtype(self.config.compute_dtype)
         with files_of(source) as folder, loading(source):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model = auto.from_pretrained(folder, dtype=dtype, **options).eval()

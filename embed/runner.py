@@ -20,6 +20,7 @@ from pal.cache.records import Receipt, Seconds
 from pal.cache.spec import encoder_of, store_dtype
 from pal.cache.writer import CacheWriter, EncodedShard
 from pal.embed.encoder import Batch, Encoder, Inputs
+from pal.embed.encoders.mixed import product_dtype
 from pal.embed.odd import Failures
 from pal.embed.peak import matrix_rate
 from pal.embed.reuse import joined, known_shards, known_to_all
@@ -182,7 +183,7 @@ class ShardRunner:
             return None
         if self.peak is None:
             dtype = str(encoder_of(self.writers[0].spec)["compute_dtype"])
-            self.peak = matrix_rate(self.device, getattr(torch, dtype))
+            self.peak = matrix_rate(self.device, product_dtype(dtype))
         return round(flops / max(seconds, 1e-9) / self.peak, 4)
 
     def _loaded(self, inputs: Inputs) -> Iterator[tuple[Batch, float]]:

@@ -115,8 +115,8 @@ def environment() -> list[Finding]:
         Finding(
             "arithmetic",
             "ok",
-            f"products in bfloat16 take {1 / times:.2f} of the time of float32, so auto prefers "
-            + ("bfloat16" if times > probe.GAIN else "float32"),
+            f"products in bfloat16 take {1 / times:.2f} of the time of float32, so auto "
+            + ("prefers them" if times > probe.GAIN else "stays with float32"),
         ),
     ]
     if torch.cuda.is_available():

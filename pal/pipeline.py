@@ -315,7 +315,7 @@ def default_run(config: Config) -> str:
     changed = [
         _differences(config.dataset_config(), usual_data, {"source"}),
         _differences(config.encoder_config(), usual_encoder, set()),
-        _differences(config.train, usual.train, {"head", "k", "device", "logger"}),
+        _differences(config.train, usual.train, {"head", "k", "device", "features", "logger"}),
     ]
     return f"{name}-{digest(changed, 3)}" if any(changed) else name
 

@@ -21,6 +21,17 @@ def is_one_user(users: Any) -> bool:
     return is_text_or_mixture or not hasattr(users, "__len__") or getattr(users, "ndim", 1) == 0
 
 
+def sequence_of(items: Any, what: str) -> Sequence[Any]:
+    """Return items, one for each row; raises RewardError for what is none: the letters of a text
+    are not."""
+    if isinstance(items, str | bytes | Mapping) or not hasattr(items, "__len__"):
+        raise RewardError(
+            f"one {type(items).__name__} is no list; give a sequence of {what}, one for each row"
+        )
+    found: Sequence[Any] = items
+    return found
+
+
 def one_for_each(values: Any, rows: int, what: str, is_one: bool) -> Sequence[Any]:
     """Return one value per row; raises RewardError where there are as many as something else."""
     if is_one:

@@ -4,6 +4,7 @@ does."""
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class LiveEncoder:
         self.recent = RecentFeatures()
         self.encoded = 0
         """items that the encoder has read"""
+        self._turn = threading.Lock()
 
     @classmethod
     def locate(
@@ -77,10 +79,11 @@ class LiveEncoder:
 
     def features(self, items: Sequence[Item]) -> Features:
         """Encode items, equal ones once and those of lately not again; what fails is that row's
-        failure and nobody else's."""
+        failure and nobody else's. Threads take turns."""
         place: dict[Item, int] = {}
         number = [place.setdefault(item, len(place)) for item in items]
-        unique = self._known_or_encoded(list(place))
+        with self._turn:  # an encoder read at an inner layer would mix the states of two passes
+            unique = self._known_or_encoded(list(place))
         failures = {row: unique.failures[n] for row, n in enumerate(number) if n in unique.failures}
         return Features(unique.values[torch.tensor(number, dtype=torch.long)], failures)
 

@@ -16,7 +16,7 @@ from pal.names import require_name
 from pal.reward import loading
 from pal.reward.adaptation import Answer, Questionnaire, vector_from_answers
 from pal.reward.comparisons import compare_each
-from pal.reward.each import is_one_prompt, is_one_user, one_for_each
+from pal.reward.each import is_one_prompt, is_one_user, one_for_each, sequence_of
 from pal.reward.export_record import Contents, Modality, read_contents
 from pal.reward.golden import require_golden
 from pal.reward.live import LiveEncoder
@@ -110,9 +110,7 @@ class RewardModel:
         they have no common scale or zero. Raises RewardError naming the first row that cannot be
         scored.
         """
-        items = images if responses is None else responses
-        if items is None or isinstance(items, str | bytes) or not hasattr(items, "__len__"):
-            raise RewardError("score takes a sequence of responses or images, one per row")
+        items = sequence_of(images if responses is None else responses, "responses or images")
         if images is not None and not self.is_image:
             raise RewardError(
                 f"this model rewards texts, not images: it was trained on {self.metadata.dataset}"
@@ -240,8 +238,9 @@ class RewardModel:
         careful than the sigmoid of a difference of two rewards. Raises RewardError naming the first
         pair that cannot be read.
         """
-        count = len(first)
-        sides = one_for_each(second, count, "second responses", False)
+        count = len(sequence_of(first, "first responses or images"))
+        given = sequence_of(second, "second responses or images")
+        sides = one_for_each(given, count, "second responses", False)
         each_prompt = one_for_each(prompts, count, "prompts", is_one_prompt(prompts))
         each_user = one_for_each(users, count, "users", is_one_user(users))
         found, failures = compare_each(self, each_prompt, first, sides, each_user)

@@ -15,7 +15,9 @@ ENTRY_BYTES = 512
 
 
 class RecentFeatures:
-    """Features (dim,) by the ids of their items, as many as fit; the longest unused go first."""
+    """Features (dim,) by the ids of their items, as many as fit; the longest unused go first.
+
+    Of one thread at a time: whoever shares it takes turns (live.py)."""
 
     def __init__(self, most_bytes: int = RECENT_BYTES) -> None:
         self.most_bytes, self.bytes = most_bytes, 0

@@ -196,7 +196,10 @@ class Scoring:
 
     def _columns_of(self, row: Row) -> tuple[str, ...]:
         """Return the columns in which the items of a row stand, or should."""
-        return (sides_in(row) or SIDES[0]) if self.compares else (self.item_column,)
+        if not self.compares:
+            return (self.item_column,)
+        given = [name for name, value in row.items() if value is not None]
+        return sides_in(given) or sides_in(row) or SIDES[0]
 
     def _values_of(
         self, rows: Sequence[tuple[Any, ...]]

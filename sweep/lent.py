@@ -7,12 +7,14 @@ import warnings
 import numpy as np
 import torch
 
+from pal.cache.mapped import Where, stay
 from pal.cache.reader import FeatureStore
 
 
-def lendable(store: FeatureStore) -> np.ndarray:
-    """Return all features of a cache as bytes, (rows, dim * item size) uint8, to be lent."""
-    return store.features("cpu").view(torch.uint8).numpy()
+def lendable(store: FeatureStore, where: Where) -> np.ndarray | None:
+    """Return all features of a cache as bytes, (rows, dim * item size) uint8, to be lent; None
+    where they stay in its files."""
+    return None if stay(store, where) else store.features("cpu").view(torch.uint8).numpy()
 
 
 class LentFeatures(FeatureStore):

@@ -2,7 +2,8 @@
 
 A stack is one task: one that is lost with its worker or node is done again elsewhere. What comes of
 it goes to the process that asked, which alone writes results. Features go to each node once, into
-memory that its tasks share; dataset and cache are read from a folder that all nodes see.
+memory that its tasks share, or, where they are too large for it, stay in the cache's files; dataset
+and cache are read from a folder that all nodes see.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class RayWorkers:
         self.folder = Path.cwd()
         job = Job(uuid4().hex, config, name, self.share.device)
         self._job = self.cluster.put(job)
-        self._lent: tuple[str, Any] = ("", None)
+        self._lent: tuple[tuple[str, ...], Any] = ((), None)
         self._running: Generator[tuple[int, Any], None, None] | None = None
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
@@ -76,19 +77,21 @@ class RayWorkers:
         """Leave the cluster; a stack that one of its workers is at is lost."""
         if self._running is not None:
             self._running.close()
-        self._lent = ("", None)
+        self._lent = ((), None)
         self._open.close()
 
     def _features(self, one: Candidate) -> Any:
-        """Return a reference to the features of a head: those of the last cache are kept, as stacks
-        come world by world."""
-        if self._lent[0] != one.digests.cache:
-            self._lent = ("", None)
+        """Return a reference to the features of a head, None where they stay in the cache's files:
+        those of the last cache are kept, as stacks come world by world."""
+        where = one.config.train.features
+        wanted = (one.digests.cache, where)
+        if self._lent[0] != wanted:
+            self._lent = ((), None)
             try:
-                lent = self.cluster.put(lendable(open_inputs(one.config)[1]))
+                lent = lendable(open_inputs(one.config)[1], where)
             except PalError:
                 lent = None  # the stack fails by itself, in the same words
-            self._lent = (one.digests.cache, lent)
+            self._lent = (wanted, None if lent is None else self.cluster.put(lent))
         return self._lent[1]
 
 

@@ -31,6 +31,8 @@ from pal.audit.ledger import Ledger
 from pal.audit.nulls import Population, exchanged
 from pal.audit.overlap_test import OverlapTest
 from pal.audit.power import Instrument
+from pal.cache import mapped
+from pal.cache.reader import FeatureStore
 from pal.cluster import Cluster, Share, joined, require_cluster
 from pal.config import AuditConfig, Config
 from pal.errors import ConfigError, EvaluationError, PalWarning
@@ -174,6 +176,20 @@ def test_a_sweep_on_a_cluster_is_that_of_this_machine_to_the_bit(
     assert one.read_bytes() == other.read_bytes()
     assert there.cross_fitted == here.cross_fitted
     assert swept(configure, "there", **{"sweep.folds": folds}, **ON_RAY).trained == 0
+
+
+def test_features_that_do_not_fit_memory_are_not_sent_to_a_cluster(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, ray: FakeRay
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise AssertionError("the whole cache was read")
+
+    here = swept(configure, "here")
+    monkeypatch.setattr(mapped, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(FeatureStore, "features", refuse)
+    there = swept(configure, "there", **ON_RAY)
+    assert (there.trained, there.failed) == (here.trained, 0)
+    assert_frame_equal(rows_of("there"), rows_of("here"), check_exact=True)
 
 
 def votes(things: int = 12, users: int = 10) -> Answers:

@@ -20,6 +20,7 @@ from pal.train.heads.held import HeldMLPs, deviating, moved
 from pal.train.heads.mlp import Architecture
 from pal.train.heads.pal_b import PalB
 from pal.train.heads.shrunk import FAR, ShrunkHead, ShrunkPalA, ShrunkPalB
+from pal.train.heads.standardise import Standardiser
 from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.priors import Priors, gains_clearly, prepare, with_things
@@ -28,6 +29,8 @@ from pal.train.together import can_be_stacked
 
 DIM, K, USERS, ROWS = 5, 3, 6, 40
 MLP = "mlp1-gelu-dropout0"
+AS_THEY_ARE = Standardiser(DIM)
+"""before it is fitted it changes nothing"""
 
 
 def pairs_of(features: int = 30, seed: int = 0) -> tuple[torch.Tensor, Pairs]:
@@ -144,15 +147,15 @@ def test_rewards_are_the_equation_and_margins_their_differences(name: str) -> No
 
 def test_things_are_items_or_items_under_prompts_or_the_prompts_of_two_answers() -> None:
     points, pairs = pairs_of()
-    items = with_things(pairs, points, False, False).judged
+    items = with_things(pairs, points, AS_THEY_ARE, False, False).judged
     assert items is not None
     assert items.thing.max() + 1 == len(pairs.item_rows())
-    both = with_things(pairs, points, False, True).judged
+    both = with_things(pairs, points, AS_THEY_ARE, False, True).judged
     assert both is not None
     assert both.thing.max() + 1 > items.thing.max() + 1
     assert both.sign.tolist() == [[1.0, -1.0]] * ROWS
     answers = replace(pairs, first=torch.arange(ROWS) % 2, second=1 - torch.arange(ROWS) % 2)
-    votes = with_things(answers, points, True, True).judged
+    votes = with_things(answers, points, AS_THEY_ARE, True, True).judged
     assert votes is not None
     assert votes.thing.max() + 1 == len(pairs.prompt.unique())  # type: ignore[union-attr]
     assert votes.sign[0, 0].abs() == 0.5
@@ -165,7 +168,7 @@ def test_the_loss_over_all_pairs_is_the_negative_log_posterior(name: str) -> Non
     """Written down by hand, and its prior counts the same however many answers there are."""
     points, pairs = pairs_of()
     head = head_of(name, sigma=0.5)
-    known = with_things(pairs, points, False, head.uses_prompt)
+    known = with_things(pairs, points, AS_THEY_ARE, False, head.uses_prompt)
     prepare(head, known, points, False)
     module = HeadTraining(head, TrainConfig(), Priors(head, known, False))
     assert module.priors is not None
@@ -195,7 +198,7 @@ def test_the_loss_over_all_pairs_is_the_negative_log_posterior(name: str) -> Non
     assert pairs.prompt is not None
     sides = pairs.first[rows], pairs.second[rows]
     twice = Pairs(pairs.prompt[rows], *sides, pairs.user[rows], pairs.label[rows])
-    again = Priors(head, with_things(twice, points, False, head.uses_prompt), False)
+    again = Priors(head, with_things(twice, points, AS_THEY_ARE, False, head.uses_prompt), False)
     again.residual_T.data = module.priors.residual_T.data
     again.first = module.priors.first
     assert again.penalty(head).item() == pytest.approx(module.priors.penalty(head).item() / 2.0)
@@ -216,7 +219,7 @@ def test_without_priors_maps_memorise_what_everybody_likes_and_with_them_not() -
 
 def test_a_weaker_prior_is_taken_only_where_things_say_so() -> None:
     _, pairs = pairs_of()
-    judged = with_things(pairs, pairs_of()[0], False, False).judged
+    judged = with_things(pairs, pairs_of()[0], AS_THEY_ARE, False, False).judged
     default = torch.rand(ROWS)
     assert not gains_clearly(default, default, judged)
     assert gains_clearly(default, default - 0.1 - 0.01 * torch.rand(ROWS), judged)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,3 +72,30 @@ def test_what_fails_is_tried_again_and_costs_only_itself(live: LiveEncoder) -> N
         assert sorted(found.failures) == [row for row, item in enumerate(given) if item is odd]
         assert live.encoded - before >= 1
         assert bool(found.values[[row for row, item in enumerate(given) if item is fine]].all())
+
+
+def test_threads_that_score_at_once_get_their_own_features(tmp_path: Path) -> None:
+    """An inner layer is read by a hook, which sees whichever pass runs."""
+    config = EncoderConfig(model="random:bert", store_dtype="float16", max_length=64, layer=-2)
+    live = LiveEncoder(locate("tiny", config, tmp_path / ".digests.json"), "cpu")
+    items = [Text(f"text {number}" + " more" * (number % 7)) for number in range(12)]
+    wanted = torch.cat([live.features([item]).values for item in items])
+    live.recent = RecentFeatures(most_bytes=3 * (64 * 2 + ENTRY_BYTES))
+
+    def scored(seed: int) -> bool:
+        drawn = torch.Generator().manual_seed(seed)
+        for _ in range(15):
+            rows = torch.randint(0, len(items), (4,), generator=drawn)
+            found = live.features([items[row] for row in rows.tolist()])
+            if found.failures or not torch.allclose(found.values, wanted[rows], atol=1e-2):
+                return False
+        return True
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(scored, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert live.recent.bytes == len(live.recent) * (64 * 2 + ENTRY_BYTES)

@@ -371,6 +371,33 @@ def test_comparisons_of_a_file_are_those_of_python_and_an_odd_one_costs_only_its
         score_file(model, Path("in.jsonl"), Path("out.jsonl"), pairs=True, compare=True)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_file_of_both_kinds_of_comparisons_has_a_column_for_each(
+    opened: Opened, suffix: str
+) -> None:
+    model = opened(["7"], "pal-b")
+    rows = {"prompt": ["p", "p", "p"], "first": ["a b", None, "a b"], "second": ["c", None, None],
+            "chosen": [None, "c", None], "rejected": [None, "a b", "c"]}  # fmt: skip
+    source, told = Path(f"in.{suffix}"), Path("out.jsonl")
+    table = pl.DataFrame(rows)
+    table.write_parquet(source) if suffix == "parquet" else table.write_csv(source)
+    assert score_file(model, source, told, compare=True).rows_failed == 1
+    wanted = model.compare("p", ["a b", "c"], ["c", "a b"])
+    found = lines_of(str(told))
+    assert [row["p"] for row in found[:2]] == pytest.approx(wanted)
+    assert found[2]["p_error"] == "no 'second' is given"
+
+
+def test_a_text_is_not_compared_letter_by_letter(model: RewardModel) -> None:
+    for first, second in (("abc", ["a", "b", "c"]), (["a", "b", "c"], "abc"), ({"a": 1}, ["a"])):
+        with pytest.raises(
+            RewardError, match="one (str|dict) is no list; give a sequence of (first|second)"
+        ):
+            model.compare("p", first, second)  # type: ignore[arg-type]
+    with pytest.raises(RewardError, match="one str is no list; give a sequence of responses"):
+        model.score("p", "abc")
+
+
 def test_rewards_are_not_gone_on_with_as_probabilities(model: RewardModel) -> None:
     rows = [{"prompt": "p", "response": "r", "first": "a b", "second": f"{n}"} for n in range(600)]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))

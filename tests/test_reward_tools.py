@@ -306,7 +306,8 @@ def test_a_module_gives_trl_the_rewards_of_the_model(
                 text=texts, return_tensors="pt", padding=True, padding_side=side,
                 add_special_tokens=False,
             )  # fmt: skip
-            found = module(**read).logits[:, 0].tolist()
+            with torch.autocast("cpu", torch.bfloat16, enabled=side == "left"):  # as trainers do
+                found = module(**read).logits[:, 0].tolist()
             assert found == pytest.approx(wanted, rel=1e-5)
     long = tokenizer(["word " * 300, ""], return_tensors="pt", padding=True)
     assert module(**long).logits.isfinite().all()

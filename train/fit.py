@@ -13,7 +13,6 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor
 
-from pal.cache.mapped import whole
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
@@ -150,9 +149,10 @@ def begin(
     priors if the settings say so."""
     head, train, val, priors = data.new_head(settings, seed), data.train, data.val, None
     if has_priors(settings):
-        points = data.item_scale(whole(data.features)).to(data.features.device)
+        scale = data.item_scale.to(data.features.device)
         train, val = (
-            with_things(pairs, points, data.is_vote, head.uses_prompt) for pairs in (train, val)
+            with_things(pairs, data.features, scale, data.is_vote, head.uses_prompt)
+            for pairs in (train, val)
         )
         prepare(head, train, data.features, data.is_vote)
         priors = Priors(head, train, data.is_vote)

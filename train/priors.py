@@ -23,9 +23,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pal.cache.mapped import Features, whole
+from pal.cache.mapped import Features
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import First, ShrunkHead
+from pal.train.heads.standardise import Standardiser
+from pal.train.heads.things import Table
 from pal.train.pairs import Judged, Pairs
 from pal.train.solve.choose import gained
 from pal.train.two_answers import axis_of
@@ -74,19 +76,21 @@ def prepare(head: Head, pairs: Pairs, features: Features, is_vote: bool) -> None
     if not isinstance(head, ShrunkHead):
         return
     if is_vote:
-        head.side_D.copy_(axis_of(_apart(pairs, head.item_scale(whole(features)))))
+        head.side_D.copy_(axis_of(_apart(pairs, features, head.item_scale)))
     rows = torch.randperm(len(pairs))[:ROWS_TO_FIT].to(features.device)
     batch = pairs.batch(features, rows)
     head.fit(batch.prompt, batch.first, batch.second)
 
 
-def with_things(pairs: Pairs, points: Tensor, is_vote: bool, reads_prompt: bool) -> Pairs:
-    """Return pairs that know their things, numbered from 0; ``points``: standardised features of
-    all items."""
+def with_things(
+    pairs: Pairs, features: Features, scale: Standardiser, is_vote: bool, reads_prompt: bool
+) -> Pairs:
+    """Return pairs that know their things, numbered from 0; ``scale``: of items, where the features
+    are."""
     if is_vote:
         assert pairs.prompt is not None, "votes have prompts"
         thing = pairs.prompt.unique(return_inverse=True)[1]
-        apart = _apart(pairs, points)
+        apart = _apart(pairs, features, scale)
         half = torch.where(apart @ axis_of(apart).to(apart.dtype) > 0.0, 0.5, -0.5)
         judged = Judged(torch.stack([thing, thing], dim=1), torch.stack([half, half], dim=1))
         return replace(pairs, judged=judged)
@@ -99,8 +103,11 @@ def with_things(pairs: Pairs, points: Tensor, is_vote: bool, reads_prompt: bool)
     return replace(pairs, judged=Judged(thing.view(2, -1).T, sign))
 
 
-def _apart(pairs: Pairs, points: Tensor) -> Tensor:
-    return points[pairs.first] - points[pairs.second]
+def _apart(pairs: Pairs, features: Features, scale: Standardiser) -> Tensor:
+    """Return by how much the two items of each pair differ, (n, D)."""
+    items = Table.of(features, torch.cat([pairs.first, pairs.second]))
+    first, second = items.each(scale(items.values)).chunk(2)
+    return first - second
 
 
 def gains_clearly(default_B: Tensor, found_B: Tensor, judged: Judged | None) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from pal.embed.architecture import OWN
 from pal.embed.encoder import EncoderSource
+from pal.embed.encoders.mixed import weight_dtype
 from pal.embed.trust import loading, loading_options, read_json
 from pal.embed.weights import RANDOM
 from pal.errors import EncoderError
@@ -80,7 +81,7 @@ def load_model(source: EncoderSource, folder: Path, options: dict[str, Any]) -> 
     if config.device_map is not None:
         require_package("accelerate", "device_map", source.name)
         options["device_map"] = config.device_map
-    dtype = getattr(torch, config.compute_dtype)
+    dtype = weight_dtype(config.compute_dtype)
     is_half = source.spec.get("half") == "encoder"
     auto: Any = AutoModelForTextEncoding if is_half and _has_half(folder, options) else AutoModel
     model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)

@@ -12,6 +12,7 @@ import torch
 from pal.embed.batching import equal_length_batches, token_budget_batches
 from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
+from pal.embed.encoders.mixed import MIXED, mix, weight_dtype
 from pal.embed.encoders.padding import changes_values, to_right
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
 from pal.embed.encoders.taps import Taps
@@ -44,9 +45,11 @@ class TextEncoder(Encoder):
         self.token_budget = token_budget
         self.renderer = Renderer(source.name, tokenizer, config)
         if not loaded.is_placed:
-            model = model.to(device=device, dtype=getattr(torch, config.compute_dtype))
+            model = model.to(device=device, dtype=weight_dtype(config.compute_dtype))
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device(model.device if loaded.is_placed else device)
+        if config.compute_dtype == MIXED:
+            mix(self.model, self.device)
         self.dense = [layer.to(self.device) for layer in loaded.dense]
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.accepted = set(inspect.signature(model.forward).parameters)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from pal.config.base import Component, Fraction
 
@@ -57,10 +57,10 @@ class EncoderConfig(Component):
     images: Literal["as-seen", "as-library"] = "as-seen"
     """How images are decoded. as-seen: upright, on white, in sRGB, 16 bits and floats scaled to 8;
     as-library: by Pillow's conversion to RGB alone, as OpenCLIP and most published features."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Dtype of weights and activations. auto: that of a cache which is there; else bfloat16 where
-    the machine is fast at it and the features of a text model keep a cosine of 0.9999; else
-    float32."""
+    compute_dtype: Literal["auto", "float32", "mixed", "bfloat16", "float16"] = "float32"
+    """Dtype of weights and activations. mixed: the matrix products of a text model in bfloat16,
+    everything between them float32. auto: that of a cache which is there; else mixed where the
+    machine is fast at it and the features of a text model keep a cosine of 0.9999; else float32."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Quantise the weights as they are loaded, by bitsandbytes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
@@ -77,6 +77,21 @@ class EncoderConfig(Component):
     offline_package: str | None = None
     """Installed Python package whose folder ``model`` holds the same weights, for machines without
     the Hub."""
+
+    @model_validator(mode="after")
+    def _require_one_arithmetic(self) -> Self:
+        """Raise ValidationError where ``mixed`` has no meaning."""
+        if self.compute_dtype == "mixed" and not self.can_be_mixed:
+            raise ValueError(
+                "compute_dtype: mixed is for text models that are neither quantised nor spread by "
+                "device_map; set compute_dtype to float32 or bfloat16"
+            )
+        return self
+
+    @property
+    def can_be_mixed(self) -> bool:
+        """Whether ``compute_dtype: mixed`` is known for it."""
+        return self.kind == "hf-text" and self.quantization is None and self.device_map is None
 
     @property
     def is_random(self) -> bool:

@@ -126,9 +126,11 @@ class PalForSequenceClassification(PreTrainedModel):
         self.encoder.device = self.user_vector.device  # a trainer moves modules as it likes
         ids, kept = self.whole(input_ids, mask.bool())
         dtype = self.encoder.config.store_dtype
-        feature = from_stored(to_stored(self.encoder.features_of(ids, kept)[0], dtype), dtype)
         vectors = self.user_vector.expand(len(ids), -1)
-        rewards = rewards_of(self.head, None, feature.to(vectors.device).float(), vectors)
+        # a trainer's mixed precision is for its policy: here it would change the rewards
+        with torch.autocast(vectors.device.type, enabled=False):
+            feature = from_stored(to_stored(self.encoder.features_of(ids, kept)[0], dtype), dtype)
+            rewards = rewards_of(self.head, None, feature.to(vectors.device).float(), vectors)
         return SequenceClassifierOutput(logits=rewards.unsqueeze(1))
 
 
