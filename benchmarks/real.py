@@ -153,7 +153,9 @@ def section(dataset: str, source: Path, seeds: int) -> str | None:
         told = [entry.head, k, f"{entry.seed}", f"{metrics.seconds:.0f}"]
         unseen = [metrics.test_unseen.get(shots) for shots in ("0", "5", "20")]
         table.append(row_of(told, metrics.test_seen, against.get(entry.run(dataset)), unseen))
-    missing = [f"{e.head}{'' if e.k is None else f' K={e.k}'}" for e, m in done if m is None]
+    there = {(entry.head, entry.k) for entry, _ in found}
+    none = [(e.head, e.k) for e, _ in done if (e.head, e.k) not in there]
+    missing = [head if k is None else f"{head} K={k}" for head, k in none]
     told = remarks(prepared, against, missing)
     same = {head: e.run(dataset) for e, _ in found for head in [e.head] if e.seed == 0}
     if {"auto", SAME_FEATURES} <= set(same):
