@@ -81,6 +81,8 @@ def test_a_notebook_calls_what_there_is_as_it_is_called(name: str) -> None:
             assert of not in known or what is not None, (of, function.attr)
         else:
             what = known.get(function.id) if isinstance(function, ast.Name) else None
+        if inspect.isbuiltin(what):  # of a text that was imported: they have no signature
+            continue
         if what is None or any(word.arg is None for word in node.keywords):
             continue
         called += 1
