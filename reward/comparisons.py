@@ -78,9 +78,14 @@ def compare_each(
     pair; there are as many prompts, first and second items and users."""
     failures: dict[int, str] = {}
     pairs, audiences, places = [], [], []
+    met: dict[tuple[type, Any], Audience] = {}
+    """by id: all pairs of a user are given to the head at once"""
     for place, (user, *pair) in enumerate(zip(users, prompts, first, second, strict=True)):
         try:
-            audiences.append(model.users.audience_of(user))
+            audience = model.users.audience_of(user)
+            if isinstance(user, str | int):
+                audience = met.setdefault((type(user), user), audience)
+            audiences.append(audience)
         except PalError as error:
             failures[place] = str(error)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,17 @@ def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``auto`` mean float32 on every machine that runs the tests; tests of it say otherwise."""
     monkeypatch.setattr("pal.probe.gain", lambda device: 1.0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tasks have a thread each; what is to be the same to the bit has one here, too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from pal.cluster import Cluster, Share, joined, require_cluster
 from pal.config import AuditConfig, Config
 from pal.errors import ConfigError, EvaluationError, PalWarning
 from pal.sweep.record import RESULTS, SweepSummary
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Configure = Callable[..., Config]
 SWEEP = {
@@ -139,15 +141,6 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr("pal.cluster.library", lambda: fake)
     return fake
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tasks have a thread each; what is to be the same to the bit has one here, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def swept(configure: Configure, name: str, **options: Any) -> SweepSummary:

@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-import torch
 from polars.testing import assert_frame_equal
 
 from pal import pipeline
@@ -22,7 +21,7 @@ from pal.sweep.record import SweepSummary
 
 Configure = Callable[..., Config]
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 LONG = {
     "dataset": "simulated", "encoder": "identity", "train.head": "pal-a", "train.epochs": 40,
     "sweep.head": ["pal-a"], "sweep.k": [1, 2], "sweep.seed": [0, 1, 2, 3], "sweep.together": 2,
@@ -34,15 +33,6 @@ AUDIT = {
     "audit.overlap_draws": 19,
 }  # fmt: skip
 ON_RAY = {"sweep.executor": "ray", "audit.executor": "ray", "sweep.workers": 2, "audit.workers": 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tasks have a thread each; what is to be the same to the bit has one here, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

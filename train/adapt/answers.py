@@ -48,21 +48,22 @@ class Answers:
     def margins_of_each(self, head: Head, vector_CR: Tensor) -> Tensor:
         """Return the margins of all pairs under each of C vectors, (B, C): what is compared several
         times is given to the head once."""
-        return margins_of_each(head, self.prepared, vector_CR, self.content)
+        once = distinct_rows(self.content)
+        if once is None:
+            return head.margins_of_each(self.prepared, vector_CR)
+        first, place = once
+        return head.margins_of_each(rows_of(self.prepared, first), vector_CR)[place]
 
 
-def margins_of_each(
-    head: Head, prepared: Prepared, vector_CR: Tensor, content_B: Tensor | None = None
-) -> Tensor:
-    """Return the margins of pairs under each of C vectors, (B, C); rows of one number in
-    ``content_B`` are prepared alike, and given to the head once."""
+def distinct_rows(content_B: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Return a row of each number in ``content_B``, and which of these stands for each row, (B,);
+    None where the numbers are unknown or so many that it is not worth it."""
     if content_B is None:
-        return head.margins_of_each(prepared, vector_CR)
+        return None
     distinct, place, count = content_B.unique(return_inverse=True, return_counts=True)
     if len(distinct) > WORTH * len(place):
-        return head.margins_of_each(prepared, vector_CR)
-    first = place.argsort(stable=True)[count.cumsum(0) - count]
-    return head.margins_of_each(rows_of(prepared, first), vector_CR)[place]
+        return None
+    return place.argsort(stable=True)[count.cumsum(0) - count], place
 
 
 def rows_of(prepared: Prepared, rows: Tensor) -> Prepared:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pal.train.adapt.answers import Answers, margins_of_each, rows_of
+from pal.train.adapt.answers import Answers, distinct_rows, rows_of
 from pal.train.adapt.curvature import Covariance
 from pal.train.adapt.map import Adapted, evidence, margins_and_slopes, probability
 from pal.train.heads.head import Head, Prepared
@@ -50,18 +50,20 @@ def seen_vectors(head: Head) -> Tensor:
 def zero_shot(head: Head, prepared: Prepared, content_B: Tensor | None = None) -> Tensor:
     """Return the logit of the mean probability over seen users, (B,); ``content_B`` as in
     ``Answers``."""
+    once = distinct_rows(content_B)
+    if once is not None:
+        first, place = once
+        return zero_shot(head, rows_of(prepared, first))[place]
     vectors_NR = seen_vectors(head)
     if not vectors_NR.shape[1]:  # all users are the same
-        return margins_of_each(head, prepared, vectors_NR[:1], content_B)[:, 0]
-
-    def mean_of(rows: Tensor) -> Tensor:
-        content = None if content_B is None else content_B[rows]
-        margin_BN = margins_of_each(head, rows_of(prepared, rows), vectors_NR, content)
-        return margin_BN.double().sigmoid().mean(dim=1)
-
+        return head.margins_of_each(prepared, vectors_NR[:1])[:, 0]
     count = next(len(value) for value in prepared if value is not None)
     every = torch.arange(count, device=vectors_NR.device)
-    return _logit(torch.cat([mean_of(rows) for rows in every.split(ROWS_AT_ONCE)]))
+    found = [
+        head.margins_of_each(rows_of(prepared, rows), vectors_NR).double().sigmoid().mean(dim=1)
+        for rows in every.split(ROWS_AT_ONCE)
+    ]
+    return _logit(torch.cat(found))
 
 
 @torch.no_grad()
