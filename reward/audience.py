@@ -49,6 +49,12 @@ class People:
         return (margin_BM.sigmoid() * self.weights.double()).sum(dim=1).float()
 
 
+def of_known(head: Head, prepared: Prepared, vector_BR: Tensor) -> Tensor:
+    """Return P(first preferred) of prepared pairs by people who are known, one for each, (B,)."""
+    each_B = torch.arange(len(vector_BR), device=vector_BR.device)
+    return head.prepared_margin(prepared, vector_BR, each_B).double().sigmoid().float()
+
+
 @dataclass(frozen=True)
 class Newcomer:
     """Somebody who has given a few answers."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pal.errors import PalError
 from pal.reward.adaptation import Answer, ItemPairs
-from pal.reward.audience import Audience
+from pal.reward.audience import Audience, People, of_known
 from pal.train.adapt.answers import rows_of
 
 if TYPE_CHECKING:
@@ -56,14 +56,23 @@ class Comparisons(ItemPairs):
         found = torch.zeros(len(kept))
         if not kept:
             return found
-        prepared = self.prepared()
+        prepared, head, device = self.prepared(), self.model.head, self.model.encoder.device
+        vectors: dict[int, Tensor] = {}
+        """of people who are known, by row: each has an audience of its own, and all go together"""
         rows_of_each: dict[int, list[int]] = {}
         for row, place in enumerate(kept):
-            rows_of_each.setdefault(id(self.audiences[place]), []).append(row)
+            audience = self.audiences[place]
+            if isinstance(audience, People) and len(audience.vectors) == 1:
+                vectors[row] = audience.vectors
+            else:
+                rows_of_each.setdefault(id(audience), []).append(row)
         for rows in rows_of_each.values():
-            some = rows_of(prepared, torch.tensor(rows, device=self.model.encoder.device))
-            audience = self.audiences[kept[rows[0]]]
-            found[rows] = audience.probability(self.model.head, some).cpu()
+            some = rows_of(prepared, torch.tensor(rows, device=device))
+            found[rows] = self.audiences[kept[rows[0]]].probability(head, some).cpu()
+        if vectors:
+            rows = list(vectors)
+            some = rows_of(prepared, torch.tensor(rows, device=device))
+            found[rows] = of_known(head, some, torch.cat(list(vectors.values()))).cpu()
         return found
 
 
@@ -78,14 +87,9 @@ def compare_each(
     pair; there are as many prompts, first and second items and users."""
     failures: dict[int, str] = {}
     pairs, audiences, places = [], [], []
-    met: dict[tuple[type, Any], Audience] = {}
-    """by id: all pairs of a user are given to the head at once"""
     for place, (user, *pair) in enumerate(zip(users, prompts, first, second, strict=True)):
         try:
-            audience = model.users.audience_of(user)
-            if isinstance(user, str | int):
-                audience = met.setdefault((type(user), user), audience)
-            audiences.append(audience)
+            audiences.append(model.users.audience_of(user))
         except PalError as error:
             failures[place] = str(error)
             continue

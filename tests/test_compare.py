@@ -22,6 +22,7 @@ from pal.reward.users import Users
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive
 from pal.train.adapt.map import adapt_map
+from pal.train.heads.head import Head, Prepared
 
 Opened = Callable[..., RewardModel]
 USERS = [f"user {number}" for number in range(5)]
@@ -57,6 +58,25 @@ def test_a_stranger_is_any_of_the_seen_users(opened: Opened, head: str) -> None:
         model.compare("p", FIRST, SECOND[:2])
     with pytest.raises(RewardError, match="comparison 1 cannot be read: the text is empty"):
         model.compare("p", ["a", ""], ["b", "c"])
+
+
+@pytest.mark.parametrize("head", ["pal-a", "pal-b", "lore"])
+def test_all_known_users_are_asked_of_the_head_at_once(
+    opened: Opened, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(USERS, head)
+    alone = [model.compare("p", FIRST[:1], SECOND[:1], user)[0] for user in USERS]
+    asked: list[int] = []
+    kind, margin = type(model.head), type(model.head).prepared_margin
+
+    def counted(self: Head, prepared: Prepared, *given: torch.Tensor) -> torch.Tensor:
+        asked.append(len(given[1]))
+        return margin(self, prepared, *given)
+
+    monkeypatch.setattr(kind, "prepared_margin", counted)
+    found = model.compare("p", FIRST[:1] * 10, SECOND[:1] * 10, [*USERS, *USERS])
+    assert asked == [10]
+    assert found == pytest.approx([*alone, *alone], abs=1e-6)
 
 
 @pytest.mark.parametrize("head", ["lore", "per-user"])

@@ -54,6 +54,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")
+@pytest.mark.slow
 def test_ray_actors_make_the_same_bytes_as_this_process(configure: Configure) -> None:
     here = pipeline.embed(configure({**MANY, "paths.cache": "here"}))
     there = pipeline.embed(

@@ -1114,6 +1114,7 @@ def test_a_full_queue_is_429_and_loses_nothing(model: RewardModel) -> None:
     require_offline(model, result["answers"])
 
 
+@pytest.mark.slow
 def test_a_server_ends_and_begins_again(exported: Path, model: RewardModel) -> None:
     row = {"prompts": ["p"], "responses": ["a"], "users": ["new"]}
     with serving(exported) as (address, process), client(address) as http:

@@ -392,6 +392,7 @@ def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | Non
         pipeline.sweep(config, "s")
 
 
+@pytest.mark.slow
 def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) -> None:
     axes = {"k": [1, 2], "seed": [0, 1], "lr": [1e-3, 3e-3], "head": ["pal-a", "lore"]}
     told: list[str] = []
