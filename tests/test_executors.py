@@ -43,16 +43,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("cluster", "one_thread")
 @pytest.mark.slow
 def test_ray_actors_make_the_same_bytes_as_this_process(configure: Configure) -> None:
