@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
 
 import torch
+from gpu_sizes import seconds_of
 
 from pal.config import TrainConfig
 from pal.evaluate.report import as_markdown
@@ -27,7 +28,20 @@ from pal.train.module import HeadTraining
 from pal.train.pairs import PairBatches, Pairs
 from pal.train.probe import quickest
 
-DIM, BATCH, K, USERS, ITEMS, PAIRS = 1024, 1024, 2, 2000, 20_000, 20_480
+DIM, K, USERS, PAIRS = 1024, 2, 2000, 20_480
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an epoch, and where it runs."""
+
+    pairs: int = PAIRS
+    batch: int = 1024
+    items: int = 20_000
+    dim: int = DIM
+    device: str = "cpu"
+
+
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -40,9 +54,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_epoch.md"))
     arguments = parser.parse_args()
     header = ["head", "precision", "epoch, s", "to float32 products", "to bfloat16 products"]
-    rows, floors = [header], []
+    rows, floors, sizes = [header], [], Sizes(arguments.pairs)
     for name in ("pal-a", "pal-b"):
-        seconds = measure(name, arguments.pairs, arguments.rounds)
+        seconds = measure(name, sizes, arguments.rounds)
         floor = {one: seconds[f"products {one}"] for one in PRECISIONS}
         floors.append(f"of {name} {floor['float32']:.2f} s and {floor['bfloat16']:.2f} s")
         for precision in PRECISIONS:
@@ -52,8 +66,8 @@ def main() -> None:
     text = (
         f"# A training epoch against its matrix products\n\n{date.today()}, `python "
         "benchmarks/train_epoch.py`: "
-        f"d = {DIM}, batch {BATCH}, K = {K}, {USERS:,} users, {arguments.pairs:,} pairs over "
-        f"{ITEMS:,} items, float16 features, {torch.get_num_threads()} threads, "
+        f"d = {DIM}, batch {sizes.batch}, K = {K}, {USERS:,} users, {arguments.pairs:,} pairs over "
+        f"{sizes.items:,} items, float16 features, {torch.get_num_threads()} threads, "
         f"{platform.machine()}, median of {arguments.rounds} alternating rounds. The products "
         f"alone take in float32 and in bfloat16: {', '.join(floors)}. `train.precision=auto` takes "
         f"{quickest('cpu')} here.\n\n{as_markdown(rows)}\n"
@@ -63,36 +77,38 @@ def main() -> None:
     print(text)
 
 
-def measure(name: str, count: int, rounds: int) -> dict[str, float]:
+def measure(name: str, sizes: Sizes, rounds: int) -> dict[str, float]:
     """Return median seconds of an epoch by our own steps, and of its matrix products, in each
     precision."""
     work: dict[str, Callable[[], None]] = {}
     for precision in PRECISIONS:
-        work[f"epoch {precision}"] = epoch_of(name, precision, count)
-        work[f"products {precision}"] = products_of(name, precision, -(-count // BATCH))
+        work[f"epoch {precision}"] = epoch_of(name, precision, sizes)
+        work[f"products {precision}"] = products_of(name, precision, sizes)
     times: dict[str, list[float]] = {label: [] for label in work}
     for number in range(rounds + 1):
         for label, once in work.items():
-            began = time.perf_counter()
-            once()
+            seconds = seconds_of(once, sizes.device)
             if number:  # the first round warms up
-                times[label].append(time.perf_counter() - began)
+                times[label].append(seconds)
     return {label: median(values) for label, values in times.items()}
 
 
-def epoch_of(name: str, precision: str, count: int) -> Callable[[], None]:
+def epoch_of(name: str, precision: str, sizes: Sizes) -> Callable[[], None]:
     """Return what trains a head for an epoch."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(ITEMS, DIM, generator=generator).half()
-    first, second, prompt = torch.randint(0, ITEMS, (3, count), generator=generator)
-    user = torch.randint(0, USERS, (count,), generator=generator)
-    pairs = Pairs(prompt if name == "pal-b" else None, first, second, user, torch.ones(count))
-    chosen = {"head": name, "k": K, "batch_size": BATCH, "precision": precision}
+    device, count = sizes.device, sizes.pairs
+    features = torch.randn(sizes.items, sizes.dim, generator=generator).half().to(device)
+    rows = torch.randint(0, sizes.items, (3, count), generator=generator).to(device)
+    first, second, prompt = rows
+    user = torch.randint(0, USERS, (count,), generator=generator).to(device)
+    label = torch.ones(count, device=device)
+    pairs = Pairs(prompt if name == "pal-b" else None, first, second, user, label)
+    chosen = {"head": name, "k": K, "batch_size": sizes.batch, "precision": precision}
     settings = resolve(TrainConfig.model_validate(chosen))
-    module = HeadTraining(build_head(settings, DIM, USERS), settings)
+    module = HeadTraining(build_head(settings, sizes.dim, USERS), settings).to(device)
     optimiser = module.configure_optimizers()
-    batches = PairBatches(features, pairs, BATCH, seed=0)
+    batches = PairBatches(features, pairs, sizes.batch, seed=0)
 
     def epoch() -> None:
         for batch in batches:
@@ -104,12 +120,13 @@ def epoch_of(name: str, precision: str, count: int) -> Callable[[], None]:
     return epoch
 
 
-def products_of(name: str, precision: str, batches: int) -> Callable[[], None]:
+def products_of(name: str, precision: str, sizes: Sizes) -> Callable[[], None]:
     """Return what multiplies the matrices of an epoch."""
-    dtype = getattr(torch, precision)
-    weights = [torch.randn(DIM, DIM, dtype=dtype) for _ in range(3)]
-    maps = [(2 * BATCH, 1), (BATCH, K)] if name == "pal-b" else [(2 * BATCH + BATCH, 1)]
-    inputs = [(torch.randn(rows, DIM, dtype=dtype), copies) for rows, copies in maps]
+    dim, batch, batches = sizes.dim, sizes.batch, -(-sizes.pairs // sizes.batch)
+    where = {"dtype": getattr(torch, precision), "device": sizes.device}
+    weights = [torch.randn(dim, dim, **where) for _ in range(3)]
+    maps = [(2 * batch, 1), (batch, K)] if name == "pal-b" else [(2 * batch + batch, 1)]
+    inputs = [(torch.randn(rows, dim, **where), copies) for rows, copies in maps]
 
     def products() -> None:
         for _ in range(batches):

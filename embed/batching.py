@@ -27,3 +27,15 @@ def equal_length_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarr
         rows = np.flatnonzero(n_tokens == length)
         for part in token_budget_batches(n_tokens[rows], budget):
             yield rows[part]
+
+
+def joined_batches(n_tokens: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """As ``token_budget_batches``, for items end to end: their own tokens fit the budget."""
+    order = np.argsort(-n_tokens, kind="stable")
+    ends = np.cumsum(n_tokens[order], dtype=np.int64)
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + budget, side="right")))
+        yield order[start:stop]
+        start = stop

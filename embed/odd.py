@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pal.errors import PalError
-from pal.items import storable
+from pal.items import Text, is_unicode, storable
 
 PANIC = "PanicException"
 """what libraries written in Rust raise where they give up; it is no Exception"""
@@ -53,3 +53,16 @@ def odd_ones(rows: Sequence[int], call: Callable[[Sequence[int]], object], stage
         return {}
     half = len(rows) // 2
     return {**odd_ones(rows[:half], call, stage), **odd_ones(rows[half:], call, stage)}
+
+
+def unreadable(text: Text) -> Failure | None:
+    """Return why a text cannot be read, None where it can."""
+    if not all(is_unicode(turn.role + turn.content) for turn in text.turns):
+        return Failure(
+            "decode",
+            "UnicodeDecodeError",
+            "the text, or a turn before it, is not UTF-8 or holds half of a surrogate pair",
+        )
+    if not text.text.strip():
+        return Failure("tokenize", "EmptyText", "the text is empty")
+    return None

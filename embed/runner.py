@@ -25,6 +25,7 @@ from pal.embed.odd import Failures
 from pal.embed.peak import matrix_rate
 from pal.embed.reuse import joined, known_shards, known_to_all
 from pal.embed.storage import moments, to_stored, unstorable
+from pal.embed.transfer import Leaving
 from pal.errors import EncoderError
 from pal.items import ID_BYTES, items_of
 
@@ -60,7 +61,7 @@ class _Done:
         self.is_stored = np.zeros(self.rows, bool)
 
     def store(self, rows: np.ndarray, features: list[torch.Tensor], dtype: str) -> None:
-        """Bring features to the CPU and into their rows; what is not finite becomes a failure."""
+        """Bring features into their rows; what is not finite becomes a failure."""
         for tap, feature in enumerate(features):
             values = to_stored(feature, dtype)
             stored = self.stored[tap]
@@ -149,16 +150,17 @@ class ShardRunner:
         new = len(read.known) - int(read.known.sum())
         done = _Done(new, len(self.writers), dict(read.inputs.failures))
         padded = 0
-        running: tuple[np.ndarray, list[torch.Tensor]] | None = None
+        running: tuple[np.ndarray, Leaving] | None = None
         for batch, wait in self._loaded(read.inputs):
             waited += wait
             padded += batch.padded
             for rows, features in self.encoder.encode_each(read.inputs, batch, done.failures):
+                leaving = Leaving(features)
                 if running is not None:
-                    done.store(*running, self.dtype)
-                running = rows, features
+                    done.store(running[0], running[1].arrived(), self.dtype)
+                running = rows, leaving
         if running is not None:
-            done.store(*running, self.dtype)
+            done.store(running[0], running[1].arrived(), self.dtype)
         if not done.is_stored.any():
             done.stored = self._no_rows(done)
         seconds = Seconds(read=read.seconds, wait=waited, encode=time.perf_counter() - began)

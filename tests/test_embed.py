@@ -21,8 +21,9 @@ from pal.embed.batching import token_budget_batches
 from pal.embed.choose import locate_cache
 from pal.embed.digests import DigestMemory
 from pal.embed.encoder import Batch, locate
+from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.random_models import FAMILIES, byte_tokenizer, random_model
-from pal.embed.encoders.text import TextEncoder, pool
+from pal.embed.encoders.text import TextEncoder
 from pal.embed.peak import flops_per_token, matrix_rate
 from pal.embed.storage import from_stored, to_stored, unstorable
 from pal.errors import ConfigError, EncoderError

@@ -13,8 +13,9 @@ import torch
 from pal.config import EncoderConfig
 from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import locate
+from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.random_models import byte_tokenizer, random_model
-from pal.embed.encoders.text import TextEncoder, pool
+from pal.embed.encoders.text import TextEncoder
 from pal.embed.render import Renderer, plain_text
 from pal.errors import EncoderError
 from pal.items import (

@@ -95,6 +95,7 @@ def hf_clip_towers(source: EncoderSource, device: str) -> Towers:
         texts=texts,
         text_tokens=length,
         text_flops=flops_per_token(model.text_model),
+        parts=(model.vision_model, model.text_model),
     )
     require_own_weights(source, loaded, lambda: [*_probe(towers, model)])
     return towers

@@ -47,7 +47,7 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
             own: torch.Tensor | None = getattr(output, "pooler_output", None)
             if own is not None and own is not output.last_hidden_state:
                 return own.flatten(1)
-        states = taps.run(pixels, model)[config.layer]
+        states = taps.run(pixels)[config.layer]
         if states.ndim != 3:
             raise EncoderError(
                 f"encoder {source.name} gives no state for each patch; use layer: -1 and pooling: "
@@ -62,6 +62,7 @@ def hf_image_tower(source: EncoderSource, device: str) -> Towers:
         images=images,
         image_tokens=image_tokens(settings, processor) if hasattr(settings, "patch_size") else 256,
         image_flops=flops_per_token(model),
+        parts=(model,),
     )
     require_own_weights(source, loaded, lambda: [towers.images(**probe)])
     return towers

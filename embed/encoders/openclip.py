@@ -239,6 +239,7 @@ def open_clip_towers(source: EncoderSource, device: str) -> Towers:
         texts=model.encode_text,
         text_tokens=int(tokenizer.context_length),
         text_flops=flops_per_token(model) - flops_per_token(model.visual),
+        parts=(model.visual, getattr(text, "transformer", text)),
     )
 
 

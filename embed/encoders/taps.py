@@ -68,7 +68,7 @@ class Taps:
             block = block_of(self.model, layer, self.name)
         except EncoderError:
             return False
-        found = _tapped(self.model, self.model, {layer: block}, (), probe).get(layer)
+        found = _tapped(self.model, {layer: block}, (), probe).get(layer)
         if found is None:  # it is not called as a module (SqueezeBERT)
             return False
         tolerance = TOLERANCE[str(found.dtype).removeprefix("torch.")]
@@ -78,22 +78,20 @@ class Taps:
             for state in states
         )
 
-    def run(self, arguments: Arguments, forward: Any) -> dict[int, torch.Tensor]:
-        """Return the states of all layers, (n, length, dim) each; ``forward`` is the model, perhaps
-        compiled, which is used where it runs through."""
+    def run(self, arguments: Arguments) -> dict[int, torch.Tensor]:
+        """Return the states of all layers, (n, length, dim) each."""
         if self.listed:
             output = self.model(**arguments, output_hidden_states=True)
             reached = {layer: output.hidden_states[layer] for layer in self.listed}
             reached |= {layer: output.last_hidden_state for layer in self.own}
             if not self.blocks:
                 return reached
-            return {**reached, **_tapped(self.model, self.model, self.blocks, (), arguments)}
-        forward = self.model if self.blocks else forward
-        return _tapped(self.model, forward, self.blocks, self.own, arguments)
+            return {**reached, **_tapped(self.model, self.blocks, (), arguments)}
+        return _tapped(self.model, self.blocks, self.own, arguments)
 
 
 def _tapped(
-    model: Any, forward: Any, blocks: dict[int, Any], own: Sequence[int], arguments: Arguments
+    model: Any, blocks: dict[int, Any], own: Sequence[int], arguments: Arguments
 ) -> dict[int, torch.Tensor]:
     """Run a model to the highest of some blocks, or through, and return what they give."""
     reached: dict[int, torch.Tensor] = {}
@@ -109,7 +107,7 @@ def _tapped(
 
     handles = [block.register_forward_hook(keep(layer)) for layer, block in blocks.items()]
     try:
-        last = forward(**arguments).last_hidden_state
+        last = model(**arguments).last_hidden_state
         reached.update((layer, torch.as_tensor(last)) for layer in own)
     except LastLayerReached:
         pass
@@ -141,7 +139,7 @@ def blocks_of(model: Any) -> Any:
         raise EncoderError(
             f"{type(model).__name__} has no stack of blocks; only layer -1 can be read from it"
         )
-    count = getattr(model.config, "num_hidden_layers", None)
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     named = [stack for stack in stacks if len(stack[1]) == count]
     if named:
         return min(named, key=lambda stack: stack[0].count("."))[1]

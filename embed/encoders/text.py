@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from pal.embed.batching import equal_length_batches, token_budget_batches
+from pal.embed.batching import equal_length_batches, joined_batches, token_budget_batches
 from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
-from pal.embed.encoders.mixed import MIXED, mix, weight_dtype
-from pal.embed.encoders.padding import changes_values, to_right
+from pal.embed.encoders import unpadded
+from pal.embed.encoders.compiled import compile_blocks
+from pal.embed.encoders.mixed import MIXED, mix, product_dtype, weight_dtype
+from pal.embed.encoders.padding import TOLERANCE, changes_values, difference, to_right
+from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
 from pal.embed.encoders.taps import Taps
-from pal.embed.odd import Failure, Failures, failure_of
+from pal.embed.odd import Failure, Failures, failure_of, unreadable
 from pal.embed.peak import flops_per_token
 from pal.embed.render import Rendered, Renderer, Tokens
+from pal.embed.transfer import pinned, to_device
 from pal.errors import EncoderError
-from pal.items import Item, Text, is_unicode
+from pal.items import Item, Text
 
 PROBE = ("Yes.", "Nobody agrees about everything, and most people about something.")
 """texts of two lengths, which show what padding does to a model"""
@@ -54,7 +58,6 @@ class TextEncoder(Encoder):
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.accepted = set(inspect.signature(model.forward).parameters)
         self.layers = list(layers) or [config.layer]
-        self.forward: Any = self.model
         self.counts_positions = False
         """whether the positions of real tokens are given to the model, which would count padding"""
         self.pads = True
@@ -64,8 +67,10 @@ class TextEncoder(Encoder):
         self.taps = Taps(self.model, self.layers, config.norm, source.name, first)
         require_own_weights(source, loaded, lambda: self._pooled(*probe[0]))
         self._settle_padding(probe)
+        self.joins = source.attention == "sdpa" and self._can_join(probe)
+        """whether texts stand end to end, without any padding"""
         if compiled:
-            self.forward = torch.compile(self.model, dynamic=True)
+            compile_blocks(self.model)
 
     @classmethod
     def load(
@@ -114,6 +119,28 @@ class TextEncoder(Encoder):
             f"embed.{self.name}.padding_side to right"
         )
 
+    @torch.inference_mode()
+    def _can_join(self, probe: list[list[torch.Tensor]]) -> bool:
+        """Find out whether texts end to end have the features that each has alone; the model
+        computes attention for that from then on."""
+        dtype = product_dtype(self.config.compute_dtype)
+        if not unpadded.can_be(self.model, self.device, dtype):
+            return False
+        reach = unpadded.reach_of(self.model.config)
+        texts = [unpadded.longer_than(reach, ids, self.config.max_length) for ids, _ in probe]
+        alone = [self._pooled(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in texts]
+        unpadded.attend_by_us(self.model)
+        try:
+            together = self._pooled_row(unpadded.Row.of(texts))
+            wanted = [torch.cat(tap) for tap in zip(*alone, strict=True)]
+            worst = max(map(difference, together, wanted))
+        except unpadded.REFUSALS:
+            worst = float("inf")
+        if worst <= TOLERANCE[self.config.compute_dtype]:  # which NaN is not
+            return True
+        unpadded.attend_by_sdpa(self.model)
+        return False
+
     def read(self, items: Sequence[Item]) -> Inputs:
         """Render and tokenise texts behind their context."""
         require_modality(self.name, items, Text)
@@ -141,13 +168,17 @@ class TextEncoder(Encoder):
     def batches(self, inputs: Inputs) -> Iterator[np.ndarray]:
         kept = inputs.kept
         cut = token_budget_batches if self.pads else equal_length_batches
+        cut = joined_batches if self.joins else cut
         for rows in cut(inputs.n_tokens[kept], self.token_budget):
             yield kept[rows]
 
     def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
-        """Lay token ids out: ids, mask and, where there are several, kinds, (len(rows), longest)
-        each."""
+        """Lay token ids out: end to end, or as ids, mask and, where there are several, kinds,
+        (len(rows), longest) each."""
         tokens: Tokens = inputs.payload
+        if self.joins:
+            row = unpadded.Row.of_tokens(tokens, rows, self.device)
+            return Batch(rows, row, padded=row.ids.numel())
         lengths = inputs.n_tokens[rows]
         longest = max(1, int(lengths.max()))
         column = np.arange(longest)
@@ -162,7 +193,8 @@ class TextEncoder(Encoder):
             types = np.zeros(mask.shape, np.int64)
             types[mask] = tokens.types[where]
             arrays.append(types)
-        return Batch(rows, tuple(map(torch.from_numpy, arrays)), padded=mask.size)
+        tensors = tuple(pinned(torch.from_numpy(array), self.device) for array in arrays)
+        return Batch(rows, tensors, padded=mask.size)
 
     def flops(self, inputs: Inputs, rows: np.ndarray) -> float:
         return flops_per_token(self.model) * float(inputs.n_tokens[rows].sum())
@@ -170,6 +202,8 @@ class TextEncoder(Encoder):
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return (n, dim) float32 features of each tap."""
+        if isinstance(batch.tensors, unpadded.Row):
+            return self._pooled_row(batch.tensors.to(self.device))
         return self._pooled(*to_device(batch.tensors, self.device))
 
     def features_of(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
@@ -188,8 +222,15 @@ class TextEncoder(Encoder):
     def _pooled(
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        states = self._hidden_states(ids, mask, types)
+        states = self._states(ids, self._arguments(ids, mask, types))
         return [self._finished(pool(states[n], mask, self.config.pooling)) for n in self.layers]
+
+    def _pooled_row(self, row: unpadded.Row) -> list[torch.Tensor]:
+        """Return the features of texts that stand end to end."""
+        arguments = {**self._arguments(row.ids, None, row.types), **row.arguments()}
+        with unpadded.end_to_end():
+            states = self._states(row.ids, arguments)
+        return [self._finished(row.pooled(states[n], self.config.pooling)) for n in self.layers]
 
     def _finished(self, feature: torch.Tensor) -> torch.Tensor:
         """Return a pooled state, (n, dim), as the feature that it becomes."""
@@ -197,11 +238,9 @@ class TextEncoder(Encoder):
             feature = layer(feature)
         return torch.nn.functional.normalize(feature, dim=1) if self.config.normalize else feature
 
-    def _hidden_states(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
-    ) -> dict[int, torch.Tensor]:
+    def _states(self, ids: torch.Tensor, arguments: dict[str, Any]) -> dict[int, torch.Tensor]:
         """Return the states of all taps, (n, length, dim) each."""
-        states = self.taps.run(self._arguments(ids, mask, types), self.forward)
+        states = self.taps.run(arguments)
         for layer, state in states.items():
             if state.shape[:2] != ids.shape:
                 raise EncoderError(
@@ -211,47 +250,13 @@ class TextEncoder(Encoder):
         return states
 
     def _arguments(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+        self, ids: torch.Tensor, mask: torch.Tensor | None, types: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Return what of a batch the model's forward takes."""
-        given = {"attention_mask": mask.long(), "use_cache": False, "token_type_ids": types}
-        if self.counts_positions:
+        given: dict[str, Any] = {"use_cache": False, "token_type_ids": types}
+        if mask is not None:
+            given["attention_mask"] = mask.long()
+        if self.counts_positions and mask is not None:
             given["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         known = {key: v for key, v in given.items() if key in self.accepted and v is not None}
         return {"input_ids": ids, **known}
-
-
-def unreadable(text: Text) -> Failure | None:
-    """Return why a text cannot be read, None where it can."""
-    if not all(is_unicode(turn.role + turn.content) for turn in text.turns):
-        return Failure(
-            "decode",
-            "UnicodeDecodeError",
-            "the text, or a turn before it, is not UTF-8 or holds half of a surrogate pair",
-        )
-    if not text.text.strip():
-        return Failure("tokenize", "EmptyText", "the text is empty")
-    return None
-
-
-def to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Copy without waiting where the device allows it."""
-    if device.type != "cuda":
-        return [tensor.to(device) for tensor in tensors]
-    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-
-
-def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool (n, length, dim) states over the real tokens, in float32, whatever the padding side."""
-    mask = mask.bool()
-    everyone = torch.arange(len(hidden), device=hidden.device)
-    if pooling == "mean":
-        weight = mask.unsqueeze(-1).float()
-        mean: torch.Tensor = (hidden.float() * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
-        return mean
-    position = torch.arange(mask.shape[1], device=hidden.device)
-    if pooling == "cls":
-        first = torch.where(mask, position, mask.shape[1]).amin(dim=1).clamp(max=mask.shape[1] - 1)
-        return hidden[everyone, first].float()
-    last = torch.where(mask, position, -1).amax(dim=1).clamp(min=0)
-    return hidden[everyone, last].float()

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
-from pal.embed.encoders.text import to_device, unreadable
+from pal.embed.encoders.compiled import compile_blocks
 from pal.embed.images import ImageReader, decode_filtered
-from pal.embed.odd import Failure, Failures, failure_of, is_about_items
+from pal.embed.odd import Failure, Failures, failure_of, is_about_items, unreadable
 from pal.embed.render import plain_text
+from pal.embed.transfer import pinned, to_device
 from pal.items import Image, Item, Place, Text
 
 Pixels = dict[str, torch.Tensor]
@@ -40,6 +41,8 @@ class Towers:
     """(n, L) to (n, dim)"""
     text_tokens: int = 1
     text_flops: float = 0.0
+    parts: Sequence[Any] = ()
+    """the modules of the model whose blocks ``embed.compile`` compiles"""
 
 
 IDS = "input_ids"
@@ -73,10 +76,9 @@ class TowersEncoder(Encoder):
         self.dtype = getattr(torch, source.config.compute_dtype)
         self.token_budget = token_budget
         self.reader = ImageReader()
-        self.images, self.texts = towers.images, towers.texts
         if compiled:
-            self.images = torch.compile(self.images)
-            self.texts = self.texts and torch.compile(self.texts)
+            for part in towers.parts:
+                compile_blocks(part)
         self.dim: int | None = None
 
     def read(self, items: Sequence[Item]) -> Inputs:
@@ -119,7 +121,7 @@ class TowersEncoder(Encoder):
         contents: Contents = inputs.payload
         if contents.places[int(rows[0])] is None:
             ids = contents.ids[torch.from_numpy(rows)]
-            return Batch(rows, {IDS: ids}, padded=ids.numel())
+            return Batch(rows, {IDS: pinned(ids, self.device)}, padded=ids.numel())
         pixels: list[Pixels] = []
         kept: list[int] = []
         failures: Failures = {}
@@ -133,7 +135,8 @@ class TowersEncoder(Encoder):
                 pixels.append(image)
                 kept.append(row)
         stacked = {
-            key: torch.stack([image[key] for image in pixels]) for key in (pixels or [{}])[0]
+            key: pinned(torch.stack([image[key] for image in pixels]), self.device)
+            for key in (pixels or [{}])[0]
         }
         padded = len(kept) * self.towers.image_tokens
         return Batch(np.array(kept, dtype=np.int64), stacked, failures, padded)
@@ -161,10 +164,10 @@ class TowersEncoder(Encoder):
             zip(batch.tensors, to_device(list(batch.tensors.values()), self.device), strict=True)
         )
         if IDS in inputs:
-            assert self.texts is not None
-            feature = self.texts(inputs[IDS]).float()
+            assert self.towers.texts is not None
+            feature = self.towers.texts(inputs[IDS]).float()
         else:
-            feature = self.images(**cast(inputs, self.dtype)).float()
+            feature = self.towers.images(**cast(inputs, self.dtype)).float()
         feature = torch.nn.functional.normalize(feature, dim=1) if self.normalize else feature
         return [torch.nn.functional.pad(feature, (0, self.width() - feature.shape[1]))]
 

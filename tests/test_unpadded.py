@@ -1,0 +1,134 @@
+"""Texts end to end have the features that they have alone; a model that differs is padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pal.config import EncoderConfig
+from pal.embed.batching import joined_batches
+from pal.embed.encoder import load, locate
+from pal.embed.encoders import unpadded
+from pal.embed.encoders.text import TextEncoder
+from pal.items import Item, Text, Turn
+
+TEXTS: list[Item] = [
+    Text("a"), Text("some words"), Text("ab" * 60), Text("an answer", (Turn("user", "why?"),)),
+    Text("and a last one"),
+]  # fmt: skip
+WINDOW = 8
+_BODY = {
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 48, "pad_token_id": 0,
+}  # fmt: skip
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral": {**_BODY, "num_key_value_heads": 2, "sliding_window": WINDOW},
+    "qwen3": {
+        **_BODY, "num_key_value_heads": 2, "head_dim": 8, "use_sliding_window": True,
+        "sliding_window": WINDOW, "max_window_layers": 1,
+    },
+    "gemma3_text": {**_BODY, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW},
+    "modernbert": {**_BODY, "local_attention": WINDOW, "global_attn_every_n_layers": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine's CPU do what a GPU does."""
+    monkeypatch.setattr(unpadded, "can_be", lambda model, device, dtype: True)
+
+
+def made(model: str, **settings: Any) -> TextEncoder:
+    config = EncoderConfig(kind="hf-text", model=model, max_length=64, **settings)
+    encoder = load(locate("tiny", config, None), "cpu", 300, [-1, -2], compiled=False)
+    assert isinstance(encoder, TextEncoder)
+    return encoder
+
+
+def features(encoder: TextEncoder) -> list[torch.Tensor]:
+    """Return the features of all texts, as stage one makes them, per tap."""
+    inputs = encoder.prepare(TEXTS)
+    found: dict[int, list[torch.Tensor]] = {}
+    for rows in encoder.batches(inputs):
+        batch = encoder.load_batch(inputs, rows)
+        taps = encoder.encode(batch)
+        assert batch.padded == inputs.n_tokens[rows].sum() or not encoder.joins
+        for place, row in enumerate(rows.tolist()):
+            found[row] = [tap[place] for tap in taps]
+    return [torch.stack([found[row][tap] for row in range(len(TEXTS))]) for tap in range(2)]
+
+
+def saved(family: str, folder: Path) -> str:
+    from transformers import AutoConfig, AutoModel
+
+    from pal.embed.encoders.random_models import byte_tokenizer
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(family, **WINDOWED[family])
+    AutoModel.from_config(settings).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("family", ["bert", "llama", "opt", "gpt2", "qwen2"])
+def test_features_end_to_end_are_those_of_padded_batches(
+    family: str, pooling: str, request: pytest.FixtureRequest
+) -> None:
+    wanted = features(made(f"random:{family}", pooling=pooling))
+    request.getfixturevalue("everywhere")
+    encoder = made(f"random:{family}", pooling=pooling)
+    if not encoder.joins:
+        pytest.skip("this family is padded")
+    for one, other in zip(features(encoder), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(WINDOWED))
+def test_a_window_reaches_as_far_end_to_end(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = saved(family, tmp_path)
+    wanted = features(made(model))
+    request.getfixturevalue("everywhere")
+    encoder = made(model)
+    assert encoder.joins
+    for one, other in zip(features(encoder), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_that_forgets_its_window_is_padded(
+    everywhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = unpadded.attention
+
+    def forgetful(*places: Any, sliding_window: int | None = None, **others: Any) -> Any:
+        return own(*places, **others)
+
+    monkeypatch.setattr(unpadded, "attention", forgetful)
+    model = saved("mistral", tmp_path)
+    assert not made(model).joins
+    assert made(model).model.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_nobody_here_knows_is_padded(everywhere: None) -> None:
+    assert not made("random:gemma2").joins  # its attention is eager
+    starts = torch.tensor([0, 2], dtype=torch.int32)
+    states = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(NotImplementedError, match="softcap"):
+        unpadded.attention(
+            torch.nn.Module(), states, states, states, None, softcap=1.0, cu_seq_lens_q=starts,
+            max_length_q=2,
+        )  # fmt: skip
+
+
+def test_joined_batches_hold_every_row_once_within_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(1, 90, 200).astype(np.int32)
+    batches = list(joined_batches(lengths, 120))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(lengths[rows].sum() <= 120 for rows in batches)
+    assert list(map(len, joined_batches(np.array([500, 3], np.int32), 120))) == [1, 1]
