@@ -15,7 +15,7 @@ from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
 from pal.evaluate.predict import ZERO_SHOT
 from pal.evaluate.records import Cell, Interval, Metrics
-from pal.evaluate.sentences import sentences_of
+from pal.evaluate.sentences import p_cell, sentences_of
 from pal.files import atomic_file, write_json
 from pal.train.build import has_prototypes
 
@@ -87,7 +87,7 @@ def table_of_comparisons(comparisons: Sequence[Comparison]) -> Table:
                 f"{one.n_users}",
                 f"{one.n_prompts}",
                 with_interval(one.difference, one.ci95, one.ci95_from, "+"),
-                f"{one.p_holm:.4f}",
+                p_cell(one.p_holm),
                 f"{one.harmed:.2f}",
                 f"{one.harmed_by_chance:.2f}",
             ]

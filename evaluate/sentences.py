@@ -12,6 +12,8 @@ SURE = 0.05
 """p, corrected for all comparisons, below which a difference is said to be shown"""
 OF_ONE_TASTE = ("one-taste", "consensus", "bt-linear", "bt-mlp")
 """heads without prototypes, or with one, whatever else they know of each person"""
+LEAST_P = 0.001
+"""a smaller p is said to be below this: 0.0000 is no probability that anything has"""
 WHERE = {CELLS["seen"]: "seen people", CELLS["unseen"]: "new people without an answer"}
 
 
@@ -42,6 +44,16 @@ def sentences_of(found: Evaluation) -> list[str]:
     ]
 
 
+def p_cell(p: float) -> str:
+    """Return a p as a table shows it."""
+    return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
+
+
+def p_told(p: float) -> str:
+    """Return a p as a sentence says it."""
+    return f"p {p_cell(p)}" if p < LEAST_P else f"p = {p_cell(p)}"
+
+
 def plurality_sentence(one: Comparison, runs: dict[str, Metrics]) -> str:
     """Say whether a comparison of one taste with many shows plurality."""
     turn = 1.0 if has_one_taste(runs[one.a].head, runs[one.a].k) else -1.0
@@ -49,10 +61,10 @@ def plurality_sentence(one: Comparison, runs: dict[str, Metrics]) -> str:
     gain, ends = turn * one.difference, _turned(one.ci95, turn)
     told = f"{many}, of many tastes, against {single}, of one: {points(gain, ends)}"
     if ends is None or one.p_holm >= SURE:
-        return f"Plurality is not shown: {told}, which may be chance (p = {one.p_holm:.4f}, Holm)."
+        return f"Plurality is not shown: {told}, which may be chance ({p_told(one.p_holm)}, Holm)."
     shown = "Plurality is shown" if gain > 0.0 else "Many tastes do worse"
     return (
-        f"{shown}: {told} of accuracy on new answers of seen people (p = {one.p_holm:.4f}, Holm)."
+        f"{shown}: {told} of accuracy on new answers of seen people ({p_told(one.p_holm)}, Holm)."
     )
 
 
@@ -65,7 +77,7 @@ def difference_sentence(one: Comparison) -> str:
     if one.p_holm < SURE:
         outcome = f"{one.b} is {'better' if one.difference > 0.0 else 'worse'}"
     return (
-        f"{told}, p = {one.p_holm:.4f} (Holm): {outcome}. {one.harmed:.0%} of the {one.n_users} "
+        f"{told}, {p_told(one.p_holm)} (Holm): {outcome}. {one.harmed:.0%} of the {one.n_users} "
         f"people are worse off; coin flips would give {one.harmed_by_chance:.0%}."
     )
 

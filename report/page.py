@@ -10,8 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-Rows = Sequence[Sequence[str]]
 Tone = Literal["plain", "warning", "good", "bad"]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image in a cell of a table."""
+
+    alt: str
+    """what it is, in words"""
+    jpeg: str
+    """the file as base64"""
+
+
+Cell = str | Thumbnail
+Rows = Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,9 @@ class Page:
         self.sources += [one for one in sources if one not in self.sources]
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: Cell) -> bool:
     """Say whether a cell begins like a number, or is empty."""
-    plain = cell.lstrip("+-−").replace(",", "")
+    if not isinstance(cell, str):
+        return False
+    plain = cell.lstrip("+-−< ").replace(",", "")
     return cell in ("", "-", "–") or plain[:1].isdigit()
