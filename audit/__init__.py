@@ -11,11 +11,14 @@ nulls.py       answers as one taste would give them, and users exchanged
 power.py       test C: other tastes are planted, which share is found
 groups.py      who is alike, and what they disagree about
 verdict.py     plural, none seen, cannot tell
+listing.py     which things a page shows
+thumbnails.py  small copies of those that are images
 page.py        audit.md
 
 audits/<name>/plan.json       AuditPlan: what it was made from
 audits/<name>/draws.parquet   the statistic of every draw; while it runs, and if it is killed, in
                               audits/.<name>.draws.unfinished, where the next one goes on
 audits/<name>/audit.json      AuditRecord: what ``pal audit --json`` prints, and more
-audits/<name>/audit.md        the same for people, with users.png and null.png
+audits/<name>/audit.md        the same for people, with users.png and null.png, and thing-*.jpg
+                              where images are judged
 """

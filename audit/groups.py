@@ -23,6 +23,9 @@ MOST, TRIES = 8, 10
 APART = 0.5
 """mean silhouette from which on users are groups; below it they pass into each other (Kaufman and
 Rousseeuw 1990: 0.5 and more is a reasonable structure)"""
+STABLE = 0.65
+"""adjusted Rand index with divisions from other starts from which on a number of groups is stated;
+below it one division hardly recovers another (Steinley 2004: under 0.65 is poor)"""
 CLOSE = 0.1
 """of the best silhouette: fewer groups that come so close are preferred"""
 SHOWN_MOST = 4
@@ -157,6 +160,13 @@ def divided(positions: Array, seed: int) -> Division:
     order = np.argsort(-np.bincount(best[2]), kind="stable")
     group = np.argsort(order)[best[2]]
     return Division(group, best[1] if best[0] >= APART else 1, best[0])
+
+
+def clear_groups(division: Division, stability: float | None) -> int:
+    """Return how many groups there are; 1 where users pass into each other, or where other starts
+    of the fit divide them otherwise."""
+    is_stable = stability is None or stability >= STABLE
+    return division.groups if is_stable else 1
 
 
 def _means(positions: Array, count: int, seed: int) -> Numbers | None:

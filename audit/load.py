@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset, ids_of
 from pal.errors import EvaluationError
-from pal.items import turns_of_json
+from pal.items import Image, Place, items_of, turns_of_json
 from pal.train.build import settled
 from pal.train.heads.auto import Auto
 from pal.train.pairs import drop_without_feature
@@ -46,6 +48,8 @@ class Loaded:
     """users who were somebody else again, left out"""
     left_out: int
     """answers without a feature, or without a prompt where prompts are judged"""
+    places: Sequence[Place | None] = ()
+    """(T,) where the image of each thing is; nothing where no thing is an image"""
 
 
 def load(dataset: PreparedDataset, store: FeatureStore | None, by: str | None = None) -> Loaded:
@@ -96,7 +100,7 @@ def load(dataset: PreparedDataset, store: FeatureStore | None, by: str | None = 
     points = None if store is None else _points(store, laid_out, reads)
     return Loaded(
         answers, users.tolist(), shown, laid_out.agree, points, len(copies),
-        len(every) - len(pairs),
+        len(every) - len(pairs), _places(dataset, laid_out),
     )  # fmt: skip
 
 
@@ -204,14 +208,34 @@ def _points(
 def _shown(dataset: PreparedDataset, laid_out: _LaidOut) -> list[str]:
     """Return what a person reads of each thing: prompt and text, or where an image is."""
     table = pl.DataFrame(pl.from_arrow(dataset.items()))
-    row = pl.col("image_row").cast(pl.String)
-    place = pl.concat_str([pl.col("image_file"), row], separator=", row ", ignore_nulls=True)
-    is_image = pl.col("modality") == "image"
     name = pl.col("item_id").bin.encode("hex")
-    told = table.select(pl.coalesce("text", pl.when(is_image).then(place), name), "context")
+    told = table.select(pl.coalesce("text", _image_name(), name), "context")
     by_id = dict(zip(ids_of(table["item_id"]).tolist(), told.iter_rows(), strict=True))
     both = zip(laid_out.prompts.tolist(), laid_out.items.tolist(), strict=True)
     return [_name_of([by_id[name] for name in names if name]) for names in both]
+
+
+def _image_name() -> pl.Expr:
+    """Return where an image is, null of other items: the last two parts of its path, for the others
+    are the same for all, and where in the file."""
+    file = pl.col("image_file").str.extract(r"([^/\\]+[/\\][^/\\]+|[^/\\]+)$")
+    group, row = (pl.col(name).cast(pl.String) for name in ("image_group", "image_row"))
+    within = pl.format(", row {} of row group {}", row, group)
+    return pl.when(pl.col("modality") == "image").then(
+        pl.concat_str([file, within], ignore_nulls=True)
+    )
+
+
+def _places(dataset: PreparedDataset, laid_out: _LaidOut) -> list[Place | None]:
+    """Return where the image of each thing is; an empty list where none is an image."""
+    table = dataset.items()
+    images = table.filter(pc.equal(table.column("modality"), "image"))
+    if not len(images):
+        return []
+    names = ids_of(pl.DataFrame(pl.from_arrow(images.select(["item_id"])))["item_id"])
+    by_id = dict(zip(names.tolist(), items_of(images), strict=True))
+    found = [by_id.get(name) for name in laid_out.items.tolist()]
+    return [item.place if isinstance(item, Image) else None for item in found]
 
 
 def _name_of(parts: list[tuple[str, str | None]]) -> str:

@@ -35,7 +35,7 @@ class Gain(NamedTuple):
     nats: Estimate
     """at the chosen strength"""
     points: Estimate
-    """accuracy"""
+    """of accuracy: hundredths"""
     users_who_gain: float
     parts: list[PartGain]
     """at the default strength"""
@@ -53,7 +53,7 @@ def measured(cross_fit: CrossFit) -> Gain:
         one, many = (margin[:, 0].double().numpy() for margin in (held.one, held.many))
         losses = (negative_log_likelihoods(margin, label) for margin in (one, many))
         nats = next(losses) - next(losses)
-        return nats, credit(many, label) - credit(one, label)
+        return nats, 100.0 * (credit(many, label) - credit(one, label))
 
     first = found(DEFAULT)
     best, strength, leader, worse = first, DEFAULT, float(first[0].mean()), 0

@@ -6,12 +6,15 @@ Texts of people are text there, whatever they hold: ``_cut`` writes all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pal.audit.content import CONSENSUS, Judged
+from pal.audit.content import Judged
+from pal.audit.groups import APART, STABLE
+from pal.audit.listing import Listing
 from pal.audit.record import AuditRecord, Interval
 from pal.evaluate.report import Table, as_markdown
+from pal.evaluate.sentences import p_cell
 
 LONGEST = 220
 """characters of a text"""
@@ -25,9 +28,12 @@ class Content:
     """What is shown beside the record."""
 
     judged: Judged
+    listing: Listing
     shown: Sequence[str]
     agree: str | None
     """of votes: the answer whose share is told"""
+    thumbnails: Mapping[int, str]
+    """files of the things that are images"""
 
 
 def as_page(record: AuditRecord, content: Content | None, pictures: Sequence[str]) -> str:
@@ -60,20 +66,21 @@ def _numbers(r: AuditRecord) -> Table:
     add("answers per person, median", f"{r.answers_per_user:.0f}")
     add("prompt groups", f"{r.prompt_groups:,}")
     add("gain of many tastes over one, nats an answer", _with(r.gain_nats, r.gain_ci95, "+.4f"))
-    points, interval = r.gain_points, r.gain_points_ci95
-    scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
-    add("the same in points of accuracy", _with(_times(points, 100), scaled, "+.1f"))
+    add("the same in points of accuracy", _with(r.gain_points, r.gain_points_ci95, "+.1f"))
     add("people who gain", _share(r.users_who_gain))
     if r.strength is not None:
         sigma, tau = r.strength
         add("strength of the priors, by cross-fitting", f"sigma {sigma:g}, tau {tau:g}")
     if r.p_features is not None:
-        told = f"{r.p_features:.3f} (parametric bootstrap, {r.permutations} draws)"
+        told = f"{p_cell(r.p_features)} (parametric bootstrap, {r.permutations} draws)"
         add("test B, features: p", told)
-        add("the same, people exchanged", f"{r.p_permutation:.3f} (within {r.strata})")
+    if r.p_permutation is not None:
+        add("the same, people exchanged", f"{p_cell(r.p_permutation)} (within {r.strata})")
     if r.p_overlap is not None:
-        told = f"{r.p_overlap:.3f} (parametric bootstrap, {r.overlap_draws} draws)"
-        add("test A, overlap: p", f"{told}; {r.p_overlap_permutation:.3f} (answers exchanged)")
+        told = f"{p_cell(r.p_overlap)} (parametric bootstrap, {r.overlap_draws} draws)"
+        if r.p_overlap_permutation is not None:
+            told += f"; {p_cell(r.p_overlap_permutation)} (answers exchanged)"
+        add("test A, overlap: p", told)
         add("overlap", f"{r.overlap_users:,} people on {r.overlap_pairs:,} pairs in common")
         add("directions of agreement beyond one taste", f"{r.directions}")
     else:
@@ -85,68 +92,100 @@ def _numbers(r: AuditRecord) -> Table:
     add("share of the variance of margins between people", _share(r.between_users))
     if r.groups is not None and r.silhouette is not None:
         stable = "" if r.group_stability is None else f", stability {r.group_stability:.2f}"
-        add("groups that the weights show", f"{r.groups} (silhouette {r.silhouette:.2f}{stable})")
+        count = f"{r.groups}" if r.groups > 1 else "none clear"
+        add("groups that the weights show", f"{count} (silhouette {r.silhouette:.2f}{stable})")
     return rows
 
 
 def _disagreements(r: AuditRecord, content: Content) -> list[str]:
-    judged, said = content.judged, content.agree
     sizes = [group.users for group in r.groups_shown]
     if len(sizes) < 2:
         return []
-    told = "## What people disagree about\n\n"
-    if r.groups is not None and r.groups >= 2:
-        told += f"The weights show {r.groups} groups. "
-    else:
-        told += (
-            f"There is no sharp border between groups: people pass into each other. To show what "
-            f"they disagree about, they are divided into {len(sizes)} parts all the same. "
-        )
+    judged, listing, said = content.judged, content.listing, content.agree
     unit = f"answers “{_cut(said)}”" if said else "comparisons that it wins"
-    told += (
+    how = (
         f"Shares are of {unit}, counted, with how many there are in brackets; things are ranked by "
         "the fitted tastes."
         if judged.taste is not None
         else f"Shares are of {unit}, counted; things are ranked by how many standard errors apart "
         "the shares are."
     )
-    parts = [told]
-    every = sum(sizes)
+    parts = [f"## What people disagree about\n\n{border(r)} {how}"]
+    every, word = sum(sizes), _word(r)
     for group, size in enumerate(sizes):
-        parts.append(f"### Group {group + 1}: {size:,} people ({size / every:.0%})")
-        apart = judged.apart(group)
-        scores = [("More than the others", apart), ("Less than the others", -apart)]
-        # of two groups, what one likes less is what the other likes more
-        for title, score in scores if len(sizes) > 2 else scores[:1]:
-            parts.append(f"{title}:\n\n" + _compared(content, judged.ranked(score), group))
-        liked = judged.most_liked(group)
-        for title, score in (("Most liked", liked), ("Least liked", -liked)):
-            parts.append(f"{title}:\n\n" + _compared(content, judged.ranked(score, 5), group))
-    parts.append("### What divides people most")
-    parts.append(_by_group(content, judged.ranked(judged.contested(), 12)))
-    for title, sign in (("### What everybody likes", 1.0), ("### What nobody likes", -1.0)):
-        found = judged.ranked(judged.liked_by_all(sign), CONSENSUS)
+        parts.append(f"### {word} {group + 1}: {size:,} people ({size / every:.0%})")
+        for one in listing.groups[group]:
+            parts.append(f"{one.title}:\n\n" + _compared(r, content, one.things, group))
+    parts += ["### What divides people most", _by_group(r, content, listing.dividing)]
+    for title, found in (
+        ("### What everybody likes", listing.liked),
+        ("### What nobody likes", listing.disliked),
+    ):
         if found:
-            parts += [title, _by_group(content, found)]
+            parts += [title, _by_group(r, content, found)]
     return parts
 
 
-def _compared(content: Content, things: Sequence[int], group: int) -> str:
-    rows = [["this group", "others", "text"]]
-    for thing in things:
-        own, others = (
-            told(thing, group) for told in (content.judged.share, content.judged.share_of_others)
+def border(r: AuditRecord) -> str:
+    """Say whether people are groups, and how sure that is."""
+    parts = len(r.groups_shown)
+    divided = f"To show what they disagree about, they are divided into {parts} parts all the same."
+    if r.groups is not None and r.groups >= 2:
+        return (
+            f"The weights show {r.groups} groups; other starts of the fit find them again "
+            f"(stability {r.group_stability:.2f}; 1 is the same groups, 0 is chance)."
+            if r.group_stability is not None
+            else f"The weights show {r.groups} groups."
         )
-        rows.append([_counted(*own), _counted(*others), _cut(content.shown[thing])])
-    return as_markdown(rows)
+    if _is_unstable(r):
+        return (
+            "There are no clear groups: other starts of the fit divide people otherwise (stability "
+            f"{r.group_stability:.2f}; 1 is the same groups, 0 is chance, below {STABLE} no number "
+            f"of groups is stated). {divided}"
+        )
+    return f"There is no sharp border between groups: people pass into each other. {divided}"
 
 
-def _by_group(content: Content, things: Sequence[int]) -> str:
+def _is_unstable(r: AuditRecord) -> bool:
+    """Say whether there would be groups if other starts of the fit found them too."""
+    is_apart = r.silhouette is not None and r.silhouette >= APART
+    return is_apart and r.group_stability is not None and r.group_stability < STABLE
+
+
+def _word(r: AuditRecord) -> str:
+    return "Group" if r.groups is not None and r.groups >= 2 else "Part"
+
+
+def _compared(r: AuditRecord, content: Content, things: Sequence[int], group: int) -> str:
+    header = [f"this {_word(r).lower()}", "others"]
+    cells = [
+        [
+            _counted(*told(thing, group))
+            for told in (content.judged.share, content.judged.share_of_others)
+        ]
+        for thing in things
+    ]
+    return _table(content, header, cells, things)
+
+
+def _by_group(r: AuditRecord, content: Content, things: Sequence[int]) -> str:
     groups = range(content.judged.groups)
-    rows = [[*(f"group {g + 1}" for g in groups), "text"]]
-    for thing in things:
-        shares = [_counted(*content.judged.share(thing, g)) for g in groups]
-        rows.append([*shares, _cut(content.shown[thing])])
+    header = [f"{_word(r).lower()} {g + 1}" for g in groups]
+    cells = [[_counted(*content.judged.share(thing, g)) for g in groups] for thing in things]
+    return _table(content, header, cells, things)
+
+
+def _table(
+    content: Content, header: list[str], cells: list[list[str]], things: Sequence[int]
+) -> str:
+    """Return a table of things; where some are images, a column shows them."""
+    has_images = any(thing in content.thumbnails for thing in things)
+    rows = [[*header, *(["image"] if has_images else []), "text"]]
+    for own, thing in zip(cells, things, strict=True):
+        text = _cut(content.shown[thing])
+        file = content.thumbnails.get(thing)
+        image = "" if file is None else f"![{text}]({file})"
+        rows.append([*own, *([image] if has_images else []), text])
     return as_markdown(rows)
 
 
@@ -159,13 +198,14 @@ def _discarded(r: AuditRecord) -> list[str]:
         f"for {r.overruled_users:.1%} of the people it contradicts a third of what they said, or "
         "more.",
     ]
+    word = _word(r).lower()
     told = [
-        f"group {n + 1}: {one.overruled:.1%}"
+        f"{word} {n + 1}: {one.overruled:.1%}"
         for n, one in enumerate(r.groups_shown)
         if one.overruled is not None
     ]
     if len(told) > 1:
-        lines.append(f"By group: {', '.join(told)}.")
+        lines.append(f"By {word}: {', '.join(told)}.")
     if r.verdict == "plural" and r.gain_nats is not None:
         lines.append(
             f"After it everybody would have answered alike: the gain of many tastes, "
@@ -181,7 +221,7 @@ def _parts(r: AuditRecord) -> list[str]:
     for one in r.parts:
         gain = _with(one.gain_nats, one.gain_ci95, "+.4f") or ""
         counts = [f"{one.answers:,}", f"{one.users:,}"]
-        rows.append([_cut(one.part), *counts, gain, f"{one.p:.3f}", f"{one.p_holm:.3f}"])
+        rows.append([_cut(one.part), *counts, gain, p_cell(one.p), p_cell(one.p_holm)])
     return ["## Where the plurality is", as_markdown(rows)]
 
 
@@ -209,10 +249,6 @@ def _cut(text: str) -> str:
 
 def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.1%}"
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else factor * value
 
 
 def _with(value: float | None, interval: Interval | None, form: str) -> str | None:

@@ -15,13 +15,14 @@ WIDTH, HEIGHT = 6.4, 4.0
 """in inches"""
 
 
-def draw_users(path: Path, positions: Array, group: Numbers) -> None:
-    """Draw users at the first two axes of their own tastes, groups in colours."""
+def draw_users(path: Path, positions: Array, group: Numbers, word: str) -> None:
+    """Draw users at the first two axes of their own tastes, groups in colours; ``word``: what a
+    group is called."""
     figure, plane, pyplot = _figure(1)
     two = np.pad(positions[:, :2], ((0, 0), (0, max(0, 2 - positions.shape[1]))))
     for number in range(int(group.max()) + 1):
         here = two[group == number]
-        plane[0].plot(*here.T, "o", markersize=4, alpha=0.6, label=f"group {number + 1}")
+        plane[0].plot(*here.T, "o", markersize=4, alpha=0.6, label=f"{word} {number + 1}")
     plane[0].set_xlabel("first axis of own tastes")
     plane[0].set_ylabel("second axis")
     plane[0].grid(alpha=0.3)

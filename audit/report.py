@@ -9,14 +9,17 @@ import numpy as np
 
 from pal.audit.describe import disagreement, krippendorff_alpha
 from pal.audit.drawing import drawing_of
+from pal.audit.groups import clear_groups
 from pal.audit.ledger import DRAWS, Ledger
 from pal.audit.limits import limits_of, why_not
+from pal.audit.listing import Listing
 from pal.audit.load import load
 from pal.audit.page import NULL, USERS, Content, as_page
 from pal.audit.pictures import draw_nulls, draw_users
 from pal.audit.record import AuditPlan, AuditRecord, Group, Part
 from pal.audit.run import Audit, Findings, sizes
 from pal.audit.search import answers_per_user
+from pal.audit.thumbnails import write_thumbnails
 from pal.audit.verdict import Evidence, judged
 from pal.cache.reader import FeatureStore
 from pal.config import AuditConfig
@@ -106,6 +109,7 @@ def _record(
         evidence = Evidence(
             "the test that reads features",
             None if b is None else b.p,
+            settings.permutations,
             None if gain is None else gain.default.ci95,
             None if gain is None else gain.nats.value,
             None if gain is None else gain.nats.ci95,
@@ -116,14 +120,15 @@ def _record(
     else:
         p = None if a is None else a.p
         evidence = Evidence(
-            "the test of common pairs", p, None, None, None, None, missing, found.power
-        )
+            "the test of common pairs", p, settings.overlap_draws, None, None, None, None, missing,
+            found.power,
+        )  # fmt: skip
     verdict, sentence = judged(evidence)
     shown = found.shown if verdict == "plural" else None
     opposed = [one for one in found.power or () if one.other == "opposite"]
     groups = None
     if shown is not None and b is not None:
-        groups = shown.division.groups
+        groups = clear_groups(shown.division, shown.stability)
     elif b is not None:
         groups = 1
     return AuditRecord(
@@ -199,10 +204,17 @@ def _written(folder: Path, record: AuditRecord, found: Findings) -> AuditRecord:
     """Write page and pictures, and the record last, which names them."""
     shown = found.shown if record.groups_shown else None
     pictures, content = [], None
+    thumbnails: dict[int, str] = {}
     if shown is not None:
-        draw_users(folder / USERS, shown.axis, shown.division.group)
+        is_clear = record.groups is not None and record.groups > 1
+        draw_users(
+            folder / USERS, shown.axis, shown.division.group, "group" if is_clear else "part"
+        )
         pictures.append(USERS)
-        content = Content(shown.judged, found.loaded.shown, found.loaded.agree)
+        listing, loaded = Listing.of(shown.judged), found.loaded
+        if loaded.places:
+            thumbnails = write_thumbnails(folder, loaded.places, listing.things)
+        content = Content(shown.judged, listing, loaded.shown, loaded.agree, thumbnails)
     tests = []
     if found.overlap is not None:
         tests.append(("largest eigenvalue (test A)", found.overlap.statistic, found.overlap.null))
@@ -213,7 +225,7 @@ def _written(folder: Path, record: AuditRecord, found: Findings) -> AuditRecord:
         draw_nulls(folder / NULL, tests)
         pictures.append(NULL)
     (folder / PAGE).write_text(as_page(record, content, pictures), encoding="utf-8")
-    files = {name: file_sha256(folder / name) for name in (PAGE, *pictures)}
+    files = {name: file_sha256(folder / name) for name in (PAGE, *pictures, *thumbnails.values())}
     record = record.model_copy(update={"files": files})
     record.write(folder)
     return record

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pal.audit.power import LEVEL
 from pal.audit.record import Interval, Planting, Verdict
+from pal.evaluate.sentences import p_told
 
 SMALL = 0.25
 """the largest share of users with another taste that a dataset may overlook and still be judged"""
@@ -19,12 +20,15 @@ class Evidence:
     """which test decides, for people"""
     p: float | None
     """None: it cannot be done"""
+    draws: int
+    """of the null, which bound p"""
     interval: Interval | None
     """of the gain at the strength that the null has; it decides"""
     gain: float | None
     """nats, at the strength that is told; None where test A decides"""
     gain_interval: Interval | None
     points: float | None
+    """of accuracy"""
     why_not: str
     """why the test cannot be done"""
     power: list[Planting] | None
@@ -35,7 +39,7 @@ def judged(found: Evidence) -> tuple[Verdict, str]:
     """Return the verdict and its sentence."""
     if found.p is None:
         return "cannot tell", f"Cannot tell: {found.why_not}."
-    p = f"p = {found.p:.3f} by {found.test}"
+    p = f"{p_of_draws(found.p, found.draws)} by {found.test}"
     if found.p <= LEVEL:
         return _plural(found, p)
     if found.power is None:
@@ -52,6 +56,13 @@ def judged(found: Evidence) -> tuple[Verdict, str]:
     return "cannot tell", f"Cannot tell: {p}, and {_what_would_do(found.power)}"
 
 
+def p_of_draws(p: float, draws: int) -> str:
+    """Return a p by so many draws of a null, and whether more of them might show a smaller one."""
+    if p > 1.0 / (1 + draws):
+        return p_told(p)
+    return f"{p_told(p)}, the smallest that {draws:,} draws allow,"
+
+
 def _plural(found: Evidence, p: str) -> tuple[Verdict, str]:
     if found.gain is None:
         return (
@@ -65,7 +76,7 @@ def _plural(found: Evidence, p: str) -> tuple[Verdict, str]:
             "answer, holds 0; more prompts or users would narrow it."
         )
     low, high = found.gain_interval or (low, high)
-    points = "" if found.points is None else f", {100.0 * found.points:+.1f} points of accuracy"
+    points = "" if found.points is None else f", {found.points:+.1f} points of accuracy"
     return "plural", (
         f"Plural: more than one taste predicts answers not yet seen better, by {found.gain:.4f} "
         f"[{low:.4f}, {high:.4f}] nats an answer{points}; {p}."

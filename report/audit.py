@@ -2,7 +2,9 @@
 
 The verdict comes from the audit's record; tables and pictures come from its own page, whose seals
 the record names. Of that page's Markdown only headings, tables, lists and backslashes are read:
-texts in it are texts of people, and no link or picture that one of them writes becomes one.
+texts in it are texts of people, and no link or picture that one of them writes becomes one. A cell
+that is nothing but a picture of the audit's own shows that picture: texts of people cannot look
+like one, for their brackets stand behind backslashes.
 """
 
 from __future__ import annotations
@@ -10,14 +12,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pal.audit.record import AuditRecord, Verdict
 from pal.errors import EvaluationError
-from pal.report.page import Block, Bullets, Page, Picture, Source, Table, Text, Tone
+from pal.report.page import (
+    Block,
+    Bullets,
+    Cell,
+    Page,
+    Picture,
+    Source,
+    Table,
+    Text,
+    Thumbnail,
+    Tone,
+)
 from pal.report.subjects import Subject
 
 if TYPE_CHECKING:
@@ -28,6 +41,8 @@ PICTURES = {
     "users.png": "People where their own tastes put them, groups in colours.",
     "null.png": "The statistics of this dataset beside those that chance gives under one taste.",
 }
+THUMBNAIL = re.compile(r"!\[((?:[^\[\]\\]|\\.)*)\]\(([\w.-]+)\)")
+"""a cell of audit.md that is a picture: its words and its file"""
 HEADINGS = 2
 """level of the parts of audit.md; its title is level 1"""
 
@@ -42,14 +57,21 @@ def add_audit(page: Page, audit: Subject) -> AuditRecord:
         told = "The encoder has random weights (untrained): this says nothing about people."
         blocks.append(Text(told, "warning"))
     page.add(f"Audit {audit.name}: {record.verdict}", blocks)
+    thumbnails = {
+        name: _base64(audit.folder, name, seal)
+        for name, seal in record.files.items()
+        if name.endswith(".jpg")
+    }
     for name in record.files:
         if name.endswith(".md"):
             text = _sealed(audit.folder, name, record.files[name]).decode("utf-8", "replace")
-            for part in parts_of(text):
+            for part in parts_of(text, thumbnails):
                 page.add(part.title, part.blocks, 3)
     pictures = [
         Picture(
-            PICTURES.get(name, name), PICTURES.get(name, name), png=_png(audit.folder, name, seal)
+            PICTURES.get(name, name),
+            PICTURES.get(name, name),
+            png=_base64(audit.folder, name, seal),
         )
         for name, seal in record.files.items()
         if name.endswith(".png")
@@ -71,8 +93,9 @@ class Part:
     blocks: list[Block]
 
 
-def parts_of(markdown: str) -> list[Part]:
-    """Return the parts of a page in Markdown below its first heading, as blocks of plain text."""
+def parts_of(markdown: str, thumbnails: Mapping[str, str]) -> list[Part]:
+    """Return the parts of a page in Markdown below its first heading, as blocks of plain text;
+    ``thumbnails``: files that cells may show, as base64."""
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("zero").enable(["heading", "table", "list", "escape"])
@@ -88,12 +111,13 @@ def parts_of(markdown: str) -> list[Part]:
         elif not parts:
             continue
         elif token.type == "table_open":
-            header, *rows = _cells(tokens)
+            header, *rows = _cells(tokens, thumbnails)
+            names = [name for name in header if isinstance(name, str)]
             blocks = parts[-1].blocks
             if blocks and isinstance(blocks[-1], Text) and blocks[-1].text.endswith(":"):
                 caption = blocks[-1].text.rstrip(":")
                 blocks.pop()
-            blocks.append(Table.of(f"{caption or parts[-1].title}.", header, rows))
+            blocks.append(Table.of(f"{caption or parts[-1].title}.", names, rows))
             caption = ""
         elif token.type == "bullet_list_open":
             parts[-1].blocks.append(Bullets(list(_texts(tokens, "bullet_list_close"))))
@@ -102,16 +126,23 @@ def parts_of(markdown: str) -> list[Part]:
     return [part for part in parts if part.blocks]
 
 
-def _cells(tokens: Iterator[Token]) -> Sequence[list[str]]:
-    rows: list[list[str]] = []
+def _cells(tokens: Iterator[Token], thumbnails: Mapping[str, str]) -> Sequence[list[Cell]]:
+    rows: list[list[Cell]] = []
     for token in tokens:
         if token.type == "table_close":
             break
         if token.type == "tr_open":
             rows.append([])
         elif token.type == "inline":
-            rows[-1].append(_plain(token))
+            rows[-1].append(_cell(token, thumbnails))
     return rows
+
+
+def _cell(inline: Token, thumbnails: Mapping[str, str]) -> Cell:
+    found = THUMBNAIL.fullmatch(inline.content)
+    if found is None or found[2] not in thumbnails:
+        return _plain(inline)
+    return Thumbnail(re.sub(r"\\(.)", r"\1", found[1]), thumbnails[found[2]])
 
 
 def _texts(tokens: Iterator[Token], end: str) -> Iterator[str]:
@@ -127,7 +158,7 @@ def _plain(inline: Token) -> str:
     return "".join(child.content for child in inline.children or ())
 
 
-def _png(folder: Path, name: str, seal: str) -> str:
+def _base64(folder: Path, name: str, seal: str) -> str:
     return base64.b64encode(_sealed(folder, name, seal)).decode()
 
 

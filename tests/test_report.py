@@ -422,7 +422,9 @@ def test_what_another_command_has_not_finished_is_on_no_page(made: tuple[Config,
 
 def test_markdown_that_people_wrote_stays_text() -> None:
     rows = f"| more | text |\n|--|--|\n| 60% (5) | {PICTURE} \\| {EVIL} |\n"
-    (part,) = parts_of(f"# Audit\n\n**plural**\n\n## Groups\n\nMore than others:\n\n{rows}")
+    (part,) = parts_of(
+        f"# Audit\n\n**plural**\n\n## Groups\n\nMore than others:\n\n{rows}", {"x.png": ""}
+    )
     assert isinstance(part.blocks[0], Table)
     assert part.blocks[0].caption == "More than others."
     assert part.blocks[0].rows == [["60% (5)", f"{PICTURE} | {EVIL}"]]
