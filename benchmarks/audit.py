@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from marked import between
 from scipy.special import expit
 
 from pal.audit.answers import Answers, oriented
@@ -35,8 +36,7 @@ from pal.audit.measure import measured
 from pal.audit.nulls import Population, exchanged, strata
 from pal.audit.overlap_test import OverlapTest
 from pal.audit.power import LEVEL, Instrument, p_of, smallest_share
-from pal.audit.record import AuditRecord
-from pal.evaluate.report import NOTHING, Table, as_markdown
+from pal.evaluate.report import Table, as_markdown
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "audit.md"
 DIM, DRAWS = 16, 99
@@ -316,52 +316,6 @@ def kept(work: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def verdicts(folder: Path) -> str:
-    """Return the table of all audits in a folder."""
-    table: Table = [
-        [
-            "audit", "verdict", "gain, nats", "points", "p of B", "users exchanged", "p of A",
-            "directions", "groups", "smallest share", "people", "answers", "differ", "alpha",
-            "reliability", "careless", "overruled", "s",
-        ]
-    ]  # fmt: skip
-    for place in sorted(folder.iterdir()):
-        record = AuditRecord.find(place)
-        if record is None:
-            continue
-        r = record
-        points = None if r.gain_points_ci95 is None else [100 * end for end in r.gain_points_ci95]
-        table.append(
-            [
-                r.name, r.verdict, told(r.gain_nats, r.gain_ci95, "+.4f"),
-                told(None if r.gain_points is None else 100 * r.gain_points, points, "+.1f"),
-                told(r.p_features), told(r.p_permutation), told(r.p_overlap),
-                NOTHING if r.directions is None else f"{r.directions}",
-                NOTHING if r.groups is None else f"{r.groups}",
-                told(r.smallest_share, None, ".0%"), f"{r.users:,}", f"{r.answers:,}",
-                told(r.disagreement, None, ".1%"), told(r.krippendorff_alpha),
-                told(r.median_reliability, None, ".2f"), told(r.careless_share, None, ".1%"),
-                told(r.overruled, None, ".1%"), f"{r.seconds:.0f}",
-            ]
-        )  # fmt: skip
-    return as_markdown(table)
-
-
-def told(value: float | None, interval: Sequence[float] | None = None, form: str = ".3f") -> str:
-    if value is None:
-        return NOTHING
-    if interval is None:
-        return format(value, form)
-    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
-
-
-def between(text: str, name: str, body: str) -> str:
-    """Return a page with another part between its two marks."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n\n{body}\n\n{end}{rest.partition(end)[2]}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = [*KINDS, "shuffled", "planted"]
@@ -371,7 +325,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--plantings", type=int, default=5, help="sets, 20 plantings each")
     parser.add_argument("--work", type=Path, default=Path("audit-calibration"))
-    parser.add_argument("--audits", type=Path, help="a folder of audits, for the table of verdicts")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -379,8 +332,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = f"Made by `python benchmarks/audit.py` on {datetime.now(UTC):%Y-%m-%d}, {DRAWS} draws."
     text = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
     text = between(text, "calibration", "\n\n".join([made, *parts]))
-    if options.audits is not None:
-        text = between(text, "verdicts", verdicts(options.audits))
     options.out.write_text(text, encoding="utf-8")
     return 0
 
