@@ -25,8 +25,8 @@ from pal.train.stack_training import StackTraining
 from pal.train.together import Together
 
 DIM, ITEMS, USERS, PAIRS, VALIDATION, EPOCHS, BATCH = 1024, 200_000, 5000, 500_000, 20_000, 2, 4096
-HEADS = {"float32": 64, "bfloat16": 256}
-KS, SEEDS, STACK, GROUPS = (2, 4), (0, 1, 2, 3), 64, 2
+HEADS = {"float32": 32, "bfloat16": 256}
+KS, SEEDS, STACK, GROUPS = (2, 4), (0, 1, 2, 3), 32, 2
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 30_522,
     },
 }  # fmt: skip
-SHARDS = {"8B": 3, "0.6B": 5, "110M": 8}
+SHARDS = {"8B": 2, "0.6B": 4, "110M": 8}
 """encoded of each, the first of which is not timed"""
 SHRUNK = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
@@ -176,13 +176,19 @@ def plain(model: Any, dataset: Any, device: str, per_token: float, texts: int) -
         for part in np.array_split(order, max(1, real // 65_536))
     ]
 
-    def forward() -> None:
-        for row in rows:
+    def forward(some: list[unpadded.Row]) -> None:
+        for row in some:
             with unpadded.end_to_end():
                 model(input_ids=row.ids, use_cache=False, **row.arguments())
 
-    forward()
-    yield "end to end, forward alone", real, seconds_of(forward, device), "0.0%", per_token
+    forward(rows[:1])
+    yield (
+        "end to end, forward alone",
+        real,
+        seconds_of(lambda: forward(rows), device),
+        "0.0%",
+        per_token,
+    )
     unpadded.attend_by_sdpa(model)
 
 

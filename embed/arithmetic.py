@@ -62,3 +62,11 @@ def as_made(config: EncoderConfig, spec: Mapping[str, JsonValue]) -> EncoderConf
     made = spec.get("compute_dtype")
     is_open = config.compute_dtype == "auto" and made is not None
     return in_arithmetic(config, str(made)) if is_open else config
+
+
+def require_float32() -> None:
+    """Let no GPU round the factors of float32 products, as torch does in convolutions."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

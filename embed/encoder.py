@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pal.config import EncoderConfig
-from pal.embed.arithmetic import settled
+from pal.embed.arithmetic import require_float32, settled
 from pal.embed.beside import Dense
 from pal.embed.odd import Failures, is_about_items, odd_ones
 from pal.errors import EncoderError
@@ -207,8 +207,13 @@ def _with_images(source: EncoderSource) -> EncoderSource:
 def load(
     source: EncoderSource, device: str, token_budget: int, layers: Sequence[int], compiled: bool
 ) -> Encoder:
-    """Load an encoder on a device; ``layers`` are its taps, and all but text models have one."""
+    """Load an encoder on a device; ``layers`` are its taps, and all but text models have one.
+
+    From then on this process computes products and convolutions of float32 in float32 on every
+    GPU: by itself torch lets convolutions, which make tokens of images, lose 13 of 23 bits (TF32).
+    """
     config = source.config
+    require_float32()
     if config.kind == "hf-text":
         from pal.embed.encoders.text import TextEncoder
 

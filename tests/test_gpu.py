@@ -35,6 +35,8 @@ from pal.train.stack_training import StackTraining
 DIM, USERS = 8, 5
 DRAWS_ITSELF = {"vpl"}
 """heads whose training draws numbers on the device, so that none are those of the CPU"""
+LOOSE = {"lore"}
+"""heads that take so weak a ridge here that rounding decides what few answers leave open"""
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
@@ -117,6 +119,8 @@ def test_a_head_that_is_trained_or_solved_alone_is_that_of_the_cpu(name: str, de
         options["mlp"] = "mlp1-gelu-dropout0"  # what is dropped, each device draws itself
     if "reads" in defaults_of(heads()[name]):
         options["reads"] = "items"  # there is no dataset that decides
+    if name in LOOSE:
+        options["ridge"] = 0.01
     settings = TrainConfig(**options)
     here, there = (margins(fit_head(made_data(on), settings, 0).head) for on in (device, "cpu"))
     if name in DRAWS_ITSELF:
