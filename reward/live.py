@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import JsonValue
 
 from pal.config import EncoderConfig
 from pal.embed.devices import token_budget
-from pal.embed.encoder import EncoderSource, load, locate
+from pal.embed.encoder import EncoderSource, Inputs, load, locate
 from pal.embed.odd import Failures
 from pal.embed.storage import from_stored, to_stored, unstorable
 from pal.errors import RewardError, shown
@@ -51,7 +52,13 @@ class LiveEncoder:
         self.recent = RecentFeatures()
         self.encoded = 0
         """items that the encoder has read"""
-        self._turn = threading.Lock()
+        self._under_way: dict[bytes, Future[dict[bytes, torch.Tensor]]] = {}
+        """passes by the ids of their items; each gives the features that came of it"""
+        self._shared = threading.Lock()
+        """of the two above"""
+        self._reading = threading.Lock()
+        """tokenizers refuse two threads at once"""
+        self._passes = threading.Semaphore(1)
 
     @classmethod
     def locate(
@@ -77,39 +84,77 @@ class LiveEncoder:
             )
         return cls(source, device)
 
+    def allow(self, passes: int) -> None:
+        """Let so many threads encode at once, each items of its own; without this they take turns,
+        since each pass needs memory."""
+        self._passes = threading.Semaphore(passes)
+
     def features(self, items: Sequence[Item]) -> Features:
-        """Encode items, equal ones once and those of lately not again; what fails is that row's
-        failure and nobody else's. Threads take turns."""
+        """Encode items, equal ones once, those of lately not again and those that another thread
+        encodes just now neither; what fails is that row's failure and nobody else's."""
         place: dict[Item, int] = {}
         number = [place.setdefault(item, len(place)) for item in items]
-        with self._turn:  # an encoder read at an inner layer would mix the states of two passes
-            unique = self._known_or_encoded(list(place))
+        unique = self._known_or_encoded(list(place))
         failures = {row: unique.failures[n] for row, n in enumerate(number) if n in unique.failures}
         return Features(unique.values[torch.tensor(number, dtype=torch.long)], failures)
 
     def _known_or_encoded(self, items: list[Item]) -> Features:
         names = [item.id for item in items]
-        features = self.recent.found(names)
-        new = [row for row, name in enumerate(names) if name not in features]
-        failures = {}
-        if new:
-            made = self._encode([items[row] for row in new])
-            failures = {new[place]: why for place, why in made.failures.items()}
-            good = {
-                names[row]: made.values[place]
-                for place, row in enumerate(new)
-                if row not in failures
-            }
-            self.recent.keep(good)
-            features |= good
+        own: Future[dict[bytes, torch.Tensor]] = Future()
+        with self._shared:
+            features = self.recent.found(names)
+            missing = [(row, n) for row, n in enumerate(names) if n not in features]
+            others = {n: self._under_way[n] for _, n in missing if n in self._under_way}
+            new = {row: n for row, n in missing if n not in others}
+            self._under_way |= dict.fromkeys(new.values(), own)
+        made, failures = self._encoded_for_all(items, new, own) if new else ({}, {})
+        features |= made
+        for name, other in others.items():
+            features |= {name: other.result()[name]} if name in other.result() else {}
+        failed = [row for row, n in missing if n in others and n not in features]
+        if failed:  # in the other thread: this one tries, and has the reason
+            again = self._known_or_encoded([items[row] for row in failed])
+            for place, row in enumerate(failed):
+                if place in again.failures:
+                    failures[row] = again.failures[place]
+                else:
+                    features[names[row]] = again.values[place]
         if not features:
             return Features(torch.zeros(len(items), 1), failures)
         none = torch.zeros_like(next(iter(features.values())))
         return Features(torch.stack([features.get(name, none) for name in names]), failures)
 
+    def _encoded_for_all(
+        self,
+        items: list[Item],
+        new: dict[int, bytes],
+        told: Future[dict[bytes, torch.Tensor]],
+    ) -> tuple[dict[bytes, torch.Tensor], dict[int, str]]:
+        """Encode some rows, given with the ids of their items, keep their features and tell them
+        to who waits for them; returns them, and why some rows have none."""
+        good: dict[bytes, torch.Tensor] = {}
+        try:
+            made = self._encode([items[row] for row in new])
+            for place, name in enumerate(new.values()):
+                if place not in made.failures:
+                    good[name] = made.values[place]
+            rows = list(new)
+            return good, {rows[place]: why for place, why in made.failures.items()}
+        finally:
+            with self._shared:
+                self.encoded += len(new)
+                self.recent.keep(good)
+                for name in new.values():
+                    self._under_way.pop(name, None)
+            told.set_result(good)
+
     def _encode(self, items: list[Item]) -> Features:
-        self.encoded += len(items)
-        inputs = self.encoder.prepare(items)
+        with self._reading:
+            inputs = self.encoder.prepare(items)
+        with self._passes:
+            return self._encode_read(items, inputs)
+
+    def _encode_read(self, items: list[Item], inputs: Inputs) -> Features:
         failures = dict(inputs.failures)
         dtype = self.source.config.store_dtype
         done: list[tuple[np.ndarray, torch.Tensor]] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +76,12 @@ def test_what_fails_is_tried_again_and_costs_only_itself(live: LiveEncoder) -> N
         assert bool(found.values[[row for row, item in enumerate(given) if item is fine]].all())
 
 
-def test_threads_that_score_at_once_get_their_own_features(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passes", [1, 3])
+def test_threads_that_score_at_once_get_their_own_features(tmp_path: Path, passes: int) -> None:
     """An inner layer is read by a hook, which sees whichever pass runs."""
     config = EncoderConfig(model="random:bert", store_dtype="float16", max_length=64, layer=-2)
     live = LiveEncoder(locate("tiny", config, tmp_path / ".digests.json"), "cpu")
+    live.allow(passes)
     items = [Text(f"text {number}" + " more" * (number % 7)) for number in range(12)]
     wanted = torch.cat([live.features([item]).values for item in items])
     live.recent = RecentFeatures(most_bytes=3 * (64 * 2 + ENTRY_BYTES))
@@ -99,3 +103,31 @@ def test_threads_that_score_at_once_get_their_own_features(tmp_path: Path) -> No
     finally:
         sys.setswitchinterval(before)
     assert live.recent.bytes == len(live.recent) * (64 * 2 + ENTRY_BYTES)
+
+
+def test_what_another_thread_encodes_just_now_is_waited_for(
+    live: LiveEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.allow(2)
+    began, goes_on, plain = threading.Event(), threading.Event(), live.encoder.encode
+
+    def slowly(batch: Any) -> Any:
+        began.set()
+        assert goes_on.wait(10)
+        return plain(batch)
+
+    monkeypatch.setattr(live.encoder, "encode", slowly)
+    before, odd = live.encoded, Text("odd \ud800 one")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(live.features, [Text("both want"), odd])
+        assert began.wait(10)
+        began.clear()
+        second = pool.submit(live.features, [Text("own"), Text("both want"), odd])
+        assert began.wait(10)  # its own item does not wait
+        goes_on.set()
+        one, other = first.result(10), second.result(10)
+    assert torch.equal(one.values[0], other.values[1])
+    assert (list(one.failures), list(other.failures)) == ([1], [2])
+    assert one.failures[1] == other.failures[2]
+    assert live.encoded - before == 4  # what failed is tried twice
+    live.allow(1)

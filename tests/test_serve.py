@@ -45,6 +45,7 @@ from pal.reward.model import Row
 from pal.reward.server.app import build_app
 from pal.reward.server.batching import AnswersJob, RowsJob, Turns
 from pal.reward.server.body import DEEPEST, MOST_VALUES, parse
+from pal.reward.server.mailbox import Mailbox
 from pal.reward.server.metrics import Metrics
 from pal.reward.server.serve import Server, listen, run_server
 from pal.reward.server.service import Service
@@ -816,7 +817,7 @@ def test_answers_are_encoded_between_batches_and_come_to_an_end() -> None:
         worker.submit_rows(job)
     learned = [worker.submit_answers(AnswersJob(asked, asked.costs)) for asked in users]
     assert (worker.turns.waiting, worker.items_waiting) == (3840, 200)
-    worker.thread.start()
+    worker.start()
     assert [int(found.result(timeout=10)) for found in learned] == [100, 100]
     for job in rows:
         assert job.future.result(timeout=10).rewards.shape == (64,)
@@ -857,6 +858,100 @@ def test_a_user_learned_in_slices_is_the_user_learned_at_once(model: RewardModel
     for size in (1, 4, 1, 2, 100):
         asked.encode(size)
     assert torch.allclose(asked.solve(), wanted, atol=1e-4)
+
+
+def test_batches_of_several_threads_give_each_request_its_own_rows(model: RewardModel) -> None:
+    """Parts of one request are ready in any order."""
+
+    class Numbers:
+        """A model whose rewards are the users' numbers."""
+
+        def score_rows(self, rows: Any, vectors: Any) -> Any:
+            time.sleep(0.002 * (int(vectors[0, 0]) % 3))
+            numbers = vectors[:, 0].tolist()
+            odd = {place: "odd" for place, number in enumerate(numbers) if number == 100}
+            return vectors[:, 0].clone(), odd
+
+    worker = Worker(Numbers(), ServeConfig(queue=10_000), Metrics(), threads=3)  # type: ignore[arg-type]
+    jobs = []
+    for size in (100, 1, 37, 64, 5):
+        job = rows_job([40] * size)
+        job.vectors = torch.arange(100.0, 100.0 + size)[:, None]
+        worker.submit_rows(job)
+        jobs.append(job)
+    worker.start()
+    for job in jobs:
+        found = job.future.result(timeout=10)
+        assert torch.equal(found.rewards, job.vectors[:, 0])
+        assert found.failures.get(0) == "odd"
+    assert worker.is_running
+    worker.stop()
+    assert (worker.turns.waiting, worker.busy, worker.is_running) == (0, 0, False)
+
+
+ODD_BODIES = [
+    b"", b"null", b"[]", b"{}", b'"x"', b"{", b"\xff", b'{"prompts": [], "responses": []}',
+    b'{"prompts": ["p"], "responses": ["r"]}',
+    b'{"prompts": "p", "responses": ["r"]}',
+    b'{"prompts": ["p"], "responses": {"a": 1}, "users": 3}',
+    b'{"prompts": ["p"], "responses": ["r", "s"]}',
+    b'{"prompts": ["p", null], "responses": ["r", 7], "users": ["nobody", {"0": 1.0}]}',
+    b'{"prompts": ["p"], "responses": ["r"], "users": ["a", "b"], "more": NaN}',
+    b'{"prompts": ["p"], "responses": ["' + b"r" * 300_000 + b'"]}',
+    b'{"prompts": ["p"], "responses": ["\\ud800"]}',
+    b"[" * 40 + b"]" * 40,
+]  # fmt: skip
+
+
+def test_the_short_way_answers_as_the_document_says(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What direct.py answers is what FastAPI's own route would."""
+    headers = {"content-type": "application/json"}
+
+    def replies() -> list[Any]:
+        with asking(model) as http:
+            found = [http.post("/v1/score", content=body, headers=headers) for body in ODD_BODIES]
+            counted = http.get("/metrics").text
+        paths = [line for line in counted.splitlines() if line.startswith("pal_requests_total")]
+        return [(one.status_code, one.json(), dict(one.headers)) for one in found] + sorted(paths)
+
+    short = replies()
+    monkeypatch.setattr("pal.reward.server.direct.PATH", "/nowhere")
+    assert short == replies()
+    assert {200, 422} <= {one[0] for one in short if isinstance(one, tuple)}
+
+
+def test_results_of_a_batch_wake_the_loop_once() -> None:
+    from concurrent.futures import Future
+
+    async def main() -> tuple[list[Any], int]:
+        box, loop = Mailbox(), asyncio.get_running_loop()
+        futures: list[Future[int]] = [Future() for _ in range(9)]
+        waiting = [asyncio.create_task(box.result_of(future)) for future in futures]
+        await asyncio.sleep(0)
+        woken, plain = 0, loop.call_soon_threadsafe
+
+        def counted(*call: Any) -> Any:
+            nonlocal woken
+            woken += 1
+            return plain(*call)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        waiting[0].cancel()
+        await asyncio.sleep(0.01)
+        assert futures[0].cancelled()  # so that nobody works for nobody
+        before = woken
+        for number, future in enumerate(futures[1:8]):
+            future.set_result(number)
+        futures[8].set_exception(ValueError("odd"))
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        return found, woken - before
+
+    found, woken = asyncio.run(main())
+    assert woken == 1
+    assert found[1:8] == list(range(7))
+    assert [type(one) for one in (found[0], found[8])] == [asyncio.CancelledError, ValueError]
 
 
 def slow_down(

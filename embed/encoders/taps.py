@@ -7,6 +7,7 @@ does not (XLM's layers are no modules, XLNet's have other shapes), the library l
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,10 +96,12 @@ def _tapped(
 ) -> dict[int, torch.Tensor]:
     """Run a model to the highest of some blocks, or through, and return what they give."""
     reached: dict[int, torch.Tensor] = {}
-    highest = max(blocks, default=0)
+    highest, own_thread = max(blocks, default=0), threading.get_ident()
 
     def keep(layer: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
+            if threading.get_ident() != own_thread:  # another pass over the same model
+                return
             reached[layer] = output[0] if isinstance(output, tuple | list) else output
             if layer == highest and not own:
                 raise LastLayerReached

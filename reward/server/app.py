@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
+from pal.reward.server import direct
 from pal.reward.server.about import model_route
 from pal.reward.server.body import BodyRoute, refusal_of
 from pal.reward.server.compare import compare_route
@@ -21,7 +22,7 @@ from pal.reward.server.learn import user_routes
 from pal.reward.server.openrlhf import openrlhf_routes
 from pal.reward.server.pages import page_routes
 from pal.reward.server.schemas import ScoreReply, ScoreRequest
-from pal.reward.server.service import Service, require_count
+from pal.reward.server.service import Service
 
 
 def build_app(service: Service) -> FastAPI:
@@ -64,6 +65,7 @@ def build_app(service: Service) -> FastAPI:
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         return refusal_of(error)
 
+    app.add_middleware(direct.Direct, service=service)
     rules = Rules.of(service.settings, service.token)
     app.add_middleware(Guard, rules=rules, metrics=service.metrics)
     return app
@@ -76,12 +78,7 @@ def reward_routes(service: Service) -> APIRouter:
     @router.post("/v1/score", tags=["rewards"])
     async def score(body: ScoreRequest) -> ScoreReply:
         """One reward per prompt and response, text or chat messages."""
-        count = len(body.responses)
-        users = body.users if isinstance(body.users, list) else [body.users] * count
-        for name, values in (("prompts", body.prompts), ("users", users)):
-            require_count(name, len(values), count, "responses", "send as many")
-        found = await service.score(body.prompts, body.responses, users)
-        return ScoreReply(rewards=found.rewards, errors=found.errors, unknown_users=found.strangers)
+        return await direct.score(service, body)
 
     return router
 

@@ -17,6 +17,8 @@ from pal.reward.model import Row
 
 ROWS_A_TURN = 8
 """of one request, before the next one has its turn"""
+FEWEST_SHARED = 8
+"""rows that a batch has before another thread takes part of them: fewer take hardly less time"""
 ROW_COST, IMAGE_COST = 32, 1024
 """what a row costs beside its text, and an image, in bytes of text that the model reads"""
 TOKENISED = 64
@@ -43,7 +45,8 @@ class RowsJob:
     future: Future[Scored] = field(default_factory=Future)
     taken: int = 0
     """rows that have been given to the model"""
-    scored: list[Scored] = field(default_factory=list)
+    scored: dict[int, Scored] = field(default_factory=dict)
+    """parts by their first row, in the order in which they were ready"""
 
     @property
     def left(self) -> int:
@@ -52,19 +55,14 @@ class RowsJob:
     @property
     def is_scored(self) -> bool:
         """Whether all rows are scored; a batch may hold several parts of one request."""
-        return sum(len(part.rewards) for part in self.scored) == len(self.rows)
+        return sum(len(part.rewards) for part in self.scored.values()) == len(self.rows)
 
     def result(self) -> Scored:
         """Return the rewards of all rows, once all are scored."""
-        rewards = torch.cat([part.rewards for part in self.scored])
-        starts = accumulate((len(part.rewards) for part in self.scored), initial=0)
+        parts = sorted(self.scored.items())
         return Scored(
-            rewards,
-            {
-                start + row: reason
-                for start, part in zip(starts, self.scored, strict=False)
-                for row, reason in part.failures.items()
-            },
+            torch.cat([part.rewards for _, part in parts]),
+            {start + row: reason for start, part in parts for row, reason in part.failures.items()},
         )
 
 
@@ -110,13 +108,17 @@ class Turns:
         self.jobs.append(job)
         self.waiting += len(job.rows)
 
-    def next_batch(self) -> list[Part]:
-        """Take rows of at most so many and such a cost; a single row may cost more.
+    def next_batch(self, threads: int = 1) -> list[Part]:
+        """Take rows of at most so many and such a cost, the share of one of the threads that have
+        nothing else to do; a single row may cost more.
 
         A request whose rows no longer fit stays the first, so that it is not passed over for ever.
         """
         parts: list[Part] = []
         rows, cost = self.max_rows, self.max_cost
+        if threads > 1:
+            left = sum(job.left for job in self.jobs)
+            rows = min(rows, max(FEWEST_SHARED, -(-left // threads)))
         while self.jobs and rows:
             job = self.jobs.popleft()
             if job.future.done():  # given up by who asked, or failed in an earlier batch

@@ -20,11 +20,12 @@ from pal.reward.model import RewardModel
 from pal.reward.render import Readable
 from pal.reward.server.batching import AnswersJob, RowsJob, cost_of
 from pal.reward.server.body import aside
+from pal.reward.server.mailbox import Mailbox
 from pal.reward.server.metrics import Metrics
 from pal.reward.server.reader import Reader
 from pal.reward.server.schemas import QuestionBody
 from pal.reward.server.users import UserStore
-from pal.reward.server.worker import Ending, Full, Worker
+from pal.reward.server.worker import Ending, Full, Worker, threads_for
 
 QUICK_ROWS = 8
 """rendered by the event loop itself"""
@@ -72,7 +73,10 @@ class Service:
         model.users.warns_of_strangers = False  # their ids belong in no log
         self.longest = BYTES_OF_TOKEN * model.encoder.source.config.max_length
         self.metrics = Metrics()
-        self.worker = Worker(model, settings, self.metrics)
+        threads = threads_for(model)
+        model.encoder.allow(threads)
+        self.worker = Worker(model, settings, self.metrics, threads)
+        self.mailbox = Mailbox()
         self.store = UserStore(settings.store or Path("users.sqlite"), model.metadata.head_id)
         size = len(model.users.default)
         newcomers = self.store.newcomers(size)
@@ -87,7 +91,7 @@ class Service:
         gauge("users_adapted", "Users adapted here.", lambda: len(model.users.added))
 
     def start(self) -> None:
-        self.worker.thread.start()
+        self.worker.start()
 
     async def stop(self) -> None:
         """End after the batch at hand, then close."""
@@ -99,7 +103,7 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        return self.worker.thread.is_alive()
+        return self.worker.is_running
 
     async def score(
         self, prompts: Sequence[Any], items: Sequence[Any], users: Sequence[Any]
@@ -188,7 +192,7 @@ class Service:
     async def ask(self, submit: Callable[[], Future[Result]]) -> Result:
         """Let the model's thread do something and wait for it."""
         with _refusals():
-            return await asyncio.wrap_future(submit())
+            return await self.mailbox.result_of(submit())
 
 
 @contextmanager

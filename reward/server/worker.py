@@ -1,4 +1,8 @@
-"""The one thread that touches the model: rows in batches, and between them answers of new users."""
+"""The threads that touch the model: rows in batches, and between them answers of new users.
+
+On a CPU there are several, each with its own batch and its share of the cores: while one waits for
+the interpreter, or for a core that a connection uses, the others go on. A GPU has one.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,10 @@ NEWEST = 0.2
 """weight of the newest measurement in a mean"""
 
 
+MOST_THREADS = 4
+"""each holds the states of its batch in memory, and the interpreter is one for all"""
+
+
 class Full(Exception):
     """Too much is waiting."""
 
@@ -34,7 +42,10 @@ class Ending(Exception):
 class Worker:
     """Scores rows in batches; users are learned in slices that are short beside a batch."""
 
-    def __init__(self, model: RewardModel, settings: ServeConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, model: RewardModel, settings: ServeConfig, metrics: Metrics, threads: int = 1
+    ) -> None:
+        """``threads``: how many batches may be at the model at once; it must allow it."""
         self.model, self.settings, self.metrics = model, settings, metrics
         self.turns = Turns(settings.max_batch, settings.max_batch_bytes)
         self.answers: deque[AnswersJob] = deque()
@@ -42,8 +53,22 @@ class Worker:
         """items of answers that are not encoded yet"""
         self.pace = Pace()
         self.is_ending = False
+        self.busy = 0
+        """threads that have something to do"""
+        self.cores = torch.get_num_threads()
         self._changed = threading.Condition()
-        self.thread = threading.Thread(target=self._run, name="reward-model", daemon=True)
+        self.threads = [
+            threading.Thread(target=self._run, name=f"reward-model-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return all(thread.is_alive() for thread in self.threads)
 
     def submit_rows(self, job: RowsJob) -> Future[Scored]:
         """Queue rows and return the future of their rewards; raises Full and Ending."""
@@ -74,37 +99,56 @@ class Worker:
             raise Full
 
     def stop(self) -> None:
-        """End after the batch at hand; whoever still waits is told."""
+        """End after the batches at hand; whoever still waits is told."""
         with self._changed:
             self.is_ending = True
-            self._changed.notify()
-        if self.thread.ident is not None:
-            self.thread.join()
+            self._changed.notify_all()
+        for thread in self.threads:
+            if thread.ident is not None:
+                thread.join()
         for rows in self.turns.jobs:
             _fail(rows.future, Ending())
         for answers in self.answers:
             _fail(answers.future, Ending())
 
     def _run(self) -> None:
-        while self._wait():
-            with self._changed:
-                parts = self.turns.next_batch()
-            if parts:
-                self._score(parts)
-            self._learn()
+        while (parts := self._next()) is not None:
+            try:
+                if parts:
+                    self._score(parts)
+                self._learn()
+            finally:
+                with self._changed:
+                    self.busy -= 1
+
+    def _next(self) -> list[Part] | None:
+        """Wait for work and return the next batch, which has no parts where only answers wait;
+        None at the end."""
+        with self._changed:
+            if not self._wait():
+                return None
+            idle = len(self.threads) - self.busy
+            self.busy += 1
+            parts = self.turns.next_batch(idle)
+            is_more = bool(self.turns.jobs or (parts and self.answers))
+            if is_more and idle > 1:
+                self._changed.notify()
+            at_once = min(len(self.threads), self.busy + is_more)
+        if len(self.threads) > 1:  # of this thread; what is alone has all cores
+            torch.set_num_threads(max(1, self.cores // at_once))
+        return parts
 
     def _wait(self) -> bool:
         """Wait for work, and where it is less than a batch shortly for more; False at the end."""
-        with self._changed:
-            while not (self.turns.jobs or self.answers or self.is_ending):
-                self._changed.wait()
-            until = time.monotonic() + self.settings.max_wait_ms / 1000
-            while self.turns.jobs and not self.is_ending:
-                left = until - time.monotonic()
-                if self.turns.waiting >= self.settings.max_batch or left <= 0:
-                    break
-                self._changed.wait(left)
-            return not self.is_ending
+        while not (self.turns.jobs or self.answers or self.is_ending):
+            self._changed.wait()
+        until = time.monotonic() + self.settings.max_wait_ms / 1000
+        while self.turns.jobs and not self.is_ending:
+            left = until - time.monotonic()
+            if self.turns.waiting >= self.settings.max_batch or left <= 0:
+                break
+            self._changed.wait(left)
+        return not self.is_ending
 
     def _score(self, parts: list[Part]) -> None:
         rows = [row for part in parts for row in part.job.rows[part.rows]]
@@ -116,17 +160,21 @@ class Worker:
             for part in parts:
                 _fail(part.job.future, error)
             rewards, failures = torch.zeros(len(rows)), {}
-        self.pace.batch_took(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
         self.metrics.batches.inc()
         self.metrics.rows.inc(len(rows))
-        start = 0
-        for part in parts:
-            job, stop = part.job, start + part.rows.stop - part.rows.start
-            own = {row - start: why for row, why in failures.items() if start <= row < stop}
-            job.scored.append(Scored(rewards[start:stop], own))
-            if job.is_scored:
-                _answer(job.future, job.result())
-            start = stop
+        start, ready = 0, []
+        with self._changed:
+            self.pace.batch_took(seconds)
+            for part in parts:
+                job, stop = part.job, start + part.rows.stop - part.rows.start
+                own = {row - start: why for row, why in failures.items() if start <= row < stop}
+                job.scored[part.rows.start] = Scored(rewards[start:stop], own)
+                if job.is_scored:  # its last part, whichever thread had the others
+                    ready.append(job)
+                start = stop
+        for job in ready:
+            _answer(job.future, job.result())
         with self._changed:
             self.turns.waiting -= len(rows)
 
@@ -157,6 +205,11 @@ class Worker:
                 _answer(job.future, job.asked.solve())
         except BaseException as error:
             _fail(job.future, error)
+
+
+def threads_for(model: RewardModel) -> int:
+    """Return how many batches a model is given at once."""
+    return min(torch.get_num_threads(), MOST_THREADS) if model.encoder.device == "cpu" else 1
 
 
 class Pace:
