@@ -5,10 +5,12 @@ ENCODER ?= minilm
 SOURCE  ?=
 ARGS    ?=
 PYTHON  ?= python3
+TORCH   ?=
 BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
+TORCH_INDEX = https://download.pytorch.org/whl/$(TORCH)
 EXTRAS   = docs,offline,optuna,ray,serve,tensorboard,trl
 
 .DEFAULT_GOAL = help
@@ -19,11 +21,14 @@ help:  ## list the targets
 	@echo; echo 'Variables: DATASET=$(DATASET) ENCODER=$(ENCODER) SOURCE=path-of-raw-data ARGS="--set train.k=4 --json"'
 	@echo 'pal is $(abspath $(PAL)); ". $(BIN)/activate" lets you type pal alone'
 
-setup: .venv/ready  ## build .venv with every extra and the development tools
+setup: .venv/ready  ## build .venv with every extra and the development tools; TORCH=cpu: without CUDA
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --constraint constraints.txt --group dev --editable '.[$(EXTRAS)]'
+	@echo 'installing into .venv, which takes minutes; what pip says: .venv/install.log'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	@$(if $(TORCH),$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	@$(BIN)/pip install --constraint constraints.txt --group dev --editable '.[$(EXTRAS)]' > .venv/install.log 2>&1 \
+		|| { tail -n 20 .venv/install.log; exit 1; }
 	@$(MAKE) --no-print-directory typings
 	@touch $@
 	@echo 'pal is $(abspath $(PAL)); ". $(BIN)/activate" lets you type pal alone'

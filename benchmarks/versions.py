@@ -1,16 +1,18 @@
 """Do the oldest and the newest versions that pyproject.toml allows work? Tested in clean folders.
 
-    python benchmarks/versions.py [lowest highest] [--keep FOLDER] [--tests tests/test_train.py ...]
+    python benchmarks/versions.py [lowest highest] [--python python3.13] [--keep FOLDER]
 
-writes docs/results/versions.md. Needs uv (https://docs.astral.sh/uv), about 6 GB of disk for each
-environment with CUDA's libraries, and minutes to download them.
+writes one file for each environment and Python into benchmarks/results/versions/, and a table of
+all that are there into docs/results/versions.md. Needs uv (https://docs.astral.sh/uv), about 6 GB
+of disk for each environment with CUDA's libraries, and minutes to download them.
 
 lowest     every package that pyproject.toml names in its oldest allowed version, those that they
            need in their newest (uv's resolution lowest-direct)
 highest    everything in its newest version
 
 The wheel is built from the files that git knows, and installed with its extras; the tests import it
-and nothing of the checkout. The tools of the tests are the newest in both.
+and nothing of the checkout. The tools of the tests are the newest in both. A Python of another
+system runs this script there, with the same folder of results.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "results" / "versions.md"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "versions"
 RESOLUTIONS = {"lowest": "lowest-direct", "highest": "highest"}
 EXTRAS = "offline,optuna,ray,serve,tensorboard,wandb"
 """without those that decide versions of the others (trl) and that no test imports (docs)"""
@@ -53,6 +56,10 @@ class Tested:
     """What came out in one environment."""
 
     name: str
+    python: str
+    date: str
+    tests: list[str]
+    """files of tests"""
     versions: dict[str, str]
     """of the packages that pyproject.toml names, by name"""
     passed: int
@@ -60,6 +67,23 @@ class Tested:
     failed: list[str]
     """names of tests"""
     seconds: float
+
+    def save(self) -> None:
+        """Write it for the table; a result of the same name and Python is replaced."""
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        file = RESULTS / f"{self.name}-{self.python}.json"
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def saved() -> list[Tested]:
+    """Return what was ever saved, the oldest versions and the oldest Python first."""
+    files = RESULTS.glob("*.json")
+    found = [Tested(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return sorted(found, key=lambda one: (one.name != "lowest", numbers(one.python)))
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def named_packages() -> list[str]:
@@ -93,21 +117,21 @@ def uv(*words: object) -> str:
     return done.stdout
 
 
-def make_environment(name: str, folder: Path, wheel: Path) -> Path:
+def make_environment(name: str, python: str, folder: Path, wheel: Path) -> Path:
     """Return the folder of commands of an environment, made anew.
 
     What the wheel needs is read from pyproject.toml: what a wheel names itself counts as indirect
     for uv, and would be taken in its newest version.
     """
-    uv("venv", "--quiet", "--clear", "--python", sys.executable, folder)
-    python = folder / "bin" / "python"
-    install = ("pip", "install", "--quiet", "--python", python)
+    uv("venv", "--quiet", "--clear", "--python", python, folder)
+    made = folder / "bin" / "python"
+    install = ("pip", "install", "--quiet", "--python", made)
     extras = [f"--extra={extra}" for extra in EXTRAS.split(",")]
     resolution = f"--resolution={RESOLUTIONS[name]}"
     uv(*install, resolution, "--requirements", REPOSITORY / "pyproject.toml", *extras)
     uv(*install, "--no-deps", wheel)
     uv(*install, *TOOLS)
-    uv("pip", "check", "--python", python)
+    uv("pip", "check", "--python", made)
     return folder / "bin"
 
 
@@ -131,37 +155,57 @@ def tested(name: str, commands: Path, tests: Sequence[str]) -> Tested:
     passed = int(suite.get("tests", 0)) - len(failed) - skipped
     listed = uv("pip", "list", "--format=json", "--python", commands / "python")
     found = {one["name"].lower().replace("_", "-"): one["version"] for one in json.loads(listed)}
-    versions = {package: found[package] for package in named_packages() if package in found}
-    return Tested(name, versions, passed, skipped, failed, float(suite.get("time", 0)))
+    return Tested(
+        name=name,
+        python=version_of(commands / "python"),
+        date=datetime.now(UTC).date().isoformat(),
+        tests=[Path(test).stem for test in tests],
+        versions={package: found[package] for package in named_packages() if package in found},
+        passed=passed,
+        skipped=skipped,
+        failed=failed,
+        seconds=float(suite.get("time", 0)),
+    )
 
 
-def page(results: Sequence[Tested], tests: Sequence[str]) -> str:
-    """Return the table as Markdown."""
-    now = datetime.now(UTC).date().isoformat()
-    python = ".".join(map(str, sys.version_info[:3]))
+def version_of(python: Path) -> str:
+    """Return the three numbers of a Python."""
+    asked = [python, "-c", "import platform; print(platform.python_version())"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def page(results: Sequence[Tested]) -> str:
+    """Return the table as Markdown, an environment a column."""
     lines = [
         "# Oldest and newest versions",
         "",
-        f"`python benchmarks/versions.py {' '.join(one.name for one in results)}`, {now}, Python "
-        f"{python}. `lowest` has every package that pyproject.toml names in its oldest allowed "
-        "version and what those need in the newest, `highest` everything in the newest. The wheel "
-        f"was installed with the extras {EXTRAS.replace(',', ', ')}.",
+        "Written by `python benchmarks/versions.py`, a column for each environment. `lowest` has "
+        "every package that pyproject.toml names in its oldest allowed version and what those need "
+        "in the newest, `highest` everything in the newest. The wheel was installed with the "
+        f"extras {EXTRAS.replace(',', ', ')}.",
         "",
-        "| | " + " | ".join(one.name for one in results) + " |",
+        row("", [one.name for one in results]),
         "|---|" + "---|" * len(results),
-        "| tests passed | " + " | ".join(str(one.passed) for one in results) + " |",
-        "| skipped | " + " | ".join(str(one.skipped) for one in results) + " |",
-        "| failed | " + " | ".join(str(len(one.failed)) for one in results) + " |",
-        "| seconds | " + " | ".join(f"{one.seconds:.0f}" for one in results) + " |",
+        row("Python", [one.python for one in results]),
+        row("date", [one.date for one in results]),
+        row("tests passed", [one.passed for one in results]),
+        row("skipped", [one.skipped for one in results]),
+        row("failed", [len(one.failed) for one in results]),
+        row("seconds", [round(one.seconds) for one in results]),
     ]
     for package in dict.fromkeys(name for one in results for name in one.versions):
-        lines.append(
-            f"| {package} | " + " | ".join(o.versions.get(package, "-") for o in results) + " |"
-        )
-    lines += ["", f"Tests: {', '.join(Path(test).stem for test in tests)}.", ""]
+        lines.append(row(package, [one.versions.get(package, "-") for one in results]))
+    lines.append("")
+    for tests in dict.fromkeys(tuple(one.tests) for one in results):
+        whose = ", ".join(f"{o.name} {o.python}" for o in results if tuple(o.tests) == tests)
+        lines += [f"Tests of {whose}: {', '.join(tests)}.", ""]
     for one in results:
-        lines += [f"Failed with {one.name}: `{name}`\n" for name in one.failed]
+        lines += [f"Failed with {one.name}, {one.python}: `{name}`\n" for name in one.failed]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def row(title: str, cells: Sequence[object]) -> str:
+    return " | ".join([f"| {title}".rstrip(), *map(str, cells)]) + " |"
 
 
 def main() -> None:
@@ -169,6 +213,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="lowest, highest; default: both")
+    parser.add_argument("--python", default=sys.executable, help="which Python; default: this one")
     parser.add_argument("--keep", type=Path, help="folder for the environments, which stay there")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="files of tests")
     asked = parser.parse_args()
@@ -180,13 +225,15 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         folder = asked.keep or Path(temporary)
         wheel = build_wheel(Path(temporary))
-        results = []
+        failed = False
         for name in names:
-            commands = make_environment(name, folder / name, wheel)
-            results.append(tested(name, commands, asked.tests))
-    PAGE.write_text(page(results, asked.tests), encoding="utf-8")
+            commands = make_environment(name, asked.python, folder / name, wheel)
+            result = tested(name, commands, asked.tests)
+            result.save()
+            failed |= bool(result.failed)
+    PAGE.write_text(page(saved()), encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"))
-    sys.exit(any(one.failed for one in results))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
