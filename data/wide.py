@@ -3,6 +3,8 @@ for each person and a column for each statement."""
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+from itertools import combinations
 from pathlib import Path
 
 from pal.data.rows import RowAdapter
@@ -13,6 +15,8 @@ from pal.data.survey import Survey
 MOST_ANSWERS = 11
 """different answers of a statement at most"""
 FEWEST_STATEMENTS = 3
+MOST_SIDES = 4
+"""different answers of a column of labels at most"""
 READERS: dict[Kind, str] = {
     "CSV": "read_csv", "JSON lines": "read_ndjson", "JSON": "read_json",
     "Parquet": "read_parquet", "Arrow": "read_ipc",
@@ -29,12 +33,35 @@ def unknown_columns(adapter: RowAdapter, source: Path) -> str:
             f"({listed(statements[:FEWEST_STATEMENTS])}, ...); write a row for each answer, e.g. "
             f"in Python: {_to_rows(adapter, others)}"
         )
-    example = dict(zip(("user_id", "item", "vote"), names, strict=False))
-    return (
-        f"{source} is neither comparisons (user_id, prompt, chosen, rejected), votes (user_id, "
-        f"item, vote) nor ratings (user_id, item, rating): its columns are {listed(names)}; say "
-        f"which is what, e.g. with --set 'data.{adapter.dataset}.columns={in_yaml(example)}'"
+    example = _sides_of(adapter.survey) or dict(
+        zip(("user_id", "item", "vote"), names, strict=False)
     )
+    return (
+        f"{source} is neither comparisons (user_id, prompt, chosen, rejected; or first, second, "
+        f"label), votes (user_id, item, vote) nor ratings (user_id, item, rating): its columns are "
+        f"{listed(names)}; say which is what, e.g. with --set "
+        f"'data.{adapter.dataset}.columns={in_yaml(example)}'"
+    )
+
+
+def _sides_of(survey: Survey) -> dict[str, str]:
+    """Return an example for comparisons, by our names: the sides are two columns of text that are
+    called alike, the label a column of few answers; empty where these are not there."""
+    texts = [one for one in survey.columns.values() if one.kind == "text"]
+    few = [one.name for one in texts if 1 < len(one.answers) <= MOST_SIDES]
+    many = [one.name for one in texts if one.name not in few]
+    sides = next((pair for pair in combinations(many, 2) if _are_called_alike(*pair)), None)
+    if sides is None or not few:
+        return {}
+    others = [name for name in survey.names if name not in (*sides, *few)]
+    known = dict(zip(("user_id", "prompt"), others, strict=False))
+    return {**known, "first": sides[0], "second": sides[1], "label": few[0]}
+
+
+def _are_called_alike(one: str, other: str) -> bool:
+    """Say whether half of the longer of two names stands in the other."""
+    shared = SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size
+    return 2 * shared >= max(len(one), len(other))
 
 
 def statements_of(survey: Survey) -> list[str]:

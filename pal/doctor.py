@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -63,6 +64,11 @@ FIXES = {
     "prompt-in-another-split": "keep a prompt's rows in one split of the source",
 }
 
+UNDESCRIBED = (
+    "pal init --source FILE describes your file in a pipeline.yaml of this folder, where pal looks "
+    "for it; --config names another"
+)
+ONE_INDEX = "install torch and torchvision anew, together and from the same index"
 BY_DESIGN = "nothing to fix: the rules of the dataset leave such rows out"
 
 
@@ -119,6 +125,11 @@ def environment() -> list[Finding]:
             + ("prefers them" if times > probe.GAIN else "stays with float32"),
         ),
     ]
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        what = f"torchvision cannot be imported beside it: {str(error).partition(chr(10))[0]}"
+        findings.append(Finding("software", "problem", what, ONE_INDEX))
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         findings.append(Finding("GPU", "ok", ", ".join(names)))
@@ -181,6 +192,10 @@ def dataset(config: Config) -> list[Finding]:
 
     name, subject = config.dataset, f"dataset {config.dataset}"
     findings: list[Finding] = []
+    try:
+        config.dataset_config()
+    except PalError as error:
+        return [Finding(subject, "problem", str(error), UNDESCRIBED)]
     try:
         settings = _as_prepared(config.dataset_config(), config.paths.data / name)
         adapter = adapter_for(name, settings)(settings)
@@ -257,5 +272,5 @@ def text_of(found: Examination) -> str:
         lines.append(f"{marks[finding.state]}  {finding.subject}: {finding.what}")
         if finding.fix:
             lines.append(f"         -> {finding.fix}")
-    lines.append(f"{found.problems} problems")
+    lines.append(f"{found.problems} problem{'' if found.problems == 1 else 's'}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,17 @@ def doctor(*options: str, kind: str = "pairs", text: str | None = None) -> str:
 
 def sheet(header: str = HEADER) -> str:
     return "\n".join([header, *ROWS])
+
+
+def test_a_dataset_that_nobody_described_and_a_torchvision_of_another_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    said = CliRunner().invoke(app, ["doctor", "--dataset", "votse"]).stdout
+    assert "did you mean 'votes'?" in said
+    assert "-> pal init --source FILE describes your file" in said
+    assert "PROBLEM  software: torchvision cannot be imported beside it" in said
+    assert said.splitlines()[-1] == "2 problems"
 
 
 def test_what_was_recognised_is_said() -> None:

@@ -305,6 +305,20 @@ def test_init_replaces_nothing_without_force_and_explains_what_it_does_not_know(
         propose(write_csv("odd.csv", ["x", "y"], [[1, 2]]))
 
 
+def test_columns_of_own_names_are_asked_for_by_an_example_of_what_the_file_holds() -> None:
+    columns = ["Teilnehmer", "asked", "suggestion 1", "suggestion 2", "better", "channel"]
+    ways = ["left", "right"]
+    rows = [[f"P{n % 6}", f"q{n % 9}", f"a{n}", f"b{n}", ways[n % 2], "web"] for n in range(40)]
+    file = write_csv("own.csv", columns, rows)
+    with pytest.raises(DataError) as told:
+        propose(file)
+    said = str(told.value).rpartition("--set '")[2].removesuffix("'")
+    found = propose(file, None, [said])  # what we ourselves propose
+    assert found.kind == "pairs"
+    assert list(found.columns) == ["user_id", "prompt", "first", "second", "label"]
+    assert list(found.columns.values()) == columns[:5]
+
+
 def test_names_of_columns_cannot_change_the_settings() -> None:
     column = 'vote: {"x"}\nseed: 99 # '
     file = write_csv("town.csv", ["user_id", "item", column], ROWS)
