@@ -20,6 +20,7 @@ from pal.errors import RewardError
 from pal.files import atomic_file, locked
 from pal.records import Entry
 from pal.reward.model import RewardModel
+from pal.reward.newcomers import learn_file
 from pal.reward.output import Output, schema_to_write
 from pal.reward.rows import is_parquet, read_batches, read_schema, require_file
 from pal.reward.scoring import Progress, Scoring
@@ -51,6 +52,7 @@ def score_file(
     best_of: int | None = None,
     pairs: bool = False,
     compare: bool = False,
+    answers: Path | None = None,
     progress: Progress = lambda rows: None,
 ) -> ScoreSummary:
     """Write ``source`` with columns ``reward`` and ``reward_error`` to ``target``, or what
@@ -59,8 +61,9 @@ def score_file(
     ``pairs``: prompt, chosen, rejected (and rewards), the best and the worst of each group that has
     two distinct rewards. Rows without a reward are in no group. ``compare``: rows have first and
     second, or chosen and rejected, in the place of a response, and get columns ``p``, the
-    probability that the user prefers the first one, and ``p_error``. Raises RewardError for files
-    that cannot be read or written as a whole, before any row is scored.
+    probability that the user prefers the first one, and ``p_error``. ``answers``: a file of answers
+    of people whom the model does not know, who are learned first (newcomers.py). Raises RewardError
+    for files that cannot be read or written as a whole, before any row is scored.
     """
     began = time.perf_counter()
     require_files(source, target)
@@ -68,9 +71,11 @@ def score_file(
     asked = [name for name, is_asked in wanted.items() if is_asked]
     if len(asked) > 1:
         raise RewardError(f"{' and '.join(asked)} exclude each other; score the file twice")
+    if answers is not None:
+        learn_file(model, answers)
     target = Path(os.path.realpath(target))  # what a link points at is written, the link stays
     with _only_one_at(target):
-        scoring = Scoring(model, source, target, progress, compare)
+        scoring = Scoring(model, source, target, progress, compare, answers)
         _require_columns(source, scoring.item_columns)
         schema = schema_to_write(source) if is_parquet(target) else None
         column = scoring.item_column if pairs else None

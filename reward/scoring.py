@@ -39,7 +39,7 @@ class ScoringState(
     input: str
     input_sha256: str
     model: str
-    """digest of the export's record"""
+    """digest of the export's record, and of what it was taught of people"""
     outcome: str
     """what is said of a row: reward or p"""
     rows: int = 0
@@ -58,8 +58,9 @@ class Scoring:
         target: Path,
         progress: Progress,
         compares: bool = False,
+        answers: Path | None = None,
     ) -> None:
-        """``compares``: rows are comparisons."""
+        """``compares``: rows are comparisons. ``answers``: what the model was taught of people."""
         self.model, self.source, self.progress = model, source, progress
         self.compares = compares
         self.outcome = PROBABILITY if compares else REWARD
@@ -69,10 +70,13 @@ class Scoring:
         self.known: set[str] = set()
         self.unknown: set[str] = set()
         self.stamp = _stamp(source)
+        taught = model.metadata.model_dump(mode="json")
+        if answers is not None:
+            taught["answers"] = file_sha256(answers)
         self.state = ScoringState(
             input=str(source.resolve()),
             input_sha256=file_sha256(source),
-            model=digest(model.metadata.model_dump(mode="json")),
+            model=digest(taught),
             outcome=self.outcome,
         )
 

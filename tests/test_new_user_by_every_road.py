@@ -20,12 +20,14 @@ from fastapi.testclient import TestClient
 import pal.evaluate.few_shot
 from pal import pipeline
 from pal.config import AdaptConfig, Config, ServeConfig, TrainConfig, load_overrides
+from pal.errors import RewardError
 from pal.evaluate.few_shot import Trial, answers_of_unseen, new_users
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.panel import few_shot
 from pal.evaluate.predict import load_run
 from pal.reward import Answer, RewardModel
 from pal.reward.export import Choice
+from pal.reward.newcomers import learn_file
 from pal.reward.score_file import score_file
 from pal.reward.server.app import build_app
 from pal.reward.server.service import Service
@@ -116,13 +118,20 @@ def by_server(http: TestClient, asked: Asked, answers: dict[str, list[Answer]]) 
     return found
 
 
-def by_file(model: RewardModel, asked: Asked) -> list[float]:
+def by_file(model: RewardModel, asked: Asked, answers: dict[str, list[Answer]]) -> list[float]:
+    given = [
+        {"prompt": a.prompt, "first": a.first, "second": a.second, "label": a.label, "user_id": u}
+        for u, own in answers.items()
+        for a in own
+    ]
+    Path("answers.jsonl").write_text("\n".join(map(json.dumps, given)))
+    learned = Path("answers.jsonl") if given else None
     rows = [
         {"prompt": prompt, "first": first, "second": second, "user_id": user}
         for (prompt, first, second), user in zip(asked.judged, asked.user, strict=True)
     ]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    score_file(model, Path("in.jsonl"), Path("out.jsonl"), compare=True)
+    score_file(model, Path("in.jsonl"), Path("out.jsonl"), compare=True, answers=learned)
     return [json.loads(line)["p"] for line in Path("out.jsonl").read_text().splitlines()]
 
 
@@ -145,7 +154,7 @@ def test_new_users_have_the_same_probabilities_by_every_road(
     evaluated = few_shot(AdaptConfig(shots=SHOTS, repeats=1), config.evaluate, [trial])
     assert evaluated.n_users == len(asked.names), "everybody has answers enough"
     folder = pipeline.export(config, head, Choice()).dir
-    model, other = (RewardModel.from_pretrained(folder, device="cpu") for _ in range(2))
+    model, other, third = (RewardModel.from_pretrained(folder, device="cpu") for _ in range(3))
     prompts, first, second = zip(*asked.judged, strict=True)
     told = []
     with served(other) as http:
@@ -156,7 +165,7 @@ def test_new_users_have_the_same_probabilities_by_every_road(
                     model.learn(name, own)
             for found in (
                 model.compare(prompts, first, second, asked.user),
-                by_file(model, asked),
+                by_file(third, asked, answers),
                 by_server(http, asked, answers),
             ):
                 p = np.where(asked.label > 0.5, found, 1.0 - np.array(found))
@@ -170,6 +179,31 @@ def test_new_users_have_the_same_probabilities_by_every_road(
     else:
         assert list(priors.by_shots) == [1, 2, 5, 10, 20, 50]
         assert not torch.equal(priors.of(1).precision, priors.of(20).precision)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "has no row"),
+        (["ann,p,a,"], "row 2: it has no label"),
+        (["ann,p,a,b,1", "ann,p,a,b,2"], "label 2"),
+        (["ann,p,a,b,yes"], "row 2: its label is 'yes'"),
+        ([",p,a,b,1"], "row 2: it has no user_id"),
+        (["seen-00001,p,a,b,1"], "'seen-00001' is known from the training"),
+    ],
+)
+def test_a_file_of_answers_is_learned_as_a_whole_or_refused(
+    embedded: Config, rows: list[str], said: str
+) -> None:
+    if not (embedded.paths.runs / "refusing").is_dir():
+        config = load_overrides(embedded, {"train.head": "one-taste", "train.epochs": 1})
+        pipeline.train(config, "refusing")
+        pipeline.export(config, "refusing", Choice())
+    folder = embedded.paths.exports / "refusing-population"
+    model = RewardModel.from_pretrained(folder, device="cpu")
+    Path("new.csv").write_text("\n".join(["user_id,prompt,first,second,label", *rows]))
+    with pytest.raises(RewardError, match=said):
+        learn_file(model, Path("new.csv"))
 
 
 def test_a_prior_is_that_of_as_many_answers_as_an_evaluation_tunes_it_for() -> None:

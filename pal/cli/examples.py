@@ -31,7 +31,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "rewardbench": ("pal rewardbench --model exports/NAME --input reward-bench.parquet",),
     "runs ls": ("pal runs ls",),
     "runs rm": ("pal runs rm demo-minilm-pal-a-k1-s0",),
-    "score": ("pal score --model exports/NAME --input in.csv --output out.csv",),
+    "score": (
+        "pal score --model exports/NAME --input in.csv --output out.csv",
+        "pal score --model exports/NAME --input in.csv --output out.csv --answers new-people.csv",
+    ),
     "serve": ("pal serve --model exports/NAME --port 8000",),
     "sweep": ("pal sweep --dataset town --set sweep.k=[1,2,4,8] --set sweep.seed=[0,1,2]",),
     "train": (

@@ -126,6 +126,14 @@ def score(
         bool,
         typer.Option("--compare", help="How probably the user prefers the first of two: column p."),
     ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers",
+            help="Answers of new people, who are learned first: prompt, chosen, rejected, user_id; "
+            "or first, second, label.",
+        ),
+    ] = None,
     device: Device = "auto",
     encoder_folder: EncoderFolder = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -140,7 +148,14 @@ def score(
     loaded = _load(model, device, encoder_folder, trust_remote_code)
     with progress_bar(None, "rows") as progress:
         result = score_file(
-            loaded, input, output, best_of=best_of, pairs=pairs, compare=compare, progress=progress
+            loaded,
+            input,
+            output,
+            best_of=best_of,
+            pairs=pairs,
+            compare=compare,
+            answers=answers,
+            progress=progress,
         )
     what = "probability" if compare else "reward"
     show(

@@ -1,0 +1,75 @@
+"""A file of answers of people whom a model does not know: each is learned from the own ones.
+
+Rows are comparisons with a ``user_id``: prompt, chosen, rejected; or first, second and ``label``,
+P(first preferred).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pal.errors import PalError, RewardError, shown
+from pal.reward.adaptation import Answer
+from pal.reward.cells import number_in_file
+from pal.reward.model import RewardModel
+from pal.reward.rows import read_rows, sides_in
+from pal.rows import BadRow, Row
+from pal.users import user_name
+
+
+def learn_file(model: RewardModel, source: Path) -> list[str]:
+    """Add everybody in a file to a model's users and return their names; raises RewardError for the
+    first row that is no answer, and for people whom the model knows from its training."""
+    answers: dict[str, list[Answer]] = {}
+    for name, answer in _answers(source):
+        if name in model.users.number:
+            raise RewardError(
+                f"--answers {source}: {shown(name)} is known from the training, from more answers; "
+                "leave such rows out"
+            )
+        answers.setdefault(name, []).append(answer)
+    if not answers:
+        raise RewardError(f"--answers {source} has no row; give a file of comparisons")
+    for name, own in answers.items():
+        try:
+            model.learn(name, own)
+        except PalError as error:
+            raise RewardError(f"--answers {source}: {shown(name)}: {error}") from error
+    return list(answers)
+
+
+def _answers(source: Path) -> Iterator[tuple[str, Answer]]:
+    """Yield who answered, and what."""
+    for count, row in enumerate(read_rows(source), start=1):
+        try:
+            yield _answer(row)
+        except PalError as error:
+            number = number_in_file(source, count)
+            raise RewardError(f"--answers {source}, row {number}: {error}") from error
+
+
+def _answer(row: Row | BadRow) -> tuple[str, Answer]:
+    if isinstance(row, BadRow):
+        raise RewardError(row.reason)
+    name = user_name(row.get("user_id"))
+    if name is None:
+        raise RewardError("it has no user_id; say whose answer it is")
+    sides = sides_in(row)
+    if sides is None:
+        raise RewardError("it has neither chosen and rejected nor first and second")
+    label = row.get("label")
+    if sides[0] == "first" and label in (None, ""):
+        raise RewardError("it has no label; say how far the first is preferred, from 0 to 1")
+    first, second = (row[side] for side in sides)
+    prompt = row.get("prompt")
+    return name, Answer("" if prompt is None else prompt, first, second, _number(label))
+
+
+def _number(label: Any) -> float:
+    """Return a label as a number, 1 where there is none."""
+    try:
+        return 1.0 if label in (None, "") else float(label)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"its label is {shown(label)}; give a number from 0 to 1") from error
