@@ -111,6 +111,7 @@ def epoch_of(name: str, precision: str, sizes: Sizes) -> Callable[[], None]:
     batches = PairBatches(features, pairs, sizes.batch, seed=0)
 
     def epoch() -> None:
+        module.on_train_epoch_start()
         for batch in batches:
             optimiser.zero_grad()
             module.training_step(batch, 0).backward()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,16 @@ class _Done:
         self.is_stored[rows] = True
 
 
+@contextmanager
+def _threads_of_one(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Start threads that each compute alone: the threads that torch would start in every one of
+    them, for single images, keep each other waiting."""
+    usual = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        yield threads
+    torch.set_num_threads(usual)  # what threads that are started later have
+
+
 class ShardRunner:
     """Holds a loaded encoder and does tasks; every engine gives it the same work in any order."""
 
@@ -104,7 +115,7 @@ class ShardRunner:
         receipt (of the first tap) once committed."""
         with (
             ThreadPoolExecutor(1) as reader,
-            ThreadPoolExecutor(self.loaders) as self._loading,
+            _threads_of_one(self.loaders) as self._loading,
             ThreadPoolExecutor(1) as committer,
         ):
             waiting = iter(tasks)

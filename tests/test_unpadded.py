@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from pal.config import EncoderConfig
 from pal.embed.batching import joined_batches
 from pal.embed.encoder import load, locate
-from pal.embed.encoders import unpadded
+from pal.embed.encoders import padding, unpadded
+from pal.embed.encoders.compiled import compile_blocks
 from pal.embed.encoders.text import TextEncoder
 from pal.items import Item, Text, Turn
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 TEXTS: list[Item] = [
     Text("a"), Text("some words"), Text("ab" * 60), Text("an answer", (Turn("user", "why?"),)),
     Text("and a last one"),
@@ -132,3 +136,35 @@ def test_joined_batches_hold_every_row_once_within_the_budget() -> None:
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     assert all(lengths[rows].sum() <= 120 for rows in batches)
     assert list(map(len, joined_batches(np.array([500, 3], np.int32), 120))) == [1, 1]
+
+
+def test_noise_of_the_arithmetic_is_allowed_for_and_a_fault_is_not() -> None:
+    usual = padding.TOLERANCE["bfloat16"]
+    assert padding.tolerance("bfloat16", 6, 0.0) == usual
+    assert padding.tolerance("bfloat16", 48, 0.0) == 2 * usual
+    assert padding.tolerance("bfloat16", 12, 0.02) == pytest.approx(0.08)
+    assert padding.tolerance("bfloat16", 12, 0.5) == padding.MOST < 0.26
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_once_and_can_be_tapped() -> None:
+    wanted = features(made("random:llama"))
+    encoder = made("random:llama")
+    compile_blocks(encoder.model)
+    for one, other in zip(features(encoder), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_goes_through_without_one(tmp_path: Path) -> None:
+    page = tmp_path / "gpu.md"
+    script = REPOSITORY / "benchmarks" / "gpu.py"
+    parts = ["heads", "sweep", "images", "text"]
+    ran = subprocess.run(
+        [sys.executable, str(script), str(page), "--device", "cpu", "--small", "--parts", *parts],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    text = page.read_text(encoding="utf-8")
+    assert "A trial" in text
+    assert all(name in text for name in ("| pal-b", "| bfloat16", "ViT-H/14", "8B decoder"))

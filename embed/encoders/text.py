@@ -14,20 +14,18 @@ from pal.embed.chat import RefusedByTemplate
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders import unpadded
 from pal.embed.encoders.compiled import compile_blocks
-from pal.embed.encoders.mixed import MIXED, mix, product_dtype, weight_dtype
-from pal.embed.encoders.padding import TOLERANCE, changes_values, difference, to_right
+from pal.embed.encoders.mixed import MIXED, mix, weight_dtype
+from pal.embed.encoders.padding import to_right
 from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
 from pal.embed.encoders.taps import Taps
+from pal.embed.encoders.trial import Trial
 from pal.embed.odd import Failure, Failures, failure_of, unreadable
 from pal.embed.peak import flops_per_token
 from pal.embed.render import Rendered, Renderer, Tokens
 from pal.embed.transfer import pinned, to_device
 from pal.errors import EncoderError
 from pal.items import Item, Text
-
-PROBE = ("Yes.", "Nobody agrees about everything, and most people about something.")
-"""texts of two lengths, which show what padding does to a model"""
 
 
 class TextEncoder(Encoder):
@@ -62,13 +60,13 @@ class TextEncoder(Encoder):
         """whether the positions of real tokens are given to the model, which would count padding"""
         self.pads = True
         """whether texts of unequal length may share a batch"""
-        probe = self._probe()
-        first = self._arguments(*probe[0])
-        self.taps = Taps(self.model, self.layers, config.norm, source.name, first)
-        require_own_weights(source, loaded, lambda: self._pooled(*probe[0]))
-        self._settle_padding(probe)
-        self.joins = source.attention == "sdpa" and self._can_join(probe)
-        """whether texts stand end to end, without any padding"""
+        self.joins = False
+        """whether texts stand end to end in a batch, without any padding"""
+        trial = Trial(self)
+        first = trial.texts[0]
+        self.taps = Taps(self.model, self.layers, config.norm, source.name, self._arguments(*first))
+        require_own_weights(source, loaded, lambda: self.pooled(*first))
+        trial.settle()
         if compiled:
             compile_blocks(self.model)
 
@@ -83,63 +81,6 @@ class TextEncoder(Encoder):
     ) -> TextEncoder:
         """Load weights and tokenizer from the located files, or those of the random model."""
         return cls(load_text(source), source, device, token_budget, layers, compiled)
-
-    def _probe(self) -> list[list[torch.Tensor]]:
-        """Return two texts as the model reads them, each alone: ids and mask, (1, length)."""
-        special = not self.renderer.is_chat
-        read = self.renderer.tokenizer(list(PROBE), add_special_tokens=special, verbose=False)
-        ids = [torch.tensor([row[: self.config.max_length]]) for row in read["input_ids"]]
-        return [
-            to_device((row, torch.ones_like(row, dtype=torch.bool)), self.device) for row in ids
-        ]
-
-    @torch.inference_mode()
-    def _settle_padding(self, probe: list[list[torch.Tensor]]) -> None:
-        """Find out whether padding leaves features alone; raises EncoderError where it is wanted
-        at the left and does not."""
-        side = self.config.padding_side
-        alone = [self._pooled(*text) for text in probe]
-
-        def changes() -> bool:
-            return changes_values(
-                self._pooled, probe, alone, self.pad_id, side, self.config.compute_dtype
-            )
-
-        if not changes():
-            return
-        if side == "right":
-            self.pads = False
-            return
-        if "position_ids" in self.accepted:
-            self.counts_positions = True
-            if not changes():
-                return
-        raise EncoderError(
-            f"encoder {self.name} gives other features behind padding; set "
-            f"embed.{self.name}.padding_side to right"
-        )
-
-    @torch.inference_mode()
-    def _can_join(self, probe: list[list[torch.Tensor]]) -> bool:
-        """Find out whether texts end to end have the features that each has alone; the model
-        computes attention for that from then on."""
-        dtype = product_dtype(self.config.compute_dtype)
-        if not unpadded.can_be(self.model, self.device, dtype):
-            return False
-        reach = unpadded.reach_of(self.model.config)
-        texts = [unpadded.longer_than(reach, ids, self.config.max_length) for ids, _ in probe]
-        alone = [self._pooled(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in texts]
-        unpadded.attend_by_us(self.model)
-        try:
-            together = self._pooled_row(unpadded.Row.of(texts))
-            wanted = [torch.cat(tap) for tap in zip(*alone, strict=True)]
-            worst = max(map(difference, together, wanted))
-        except unpadded.REFUSALS:
-            worst = float("inf")
-        if worst <= TOLERANCE[self.config.compute_dtype]:  # which NaN is not
-            return True
-        unpadded.attend_by_sdpa(self.model)
-        return False
 
     def read(self, items: Sequence[Item]) -> Inputs:
         """Render and tokenise texts behind their context."""
@@ -203,29 +144,30 @@ class TextEncoder(Encoder):
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return (n, dim) float32 features of each tap."""
         if isinstance(batch.tensors, unpadded.Row):
-            return self._pooled_row(batch.tensors.to(self.device))
-        return self._pooled(*to_device(batch.tensors, self.device))
+            return self.pooled_row(batch.tensors.to(self.device))
+        return self.pooled(*to_device(batch.tensors, self.device))
 
     def features_of(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Return the features of token ids that somebody else padded, on whichever side, (n, dim)
         each; both are (n, length)."""
         ids, mask = to_right(ids, mask.bool(), self.pad_id)
         if self.pads or bool(mask.all()):
-            return self._pooled(ids, mask)
+            return self.pooled(ids, mask)
         lengths = mask.sum(dim=1).tolist()
         alone = [
-            self._pooled(ids[row : row + 1, :length], mask[row : row + 1, :length])
+            self.pooled(ids[row : row + 1, :length], mask[row : row + 1, :length])
             for row, length in enumerate(lengths)
         ]
         return [torch.cat(tap) for tap in zip(*alone, strict=True)]
 
-    def _pooled(
+    def pooled(
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
+        """Return the features of padded texts, all (n, length), as (n, dim) of each tap."""
         states = self._states(ids, self._arguments(ids, mask, types))
         return [self._finished(pool(states[n], mask, self.config.pooling)) for n in self.layers]
 
-    def _pooled_row(self, row: unpadded.Row) -> list[torch.Tensor]:
+    def pooled_row(self, row: unpadded.Row) -> list[torch.Tensor]:
         """Return the features of texts that stand end to end."""
         arguments = {**self._arguments(row.ids, None, row.types), **row.arguments()}
         with unpadded.end_to_end():

@@ -233,7 +233,7 @@ def _one_by_one(
     """Attend text by text, (T, heads, dim): what the kernel of a GPU computes, for comparison."""
     found = []
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        parts = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
+        q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
         place = torch.arange(stop - start, device=query.device)
         ahead = place[None, :] - place[:, None]
         seen = torch.ones_like(ahead, dtype=torch.bool)
@@ -241,6 +241,6 @@ def _one_by_one(
             seen &= -ahead <= window[0]
         if window[1] >= 0:
             seen &= ahead <= window[1]
-        out = scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=True)
+        out = scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
         found.append(out[0].transpose(0, 1))
     return torch.cat(found)
