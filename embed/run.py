@@ -79,12 +79,14 @@ def embed(
     progress: Progress = lambda rows: None,
     retry_errors: bool = False,
     tell: Tell = lambda line: None,
+    expect: Progress = lambda rows: None,
 ) -> EmbedResult:
     """Fill the cache of a dataset under an encoder and return what was done.
 
-    ``progress`` is called with the number of items finished since the last call. A complete and
-    undamaged cache is left as it is; no model is loaded for it. ``retry_errors`` encodes shards
-    with failed items again. ``tell`` gets a line about the arithmetic where ``auto`` chose it.
+    ``progress`` is called with the number of items finished since the last call, ``expect`` once
+    with that of all items. A complete and undamaged cache is left as it is; no model is loaded for
+    it. ``retry_errors`` encodes shards with failed items again. ``tell`` gets a line about the
+    arithmetic where ``auto`` chose it.
     """
     began = time.perf_counter()
     job = claimed_job(config, dataset)
@@ -97,6 +99,7 @@ def embed(
         for note in job.source.notes:
             warnings.warn(note, PalWarning, stacklevel=2)
         writers, tasks = job.open()
+        expect(sum(len(task) for task in tasks))
         new.extend(_encode(job, writers, tasks, progress))
         try:
             _finish(job, writers, tasks, began)

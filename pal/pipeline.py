@@ -64,14 +64,19 @@ def prepare(config: Config, progress: Progress = silent, tell: Tell = say) -> Pr
 
 
 def embed(
-    config: Config, progress: Progress = silent, retry_errors: bool = False, tell: Tell = say
+    config: Config,
+    progress: Progress = silent,
+    retry_errors: bool = False,
+    tell: Tell = say,
+    expect: Progress = silent,
 ) -> EmbedResult:
-    """Stage one: encode the dataset's unique items into the cache; prepares it first if needed."""
+    """Stage one: encode the dataset's unique items into the cache; prepares it first if needed.
+    ``expect`` is called with how many items there are, before the first is encoded."""
     config.encoder_config()
     dataset = prepare(config, tell=tell)
     from pal.embed.run import embed as embed_dataset
 
-    return embed_dataset(config, dataset, progress, retry_errors, tell)
+    return embed_dataset(config, dataset, progress, retry_errors, tell, expect)
 
 
 def forecast(config: Config, tell: Tell = say) -> Forecast:

@@ -337,3 +337,16 @@ def test_the_share_of_the_peak_counts_the_matrices_that_real_tokens_meet(
     inputs = made.prepare([Text("abc"), Text("a longer text")])
     one, both = (made.flops(inputs, np.arange(n)) for n in (1, 2))
     assert both / one == pytest.approx(inputs.n_tokens.sum() / inputs.n_tokens[0])
+
+
+def test_progress_adds_up_to_what_is_expected_and_nothing_is_left_the_second_time(
+    configure: Configure,
+) -> None:
+    done: list[int] = []
+    expected: list[int] = []
+    config = configure({"embed.rows_per_shard": 100})
+    items = pipeline.prepare(config).items(["item_id"]).num_rows
+    for _ in range(2):
+        pipeline.embed(config, done.append, expect=expected.append)
+    assert expected == [items]
+    assert sum(done) == items

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +15,7 @@ from pal.cli import complete
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from tqdm import tqdm
 
     from pal.config import Settings
     from pal.evaluate.records import Metrics
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="pal",
     help="Plural preferences from frozen features: encode once, train light PAL heads many times.",
+    epilog="Begin with pal demo, or with a file of your own: pal init --source FILE",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -121,8 +123,22 @@ RayAddress = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+class Progress:
+    """What moves a bar: it is called with the steps done since the last call."""
+
+    def __init__(self, bar: tqdm[NoReturn]) -> None:
+        self.bar = bar
+
+    def __call__(self, steps: int) -> None:
+        self.bar.update(steps)
+
+    def expect(self, total: int) -> None:
+        """Say how many steps there will be, where that is known late."""
+        self.bar.total = total
+
+
 @contextmanager
-def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int | None, unit: str) -> Iterator[Progress]:
     """Show a bar on standard error once something takes longer than two seconds; nothing when not a
     terminal."""
     from tqdm import tqdm
@@ -135,11 +151,7 @@ def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]
         file=sys.stderr,
         leave=False,
     ) as bar:
-
-        def advance(steps: int) -> None:
-            bar.update(steps)
-
-        yield advance
+        yield Progress(bar)
 
 
 def numbers_of(option: str, text: str) -> list[int]:

@@ -86,7 +86,7 @@ def embed(
         progress_bar(None, "items") as progress,
         redirect_stdout(sys.stderr),
     ):  # Ray tells of its nodes on standard output
-        result = pipeline.embed(settings, progress, retry_errors)
+        result = pipeline.embed(settings, progress, retry_errors, expect=progress.expect)
     show(result, as_json, lambda: with_page(messages.of_embed(result), result.dataset))
 
 
