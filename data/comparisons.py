@@ -38,6 +38,8 @@ TABLES = ("items", "pairs", "rejects")
 UNEXPECTED = "unexpected"
 """reason of a row that no adapter is prepared for"""
 LONGEST_MESSAGE = 500
+ROWS_AT_ONCE = 1 << 13
+"""rows that are Python objects at once: in a table they take a tenth of the memory"""
 PAIR_COLUMNS: dict[str, Any] = {
     "source_row": pl.String,
     "user_id": pl.String,
@@ -152,12 +154,41 @@ class Chunk:
 
 def concatenated(chunks: Sequence[Chunk]) -> Chunk:
     """Return the rows of several chunks as one."""
-    if not chunks:
-        return Recorder().chunk()
+    if len(chunks) < 2:
+        return chunks[0] if chunks else Recorder().chunk()
     frames = (
-        pl.concat([getattr(c, table) for c in chunks], how="diagonal_relaxed") for table in TABLES
+        pl.concat([getattr(c, table) for c in chunks], how="diagonal_relaxed", rechunk=True)
+        for table in TABLES
     )
     return Chunk(*frames)
+
+
+def in_blocks(chunks: Iterable[Chunk]) -> Chunk:
+    """Return the rows of very many small chunks as one: each alone takes far more memory than its
+    rows."""
+    blocks, some, rows = [], [], 0
+    for chunk in chunks:
+        some.append(chunk)
+        rows += len(chunk.pairs)
+        if rows >= ROWS_AT_ONCE:
+            blocks.append(compact(concatenated(some)))
+            some, rows = [], 0
+    return concatenated([*blocks, *some])
+
+
+def with_content(items: pl.DataFrame) -> pl.DataFrame:
+    """Return items without the columns that say nothing: an empty cell takes as much memory as a
+    short one."""
+    needed = ("item_id", "modality", "text")
+    empty = (c for c in items.columns if c not in needed and items[c].null_count() == len(items))
+    return items.drop(*empty)
+
+
+def compact(chunk: Chunk) -> Chunk:
+    """Return the same rows in memory of their own: polars keeps texts and ids where they were first
+    written, in pieces of which most may be empty."""
+    frames = (getattr(chunk, table).to_arrow() for table in TABLES)
+    return Chunk(*(pl.DataFrame(pl.from_arrow(frame)) for frame in frames))
 
 
 class Recorder:
@@ -169,6 +200,8 @@ class Recorder:
         self._pairs: list[tuple[Any, ...]] = []
         self._further: list[dict[str, Any]] = []
         self._rejects: list[Reject] = []
+        self._blocks: list[Chunk] = []
+        """items and pairs that are rows of tables already"""
 
     def add(self, row: Comparison | Reject) -> None:
         """Take a row of the source; a comparison that is none becomes a reject."""
@@ -187,6 +220,8 @@ class Recorder:
         answer = (row.label, row.split, key)
         self._pairs.append((row.source_row, row.user_id, *ids, *answer, *ids_behind))
         self._further.append(row.columns)
+        if len(self._pairs) >= ROWS_AT_ONCE:
+            self._put_away()
 
     def _keep(self, item: Item) -> bytes:
         name = item.id
@@ -196,15 +231,29 @@ class Recorder:
 
     def chunk(self) -> Chunk:
         """Return what was collected."""
+        self._put_away()
+        whole = concatenated(self._blocks)
+        if (
+            len(self._blocks) > 1
+            and not (is_first := whole.items["item_id"].is_first_distinct()).all()
+        ):
+            whole.items = whole.items.filter(is_first)
+        self._blocks = [whole]
+        pairs = whole.pairs
+        if self._further and any(self._further):
+            pairs = pairs.hstack(pl.DataFrame(self._further, infer_schema_length=None))
+        return Chunk(whole.items, pairs, rejects_frame(self._rejects))
+
+    def _put_away(self) -> None:
+        """Make rows of tables of what was collected."""
         columns = PAIR_COLUMNS | (
             dict.fromkeys(WITH_PROMPT.values(), pl.Binary) if self.with_prompt else {}
         )
-        pairs = pl.DataFrame(self._pairs, schema=columns, orient="row")
-        if self._further and any(self._further):
-            pairs = pairs.hstack(pl.DataFrame(self._further, infer_schema_length=None))
         empty = pl.DataFrame(pl.from_arrow(items_schema().empty_table()))
         items = pl.DataFrame(list(self._items.values()), schema=empty.schema, orient="row")
-        return Chunk(items, pairs, rejects_frame(self._rejects))
+        pairs = pl.DataFrame(self._pairs, schema=columns, orient="row")
+        self._blocks.append(compact(Chunk(with_content(items), pairs)))
+        self._items, self._pairs = {}, []
 
 
 def _problem(row: Comparison) -> Reject | None:

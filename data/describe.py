@@ -71,10 +71,11 @@ def samples(tables: Tables) -> Iterator[Seen]:
 def _item(row: dict[str, Any]) -> str:
     """Return an item for people: its turns, each with who speaks, or where its image is."""
     if row["modality"] == "text":
-        turns = [f"{turn.role}: {turn.content}" for turn in turns_of_json(row["context"] or "[]")]
+        context = row.get("context") or "[]"
+        turns = [f"{turn.role}: {turn.content}" for turn in turns_of_json(context)]
         said = f"{row['role']}: {row['text']}" if turns else row["text"]
         text = " | ".join([*turns, said])
         return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
-    file = row["image_file"] or "the row"
+    file = row.get("image_file") or "the row"
     place = f"image in {file}"
-    return place if row["image_row"] is None else f"{place}, {row['image_column']}"
+    return place if row.get("image_row") is None else f"{place}, {row['image_column']}"

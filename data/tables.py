@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from pal.data.adapter import Adapter
-from pal.data.comparisons import pair_id
+from pal.data.comparisons import ROWS_AT_ONCE, pair_id, with_content
 from pal.data.counts import COMPARED
 from pal.data.parts import Progress, read_parts, silent
 from pal.dataset import (
@@ -26,7 +27,7 @@ from pal.dataset import (
 )
 from pal.files import file_sha256
 from pal.items import item_id, items_schema
-from pal.records import write_table
+from pal.records import ROWS_PER_GROUP, write_row_groups
 
 PLACE = ["image_file", "image_group", "image_row", "image_column"]
 NOT_KEPT = ("source_row", "prompt_key")
@@ -54,14 +55,27 @@ def tables_of(
 ) -> Tables:
     """Read a source into tables; the parts of a long one are kept in the folder ``unfinished``."""
     read = read_parts(adapter.parts(), unfinished, progress)
+    read.items = with_content(read.items)
     split = adapter.assign_splits(read.pairs)
+    read.pairs = read.pairs.clear()  # what is divided goes on, and both do not fit into memory
     pairs = _with_pair_ids(_with_groups(split.pairs.drop(NOT_KEPT, strict=False)))
-    place = [column for column in PLACE if column in read.items.columns]
-    items = read.items.sort("item_id", *place).unique("item_id", keep="first", maintain_order=True)
-    if not adapter.keeps_unused_items:
-        items = items.join(_mentioned(pairs), on="item_id", how="semi", maintain_order="left")
+    split.pairs = pairs
+    wanted = None if adapter.keeps_unused_items else _mentioned(pairs)
+    items = read.items[_first_of_each(read.items, wanted)]
     rejects = pl.concat([read.rejects, split.rejects]).sort("source_row", "reason")
     return Tables(items, pairs, rejects, split.details)
+
+
+def _first_of_each(items: pl.DataFrame, wanted: pl.DataFrame | None) -> pl.Series:
+    """Return the rows of the items that are kept, in the order of their ids; ``wanted`` None: all.
+
+    Of equal items that lie in several places the first place counts.
+    """
+    keys = ["item_id", *(column for column in PLACE if column in items.columns)]
+    found = items.select(keys).with_row_index("row")
+    if wanted is not None:
+        found = found.join(wanted, on="item_id", how="semi")
+    return found.sort(*keys, "row").unique("item_id", keep="first", maintain_order=True)["row"]
 
 
 def write_tables(folder: Path, tables: Tables, truth: dict[str, np.ndarray]) -> dict[str, str]:
@@ -71,11 +85,17 @@ def write_tables(folder: Path, tables: Tables, truth: dict[str, np.ndarray]) -> 
     for name, schema in schemas.items():
         kind = name.removesuffix(".parquet")
         frame: pl.DataFrame = getattr(tables, kind)
-        files[name] = write_table(folder / name, _table(frame, schema), kind)
+        files[name] = write_row_groups(folder / name, _row_groups(frame, schema), kind)
     if truth:
         np.savez(folder / TRUTH, **truth)  # type: ignore[arg-type]
         files[TRUTH] = file_sha256(folder / TRUTH)
     return files
+
+
+def _row_groups(frame: pl.DataFrame, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the row groups of a file, each brought into its schema when it is written."""
+    for start in range(0, max(1, len(frame)), ROWS_PER_GROUP):
+        yield _table(frame.slice(start, ROWS_PER_GROUP), schema)
 
 
 def _mentioned(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -96,9 +116,11 @@ def _with_groups(pairs: pl.DataFrame) -> pl.DataFrame:
         .select("low", "high")
         .unique(maintain_order=True)
     )
-    names = [item_id("compared", low.hex(), high.hex()) for low, high in compared.iter_rows()]
-    compared = compared.with_columns(compared_id=pl.Series(names, dtype=pl.Binary))
-    found = oriented(pairs).join(compared, on=["low", "high"], how="left", maintain_order="left")
+    compared = compared.with_columns(
+        compared_id=_named(compared, lambda low, high: item_id("compared", low.hex(), high.hex()))
+    )
+    sides = oriented(pairs).select("low", "high")
+    found = sides.join(compared, on=["low", "high"], how="left", maintain_order="left")
     return pairs.with_columns(group_id=pl.coalesce(pairs["prompt_id"], found["compared_id"]))
 
 
@@ -106,8 +128,18 @@ def _with_pair_ids(pairs: pl.DataFrame) -> pl.DataFrame:
     """Name each comparison by its content and sort by name."""
     pairs = pairs.sort(COMPARED + sorted(set(pairs.columns) - set(COMPARED)))
     repeat = pl.int_range(pl.len()).over(COMPARED).alias("repeat")
-    ids = [pair_id(*row) for row in pairs.select(*COMPARED, repeat).iter_rows()]
-    return pairs.with_columns(pl.Series("pair_id", ids, dtype=pl.Binary)).sort("pair_id")
+    ids = _named(pairs.select(*COMPARED, repeat), pair_id)
+    return pairs.with_columns(pair_id=ids).sort("pair_id")
+
+
+def _named(rows: pl.DataFrame, name: Callable[..., bytes]) -> pl.Series:
+    """Return a name for each row, some rows at a time: ids as Python objects take three times the
+    memory."""
+    parts = [
+        pl.Series([name(*row) for row in some.iter_rows()], dtype=pl.Binary)
+        for some in rows.iter_slices(ROWS_AT_ONCE)
+    ]
+    return pl.concat([pl.Series(dtype=pl.Binary), *parts])
 
 
 def _table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:

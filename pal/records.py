@@ -19,7 +19,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SEAL, DIGITS = b"pal.sha256", 64
 EMPTY = b"0" * DIGITS
 HEADER = "pal.record"
+ROWS_PER_GROUP = 1 << 20
+"""of a Parquet file, as pyarrow has it"""
 JsonObject = dict[str, JsonValue]
 """settings of a foreign kind, kept as they are to be compared and shown"""
 
@@ -277,10 +279,21 @@ def write_table(path: Path, table: pa.Table, kind: str, of: str = "") -> str:
 
     ``of`` names what the table belongs to, e.g. the seal of a head, and is told by ``read_table``.
     """
+    return write_row_groups(path, [table], kind, of)
+
+
+def write_row_groups(path: Path, tables: Iterable[pa.Table], kind: str, of: str = "") -> str:
+    """Write tables of one schema behind each other as one; each but the last one has
+    ``ROWS_PER_GROUP`` rows, or the file is another one than that of the whole."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
-        writer.write_table(table)
+    rest = iter(tables)
+    first = next(rest)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        writer.write_table(first, ROWS_PER_GROUP)
+        del first
+        for table in rest:
+            writer.write_table(table, ROWS_PER_GROUP)
         header = json.dumps({"kind": kind, "of": of})
         writer.add_key_value_metadata({HEADER: header, SEAL.decode(): EMPTY.decode()})
     return seal(path)

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pal import pipeline
 from pal.chance import bucket, draw, normals, words
 from pal.config import Config, DatasetConfig, flatten, load
 from pal.data import sources
@@ -28,6 +30,7 @@ from pal.data.splits import split_of
 from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, DataError
 from pal.items import item_id
+from pal.records import write_row_groups, write_table
 
 Configure = Callable[..., Config]
 
@@ -601,3 +604,42 @@ def test_persona_users_may_have_several_interests_or_shares_of_all(
     assert (
         mixed.split_digest == both.split_digest
     )  # who is asked what does not depend on what they answer
+
+
+@pytest.mark.parametrize("kind", ["simulated", "pairs"])
+def test_rows_that_leave_python_early_make_the_same_files(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many rows are Python objects at once, and how many a row group has, is seen nowhere."""
+    texts = ["a soup", "a stew", "bread", "rice", "noodles"]
+    rows = [
+        {
+            "prompt": f"question {number % 12}",
+            "chosen": texts[number % 5],
+            "rejected": texts[(number + 1 + number % 3) % 5],
+            "user_id": f"u{number % 4}",
+        }
+        for number in range(120)
+    ]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = ["dataset=mine", "data.mine.kind=pairs", "data.mine.source=rows.jsonl"]
+    sizes = {"users": 6, "unseen_users": 2, "validation_users": 2, "pairs_per_user": 10}
+    made_up = ["dataset=simulated", *(f"data.simulated.{name}={n}" for name, n in sizes.items())]
+
+    def files(place: str) -> dict[str, str]:
+        chosen = own if kind == "pairs" else made_up
+        config = load(overrides=[*chosen, f"paths.data={place}"]).config
+        return pipeline.prepare(config, tell=str).card.files
+
+    whole = files("whole")
+    for module in ("comparisons", "tables"):
+        monkeypatch.setattr(f"pal.data.{module}.ROWS_AT_ONCE", 7)
+    assert files("in-blocks") == whole
+
+
+def test_row_groups_of_one_table_are_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"number": list(range(50)), "text": [f"text {n % 7}" for n in range(50)]})
+    monkeypatch.setattr("pal.records.ROWS_PER_GROUP", 20)
+    whole = write_table(Path("whole.parquet"), table, "items")
+    groups = (table.slice(start, 20) for start in (0, 20, 40))
+    assert write_row_groups(Path("groups.parquet"), groups, "items") == whole

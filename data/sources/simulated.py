@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from pal.chance import dirichlet, normals, uniforms
 from pal.config import PlantedGroupsConfig
 from pal.data.adapter import Adapter, Part
-from pal.data.comparisons import Chunk, concatenated
+from pal.data.comparisons import Chunk, in_blocks
 from pal.dataset import Population, Split
 from pal.items import Feature
 
@@ -93,7 +93,7 @@ class Simulated(Adapter):
         return {}
 
     def parts(self) -> Sequence[Part]:
-        return [lambda: concatenated(list(self.chunks()))]
+        return [lambda: in_blocks(self.chunks())]
 
     def chunks(self) -> Iterator[Chunk]:
         c = self.config
