@@ -25,10 +25,12 @@ def add_run(page: Page, config: Config, run: Evaluated) -> None:
     record = run.record
     page.add(f"Run {run.name}", _what(run))
     page.add("How good it is", _cells(run), 3)
+    shots = _shots(run)
     calibrated = calibration(config.evaluate, {run.name: run.predictions()})
-    drawn = [one for one in (_shots(run), calibrated) if one is not None]
+    drawn = [one for one in (shots, calibrated) if one is not None]
     if drawn:
-        page.add("New people, and how sure it is", [Beside(drawn)], 3)
+        title = "How sure it is" if shots is None else "New people, and how sure it is"
+        page.add(title, [Beside(drawn)], 3)
     baseline = baseline_of(config, run)
     page.add("Person by person", person_blocks(config, run, baseline), 3)
     _add_tastes(page, config, run)
@@ -83,14 +85,14 @@ def _cells(run: Evaluated) -> list[Block]:
         cells.append((f"new people, {shots} answers", metrics.test_unseen[shots]))
     rows = [
         [
-            name, f"{cell.n_users:,}", f"{cell.n_prompts:,}", f"{cell.n_pairs:,}", interval(cell),
+            name, interval(cell), f"{cell.n_users:,}", f"{cell.n_prompts:,}", f"{cell.n_pairs:,}",
             f"{cell.accuracy:.3f}", f"{cell.worst_decile:.3f}", f"{cell.nll:.3f}",
             f"{cell.ece:.3f}", "" if cell.harmed_vs_0 is None else f"{cell.harmed_vs_0:.0%}",
         ]
         for name, cell in cells
     ]  # fmt: skip
     header = [
-        "who", "people", "prompts", "answers", ACCURACY, "over answers", "worst tenth", "NLL",
+        "who", ACCURACY, "people", "prompts", "answers", "over answers", "worst tenth", "NLL",
         "ECE", "worse than at 0 answers",
     ]  # fmt: skip
     if not any(row[-1] for row in rows):
