@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pal.audit.answers import Answers, oriented
+from pal.audit.thumbnails import place_name
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset, ids_of
@@ -208,22 +209,16 @@ def _points(
 def _shown(dataset: PreparedDataset, laid_out: _LaidOut) -> list[str]:
     """Return what a person reads of each thing: prompt and text, or where an image is."""
     table = pl.DataFrame(pl.from_arrow(dataset.items()))
-    name = pl.col("item_id").bin.encode("hex")
-    told = table.select(pl.coalesce("text", _image_name(), name), "context")
-    by_id = dict(zip(ids_of(table["item_id"]).tolist(), told.iter_rows(), strict=True))
+    where = pl.struct(file="image_file", group="image_group", row="image_row")
+    place = pl.when(pl.col("modality") == "image").then(where)
+    columns = table.select(pl.col("item_id").bin.encode("hex"), "text", "context", at=place)
+    told = [
+        (name if at is None else place_name(Place(**at)), None) if text is None else (text, context)
+        for name, text, context, at in columns.iter_rows()
+    ]
+    by_id = dict(zip(ids_of(table["item_id"]).tolist(), told, strict=True))
     both = zip(laid_out.prompts.tolist(), laid_out.items.tolist(), strict=True)
     return [_name_of([by_id[name] for name in names if name]) for names in both]
-
-
-def _image_name() -> pl.Expr:
-    """Return where an image is, null of other items: the last two parts of its path, for the others
-    are the same for all, and where in the file."""
-    file = pl.col("image_file").str.extract(r"([^/\\]+[/\\][^/\\]+|[^/\\]+)$")
-    group, row = (pl.col(name).cast(pl.String) for name in ("image_group", "image_row"))
-    within = pl.format(", row {} of row group {}", row, group)
-    return pl.when(pl.col("modality") == "image").then(
-        pl.concat_str([file, within], ignore_nulls=True)
-    )
 
 
 def _places(dataset: PreparedDataset, laid_out: _LaidOut) -> list[Place | None]:

@@ -155,11 +155,13 @@ def _smallest(record: AuditRecord) -> str:
 
 
 def rows_in(page: str) -> dict[str, list[str]]:
-    """Return the rows that the table of a page has by now, by their names."""
+    """Return the rows that the table of a page has by now, by their names; columns that it lacks
+    are empty."""
     part = part_of(page, "verdicts").splitlines()
     lines = [line.strip().strip("|") for line in part if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
-    return {row[0]: row for row in cells[2:] if len(row) == len(COLUMNS)}
+    header, _, *rows = ([cell.strip() for cell in line.split("|")] for line in lines)
+    named = [dict(zip(header, row, strict=True)) for row in rows]
+    return {row["audit"]: [row.get(name, NOTHING) for name in COLUMNS] for row in named}
 
 
 def table_of(folder: Path, page: str) -> str:

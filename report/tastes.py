@@ -8,6 +8,8 @@ probability of the affirming answer. K prototypes, T things.
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from pal.audit.load import agreeing
+from pal.audit.thumbnails import place_name, thumbnails_of
 from pal.cache.mapped import features_of
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
@@ -26,7 +29,7 @@ from pal.evaluate.predict import readable
 from pal.items import Image, items_of
 from pal.items import Text as TextItem
 from pal.report.dataset import cut
-from pal.report.page import Beside, Block, Table, Text
+from pal.report.page import Beside, Block, Cell, Table, Text, Thumbnail
 from pal.train.build import settled
 from pal.train.heads.users import ReadyWeights, UserWeights
 from pal.train.pairs import Pairs, drop_without_feature
@@ -59,16 +62,16 @@ def prototype_blocks(
     chance, unit = liked.chance, liked.unit
     count = chance.shape[1]
 
-    def named(score: Numbers) -> list[tuple[str, Numbers]]:
+    def named(score: Numbers) -> list[tuple[list[Cell], Numbers]]:
         first = np.argsort(score, kind="stable")[:SHOWN]
-        return list(zip(_names(dataset, liked.things[first]), chance[first], strict=True))
+        return list(zip(_cells(dataset, liked.things[first]), chance[first], strict=True))
 
     blocks: list[Block] = []
-    header = ["text", *(f"prototype {k}" for k in range(count))]
     if count > 1:
         apart = chance.max(axis=1) - chance.min(axis=1)
-        rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in named(-apart)]
-        blocks.append(Table.of(f"What divides the prototypes most: {unit}.", header, rows))
+        rows = [[*name, *(f"{value:.2f}" for value in row)] for name, row in named(-apart)]
+        header = [f"prototype {k}" for k in range(count)]
+        blocks.append(_table(f"What divides the prototypes most: {unit}.", header, rows))
         if float(apart.max()) < APART:
             told = f"The prototypes like the same: they differ by {apart.max():.2f} at most."
             blocks.insert(0, Text(f"{told} What the first of them likes stands for all."))
@@ -76,9 +79,9 @@ def prototype_blocks(
     for k in range(count):
         tables = []
         for word, score in (("most", -chance[:, k]), ("least", chance[:, k])):
-            rows = [[name, f"{row[k]:.2f}"] for name, row in named(score)]
+            rows = [[*name, f"{row[k]:.2f}"] for name, row in named(score)]
             caption = f"Prototype {k} likes {word}: {unit}."
-            tables.append(Table.of(caption, ["text", "probability"], rows))
+            tables.append(_table(caption, ["probability"], rows))
         blocks.append(Beside(tables))
     return blocks
 
@@ -98,13 +101,13 @@ def disagreement_blocks(dataset: PreparedDataset) -> list[Block]:
     for caption, is_most in (("What divides people most", False), ("What people agree on", True)):
         order = judged.sort(["apart", "people"], descending=[is_most, True], maintain_order=True)
         shown = order.head(2 * SHOWN)
-        names = _names(dataset, about.things[shown["number"]])
+        names = _cells(dataset, about.things[shown["number"]])
         rows = [
-            [name, f"{row['share']:.0%}", f"{row['people']:,}"]
+            [*name, f"{row['share']:.0%}", f"{row['people']:,}"]
             for name, row in zip(names, shown.iter_rows(named=True), strict=True)
         ]
-        header = ["text", about.unit("share"), "people"]
-        blocks.append(Table.of(f"{caption}, of {len(judged):,} things.", header, rows))
+        header = [about.unit("share"), "people"]
+        blocks.append(_table(f"{caption}, of {len(judged):,} things.", header, rows))
     return blocks
 
 
@@ -207,20 +210,38 @@ def _things(dataset: PreparedDataset, pairs: pl.DataFrame) -> _Sides:
     return _Sides(things, sides, affirming)
 
 
-def _names(dataset: PreparedDataset, things: pl.DataFrame) -> list[str]:
-    """Return what a person reads of each thing: prompt and text, or where an image is."""
+def _table(caption: str, header: Sequence[str], rows: Sequence[list[Cell]]) -> Table:
+    """Return a table whose first column, or two, are what ``_cells`` gives."""
+    extra = len(rows[0]) - len(header) if rows else 1
+    return Table.of(caption, [*["text", "image"][:extra], *header], rows)
+
+
+def _cells(dataset: PreparedDataset, things: pl.DataFrame) -> list[list[Cell]]:
+    """Return what a person sees of each thing: prompt and text, or where an image is and, where
+    some are images, the image."""
     both = things.select("prompt_id", "item_id").rows()
     wanted = pa.array({name for row in both for name in row if name is not None}, pa.binary(16))
     table = dataset.items()
     some = table.filter(pc.is_in(table.column("item_id"), wanted))
-    texts = dict(zip(some.column("item_id").to_pylist(), map(_told, items_of(some)), strict=True))
-    return [" → ".join(cut(texts[name]) for name in row if name is not None) for row in both]
+    items = dict(zip(some.column("item_id").to_pylist(), items_of(some), strict=True))
+    names = [" → ".join(cut(_told(items[one])) for one in row if one is not None) for row in both]
+    places = {
+        number: item.place
+        for number, (_, name) in enumerate(both)
+        if name is not None and isinstance(item := items[name], Image)
+    }
+    if not places:
+        return [[name] for name in names]
+    small = {number: base64.b64encode(raw).decode() for number, raw in thumbnails_of(places)}
+    return [
+        [name, Thumbnail(name, small[number]) if number in small else ""]
+        for number, name in enumerate(names)
+    ]
 
 
 def _told(item: object) -> str:
     if isinstance(item, TextItem):
         return item.text or "(an empty text)"
     if isinstance(item, Image):
-        where = item.place.file or "the source"
-        return f"image in {where}" + ("" if item.place.row is None else f", row {item.place.row}")
+        return f"image in {place_name(item.place)}"
     return "a vector that the dataset brings"

@@ -89,6 +89,13 @@ def test_the_page_of_images_shows_them(pictured: Config) -> None:
     assert "<b>" not in html
 
 
+def test_the_page_of_a_dataset_of_images_shows_them(pictured: Config) -> None:
+    pipeline.prepare(pictured, tell=lambda line: None)
+    html = Path(pipeline.report(pictured, ["dataset:pairs"]).file).read_text(encoding="utf-8")
+    # what divides people most, and what they agree on
+    assert html.count('<img class="thumbnail"') == 2 * 12
+
+
 def test_an_image_that_is_gone_has_a_name_alone(pictured: Config, tmp_path: Path) -> None:
     pipeline.prepare(pictured, tell=lambda line: None)
     for path in (tmp_path / "images").iterdir():
