@@ -431,6 +431,8 @@ def test_wrong_bodies_are_refused_shortly(model: RewardModel) -> None:
             assert reply.status_code == status, (name, reply.text[:300])
             assert len(reply.content) < 2000, name
             assert reply.json()["detail"], name
+        row = http.post("/v1/score", json={"prompt": "p", "response": "r"}).json()["detail"]
+        assert row[0]["msg"] == "Field required: a list, with an entry for each row's prompt"
         chunks = http.post("/v1/score", content=(b" " * (1 << 20) for _ in range(9)), headers=JSON)
         assert chunks.status_code == 413
         good = {"prompts": ["p"], "responses": ["," * (MOST_VALUES + 1) + '[{"\\' * 9]}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +22,8 @@ QUICK_BYTES, QUICK_MARKS = 1 << 16, 512
 """a body of so many bytes, quotes and brackets at most is read by the event loop itself, in less
 than a millisecond; a longer one would keep other connections waiting"""
 MOST_PROBLEMS, LONGEST_MESSAGE = 8, 200
+COLUMNS = {"prompts": "prompt", "responses": "response", "images": "image", "users": "user_id"}
+"""what files call the entries of a list"""
 
 _aside = ThreadPoolExecutor(1, "aside")
 Result = TypeVar("Result")
@@ -106,11 +108,17 @@ def refusal_of(error: RequestValidationError) -> JSONResponse:
         {
             "type": problem["type"],
             "loc": [_short(part) for part in problem["loc"]],
-            "msg": _short(problem["msg"]),
+            "msg": _short(problem["msg"]) + _hint(problem),
         }
         for problem in error.errors()[:MOST_PROBLEMS]
     ]
     return JSONResponse({"detail": found}, 422)
+
+
+def _hint(problem: Mapping[str, Any]) -> str:
+    """Return how a missing list is called in files, which have a row for each of its entries."""
+    column = COLUMNS.get(problem["loc"][-1]) if problem["type"] == "missing" else None
+    return "" if column is None else f": a list, with an entry for each row's {column}"
 
 
 def _short(part: Any) -> Any:
