@@ -11,6 +11,12 @@ from pal.sweep.record import axes_of, table_of
 from pal.sweep.table import ok_rows
 
 PICTURE = "accuracy_by_k.png"
+APART = 0.06
+"""of a step of K: between the bars of two lines, which would hide each other"""
+TOLD = (
+    "Bars overlap even where one K is surely better, since all answer the same questions:\n"
+    "pal evaluate RUN RUN compares runs answer by answer."
+)
 WIDTH, HEIGHT, ROOM, LINE = 6.4, 4.0, 1.5, 0.25
 """in inches: of the picture, its least height, and what the plane and a line of the legend take"""
 
@@ -34,6 +40,7 @@ def plot_accuracy_against_k(folder: Path) -> None:
     lines = 2 * best["head"].n_unique()
     size = WIDTH, max(HEIGHT, ROOM + LINE * lines)  # a higher legend would leave no plane
     figure, plane = pyplot.subplots(figsize=size, layout="constrained")
+    left = -APART * (lines - 1) / 2
     for (head,), rows in best.sort("k").group_by("head", maintain_order=True):
         for split, line in (("val", "--"), ("test", "-")):
             middle = rows[f"{split}_macro_accuracy"]
@@ -43,11 +50,13 @@ def plot_accuracy_against_k(folder: Path) -> None:
             name = "validation" if split == "val" else split
             label = f"{head}, {name}"
             plane.errorbar(
-                rows["k"], middle, reach, linestyle=line, marker="o", capsize=3, label=label
+                rows["k"] + left, middle, reach, linestyle=line, marker="o", capsize=3, label=label
             )
+            left += APART
     plane.set_xlabel("number of prototypes K")
     plane.set_xticks(sorted(best["k"].unique()))
     plane.set_ylabel("accuracy, mean over users")
+    plane.set_title(TOLD, fontsize="small", loc="left")
     plane.grid(alpha=0.3)
     plane.legend()
     with atomic_file(folder / PICTURE) as temporary:
