@@ -42,13 +42,11 @@ EXTRAS = "offline,optuna,ray,serve,tensorboard,wandb"
 TOOLS = ("accelerate", "aiohttp", "httpx", "hypothesis", "pytest")
 """what tests import and nothing else brings; accelerate spreads a model over devices"""
 TESTS = (
-    "tests/test_cli.py", "tests/test_config.py", "tests/test_data.py", "tests/test_cache.py",
-    "tests/test_embed.py", "tests/test_encoders.py", "tests/test_heads.py", "tests/test_train.py",
-    "tests/test_loggers.py", "tests/test_stack.py", "tests/test_sweep.py",
-    "tests/test_evaluate.py", "tests/test_adapt.py", "tests/test_audit.py",
-    "tests/test_report.py", "tests/test_reward.py", "tests/test_serve.py",
-    "tests/test_first_hour.py",
+    "tests/test_cli.py", "tests/test_config.py", "tests/test_cache.py", "tests/test_embed.py",
+    "tests/test_encoders.py", "tests/test_train.py", "tests/test_loggers.py",
+    "tests/test_sweep.py", "tests/test_audit.py", "tests/test_report.py", "tests/test_serve.py",
 )  # fmt: skip
+"""where what we use of other packages is used: about a quarter of an hour on two cores"""
 
 
 @dataclass(frozen=True)
