@@ -64,10 +64,7 @@ FIXES = {
     "prompt-in-another-split": "keep a prompt's rows in one split of the source",
 }
 
-UNDESCRIBED = (
-    "pal init --source FILE describes your file in a pipeline.yaml of this folder, where pal looks "
-    "for it; --config names another"
-)
+UNDESCRIBED = "pal looks into pipeline.yaml of this folder; --config names another file"
 ONE_INDEX = "install torch and torchvision anew, together and from the same index"
 BY_DESIGN = "nothing to fix: the rules of the dataset leave such rows out"
 

@@ -48,7 +48,8 @@ def test_a_dataset_that_nobody_described_and_a_torchvision_of_another_torch(
     monkeypatch.setitem(sys.modules, "torchvision", None)
     said = CliRunner().invoke(app, ["doctor", "--dataset", "votse"]).stdout
     assert "did you mean 'votes'?" in said
-    assert "-> pal init --source FILE describes your file" in said
+    assert "pal init --source FILE describes a file of yours" in said
+    assert "-> pal looks into pipeline.yaml of this folder" in said
     assert "PROBLEM  software: torchvision cannot be imported beside it" in said
     assert said.splitlines()[-1] == "2 problems"
 

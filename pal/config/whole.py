@@ -97,7 +97,8 @@ class Config(Component):
     def dataset_config(self) -> DatasetConfig:
         """Return the settings of the chosen dataset."""
         if self.dataset not in self.data.datasets:
-            raise ConfigError(unknown("dataset", self.dataset, sorted(self.data.datasets)))
+            told = unknown("dataset", self.dataset, sorted(self.data.datasets))
+            raise ConfigError(f"{told}; pal init --source FILE describes a file of yours")
         return self.data.datasets[self.dataset]
 
     def encoder_config(self) -> EncoderConfig:
