@@ -109,7 +109,8 @@ def call(stage: str, config: Config) -> None:
 
 
 def measured(stage: str, config: Config) -> dict[str, float]:
-    """Return the seconds of a stage and its peak of memory in MB above what was there before."""
+    """Return the seconds of the processor that a stage takes, which others on the same cores change
+    little, and its peak of memory in MB above what was there before."""
     import lightning  # noqa: F401
     import polars  # noqa: F401
     import torch
@@ -120,16 +121,16 @@ def measured(stage: str, config: Config) -> dict[str, float]:
 
     def watch() -> None:
         nonlocal peak
-        while not is_over.wait(0.01):
+        while not is_over.wait(0.02):
             peak = max(peak, resident())
 
     watching = threading.Thread(target=watch)
     watching.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         call(stage, config)
     finally:
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         is_over.set()
         watching.join()
     return {"seconds": seconds, "mb": (peak - before) / 1e6}
@@ -179,7 +180,10 @@ def plot(
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, layout="constrained")
-    for panel, key, title in ((panels[0], "seconds", "time"), (panels[1], "mb", "memory")):
+    for panel, key, title in (
+        (panels[0], "seconds", "time of the processor"),
+        (panels[1], "mb", "memory"),
+    ):
         for (what, stage), points in found.items():
             y = [point[key] / points[0][key] for point in points]
             panel.plot(factors, y, marker="o", label=f"{what}: {stage}")
@@ -210,7 +214,7 @@ def main() -> None:
         for what, axis in AXES.items()
         for stage, points in grown(axis, base, factors).items()
     }
-    rows = [["stage", "from", "to", "s", "times", "MB", "times"]]
+    rows = [["stage", "from", "to", "processor, s", "times", "MB", "times"]]
     for (what, stage), points in found.items():
         ends = [AXES[what].count(stage, base, factor) for factor in (factors[0], factors[-1])]
         row, first, last = [stage, *ends], points[0], points[-1]
@@ -224,7 +228,8 @@ def main() -> None:
 {" ".join(map(str, factors))}`: {os.cpu_count()} cores ({platform.machine()}), one thread, \
 {time.perf_counter() - began:.0f} s in all; load average {os.getloadavg()[0]:.1f}.
 Simulated data of d = 16, identity encoder, PAL-A with K = 3, {EPOCHS} epochs. Each stage in a \
-process of its own, without its imports; memory is the peak above what the process had before.
+process of its own, without its imports; seconds are the processor's; memory is the peak above \
+what the process had before.
 
 {as_markdown(rows)}
 

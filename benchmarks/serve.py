@@ -1,6 +1,9 @@
 """Rows per second and latency of ``pal serve``, beside the same model scoring in batches.
 
 python benchmarks/serve.py EXPORT [seconds]
+
+Each kind of load and the scoring offline take turns, so that whatever else the machine does
+concerns all of them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import numpy as np
 from pal.reward import RewardModel
 
 TOKEN = "benchmark"
+ROUNDS, OFFLINE_ROWS = 4, 1024
 SHAPES = {"64 connections, 1 row a request": (64, 1), "8 connections, 64 rows a request": (8, 64)}
 """how callers differ: many users at once, or a trainer that sends its rollouts"""
 
@@ -38,6 +42,11 @@ class Load:
     latencies: list[float]
     statuses: Counter[int]
     seconds: float
+
+    def add(self, other: Load) -> None:
+        self.latencies += other.latencies
+        self.statuses += other.statuses
+        self.seconds += other.seconds
 
     def row(self, rows: int, offline: float) -> str:
         served = len(self.latencies) * rows / self.seconds
@@ -115,19 +124,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     folder, seconds = arguments.export, arguments.seconds
-    loads = {}
-    with served(folder) as server:
-        for name, (connections, rows) in SHAPES.items():
-            asyncio.run(load(server.address, f"warm {connections} ", 2.0, connections, rows))
-            loads[name] = asyncio.run(
-                load(server.address, f"{connections} ", seconds, connections, rows)
-            )
+    loads = {name: Load([], Counter(), 0.0) for name in SHAPES}
     model = RewardModel.from_pretrained(folder, device="cpu")
-    texts = body("", 0, 4096)
-    model.score(texts["prompts"][:64], texts["responses"][:64])
-    began = time.perf_counter()
-    model.score(texts["prompts"], texts["responses"])
-    offline = len(texts["prompts"]) / (time.perf_counter() - began)
+    offline_seconds = 0.0
+    with served(folder) as server:
+        for turn in range(-1, ROUNDS):  # the first warms up
+            for name, (connections, rows) in SHAPES.items():
+                length = seconds / ROUNDS if turn >= 0 else 2.0
+                label = f"{turn} {connections} "
+                found = asyncio.run(load(server.address, label, length, connections, rows))
+                if turn >= 0:
+                    loads[name].add(found)
+                texts = body(f"{label}offline ", 0, OFFLINE_ROWS if turn >= 0 else 64)
+                began = time.perf_counter()
+                model.score(texts["prompts"], texts["responses"])
+                offline_seconds += time.perf_counter() - began if turn >= 0 else 0.0
+    offline_rows = OFFLINE_ROWS * ROUNDS * len(SHAPES)
+    offline = offline_rows / offline_seconds
     rows_of_table = "\n".join(
         f"| {name} | {found.row(SHAPES[name][1], offline)} |" for name, found in loads.items()
     )
@@ -137,7 +150,8 @@ def main() -> None:
 {date.today()}, {os.cpu_count()} cores ({platform.machine()}), encoder {metadata.encoder.name}, \
 head {metadata.train.head}; loopback, {seconds:.0f} s each, the client on the same cores; \
 load average {os.getloadavg()[0]:.1f}.
-Every text is new. The floor is the same model scoring 4,096 rows offline: {offline:.0f} rows/s.
+Every text is new. The floor is the same model scoring {offline_rows:,} rows offline, in turns \
+with the loads: {offline:.0f} rows/s.
 `python benchmarks/serve.py EXPORT {seconds:.0f}`
 
 | | statuses | rows/s | p50, p99 latency | served / offline |
