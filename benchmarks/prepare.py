@@ -2,6 +2,7 @@
 bytes alone.
 
 python benchmarks/prepare.py [rows]
+python benchmarks/prepare.py users [count]    # simulated users of 20 pairs each instead
 """
 
 from __future__ import annotations
@@ -109,7 +110,34 @@ def prepare_seconds(folder: Path, out: Path) -> tuple[float, dict[str, Any]]:
     return time.perf_counter() - began, json.loads(done.stdout)
 
 
+def of_users(count: int) -> None:
+    """Print what preparing so many simulated users takes."""
+    sizes = {"users": count, "pairs_per_user": 10}
+    sizes |= {"unseen_users": 10, "validation_users": 10}
+    sizes |= {"validation_pairs_per_user": 5, "test_pairs_per_user": 5}
+    chosen = [f"data.simulated.{name}={size}" for name, size in sizes.items()]
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "pal", "prepare", "-d", "simulated", "--json"]
+        for one in (*chosen, f"paths.data={place}"):
+            command += ["--set", one]
+        began = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    pairs, peak = json.loads(done.stdout)["counts"]["pairs"], used.ru_maxrss * 1024
+    print("| users | pairs | s | processor, s | pairs a processor second | peak MB | kB a pair |")
+    print("|---|---|---|---|---|---|---|")
+    own = used.ru_utime + used.ru_stime
+    print(
+        f"| {count:,} | {pairs:,} | {seconds:.1f} | {own:.1f} | {pairs / own:,.0f} | "
+        f"{peak / 1e6:,.0f} | {peak / pairs / 1e3:.1f} |"
+    )
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["users"]:
+        of_users(int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
+        return
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
     with tempfile.TemporaryDirectory() as place:
         source, out = Path(place) / "source", Path(place) / "data"
