@@ -6,6 +6,7 @@ import numpy as np
 
 from pal.audit.answers import Answers
 from pal.audit.power import LEVEL
+from pal.audit.record import Verdict
 from pal.audit.run import FEWEST_GROUPS, FEWEST_USERS, Findings
 from pal.cache.reader import FeatureStore
 from pal.config import AuditConfig
@@ -33,7 +34,11 @@ def why_not(answers: Answers, settings: AuditConfig, is_missing: bool) -> str:
 
 
 def limits_of(
-    settings: AuditConfig, dataset: PreparedDataset, store: FeatureStore | None, found: Findings
+    settings: AuditConfig,
+    dataset: PreparedDataset,
+    store: FeatureStore | None,
+    found: Findings,
+    verdict: Verdict,
 ) -> list[str]:
     """Return what limits the verdict, a sentence each."""
     loaded, a, b = found.loaded, found.overlap, found.features
@@ -77,7 +82,7 @@ def limits_of(
         )
     if settings.by is not None and not settings.features:
         lines.append("Sources (--by) are compared by the test that reads features alone.")
-    if found.power is None and not settings.power:
+    if found.power is None and not settings.power and verdict != "plural":
         lines.append("Which minority would have been found is not known; use --power.")
     return lines
 

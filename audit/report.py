@@ -138,7 +138,7 @@ def _record(
         untrained=store is not None and store.manifest.untrained,
         verdict=verdict,
         sentence=sentence,
-        limits=limits_of(settings, dataset, store, found),
+        limits=limits_of(settings, dataset, store, found, verdict),
         gain_nats=None if b is None else b.gain.nats.value,
         gain_ci95=None if b is None else b.gain.nats.ci95,
         gain_points=None if b is None else b.gain.points.value,

@@ -601,6 +601,7 @@ def test_the_command_prints_what_the_contract_says_and_goes_on(simulated: Any) -
     record = AuditRecord.read(folder)
     assert record.gain_nats == told["gain_nats"]
     assert f"{told['gain_points']:+.1f} points of accuracy" in told["sentence"]
+    assert "--power" not in " ".join(told["limits"])  # it was seen
     assert told["gain_points"] > 1.0  # hundredths, as its name says
     low, high = told["gain_points_ci95"]
     assert low < told["gain_points"] < high
