@@ -1,7 +1,7 @@
 """How time and memory grow with items, pairs, users and heads: each ten times as many, beside the
 stage that they belong to.
 
-    python benchmarks/growth.py [--base 40] [--factors 1 3 10]
+    python benchmarks/growth.py [--base 20] [--factors 1 3 10]
 
 Simulated datasets of d = 16 and the identity encoder, so that nothing but our own work is measured.
 Each measurement is the call of one stage in a process of its own, whose imports are over; its
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base", type=int, default=40, help="seen users, and unseen ones")
+    parser.add_argument("--base", type=int, default=20, help="seen users, and unseen ones")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
