@@ -57,7 +57,7 @@ for dataset in ("two-tastes", "one-taste"):
     low, high = found.gain_points_ci95
     print(
         f"{dataset}: {found.verdict}, p = {found.p_features:.2f}; many tastes gain "
-        f"{100 * found.gain_points:+.1f} points of accuracy [{100 * low:+.1f}, {100 * high:+.1f}]"
+        f"{found.gain_points:+.1f} points of accuracy [{low:+.1f}, {high:+.1f}]"
     )
     for line in found.limits:
         print(f"  {line}")
@@ -67,7 +67,8 @@ for dataset in ("two-tastes", "one-taste"):
 #
 # The audit writes a page with what divides people, what all like, and what a majority vote would
 # discard. Two parts of it follow. Two groups were planted. That there is more than one taste is
-# sure, but how many groups there are is not: the stability of the division is far below 1.
+# sure, but how many groups there are is not: other starts of the fit divide people otherwise (the
+# stability is far below 1), so the page states no number of groups.
 
 # %%
 page = (config.paths.audits / "two-tastes-minilm" / "audit.md").read_text(encoding="utf-8")
