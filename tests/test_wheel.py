@@ -57,7 +57,7 @@ def test_the_oldest_versions_that_are_allowed_are_those_that_were_tested() -> No
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
     allowed = dict(line.lower().replace("_", "-").split(">=") for line in lines)
     page = (REPOSITORY / "docs" / "results" / "versions.md").read_text(encoding="utf-8")
-    table = page.partition("\nTests:")[0]
+    table = page.partition("\nTests ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| (\d[\w.]*) \|", table, re.MULTILINE)
     tested = {name: padded(version) for name, version in rows if name in allowed}
     assert tested == {name: padded(version) for name, version in allowed.items()}
