@@ -55,7 +55,8 @@ def test_the_oldest_versions_that_are_allowed_are_those_that_were_tested() -> No
     tested_extras = ("offline", "optuna", "ray", "serve", "tensorboard", "wandb")
     extras = [project["optional-dependencies"][extra] for extra in tested_extras]
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
-    allowed = dict(line.lower().replace("_", "-").split(">=") for line in lines)
+    plain = [line.partition(";")[0].lower().replace("_", "-") for line in lines]
+    allowed = dict(line.split(">=") for line in plain)
     page = (REPOSITORY / "docs" / "results" / "versions.md").read_text(encoding="utf-8")
     table = page.partition("\nTests ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| (\d[\w.]*) \|", table, re.MULTILINE)
