@@ -5,9 +5,10 @@
 Homogeneous simulations of every kind must be called plural in at most 10 of 100, real answers whose
 users were exchanged within strata too, and a taste planted at the share that an audit states as the
 smallest must be found in 70 of 100. FOLDER holds ``polis/<conversation>``; without it the rows of
-real sets are left out. Every audit is one line of a file under ``--work``: killed, the same command
-goes on. Nothing here was used to choose a number of the method: those were chosen on simulations
-with other seeds.
+real sets are left out. Every audit is one line of a file under ``--work``, which is kept with the
+results: killed, or with more ``--simulations``, the same command goes on, and a change of the
+method begins with an empty folder. Nothing here was used to choose a number of the method: those
+were chosen on simulations with other seeds.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from pal.audit.power import LEVEL, Instrument, p_of, smallest_share
 from pal.evaluate.report import Table, as_markdown
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "audit.md"
+LINES = Path(__file__).resolve().parent / "results" / "audit"
+"""what is kept of the audits of the table; of another method they must be made anew"""
 DIM, DRAWS = 16, 99
 FIRST_SEED = 100_000
 """the method was made with seeds below"""
@@ -247,7 +250,7 @@ def counted(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{len(rows)}", f"{plural}", f"{small}", f"{mean:.2f}", a]
 
 
-def real_set(source: Path, work: Path, name: str) -> Simulated:
+def real_set(source: Path, name: str) -> Simulated:
     """Prepare and encode a conversation, and return all its answers."""
     from pal import pipeline
     from pal.audit.load import load
@@ -258,7 +261,8 @@ def real_set(source: Path, work: Path, name: str) -> Simulated:
     options = {
         "dataset": name,
         f"data.{name}": {"kind": "polis", "min_answers": 10, "source": str(place)},
-        "paths.data": str(work / "data"), "paths.cache": str(work / "cache"), "train.head": "auto",
+        "paths.data": "audit-calibration/data", "paths.cache": "audit-calibration/cache",
+        "train.head": "auto",
     }  # fmt: skip
     config = settings(None, (), options).config
     pipeline.embed(config, tell=lambda line: None)
@@ -281,7 +285,7 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
     for name in options.sets:
         stem = f"shuffled-{name}"
         if options.source is not None and "shuffled" in options.kinds:
-            one = real_set(options.source, work, name)
+            one = real_set(options.source, name)
             made = lambda number, one=one: audited(shuffled(one, number), number)  # noqa: E731
             rows = rows_of(work / f"{stem}.jsonl", options.simulations, made)
         else:
@@ -324,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="*", default=every, choices=every)
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--plantings", type=int, default=5, help="sets, 20 plantings each")
-    parser.add_argument("--work", type=Path, default=Path("audit-calibration"))
+    parser.add_argument("--work", type=Path, default=LINES)
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
