@@ -88,7 +88,7 @@ def measured(
     """Yield how fast images are encoded, by each road."""
     first = claimed_job(settings("cache", small), dataset)
     budget = 400 if small else 65_536
-    encoder = load_encoder(first.source, device, budget, first.layers, False)
+    encoder: Any = load_encoder(first.source, device, budget, first.layers, False)
     flops = encoder.towers.image_flops * encoder.towers.image_tokens
     side = 32 if small else 224
     pixels = torch.randn(BATCH if not small else 4, 3, side, side, device=device)
