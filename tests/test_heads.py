@@ -744,7 +744,12 @@ def test_every_head_trains_saves_loads_and_is_evaluated(name: str, configure: Co
     pipeline.embed(config)
     metrics = pipeline.train(config, "one")
     again = pipeline.evaluate(config, ["one"]).runs[0]
-    assert again.test_seen == metrics.test_seen
+    assert again.test_seen is not None
+    assert metrics.test_seen is not None
+    wanted = metrics.test_seen.model_dump()
+    for field, value in again.test_seen.model_dump().items():
+        # where a tensor lies in memory decides which instructions some processors take
+        assert value == pytest.approx(wanted[field], rel=1e-6), field
 
 
 @pytest.mark.parametrize("preset", ["pal-b-t2i", "pal-b-text", "pal-a-text"])
