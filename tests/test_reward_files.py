@@ -147,7 +147,7 @@ def test_parquet_stays_as_it_was(model: RewardModel) -> None:
     assert best.equals(written.take(kept))
     score_file(model, source, Path("best.jsonl"), best_of=3)
     lines = [json.loads(line) for line in Path("best.jsonl").read_text().splitlines()]
-    assert [line["reward"] for line in lines] == pytest.approx(best["reward"].to_pylist())
+    assert [line["reward"] for line in lines] == pytest.approx(best["reward"].to_pylist(), rel=1e-5)
     assert lines[0]["raw"]["base64"]
 
     score_file(model, source, Path("pairs.parquet"), pairs=True)
@@ -319,7 +319,12 @@ def test_odd_rows_of_parquet_and_into_parquet(model: RewardModel, suffix: str) -
         rows = pq.read_table("out.parquet", columns=columns).to_pylist()
     good = model.score("p", ["r"], 7)[0]
     rewards = [row["reward"] for row in rows]
-    assert rewards == [pytest.approx(good), None, pytest.approx(good), pytest.approx(good)]
+    assert rewards == [
+        pytest.approx(good, rel=1e-5),
+        None,
+        pytest.approx(good, rel=1e-5),
+        pytest.approx(good, rel=1e-5),
+    ]
     assert "column response cannot be read" in rows[1]["reward_error"]
     if suffix == "jsonl":  # a date that Python does not know: scored, but not copied
         assert rows[2]["reward_error"] == "column t cannot be read (OverflowError)"
@@ -346,7 +351,9 @@ def test_comparisons_of_a_file_are_those_of_python_and_an_odd_one_costs_only_its
         for first, second, user in (("a b", "c", 7), ("a b", "c", None), ("c", "a b", None))
     )
     wanted = [known, None, stranger, turned, None, None, None, stranger, None]
-    assert [row["p"] for row in found] == [p if p is None else pytest.approx(p) for p in wanted]
+    assert [row["p"] for row in found] == [
+        p if p is None else pytest.approx(p, rel=1e-5) for p in wanted
+    ]
     assert abs(known - stranger) > 1e-3
     told = [row["p_error"] for row in found if row["p_error"] is not None]
     wanted_words = [
@@ -361,7 +368,7 @@ def test_comparisons_of_a_file_are_those_of_python_and_an_odd_one_costs_only_its
     score_file(model, Path("in.parquet"), Path("out.parquet"), compare=True)
     written = pl.read_parquet("out.parquet")
     assert written.columns == ["first", "second", "prompt", "p", "p_error"]
-    assert written["p"].to_list() == pytest.approx([stranger] * 3)
+    assert written["p"].to_list() == pytest.approx([stranger] * 3, rel=1e-5)
     with pytest.raises(RewardError, match="in.parquet has no column 'response', only first, sec"):
         score_file(model, Path("in.parquet"), Path("out.parquet"))
     table.drop("second").write_parquet("in.parquet")
@@ -384,7 +391,7 @@ def test_a_file_of_both_kinds_of_comparisons_has_a_column_for_each(
     assert score_file(model, source, told, compare=True).rows_failed == 1
     wanted = model.compare("p", ["a b", "c"], ["c", "a b"])
     found = lines_of(str(told))
-    assert [row["p"] for row in found[:2]] == pytest.approx(wanted)
+    assert [row["p"] for row in found[:2]] == pytest.approx(wanted, rel=1e-5)
     assert found[2]["p_error"] == "no 'second' is given"
 
 
@@ -418,7 +425,7 @@ def test_nan_is_null_and_other_columns_stay(model: RewardModel) -> None:
             "prompt": None,
             "response": "r",
             "n": [1.5, None, {"x": None}],
-            "reward": pytest.approx(reward),
+            "reward": pytest.approx(reward, rel=1e-5),
             "reward_error": None,
         }
     ]
