@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from gpu_sizes import Found, fastest_rate, options_of, wait_for
-from torch.utils.flop_counter import FlopCounterMode
+from operations import operations_of_stack
 
 from pal.config import TrainConfig
 from pal.train.data import TrainingData
-from pal.train.pairs import LaneBatches, Pairs
-from pal.train.stack_training import StackTraining
+from pal.train.pairs import Pairs
 from pal.train.together import Together
 
 DIM, ITEMS, USERS, PAIRS, VALIDATION, EPOCHS, BATCH = 1024, 200_000, 5000, 500_000, 20_000, 2, 4096
@@ -43,7 +42,7 @@ def main() -> None:
     rate = fastest_rate(device, torch.float32, small)
     for precision, heads in HEADS.items():
         stacks = stacks_of(precision, 8 if small else heads, 8 if small else STACK)
-        operations = sum(operations_of(Together([data], SEEDS, own)) for own in stacks)
+        operations = sum(operations_of_stack(Together([data], SEEDS, own)) for own in stacks)
         wait_for(device)
         began = time.perf_counter()
         fitted = [one for own in stacks for one in Together([data], SEEDS, own).fit()]
@@ -90,18 +89,6 @@ def stacks_of(precision: str, heads: int, width: int) -> list[list[TrainConfig]]
     each = width // len(SEEDS)
     parts = [own[start : start + each] for start in range(0, len(own), each)]
     return [part * len(SEEDS) for part in parts]
-
-
-def operations_of(stack: Together) -> float:
-    """Return the operations of training a stack, by those of one of its steps."""
-    data = stack.folds[0]
-    module = StackTraining(stack.new_heads(), list(stack.settings), len(SEEDS))
-    module.to(data.features.device)
-    module.configure_optimizers()
-    batches = LaneBatches(data.features, [data.train] * len(SEEDS), BATCH, SEEDS)
-    with FlopCounterMode(display=False) as counter:
-        module.training_step(next(iter(batches)), 0)
-    return float(counter.get_total_flops() * len(batches) * EPOCHS)
 
 
 if __name__ == "__main__":

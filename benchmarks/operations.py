@@ -14,19 +14,24 @@ from pal.train.together import Together
 
 
 def operations_of(config: Config, device: str) -> float:
-    """Return the operations of training all heads of a grid, by those of one step of a stack of one
-    head a seed."""
+    """Return the operations of training all heads of a grid, by those of a stack of one head a
+    seed."""
     candidates = list(Planner(config).grid())
     seeds = list(dict.fromkeys(one.config.seed for one in candidates))
     few = [next(one for one in candidates if one.config.seed == seed) for seed in seeds]
-    settings = few[0].config.train
-    data = TrainingData.load(settings, *open_inputs(config), device)
+    data = TrainingData.load(few[0].config.train, *open_inputs(config), device)
     largest = max(one.config.train.k for one in candidates)
     widest = [one.config.train.model_copy(update={"k": largest}) for one in few]
-    heads = Together([data], seeds, widest).new_heads()
-    stack = StackTraining(heads, widest, len(seeds)).to(device)
-    stack.configure_optimizers()
-    batches = LaneBatches(data.features, [data.train] * len(seeds), settings.batch_size, seeds)
+    return operations_of_stack(Together([data], seeds, widest)) / len(few) * len(candidates)
+
+
+def operations_of_stack(stack: Together) -> float:
+    """Return the operations of training a stack on one set, by those of one of its steps."""
+    data, settings = stack.folds[0], stack.settings
+    module = StackTraining(stack.new_heads(), settings, len(stack.seeds)).to(data.features.device)
+    module.configure_optimizers()
+    pairs = [data.train] * len(stack.seeds)
+    batches = LaneBatches(data.features, pairs, stack.batch_size, stack.seeds)
     with FlopCounterMode(display=False) as counter:
-        stack.training_step(next(iter(batches)), 0)
-    return counter.get_total_flops() / len(few) * len(candidates) * len(batches) * settings.epochs
+        module.training_step(next(iter(batches)), 0)
+    return float(counter.get_total_flops() * len(batches) * settings[0].epochs)

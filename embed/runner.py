@@ -79,9 +79,11 @@ def _threads_of_one(count: int) -> Iterator[ThreadPoolExecutor]:
     """Start threads that each compute alone: the threads that torch would start in every one of
     them, for single images, keep each other waiting."""
     usual = torch.get_num_threads()
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-        yield threads
-    torch.set_num_threads(usual)  # what threads that are started later have
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(usual)  # what threads that are started later have
 
 
 class ShardRunner:
