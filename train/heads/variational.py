@@ -119,19 +119,18 @@ def attend(query_UMH: Tensor, key_UMH: Tensor, value_UMH: Tensor, real_UM: Tenso
 
 
 def blocks_of_answers(count_U: Tensor, width: int) -> Iterator[Tensor]:
-    """Yield the numbers of some users at a time, (U,), for whom not too much is laid out: all users
-    where that is little, else those with similarly many answers together, and nobody without one.
-    """
+    """Yield the numbers of some users at a time, (U,), for whom not too much is laid out: all that
+    have an answer where that is little, else those with similarly many answers together."""
     count = count_U.cpu()
+    order = count.argsort(stable=True)
+    order = order[count[order] > 0]
 
     def laid_out(users: int, most: int) -> int:
         return users * most * max(most, width)
 
-    if laid_out(len(count), int(count.max())) <= NUMBERS_AT_ONCE:
-        yield torch.arange(len(count), device=count_U.device)
+    if laid_out(len(order), int(count.max())) <= NUMBERS_AT_ONCE:
+        yield order.sort().values.to(count_U.device)
         return
-    order = count.argsort(stable=True)
-    order = order[count[order] > 0]
     start = 0
     for stop in range(1, len(order) + 1):
         is_last = stop == len(order)
