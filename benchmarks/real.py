@@ -4,18 +4,21 @@
 
 FOLDER holds ``polis/<conversation>`` and ``polarized-issues``, as their platforms export them.
 Every prompt (a statement; of polarized-issues, an answer) is tested once, by heads that never saw
-it; settings are each head's defaults. What is done is kept under ``real/`` and taken over: killed,
-the same command goes on, and a head that is new to pal, or named later, is added. The table shows
-all that is there, and names what is not.
+it; settings are each head's defaults. Runs are kept under ``real/`` and taken over: killed, the
+same command goes on. A row is a line of benchmarks/results/real, so that a head that is new to pal,
+or named later, is added to the others; rows say when they were made. ``--sets`` without a name
+writes the page alone. ``bt-linear``, which all are
+compared with, is always run. The table names what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +39,7 @@ from pal.train.build import defaults_of, heads
 from pal.train.run_record import RunRecord
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real.md"
+LINES = Path(__file__).resolve().parent / "results" / "real"
 SETS: dict[str, dict[str, Any]] = {
     "ssis": {"kind": "polis", "min_answers": 20},
     "canadian-electoral-reform": {"kind": "polis", "min_answers": 10},
@@ -47,15 +51,17 @@ ONE_TASTE = "bt-linear"
 PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4), "auto": (PROTOTYPES["auto"],)}
 """K of heads that are run with several"""
 USUAL_K = 4
-SAME_FEATURES = "one-taste"
-"""auto without deviations"""
+SAME_FEATURES = {"one-taste": None, "auto": PROTOTYPES["auto"]}
+"""and their K: the first is the second without deviations"""
+PLURALITY, CROSSING = "auto against one taste", "across folds"
+"""remarks"""
 POPULATIONS = {"test_seen": "seen users", "test_unseen_0": "unseen users, 0 shots,"}
 SLOW = ("mrm", "vpl")
 """heads that are run last"""
 FOLDS = 5
 COLUMNS = [
-    "head", "K", "seed", "s", "seen users", "against one taste", "NLL", "NLL against one taste",
-    "unseen, 0 shots", "5 shots", "20 shots",
+    "head", "K", "seed", "made", "s", "seen users", "against one taste", "NLL",
+    "NLL against one taste", "unseen, 0 shots", "5 shots", "20 shots",
 ]  # fmt: skip
 
 
@@ -129,70 +135,144 @@ def nothing(line: str) -> None:
     """Say nothing: stage one has told what the dataset leaves out."""
 
 
-def section(dataset: str, source: Path, seeds: int) -> str | None:
-    """Return the table of what is there of a set; None where nothing is."""
-    config = load(None, (), settings_of(dataset, source)).config
-    if not (config.paths.data / dataset / "dataset.json").is_file():
-        return None
-    done = [(e, finished(config, e.run(dataset))) for e in entries(seeds)]
-    found = [(entry, metrics) for entry, metrics in done if metrics is not None]
-    if not found:
-        return None
-    first = next((e.run(dataset) for e, _ in found if e.head == ONE_TASTE), None)
-    others = [e.run(dataset) for e, _ in found if e.head != ONE_TASTE]
-    against: dict[str, Comparison] = {}
-    if first is not None and others:
-        rows = compare(config.evaluate, config.paths.runs, [first, *others], FOLDS)
-        against = {row.b: row for row in rows if row.cell == "test_seen"}
-    prepared = PreparedDataset.open(config.paths.data / dataset)
-    table = [COLUMNS]
+Line = dict[str, Any]
+"""what is kept of a head on a set, or of a sentence about it"""
+
+
+class Lines:
+    """What is known of a set: a line for each head, baseline and remark, the newest of each."""
+
+    def __init__(self, folder: Path, dataset: str) -> None:
+        self.path = folder / f"{dataset}.jsonl"
+        told = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        self.rows: list[Line] = [json.loads(line) for line in told.splitlines()]
+
+    def find(self, head: str, k: int | None = None, seed: int | None = None) -> Line | None:
+        key = (head, k, seed)
+        return next((row for row in self.rows if key_of(row) == key), None)
+
+    def put(self, row: Line) -> None:
+        """Add a line in the place of an earlier one of the same."""
+        row = {**row, "made": f"{datetime.now(UTC):%Y-%m-%d}"}
+        self.rows = [*(one for one in self.rows if key_of(one) != key_of(row)), row]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        told = "".join(f"{json.dumps(one)}\n" for one in self.rows)
+        self.path.write_text(told, encoding="utf-8")
+
+
+def key_of(row: Line) -> tuple[str, int | None, int | None]:
+    return row["head"], row["k"], row["seed"]
+
+
+def keep_set(lines: Lines, config: Config) -> None:
+    """Keep what holds of a set with any heads: baselines that need no training, and what crosses
+    folds."""
+    prepared = PreparedDataset.open(config.paths.data / config.dataset)
     for one in free_baselines(config.evaluate, Fold.all_of(prepared, FOLDS)):
-        table.append(row_of([one.baseline, "", "", ""], one.test_seen, None, [one.test_unseen]))
-    for entry, metrics in found:
-        k = "" if entry.k is None else f"{entry.k}"
-        told = [entry.head, k, f"{entry.seed}", f"{metrics.seconds:.0f}"]
-        unseen = [metrics.test_unseen.get(shots) for shots in ("0", "5", "20")]
-        table.append(row_of(told, metrics.test_seen, against.get(entry.run(dataset)), unseen))
-    there = {(entry.head, entry.k) for entry, _ in found}
-    none = [(e.head, e.k) for e, _ in done if (e.head, e.k) not in there]
-    missing = [head if k is None else f"{head} K={k}" for head, k in none]
-    told = remarks(prepared, against, missing)
-    same = {head: e.run(dataset) for e, _ in found for head in [e.head] if e.seed == 0}
-    if {"auto", SAME_FEATURES} <= set(same):
-        told = f"{plurality(config, same)}\n{told}"
-    told = "\n".join([*over_seeds(found), told])
-    return f"## {dataset}\n\n{as_markdown(table)}\n\n{told}"
+        row = cells_of(one.test_seen, None, [one.test_unseen])
+        lines.put({"head": one.baseline, "k": None, "seed": None, "row": ["", *row]})
+    crossing = crossing_folds(prepared, FOLDS)
+    told = f"{crossing:,} comparisons of items in different folds were not tested."
+    lines.put({"head": CROSSING, "k": None, "seed": None, "told": told if crossing else ""})
 
 
-def over_seeds(found: Sequence[tuple[Entry, Metrics]]) -> Iterator[str]:
+def keep(lines: Lines, entry: Entry, config: Config) -> None:
+    """Keep the row of a head that was run."""
+    dataset, run = config.dataset, entry.run(config.dataset)
+    metrics = finished(config, run)
+    assert metrics is not None
+    first = Entry(ONE_TASTE, None, 0).run(dataset)
+    against: Comparison | None = None
+    if run != first:
+        rows = compare(config.evaluate, config.paths.runs, [first, run], FOLDS)
+        against = next(row for row in rows if row.cell == "test_seen")
+    shown = cells_of(
+        metrics.test_seen, against, [metrics.test_unseen.get(n) for n in ("0", "5", "20")]
+    )
+    every = {"seen users": metrics.test_seen}
+    for shots, cell in metrics.test_unseen.items():
+        every[f"new people, {shots} answers"] = cell
+    lines.put(
+        {
+            "head": entry.head, "k": entry.k, "seed": entry.seed,
+            "row": [f"{metrics.seconds:.0f}", *shown],
+            "beyond": beyond(against),
+            "nll": {name: round(cell.nll, 4) for name, cell in every.items() if cell is not None},
+        }
+    )  # fmt: skip
+    same = {head: Entry(head, k, 0).run(dataset) for head, k in SAME_FEATURES.items()}
+    if run in same.values() and all(finished(config, name) for name in same.values()):
+        told = plurality(config, list(same.values()))
+        lines.put({"head": PLURALITY, "k": None, "seed": None, "told": told})
+
+
+def beyond(against: Comparison | None) -> int:
+    """Return 1 where a head's accuracy is above one taste beyond the interval, -1 below, else 0."""
+    if against is None or against.ci95 is None:
+        return 0
+    low, high = sorted(against.ci95)
+    return int(low > 0.0) - int(high < 0.0)
+
+
+def section(dataset: str, lines: Lines) -> str | None:
+    """Return the table of what is known of a set; None where nothing is."""
+    heads_of = [row for row in lines.rows if row["seed"] is not None]
+    if not heads_of:
+        return None
+    order = {name: place for place, name in enumerate(one.head for one in entries(1))}
+    heads_of.sort(key=lambda row: (order[row["head"]], row["k"] or 0, row["seed"]))
+    free = [row for row in lines.rows if row["seed"] is None and "row" in row]
+    table = [COLUMNS]
+    for row in [*sorted(free, key=lambda row: str(row["head"])), *heads_of]:
+        named = ["" if value is None else f"{value}" for value in key_of(row)]
+        table.append([*named, row["made"], *row["row"]])
+    told = [*over_seeds(heads_of)]
+    for head in (PLURALITY, CROSSING):
+        row = lines.find(head)
+        told += [row["told"]] if row is not None and row["told"] else []
+    for word, sign in (("below", -1), ("above", 1)):
+        names = [named_in_short(row) for row in heads_of if row["beyond"] == sign]
+        told.append(
+            f"Seen users, {word} one taste beyond the interval: {', '.join(names) or 'none'}."
+        )
+    missing = [one for one in entries(1) if lines.find(one.head, one.k, one.seed) is None]
+    if missing:
+        names = [one.head if one.k is None else f"{one.head} K={one.k}" for one in missing]
+        told.append(f"Not run: {', '.join(names)}.")
+    said = "\n".join(f"- {line}" for line in told)
+    return f"## {dataset}\n\n{as_markdown(table)}\n\n{said}"
+
+
+def named_in_short(row: Line) -> str:
+    k = "" if row["k"] is None else f" K={row['k']}"
+    return f"`{row['head']}`{k} (seed {row['seed']})"
+
+
+def over_seeds(found: Sequence[Line]) -> Iterator[str]:
     """Yield what heads of several seeds reach in the mean."""
-    for head in (SAME_FEATURES, "auto"):
-        every = [metrics for entry, metrics in found if entry.head == head]
+    for head in SAME_FEATURES:
+        every = [row["nll"] for row in found if row["head"] == head]
         if len(every) < 2:
             continue
-        cells = {"seen users": [one.test_seen for one in every]}
-        for shots in every[0].test_unseen:
-            cells[f"new people, {shots} answers"] = [one.test_unseen.get(shots) for one in every]
         told = []
-        for name, some in cells.items():
-            nll = [cell.nll for cell in some if cell is not None]
+        for name in every[0]:
+            nll = [one[name] for one in every]
             told.append(f"{name} {sum(nll) / len(nll):.3f} ({', '.join(f'{n:.3f}' for n in nll)})")
-        yield f"NLL of {head}, mean of {len(every)} seeds (each): {'; '.join(told)}."
+        yield f"NLL of `{head}`, mean of {len(every)} seeds (each): {'; '.join(told)}."
 
 
-def plurality(config: Config, runs: dict[str, str]) -> str:
+def plurality(config: Config, names: Sequence[str]) -> str:
     """Say what auto gains over one taste of the same features."""
-    names = [runs[SAME_FEATURES], runs["auto"]]
     found = []
     for row in compare(config.evaluate, config.paths.runs, names, FOLDS):
         accuracy = with_interval(row.difference, row.ci95, row.ci95_from, "+")
         likelihood = with_interval(row.nll_difference, row.nll_ci95, sign="+")
         found.append(f"{POPULATIONS[row.cell]} {accuracy}, NLL {likelihood}")
-    return f"auto against {SAME_FEATURES}: {'; '.join(found)}."
+    return f"`auto` against `one-taste`: {'; '.join(found)}."
 
 
-def row_of(
-    told: list[str], seen: Cell | None, against: Comparison | None, unseen: list[Cell | None]
+def cells_of(
+    seen: Cell | None, against: Comparison | None, unseen: Sequence[Cell | None]
 ) -> list[str]:
     difference, likelihood, gained = NOTHING, NOTHING, NOTHING
     if against is not None:
@@ -201,39 +281,21 @@ def row_of(
     if seen is not None:
         likelihood = with_interval(seen.nll, seen.nll_ci95)
     cells = [interval(cell) for cell in [*unseen, None, None][:3]]
-    return [*told, interval(seen), difference, likelihood, gained, *cells]
-
-
-def remarks(prepared: PreparedDataset, against: dict[str, Comparison], missing: list[str]) -> str:
-    """Say which heads are worse or better than one taste, and what is not in the table."""
-    lines = []
-    for word, sign in (("below", -1.0), ("above", 1.0)):
-        beyond = [
-            run.removeprefix(f"{prepared.name}-")
-            for run, row in against.items()
-            if row.ci95 is not None and min(sign * row.ci95[0], sign * row.ci95[1]) > 0.0
-        ]
-        lines.append(
-            f"Seen users, {word} one taste beyond the interval: {', '.join(beyond) or 'none'}."
-        )
-    crossing = crossing_folds(prepared, FOLDS)
-    if crossing:
-        lines.append(f"{crossing:,} comparisons of items in different folds were not tested.")
-    if missing:
-        lines.append(f"Not run: {', '.join(dict.fromkeys(missing))}.")
-    return "\n".join(lines)
+    return [interval(seen), difference, likelihood, gained, *cells]
 
 
 def as_text(sections: list[str]) -> str:
     head = (
         "# Heads on answers of real people\n\n"
-        f"Made by `python benchmarks/real.py --source FOLDER` on {datetime.now(UTC):%Y-%m-%d}, "
+        "Made by `python benchmarks/real.py --source FOLDER` from benchmarks/results/real, a line "
+        "for each row and when it was made;\n"
         f"MiniLM, {FOLDS} folds over prompts: every prompt is tested once, by\n"
         "heads that never saw it; unseen users are adapted by answers to the other folds. Accuracy "
         "is the mean over users; 95 % intervals are\n"
         "over users and prompts (`p`: most of it comes from the prompts), so is the difference "
         f"from one taste for all, `{ONE_TASTE}`. A coin has NLL\n"
-        "0.693. Settings are each head's defaults; s: seconds of training, all folds."
+        "0.693. Settings are each head's defaults; s: seconds of training, all folds, beside other "
+        "work. Rows of different dates are of different\nstates of pal."
     )
     return "\n\n".join([head, *sections]) + "\n"
 
@@ -241,7 +303,7 @@ def as_text(sections: list[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--heads", nargs="+", default=list(heads()), choices=list(heads()))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("real"))
@@ -250,20 +312,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source, out = options.source.resolve(), options.out.resolve()
     options.work.mkdir(exist_ok=True, parents=True)
     os.chdir(options.work)
+    known = {dataset: Lines(LINES, dataset) for dataset in SETS}
     for dataset in options.sets:
-        pipeline.embed(load(None, (), settings_of(dataset, source)).config)
-    sections = {dataset: section(dataset, source, options.seeds) for dataset in SETS}
-    chosen = [entry for entry in entries(options.seeds) if entry.head in options.heads]
+        config = load(None, (), settings_of(dataset, source)).config
+        pipeline.embed(config)
+        keep_set(known[dataset], config)
+    chosen = [e for e in entries(options.seeds) if e.head in (ONE_TASTE, *options.heads)]
     for entry in chosen:  # head by head, so that slow ones come last on all sets
         for dataset in options.sets:
-            if work_on(entry, dataset, source):
-                sections[dataset] = section(dataset, source, options.seeds)
-                write(out, sections.values())
-    write(out, sections.values())
+            found = known[dataset].find(entry.head, entry.k, entry.seed)
+            if work_on(entry, dataset, source) or found is None:
+                keep(known[dataset], entry, entry.config(dataset, source))
+                write(out, known)
+    write(out, known)
     return 0
 
 
-def write(out: Path, sections: Iterable[str | None]) -> None:
+def write(out: Path, known: Mapping[str, Lines]) -> None:
+    sections = [section(dataset, lines) for dataset, lines in known.items()]
     out.write_text(as_text([text for text in sections if text]), encoding="utf-8")
 
 
