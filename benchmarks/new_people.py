@@ -33,7 +33,7 @@ from pal.evaluate.report import as_markdown, interval, with_interval
 from pal.train.run_record import RunRecord, TrainedHead
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "new_people.md"
-HEADS = {SAME_FEATURES: None, "auto": 8}
+HEADS = SAME_FEATURES
 SHOTS = (0, 1, 5, 20)
 OVERS: dict[Over, str] = {
     "prompts": "Questions that nobody was asked",

@@ -1,0 +1,168 @@
+"""Whether heads are any worse for features of which the matrix products were made in bfloat16.
+
+    python benchmarks/mixed.py --source FOLDER --persona FOLDER [--only NAME ...] [--seeds 5]
+
+    -> docs/results/mixed.md
+
+Each seed draws another split, other questions to new people, initial weights and batches; both
+arithmetics get the same. Harmless is what lies within the spread of float32 over its seeds. FOLDER
+of ``--source`` holds ``polis/<conversation>`` and ``polarized-issues``. A line for each head and
+seed is kept in benchmarks/results/mixed: killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from real import SETS, nothing, settings_of
+
+from pal import pipeline
+from pal.config import load
+from pal.evaluate.report import Table, as_markdown
+
+TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "mixed.md"
+LINES = Path(__file__).resolve().parent / "results" / "mixed"
+ARITHMETICS = ("float32", "mixed")
+HEADS: dict[str, dict[str, Any]] = {
+    "pal-a": {"train.k": 2},
+    "pal-b": {"train.k": 2},
+    "auto": {},
+}
+PLANTED = {"persona-2": 2, "persona-4": 4}
+"""and the number of groups"""
+SHOTS = (0, 5)
+NAMES = ("demo", *PLANTED, *SETS)
+
+
+def settings(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides a dataset."""
+    if name == "demo":
+        return {"dataset": "demo"}
+    if name in PLANTED:
+        own = {"source": str(options.persona.resolve()), "groups": PLANTED[name]}
+        return {"dataset": "persona", **{f"data.persona.{key}": own[key] for key in own}}
+    return settings_of(name, options.source.resolve())
+
+
+def measured(name: str, head: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a head on features of each arithmetic, and return accuracy and NLL of its cells."""
+    found: dict[str, Any] = {"head": head, "seed": seed}
+    own = settings(name, options)
+    k = {"train.k": PLANTED[name]} if name in PLANTED and "train.k" in HEADS[head] else {}
+    for arithmetic in ARITHMETICS:
+        runs = Path("runs", name, arithmetic, f"{head}-{seed}")
+        config = load(
+            None,
+            (),
+            {
+                **own,
+                f"data.{own['dataset']}.salt": f"seed{seed}",
+                "seed": seed,
+                "train.head": head,
+                **HEADS[head],
+                **k,
+                "embed.minilm.compute_dtype": arithmetic,
+                "adapt.shots": list(SHOTS),
+                "paths.data": f"data-{name}",
+                "paths.cache": f"cache-{arithmetic}",
+                "paths.runs": str(runs),
+            },
+        ).config
+        pipeline.embed(config, tell=nothing)
+        metrics = pipeline.train(config, tell=nothing)
+        adapted = pipeline.adapt(config, metrics.run).test_unseen
+        cells = {"seen": metrics.test_seen}
+        cells |= {f"new, {n} answers": adapted.get(f"{n}") for n in SHOTS}
+        found[arithmetic] = {
+            cell: [one.accuracy, one.nll] for cell, one in cells.items() if one is not None
+        }
+        shutil.rmtree(runs)
+    return found
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    path = LINES / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def rows_of(name: str) -> Table:
+    """Return what is known of a set: float32 over its seeds, and by how much mixed differs."""
+    table: Table = []
+    for head in HEADS:
+        lines = [line for line in kept(name) if line["head"] == head]
+        for cell in lines[0]["float32"] if len(lines) > 1 else ():
+            told = [name, head, f"{len(lines)}", cell]
+            for place in range(2):
+                plain, mixed = (
+                    np.array([line[one][cell][place] for line in lines]) for one in ARITHMETICS
+                )
+                told += [
+                    f"{plain.mean():.4f}",
+                    f"{plain.std(ddof=1):.4f}",
+                    f"{(mixed - plain).mean():+.4f}",
+                    f"{np.abs(mixed - plain).max():.4f}",
+                ]
+            table.append(told)
+    return table
+
+
+def write() -> None:
+    columns = ["set", "head", "seeds", "people"]
+    for what in ("accuracy", "NLL"):
+        columns += [f"{what}, float32", "its spread", "mixed less float32", "largest"]
+    rows = [row for name in NAMES for row in rows_of(name)]
+    beyond = [
+        f"{row[0]} {row[1]} {row[3]}"
+        for row in rows
+        if any(abs(float(row[at + 2])) > float(row[at + 1]) for at in (4, 8))
+    ]
+    TABLE.write_text(
+        "# Features in mixed arithmetic\n\n"
+        f"Made by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d}, MiniLM. Means over "
+        "seeds, each of another split, other questions, initial\nweights and batches; both "
+        "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
+        "seeds, and what is said\nto be harmless lies within it. "
+        f"Beyond it: {', '.join(beyond) or 'none'} (of {2 * len(rows)} means).\n\n"
+        + as_markdown([columns, *rows])
+        + "\n",
+        encoding="utf-8",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--persona", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("mixed"))
+    options = parser.parse_args(arguments)
+    options.source, options.persona = options.source.resolve(), options.persona.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.work)
+    LINES.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for name in options.only:
+            done = {(line["head"], line["seed"]) for line in kept(name)}
+            for head in HEADS:
+                if (head, seed) not in done:
+                    line = measured(name, head, seed, options)
+                    with open(LINES / f"{name}.jsonl", "a", encoding="utf-8") as stream:
+                        stream.write(json.dumps(line) + "\n")
+                    print(name, line, flush=True)
+        write()
+    write()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
