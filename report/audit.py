@@ -13,7 +13,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +117,8 @@ def parts_of(markdown: str, thumbnails: Mapping[str, str]) -> list[Part]:
             if blocks and isinstance(blocks[-1], Text) and blocks[-1].text.endswith(":"):
                 caption = blocks[-1].text.rstrip(":")
                 blocks.pop()
-            blocks.append(Table.of(f"{caption or parts[-1].title}.", names, rows))
+            table = Table.of(f"{caption or parts[-1].title}.", names, rows)
+            blocks.append(replace(table, is_named_above=not caption))
             caption = ""
         elif token.type == "bullet_list_open":
             parts[-1].blocks.append(Bullets(list(_texts(tokens, "bullet_list_close"))))

@@ -62,13 +62,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``numbers`` are the columns that are set to the right."""
+    """A table; ``numbers`` are the columns that are set to the right. A caption that says what the
+    heading above does is for those alone who do not see the page."""
 
     kind: ClassVar[str] = "table"
     caption: str
     header: Sequence[str]
     rows: Rows
     numbers: frozenset[int] = frozenset()
+    is_named_above: bool = False
 
     @classmethod
     def of(cls, caption: str, header: Sequence[str], rows: Rows) -> Table:
