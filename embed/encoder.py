@@ -85,6 +85,11 @@ class Encoder(ABC):
     def encode(self, batch: Batch) -> list[torch.Tensor]:
         """Return one (n, dim) tensor per tap, on the device, perhaps before they are computed."""
 
+    @property
+    def may_run_at_once(self) -> bool:
+        """Whether several threads may run the model: a pass changes nothing of it."""
+        return True
+
     def prepare(self, items: Sequence[Item]) -> Inputs:
         """Read items; runs ahead in a thread of its own. Odd ones have their failures."""
         try:

@@ -89,6 +89,12 @@ class LiveEncoder:
         since each pass needs memory."""
         self._passes = threading.Semaphore(passes)
 
+    @property
+    def may_run_at_once(self) -> bool:
+        """Whether several threads may encode; of code that came with a model nobody knows."""
+        trusted = self.source.config.trust_remote_code
+        return not trusted and self.encoder.may_run_at_once
+
     def features(self, items: Sequence[Item]) -> Features:
         """Encode items, equal ones once, those of lately not again and those that another thread
         encodes just now neither; what fails is that row's failure and nobody else's."""

@@ -35,6 +35,18 @@ def sides_in(names: Container[str]) -> tuple[str, str] | None:
     return next((sides for sides in SIDES if all(side in names for side in sides)), None)
 
 
+def sides_of(row: Row) -> tuple[str, str] | None:
+    """Return in which two columns a row's comparison stands: a file may have both kinds."""
+    given = [name for name, value in row.items() if value is not None]
+    return sides_in(given) or sides_in(row)
+
+
+def item_in(row: Row, column: str, is_image: bool) -> Any:
+    """Return the item in a cell; Hugging Face datasets keep an image as bytes or a path."""
+    item = row.get(column)
+    return (item.get("bytes") or item.get("path")) if is_image and isinstance(item, dict) else item
+
+
 def is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
 
@@ -46,32 +58,36 @@ def blocks(rows: Iterable[T]) -> Iterator[list[T]]:
         yield block
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, option: str = "--input"
+) -> Iterator[Row | BadRow]:
     """Yield the rows of a JSONL, CSV or Parquet file; of Parquet only ``columns`` are read, if
-    given.
+    given. ``option`` named the file.
 
     Empty lines are no rows.
     """
-    require_file(path)
+    require_file(path, option)
     if is_parquet(path):
         return _read_parquet(path, columns)
     return read_cells(path) if is_cells(path) else _read_jsonl(path)
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Path, option: str = "--input") -> None:
     """Raise RewardError unless there is a file that may hold rows, and can be read."""
     try:
         if not path.exists():
-            raise RewardError(f"{path} does not exist; give --input a JSONL, CSV or Parquet file")
+            raise RewardError(f"{path} does not exist; give {option} a JSONL, CSV or Parquet file")
         if not path.is_file():
             raise RewardError(
-                f"--input {path} is no regular file, and rows are read several times; give a "
+                f"{option} {path} is no regular file, and rows are read several times; give a "
                 "JSONL, CSV or Parquet file"
             )
         with open(path, "rb") as stream:
             start = stream.read(8)
     except OSError as error:
-        raise RewardError(f"cannot read {path} ({error.strerror}); give another --input") from error
+        raise RewardError(
+            f"cannot read {path} ({error.strerror}); give another {option}"
+        ) from error
     kind = None if is_parquet(path) else other_kind(start)
     if kind is not None:
         raise RewardError(

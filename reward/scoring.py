@@ -23,7 +23,7 @@ from pal.reward.cells import number_in_file
 from pal.reward.comparisons import compare_each
 from pal.reward.model import RewardModel
 from pal.reward.output import PROBABILITY, REWARD, Outcome
-from pal.reward.rows import SIDES, blocks, read_rows, sides_in
+from pal.reward.rows import SIDES, blocks, item_in, read_rows, sides_of
 from pal.rows import BadRow, Row
 from pal.users import user_name
 
@@ -186,7 +186,7 @@ class Scoring:
                 outcomes[place] = row.reason
                 continue
             columns = self._columns_of(row)
-            items = [self._item(row, name) for name in columns]
+            items = [item_in(row, name, self.model.is_image) for name in columns]
             missing = [name for name, item in zip(columns, items, strict=True) if item is None]
             if missing:
                 outcomes[place] = f"no {' and no '.join(map(repr, missing))} is given"
@@ -202,8 +202,7 @@ class Scoring:
         """Return the columns in which the items of a row stand, or should."""
         if not self.compares:
             return (self.item_column,)
-        given = [name for name, value in row.items() if value is not None]
-        return sides_in(given) or sides_in(row) or SIDES[0]
+        return sides_of(row) or SIDES[0]
 
     def _values_of(
         self, rows: Sequence[tuple[Any, ...]]
@@ -213,12 +212,6 @@ class Scoring:
         return (
             compare_each(self.model, *columns) if self.compares else self.model.score_each(*columns)
         )
-
-    def _item(self, row: Row, column: str) -> Any:
-        item = row.get(column)
-        if self.model.is_image and isinstance(item, dict):  # as Hugging Face datasets keep it
-            return item.get("bytes") or item.get("path")
-        return item
 
 
 def _line(outcome: Outcome) -> str:

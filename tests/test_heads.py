@@ -688,6 +688,16 @@ def test_mrm_leaves_users_without_answers_at_its_start() -> None:
     assert not torch.allclose(found[0], found[1])
 
 
+@pytest.mark.parametrize("name", ["vpl", "mrm"])
+def test_people_without_any_answer_are_inferred_too(name: str) -> None:
+    head = make(name)
+    _, first, second, _ = batch()
+    none = torch.zeros(0, dtype=torch.long)
+    found = head.infer(head.prepare(None, first[:0], second[:0]), none.double(), none, 3)
+    assert found.shape[0] == 3
+    assert torch.equal(found[0], found[2])
+
+
 def test_the_worst_users_weigh_more_than_the_others() -> None:
     losses = torch.tensor([0.1, 0.2, 0.9, 1.5], requires_grad=True)
     of_worst_users(losses).backward()

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -27,7 +29,7 @@ from pal.evaluate.panel import few_shot
 from pal.evaluate.predict import load_run
 from pal.reward import Answer, RewardModel
 from pal.reward.export import Choice
-from pal.reward.newcomers import learn_file
+from pal.reward.newcomers import answers_in, learn_file
 from pal.reward.score_file import score_file
 from pal.reward.server.app import build_app
 from pal.reward.server.service import Service
@@ -204,6 +206,35 @@ def test_a_file_of_answers_is_learned_as_a_whole_or_refused(
     Path("new.csv").write_text("\n".join(["user_id,prompt,first,second,label", *rows]))
     with pytest.raises(RewardError, match=said):
         learn_file(model, Path("new.csv"))
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("user_id,prompt,chosen,rejected,label", "ann,p,a,b,0"),  # as where a dataset is read
+        ("user_id,prompt,first,second,chosen,rejected,label", "ann,p,,,a,b,"),
+        ("user_id,prompt,first,second,label", "ann,p,a,b,1"),
+    ],
+)
+def test_what_was_chosen_is_preferred_whatever_stands_beside_it(
+    tmp_path: Path, header: str, row: str
+) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text(f"{header}\n{row}")
+    assert list(answers_in(file, is_image=False)) == [("ann", Answer("p", "a", "b", 1.0))]
+
+
+def test_answers_about_images_are_read_as_they_are_scored(tmp_path: Path) -> None:
+    one, other = {"bytes": b"one", "path": None}, {"bytes": None, "path": "other.png"}
+    rows = [{"user_id": "ann", "prompt": "p", "chosen": one, "rejected": other, "odd": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "new.parquet")
+    ((name, answer),) = answers_in(tmp_path / "new.parquet", is_image=True)
+    assert (name, answer) == ("ann", Answer("p", b"one", "other.png", 1.0))
+
+
+def test_a_file_of_answers_that_is_not_there_is_named_with_its_option() -> None:
+    with pytest.raises(RewardError, match="give --answers"):
+        list(answers_in(Path("nowhere.csv"), is_image=False))
 
 
 def test_a_prior_is_that_of_as_many_answers_as_an_evaluation_tunes_it_for() -> None:

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -50,7 +50,7 @@ from pal.reward.server.metrics import Metrics
 from pal.reward.server.serve import Server, listen, run_server
 from pal.reward.server.service import Service
 from pal.reward.server.users import UserStore
-from pal.reward.server.worker import Full, Worker
+from pal.reward.server.worker import MOST_THREADS, Full, Worker, _answer, _fail, threads_for
 from pal.train.build import build_head, resolve
 from pal.train.run_record import RunRecord, TrainedHead
 
@@ -889,6 +889,61 @@ def test_batches_of_several_threads_give_each_request_its_own_rows(model: Reward
     assert worker.is_running
     worker.stop()
     assert (worker.turns.waiting, worker.busy, worker.is_running) == (0, 0, False)
+
+
+def test_a_request_whose_parts_fail_at_once_ends_no_thread() -> None:
+    """Whoever comes second finds that the first is about to answer."""
+    future: Future[int] = Future()
+    future.set_running_or_notify_cancel()  # another thread is between claiming and answering
+    _fail(future, ValueError("the same"))
+    _answer(future, 1)
+    assert not future.done()
+
+
+def test_rows_wait_for_others_while_another_thread_is_busy() -> None:
+    """Rows at the model are not on their way to a batch."""
+    begun, go = threading.Event(), threading.Event()
+    sizes: list[int] = []
+
+    class Slow:
+        def score_rows(self, rows: Any, vectors: Any) -> Any:
+            if len(rows) == 8:
+                begun.set()
+                go.wait(10)
+            sizes.append(len(rows))
+            return torch.zeros(len(rows)), {}
+
+    settings = ServeConfig(max_batch=8, max_wait_ms=400)
+    threads = torch.get_num_threads()
+    worker = Worker(Slow(), settings, Metrics(), threads=2)  # type: ignore[arg-type]
+    worker.start()
+    first = rows_job([40] * 8)
+    worker.submit_rows(first)
+    assert begun.wait(10)
+    later = [rows_job([40]) for _ in range(4)]
+    for job in later:
+        worker.submit_rows(job)
+        time.sleep(0.01)
+    for job in later:
+        job.future.result(timeout=10)
+    go.set()
+    first.future.result(timeout=10)
+    worker.stop()
+    assert sizes == [4, 8]
+    found: list[int] = []
+    new = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert found == [threads]  # what a worker's threads had is theirs
+
+
+def test_a_model_that_changes_in_a_pass_has_one_thread() -> None:
+    def model(device: str, may_run_at_once: bool) -> Any:
+        encoder = SimpleNamespace(device=device, may_run_at_once=may_run_at_once)
+        return SimpleNamespace(encoder=encoder)
+
+    assert threads_for(model("cpu", False)) == threads_for(model("cuda", True)) == 1
+    assert threads_for(model("cpu", True)) == min(torch.get_num_threads(), MOST_THREADS)
 
 
 ODD_BODIES = [

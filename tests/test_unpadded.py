@@ -14,7 +14,7 @@ import torch
 from pal.config import EncoderConfig
 from pal.embed.batching import joined_batches
 from pal.embed.encoder import load, locate
-from pal.embed.encoders import padding, unpadded
+from pal.embed.encoders import padding, trial, unpadded
 from pal.embed.encoders.compiled import compile_blocks
 from pal.embed.encoders.text import TextEncoder
 from pal.items import Item, Text, Turn
@@ -66,14 +66,14 @@ def features(encoder: TextEncoder) -> list[torch.Tensor]:
     return [torch.stack([found[row][tap] for row in range(len(TEXTS))]) for tap in range(2)]
 
 
-def saved(family: str, folder: Path) -> str:
+def saved(family: str, folder: Path, settings: dict[str, Any] | None = None) -> str:
     from transformers import AutoConfig, AutoModel
 
     from pal.embed.encoders.random_models import byte_tokenizer
 
     torch.manual_seed(0)
-    settings = AutoConfig.for_model(family, **WINDOWED[family])
-    AutoModel.from_config(settings).save_pretrained(folder)
+    config = AutoConfig.for_model(family, **(settings or WINDOWED[family]))
+    AutoModel.from_config(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -86,8 +86,7 @@ def test_features_end_to_end_are_those_of_padded_batches(
     wanted = features(made(f"random:{family}", pooling=pooling))
     request.getfixturevalue("everywhere")
     encoder = made(f"random:{family}", pooling=pooling)
-    if not encoder.joins:
-        pytest.skip("this family is padded")
+    assert encoder.joins
     for one, other in zip(features(encoder), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
@@ -117,6 +116,42 @@ def test_a_model_that_forgets_its_window_is_padded(
     model = saved("mistral", tmp_path)
     assert not made(model).joins
     assert made(model).model.config._attn_implementation == "sdpa"
+
+
+FOLLOWING = {
+    **_BODY, "max_position_embeddings": 256, "original_max_position_embeddings": 32,
+    "rope_scaling": {
+        "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
+        "rope_theta": 10_000.0, "original_max_position_embeddings": 32,
+    },
+}  # fmt: skip
+
+
+def test_positions_that_follow_the_longest_text_are_those_of_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "TEXTS", ("Yes.", "Not everybody."))  # real models begin at 4,096
+    encoder = made(saved("phi3", tmp_path, FOLLOWING))
+    encoder.token_budget = 10_000
+    assert (encoder.sharing, encoder.may_run_at_once) == (32, False)
+    words = "nobody agrees about everything, and most people about something"
+    texts: list[Item] = [Text(words[:count]) for count in (10, 60, 40, 20, 50, 40, 30)]
+
+    def read(some: list[Item]) -> torch.Tensor:
+        inputs = encoder.prepare(some)
+        found = torch.zeros(len(some), 32)
+        for rows in encoder.batches(inputs):
+            found[rows] = encoder.encode(encoder.load_batch(inputs, rows))[0]
+        return found
+
+    alone = torch.cat([read([text]) for text in texts])
+    torch.testing.assert_close(read(texts), alone, atol=2e-5, rtol=1e-4)
+    encoder.sharing = None  # as if it did not follow: the short ones have the long ones' positions
+    assert (read(texts) - alone).abs().max() > 1e-3
+
+
+def test_other_models_may_read_in_several_threads() -> None:
+    assert made("random:llama").may_run_at_once
 
 
 def test_attention_that_nobody_here_knows_is_padded(everywhere: None) -> None:

@@ -18,6 +18,7 @@ from pal.embed.encoders.mixed import MIXED, mix, weight_dtype
 from pal.embed.encoders.padding import to_right
 from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
+from pal.embed.encoders.rotary import unchanged_up_to
 from pal.embed.encoders.taps import Taps
 from pal.embed.encoders.trial import Trial
 from pal.embed.odd import Failure, Failures, failure_of, unreadable
@@ -62,6 +63,8 @@ class TextEncoder(Encoder):
         """whether texts of unequal length may share a batch"""
         self.joins = False
         """whether texts stand end to end in a batch, without any padding"""
+        self.sharing = unchanged_up_to(self.model)
+        """up to which length texts of different lengths may share a batch; None: any"""
         trial = Trial(self)
         first = trial.texts[0]
         self.taps = Taps(self.model, self.layers, config.norm, source.name, self._arguments(*first))
@@ -93,9 +96,17 @@ class TextEncoder(Encoder):
                 failures[row] = result
             rendered.append(Rendered("", 0) if isinstance(result, Failure) else result)
         tokens, truncated, answers_cut = self.renderer.tokenise(rendered)
+        for row in np.flatnonzero(np.diff(tokens.starts) == 0).tolist():
+            if row not in failures:
+                failures[row] = Failure("tokenize", "EmptyText", "the tokenizer leaves nothing")
         return Inputs(
             np.diff(tokens.starts).astype(np.int32), truncated, tokens, failures, answers_cut
         )
+
+    @property
+    def may_run_at_once(self) -> bool:
+        """Not where the model keeps what the longest text of a pass decided."""
+        return self.sharing is None
 
     def _render(self, text: Text) -> Rendered | Failure:
         failure = unreadable(text)
@@ -110,8 +121,12 @@ class TextEncoder(Encoder):
         kept = inputs.kept
         cut = token_budget_batches if self.pads else equal_length_batches
         cut = joined_batches if self.joins else cut
-        for rows in cut(inputs.n_tokens[kept], self.token_budget):
-            yield kept[rows]
+        lengths = inputs.n_tokens[kept]
+        alone = lengths > (np.inf if self.sharing is None else self.sharing)
+        for some, cut_some in ((~alone, cut), (alone, equal_length_batches)):
+            if some.any():
+                for rows in cut_some(lengths[some], self.token_budget):
+                    yield kept[some][rows]
 
     def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         """Lay token ids out: end to end, or as ids, mask and, where there are several, kinds,

@@ -104,6 +104,11 @@ class Turns:
         self.waiting = 0
         """rows that are not answered yet"""
 
+    @property
+    def left(self) -> int:
+        """Rows that are not with the model yet."""
+        return sum(job.left for job in self.jobs)
+
     def put(self, job: RowsJob) -> None:
         self.jobs.append(job)
         self.waiting += len(job.rows)
@@ -117,8 +122,7 @@ class Turns:
         parts: list[Part] = []
         rows, cost = self.max_rows, self.max_cost
         if threads > 1:
-            left = sum(job.left for job in self.jobs)
-            rows = min(rows, max(FEWEST_SHARED, -(-left // threads)))
+            rows = min(rows, max(FEWEST_SHARED, -(-self.left // threads)))
         while self.jobs and rows:
             job = self.jobs.popleft()
             if job.future.done():  # given up by who asked, or failed in an earlier batch

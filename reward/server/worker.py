@@ -25,10 +25,9 @@ QUIET_SECONDS, QUIET_SLICE = 1.0, 0.1
 """after so long without rows answers are encoded for so long at once"""
 NEWEST = 0.2
 """weight of the newest measurement in a mean"""
-
-
 MOST_THREADS = 4
 """each holds the states of its batch in memory, and the interpreter is one for all"""
+_settling = threading.Lock()
 
 
 class Full(Exception):
@@ -110,6 +109,7 @@ class Worker:
             _fail(rows.future, Ending())
         for answers in self.answers:
             _fail(answers.future, Ending())
+        torch.set_num_threads(self.cores)  # new threads have what was set last
 
     def _run(self) -> None:
         while (parts := self._next()) is not None:
@@ -145,7 +145,7 @@ class Worker:
         until = time.monotonic() + self.settings.max_wait_ms / 1000
         while self.turns.jobs and not self.is_ending:
             left = until - time.monotonic()
-            if self.turns.waiting >= self.settings.max_batch or left <= 0:
+            if self.turns.left >= self.settings.max_batch or left <= 0:
                 break
             self._changed.wait(left)
         return not self.is_ending
@@ -209,7 +209,8 @@ class Worker:
 
 def threads_for(model: RewardModel) -> int:
     """Return how many batches a model is given at once."""
-    return min(torch.get_num_threads(), MOST_THREADS) if model.encoder.device == "cpu" else 1
+    can_share = model.encoder.device == "cpu" and model.encoder.may_run_at_once
+    return min(torch.get_num_threads(), MOST_THREADS) if can_share else 1
 
 
 class Pace:
@@ -243,10 +244,18 @@ class Pace:
 
 
 def _answer(future: Future[Any], result: Any) -> None:
-    if not future.done() and future.set_running_or_notify_cancel():
+    if _is_ours(future):
         future.set_result(result)
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:
-    if not future.done() and future.set_running_or_notify_cancel():
+    if _is_ours(future):
         future.set_exception(error)
+
+
+def _is_ours(future: Future[Any]) -> bool:
+    """Say whether nobody has answered, given up or failed yet; from now on nobody else does."""
+    with _settling:
+        if future.done() or future.running():
+            return False
+        return future.set_running_or_notify_cancel()

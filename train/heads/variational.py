@@ -128,6 +128,8 @@ def blocks_of_answers(count_U: Tensor, width: int) -> Iterator[Tensor]:
     def laid_out(users: int, most: int) -> int:
         return users * most * max(most, width)
 
+    if not len(order):
+        return
     if laid_out(len(order), int(count.max())) <= NUMBERS_AT_ONCE:
         yield order.sort().values.to(count_U.device)
         return
