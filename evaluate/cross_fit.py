@@ -5,7 +5,6 @@ Runs of folds are kept under ``runs/<run>/folds/of-<N>/``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -131,10 +130,8 @@ def train_folds(
                 )
     if missing:
         data = load_each(run.train, folds, store, choose_device(run.train.device))
-        began = time.perf_counter()
         fitted = fit_each(data, run.train, run.seed, [fold.number for fold in missing])
-        seconds = (time.perf_counter() - began) / len(missing)
-        for fold, one in zip(missing, fitted, strict=True):
+        for fold, (one, seconds) in zip(missing, fitted, strict=True):
             own = data[fold.number]
             config: JsonObject = {"fold": fold.number, "of": fold.of, "over": fold.over}
             record = record_before_training(run.train, run.seed, fold, store, run.run)

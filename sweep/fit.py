@@ -95,7 +95,7 @@ def train_alone(world: World, one: Candidate, run: str) -> Result:
     """Train one head as ``pal train`` would, or those of all folds."""
     began = time.perf_counter()
     every = range(len(world.data))
-    fitted = fit_each(world.data, one.config.train, one.config.seed, every)
+    fitted = [made for made, _ in fit_each(world.data, one.config.train, one.config.seed, every)]
     return _result(world, one, fitted, time.perf_counter() - began, run)
 
 

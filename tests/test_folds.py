@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -202,6 +203,30 @@ def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
     again = pipeline.evaluate(config, ["stacked"], FOLDS).runs[0]
     assert again.head_seal == found[0].head_seal, "one fold again is as it was among all"
     assert found[0].test_seen.nll == pytest.approx(found[1].test_seen.nll, abs=1e-3)
+
+
+def test_folds_that_were_ready_when_it_was_killed_are_kept(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fit, "SHOTS", (0,))
+    monkeypatch.setattr(together, "SMALL_STEP", 0)  # one by one
+    pipeline.train(config, "one")
+    own, calls = together.fit_head, iter(range(FOLDS))
+
+    def killed_in_the_last(*args: Any) -> Any:
+        if next(calls) == FOLDS - 1:
+            raise KeyboardInterrupt
+        return own(*args)
+
+    monkeypatch.setattr(together, "fit_head", killed_in_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.evaluate(config, ["one"], FOLDS)
+    folder = Path(f"runs/one/folds/of-{FOLDS}")
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
+    monkeypatch.setattr(together, "fit_head", own)
+    done: list[int] = []
+    pipeline.evaluate(config, ["one"], FOLDS, done.append)
+    assert done == [FOLDS - 1, 1]
 
 
 def test_the_same_run_again_keeps_its_folds_and_no_others(

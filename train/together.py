@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,18 +157,24 @@ def load_each(
 
 def fit_each(
     data: Sequence[TrainingData], settings: TrainConfig, seed: int, wanted: Sequence[int]
-) -> list[Fitted]:
+) -> Iterator[tuple[Fitted, float]]:
     """Train the same settings on several training sets, as one stack where that is quicker, and
-    return the ``wanted`` ones.
+    yield the ``wanted`` ones, each as it is ready, with the seconds that it took.
 
     What is returned is what ``fit_head`` gives for each, but for rounding. A stack is trained as a
     whole, however few are wanted of it: a smaller one would round otherwise, and what was killed
     and run again would not be what an undisturbed run gives.
     """
     if len(data) > 1 and can_be_stacked(settings) and gains_by_stacking(data[0], settings, seed):
+        began = time.perf_counter()
         found = [one for one in Together(data, [seed], [settings]).fit() if one is not None]
-        return [found[place] for place in wanted]
-    return [fit_head(data[place], settings, seed) for place in wanted]
+        share = (time.perf_counter() - began) / len(found)
+        yield from ((found[place], share) for place in wanted)
+        return
+    for place in wanted:
+        began = time.perf_counter()
+        fitted = fit_head(data[place], settings, seed)
+        yield fitted, time.perf_counter() - began
 
 
 def gains_by_stacking(data: TrainingData, settings: TrainConfig, seed: int) -> bool:
