@@ -16,6 +16,7 @@ import torch
 from pal.embed.chat import CLOCK, STOPPED_CLOCK
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.mixed import weight_dtype
+from pal.embed.encoders.padding import difference, tolerance
 from pal.embed.encoders.pretrained import files_of
 from pal.embed.encoders.taps import blocks_of
 from pal.embed.images import ImageReader, decode_filtered
@@ -63,14 +64,21 @@ class TextReference:
         self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device)
         self.renderer = Renderer(source.name, self.tokenizer, self.config)
 
-    def __call__(self, item: Item) -> torch.Tensor:
+    def __call__(self, item: Item, copies: int = 1) -> torch.Tensor:
+        """Return an item's feature, computed in a batch of so many copies of it."""
         ids = self.ids(item)
-        states = self._states(torch.tensor([ids], device=self.device))[0].float()
+        states = self._states(torch.tensor([ids] * copies, device=self.device))[0].float()
         pooled = {"mean": states.mean(dim=0), "cls": states[0], "last": states[-1]}
         feature = pooled[self.config.pooling].cpu()
         for weight, bias, activation in self.dense:
             feature = activation(weight @ feature + bias)
         return feature / feature.norm() if self.config.normalize else feature
+
+    def tolerance(self, item: Item) -> float:
+        """Return how far features may be apart by rounding; ``item`` shows what another size of the
+        batch does."""
+        noise = difference(self(item, copies=3)[None], self(item)[None])
+        return tolerance(self.config.compute_dtype, len(blocks_of(self.model)), noise)
 
     def logits(self, item: Item) -> torch.Tensor:
         """Return what the model's own score head says, (labels,)."""
@@ -104,7 +112,7 @@ class TextReference:
         return cut
 
     def _states(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the states of the wanted layer, (1, length, dim)."""
+        """Return the states of the wanted layer, (copies, length, dim)."""
         layer = self.config.layer
         if layer == -1 and self.config.norm != "pre":
             last: torch.Tensor = self.model(ids).last_hidden_state

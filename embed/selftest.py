@@ -50,19 +50,20 @@ def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> Sel
     chosen = np.sort(generator.choice(store.rows, min(sample, store.rows), replace=False))
     ids = store.item_ids[chosen]
     items = _items_named(job.items(), ids)
-    dtype = job.source.config.compute_dtype if job.source.config.kind != "identity" else "float32"
-    tolerance = max(TOLERANCE[dtype], TOLERANCE[store.dtype])
     device = devices_of(config.embed, job.source.config)[0]
     cached = store.gather(chosen).float()
-    live = _one_by_one(_with_layer(job.source, job.layers[0]), device, items, cached.shape[1])
+    live, tolerance = _one_by_one(
+        _with_layer(job.source, job.layers[0]), device, items, cached.shape[1]
+    )
+    tolerance = max(tolerance, TOLERANCE[store.dtype])
     worst = (cached - live).abs().amax(dim=1) / live.abs().amax(dim=1).clamp(min=1e-9)
     row = int(worst.argmax())
     if float(worst[row]) > tolerance:
         name = bytes(ids[row]).ljust(16, b"\0").hex()
         raise CacheError(
             f"{job.folders[0]}: item {name} differs from a live forward pass by "
-            f"{float(worst[row]):.2g} of its largest value, more than {tolerance} allows; remove "
-            f"the folder and run {embed_command(job.folders[0])} again"
+            f"{float(worst[row]):.2g} of its largest value, and rounding explains "
+            f"{tolerance:.2g}; remove the folder and run {embed_command(job.folders[0])} again"
         )
     weight, logits = store.score_weight(), None
     if weight is not None:
@@ -89,11 +90,16 @@ def _with_layer(source: EncoderSource, layer: int) -> EncoderSource:
 @torch.inference_mode()
 def _one_by_one(
     source: EncoderSource, device: str, items: Sequence[Item], dim: int
-) -> torch.Tensor:
-    """Return features by the library alone, (n, dim) float32 on the CPU."""
+) -> tuple[torch.Tensor, float]:
+    """Return features by the library alone, (n, dim) float32 on the CPU, and how far others may be
+    from them by rounding."""
     reference = reference_of(source, device)
     rows = [reference(item) for item in items]
-    return torch.stack([torch.nn.functional.pad(row, (0, dim - len(row))) for row in rows])
+    features = torch.stack([torch.nn.functional.pad(row, (0, dim - len(row))) for row in rows])
+    if isinstance(reference, TextReference):
+        return features, reference.tolerance(items[0])
+    is_computed = source.config.kind != "identity"
+    return features, TOLERANCE[source.config.compute_dtype if is_computed else "float32"]
 
 
 @torch.inference_mode()
