@@ -5,9 +5,11 @@
     -> docs/results/mixed.md
 
 Each seed draws another split, other questions to new people, initial weights and batches; both
-arithmetics get the same. Harmless is what lies within the spread of float32 over its seeds. FOLDER
-of ``--source`` holds ``polis/<conversation>`` and ``polarized-issues``. A line for each head and
-seed is kept in benchmarks/results/mixed: killed, the same command goes on.
+arithmetics get the same. Harmless is what lies within the spread of float32 over its seeds, or
+within what float32 kept in float32 instead of float16 changes (``--control``): training may fall
+into another optimum by any rounding. FOLDER of ``--source`` holds ``polis/<conversation>`` and
+``polarized-issues``. A line for each head and seed is kept in benchmarks/results/mixed: killed, the
+same command goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +28,15 @@ from real import SETS, nothing, settings_of
 
 from pal import pipeline
 from pal.config import load
-from pal.evaluate.report import Table, as_markdown
+from pal.evaluate.report import NOTHING, Table, as_markdown
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "mixed.md"
 LINES = Path(__file__).resolve().parent / "results" / "mixed"
-ARITHMETICS = ("float32", "mixed")
+ARITHMETICS: dict[str, dict[str, str]] = {
+    "float32": {"compute_dtype": "float32"},
+    "mixed": {"compute_dtype": "mixed"},
+    "control": {"compute_dtype": "float32", "store_dtype": "float32"},
+}
 HEADS: dict[str, dict[str, Any]] = {
     "pal-a": {"train.k": 2},
     "pal-b": {"train.k": 2},
@@ -52,12 +58,14 @@ def settings(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return settings_of(name, options.source.resolve())
 
 
-def measured(name: str, head: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    name: str, head: str, seed: int, arithmetics: Sequence[str], options: argparse.Namespace
+) -> dict[str, Any]:
     """Train a head on features of each arithmetic, and return accuracy and NLL of its cells."""
     found: dict[str, Any] = {"head": head, "seed": seed}
     own = settings(name, options)
     k = {"train.k": PLANTED[name]} if name in PLANTED and "train.k" in HEADS[head] else {}
-    for arithmetic in ARITHMETICS:
+    for arithmetic in arithmetics:
         runs = Path("runs", name, arithmetic, f"{head}-{seed}")
         config = load(
             None,
@@ -69,7 +77,7 @@ def measured(name: str, head: str, seed: int, options: argparse.Namespace) -> di
                 "train.head": head,
                 **HEADS[head],
                 **k,
-                "embed.minilm.compute_dtype": arithmetic,
+                **{f"embed.minilm.{key}": to for key, to in ARITHMETICS[arithmetic].items()},
                 "adapt.shots": list(SHOTS),
                 "paths.data": f"data-{name}",
                 "paths.cache": f"cache-{arithmetic}",
@@ -95,22 +103,30 @@ def kept(name: str) -> list[dict[str, Any]]:
 
 
 def rows_of(name: str) -> Table:
-    """Return what is known of a set: float32 over its seeds, and by how much mixed differs."""
+    """Return what is known of a set: float32 over its seeds, and by how much others differ."""
     table: Table = []
     for head in HEADS:
-        lines = [line for line in kept(name) if line["head"] == head]
+        by_seed: dict[int, dict[str, Any]] = {}
+        for line in [*kept(name), *kept(f"{name}-control")]:
+            if line["head"] == head:
+                by_seed.setdefault(line["seed"], {}).update(line)
+        lines = list(by_seed.values())
         for cell in lines[0]["float32"] if len(lines) > 1 else ():
             told = [name, head, f"{len(lines)}", cell]
             for place in range(2):
-                plain, mixed = (
-                    np.array([line[one][cell][place] for line in lines]) for one in ARITHMETICS
-                )
-                told += [
-                    f"{plain.mean():.4f}",
-                    f"{plain.std(ddof=1):.4f}",
-                    f"{(mixed - plain).mean():+.4f}",
-                    f"{np.abs(mixed - plain).max():.4f}",
-                ]
+                plain = np.array([line["float32"][cell][place] for line in lines])
+                told += [f"{plain.mean():.4f}", f"{plain.std(ddof=1):.4f}"]
+                for other in ("mixed", "control"):
+                    changed = [
+                        line[other][cell][place] - line["float32"][cell][place]
+                        for line in lines
+                        if other in line
+                    ]
+                    told += (
+                        [f"{np.mean(changed):+.4f}", f"{np.abs(changed).max():.4f}"]
+                        if changed
+                        else [NOTHING, NOTHING]
+                    )
             table.append(told)
     return table
 
@@ -119,18 +135,20 @@ def write() -> None:
     columns = ["set", "head", "seeds", "people"]
     for what in ("accuracy", "NLL"):
         columns += [f"{what}, float32", "its spread", "mixed less float32", "largest"]
+        columns += ["control less float32", "largest"]
     rows = [row for name in NAMES for row in rows_of(name)]
     beyond = [
         f"{row[0]} {row[1]} {row[3]}"
         for row in rows
-        if any(abs(float(row[at + 2])) > float(row[at + 1]) for at in (4, 8))
+        if any(abs(float(row[at + 2])) > float(row[at + 1]) for at in (4, 10))
     ]
     TABLE.write_text(
         "# Features in mixed arithmetic\n\n"
         f"Made by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d}, MiniLM. Means over "
         "seeds, each of another split, other questions, initial\nweights and batches; both "
         "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
-        "seeds, and what is said\nto be harmless lies within it. "
+        "seeds, and what is said\nto be harmless lies within it. The control is float32 kept in "
+        "float32, where others are kept in float16. "
         f"Beyond it: {', '.join(beyond) or 'none'} (of {2 * len(rows)} means).\n\n"
         + as_markdown([columns, *rows])
         + "\n",
@@ -145,18 +163,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("mixed"))
+    parser.add_argument("--control", action="store_true", help="run the control alone")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
     options = parser.parse_args(arguments)
     options.source, options.persona = options.source.resolve(), options.persona.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     os.chdir(options.work)
     LINES.mkdir(parents=True, exist_ok=True)
+    arithmetics = ["control"] if options.control else ["float32", "mixed"]
     for seed in range(options.seeds):
         for name in options.only:
-            done = {(line["head"], line["seed"]) for line in kept(name)}
-            for head in HEADS:
+            file = f"{name}-control" if options.control else name
+            done = {(line["head"], line["seed"]) for line in kept(file)}
+            for head in options.heads:
                 if (head, seed) not in done:
-                    line = measured(name, head, seed, options)
-                    with open(LINES / f"{name}.jsonl", "a", encoding="utf-8") as stream:
+                    line = measured(name, head, seed, arithmetics, options)
+                    with open(LINES / f"{file}.jsonl", "a", encoding="utf-8") as stream:
                         stream.write(json.dumps(line) + "\n")
                     print(name, line, flush=True)
         write()
