@@ -23,7 +23,8 @@ from pal.evaluate.records import Metrics
 from pal.evaluate.report import interval
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "encoders.md"
-HEADS = ("bt-linear", "one-taste", "auto")
+HEADS = {"bt-linear": {}, "one-taste": {}, "auto": {}}
+MORE_HEADS = {**HEADS, "pal-a": {"train.k": 2}, "pal-b": {"train.k": 2}}
 FOLDS = 5
 SHOTS = "20"
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--polis", type=Path, required=True)
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--only", choices=("persona", "polis"))
     parser.add_argument("--limit", type=int, default=300, help="statements of each interest")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args()
@@ -49,9 +51,17 @@ def main() -> None:
         "| dataset | encoder | D | items | s | head | seen users | NLL | unseen, 20 shots |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for dataset, about in datasets(given).items():
+    chosen = datasets(given)
+    before = given.out.read_text(encoding="utf-8").splitlines() if given.out.is_file() else []
+    lines += [
+        line
+        for line in before
+        if line.startswith("| ") and line.split()[1] not in {"dataset", *chosen}
+    ]
+    for dataset, about in chosen.items():
+        heads = MORE_HEADS if dataset == "persona" else HEADS
         for encoder, settings in encoders(given).items():
-            for line in rows({**about, **settings, "encoder": encoder, "dataset": dataset}):
+            for line in rows({**about, **settings, "encoder": encoder, "dataset": dataset}, heads):
                 lines.append(line)
                 print(line, flush=True)
                 given.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
@@ -65,7 +75,9 @@ def datasets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "data.persona.limit": given.limit,
         "data.persona.users": 100,
     }
-    return {given.polis.name: {f"data.{given.polis.name}": votes}, "persona": statements}
+    found = {given.polis.name: {f"data.{given.polis.name}": votes}, "persona": statements}
+    left_out = {"persona": given.polis.name, "polis": "persona"}.get(given.only)
+    return {name: about for name, about in found.items() if name != left_out}
 
 
 def encoders(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -81,7 +93,7 @@ def encoders(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rows(settings: dict[str, Any]) -> Iterator[str]:
+def rows(settings: dict[str, Any], heads: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield a line of the table for each head."""
     base = load(None, (), settings).config
     spent = Path(f"{base.dataset}-{base.encoder}.seconds")
@@ -89,8 +101,8 @@ def rows(settings: dict[str, Any]) -> Iterator[str]:
     if embedded.encoded:
         spent.write_text(f"{embedded.seconds.total:.0f}")
     seconds = spent.read_text() if spent.is_file() else ""
-    for head in HEADS:
-        metrics = judged(load(None, (), {**settings, "train.head": head}).config, head)
+    for head, own in heads.items():
+        metrics = judged(load(None, (), {**settings, "train.head": head, **own}).config, head)
         seen, unseen = metrics.test_seen, metrics.test_unseen.get(SHOTS)
         yield (
             f"| {base.dataset} | {base.encoder} | {embedded.dim} | {embedded.items_unique} | "

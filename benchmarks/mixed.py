@@ -79,7 +79,7 @@ def measured(
                 **k,
                 **{f"embed.minilm.{key}": to for key, to in ARITHMETICS[arithmetic].items()},
                 "adapt.shots": list(SHOTS),
-                "paths.data": f"data-{name}",
+                "paths.data": f"data-{name}{'-control' * ('control' in arithmetics)}",
                 "paths.cache": f"cache-{arithmetic}",
                 "paths.runs": str(runs),
             },
@@ -110,7 +110,7 @@ def rows_of(name: str) -> Table:
         for line in [*kept(name), *kept(f"{name}-control")]:
             if line["head"] == head:
                 by_seed.setdefault(line["seed"], {}).update(line)
-        lines = list(by_seed.values())
+        lines = [line for line in by_seed.values() if "float32" in line]
         for cell in lines[0]["float32"] if len(lines) > 1 else ():
             told = [name, head, f"{len(lines)}", cell]
             for place in range(2):
@@ -147,9 +147,9 @@ def write() -> None:
         f"Made by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d}, MiniLM. Means over "
         "seeds, each of another split, other questions, initial\nweights and batches; both "
         "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
-        "seeds, and what is said\nto be harmless lies within it. The control is float32 kept in "
-        "float32, where others are kept in float16. "
-        f"Beyond it: {', '.join(beyond) or 'none'} (of {2 * len(rows)} means).\n\n"
+        "seeds, and what is said\nto be harmless lies within it. "
+        f"Mixed is beyond it in {', '.join(beyond) or 'none'}: {len(beyond)} of {len(rows)} rows. "
+        "The control is float32 kept in float32, where\nothers are kept in float16.\n\n"
         + as_markdown([columns, *rows])
         + "\n",
         encoding="utf-8",

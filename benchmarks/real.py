@@ -35,8 +35,9 @@ from pal.evaluate.folds import Fold, crossing_folds, folder_of
 from pal.evaluate.free import free_baselines
 from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import NOTHING, as_markdown, interval, with_interval
+from pal.files import atomic_file
 from pal.train.build import defaults_of, heads
-from pal.train.run_record import RunRecord
+from pal.train.run_record import HEAD, RunRecord
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "real.md"
 LINES = Path(__file__).resolve().parent / "results" / "real"
@@ -144,20 +145,26 @@ class Lines:
 
     def __init__(self, folder: Path, dataset: str) -> None:
         self.path = folder / f"{dataset}.jsonl"
+        self.rows = self._read()
+
+    def _read(self) -> list[Line]:
         told = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        self.rows: list[Line] = [json.loads(line) for line in told.splitlines()]
+        return [json.loads(line) for line in told.splitlines()]
 
     def find(self, head: str, k: int | None = None, seed: int | None = None) -> Line | None:
         key = (head, k, seed)
         return next((row for row in self.rows if key_of(row) == key), None)
 
-    def put(self, row: Line) -> None:
-        """Add a line in the place of an earlier one of the same."""
-        row = {**row, "made": f"{datetime.now(UTC):%Y-%m-%d}"}
-        self.rows = [*(one for one in self.rows if key_of(one) != key_of(row)), row]
+    def put(self, row: Line, of: Path) -> None:
+        """Add a line in the place of an earlier one of the same, whoever wrote that; it was made
+        when the file ``of`` was."""
+        made = datetime.fromtimestamp(of.stat().st_mtime, UTC)
+        row = {**row, "made": f"{made:%Y-%m-%d}"}
+        self.rows = [*(one for one in self._read() if key_of(one) != key_of(row)), row]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         told = "".join(f"{json.dumps(one)}\n" for one in self.rows)
-        self.path.write_text(told, encoding="utf-8")
+        with atomic_file(self.path) as temporary:
+            temporary.write_text(told, encoding="utf-8")
 
 
 def key_of(row: Line) -> tuple[str, int | None, int | None]:
@@ -167,19 +174,20 @@ def key_of(row: Line) -> tuple[str, int | None, int | None]:
 def keep_set(lines: Lines, config: Config) -> None:
     """Keep what holds of a set with any heads: baselines that need no training, and what crosses
     folds."""
-    prepared = PreparedDataset.open(config.paths.data / config.dataset)
+    folder = config.paths.data / config.dataset
+    prepared, of = PreparedDataset.open(folder), folder / "dataset.json"
     for one in free_baselines(config.evaluate, Fold.all_of(prepared, FOLDS)):
         row = cells_of(one.test_seen, None, [one.test_unseen])
-        lines.put({"head": one.baseline, "k": None, "seed": None, "row": ["", *row]})
+        lines.put({"head": one.baseline, "k": None, "seed": None, "row": ["", *row]}, of)
     crossing = crossing_folds(prepared, FOLDS)
     told = f"{crossing:,} comparisons of items in different folds were not tested."
-    lines.put({"head": CROSSING, "k": None, "seed": None, "told": told if crossing else ""})
+    lines.put({"head": CROSSING, "k": None, "seed": None, "told": told if crossing else ""}, of)
 
 
 def keep(lines: Lines, entry: Entry, config: Config) -> None:
     """Keep the row of a head that was run."""
     dataset, run = config.dataset, entry.run(config.dataset)
-    metrics = finished(config, run)
+    metrics, of = finished(config, run), config.paths.runs / run / HEAD
     assert metrics is not None
     first = Entry(ONE_TASTE, None, 0).run(dataset)
     against: Comparison | None = None
@@ -198,12 +206,13 @@ def keep(lines: Lines, entry: Entry, config: Config) -> None:
             "row": [f"{metrics.seconds:.0f}", *shown],
             "beyond": beyond(against),
             "nll": {name: round(cell.nll, 4) for name, cell in every.items() if cell is not None},
-        }
+        },
+        of,
     )  # fmt: skip
     same = {head: Entry(head, k, 0).run(dataset) for head, k in SAME_FEATURES.items()}
     if run in same.values() and all(finished(config, name) for name in same.values()):
         told = plurality(config, list(same.values()))
-        lines.put({"head": PLURALITY, "k": None, "seed": None, "told": told})
+        lines.put({"head": PLURALITY, "k": None, "seed": None, "told": told}, of)
 
 
 def beyond(against: Comparison | None) -> int:
@@ -251,7 +260,7 @@ def named_in_short(row: Line) -> str:
 def over_seeds(found: Sequence[Line]) -> Iterator[str]:
     """Yield what heads of several seeds reach in the mean."""
     for head in SAME_FEATURES:
-        every = [row["nll"] for row in found if row["head"] == head]
+        every = [row["nll"] for row in found if row["head"] == head and row["nll"]]
         if len(every) < 2:
             continue
         told = []

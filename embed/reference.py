@@ -78,7 +78,8 @@ class TextReference:
         """Return how far features may be apart by rounding; ``item`` shows what another size of the
         batch does."""
         noise = difference(self(item, copies=3)[None], self(item)[None])
-        return tolerance(self.config.compute_dtype, len(blocks_of(self.model)), noise)
+        blocks = getattr(self.model.config, "num_hidden_layers", 1)
+        return tolerance(self.config.compute_dtype, blocks, noise)
 
     def logits(self, item: Item) -> torch.Tensor:
         """Return what the model's own score head says, (labels,)."""

@@ -97,7 +97,7 @@ def _one_by_one(
     rows = [reference(item) for item in items]
     features = torch.stack([torch.nn.functional.pad(row, (0, dim - len(row))) for row in rows])
     if isinstance(reference, TextReference):
-        return features, reference.tolerance(items[0])
+        return features, reference.tolerance(min(items, key=lambda item: len(reference.ids(item))))
     is_computed = source.config.kind != "identity"
     return features, TOLERANCE[source.config.compute_dtype if is_computed else "float32"]
 

@@ -63,6 +63,9 @@ def _answer(row: Row | BadRow, is_image: bool) -> tuple[str, Answer]:
         raise RewardError("it has neither chosen and rejected nor first and second")
     label = 1.0 if sides[0] == "chosen" else _number(row.get("label"))
     first, second = (item_in(row, side, is_image) for side in sides)
+    for side, item in zip(sides, (first, second), strict=True):
+        if item is None:
+            raise RewardError(f"it has no {side}")
     prompt = row.get("prompt")
     return name, Answer("" if prompt is None else prompt, first, second, label)
 

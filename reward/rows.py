@@ -36,9 +36,11 @@ def sides_in(names: Container[str]) -> tuple[str, str] | None:
 
 
 def sides_of(row: Row) -> tuple[str, str] | None:
-    """Return in which two columns a row's comparison stands: a file may have both kinds."""
-    given = [name for name, value in row.items() if value is not None]
-    return sides_in(given) or sides_in(row)
+    """Return in which two columns a row's comparison stands, as where a dataset is read: a file may
+    have both kinds, and what was chosen says more."""
+    given = {name for name, value in row.items() if value is not None}
+    whole = (sides for sides in reversed(SIDES) if given.issuperset(sides))
+    return next(whole, None) or sides_in(row)
 
 
 def item_in(row: Row, column: str, is_image: bool) -> Any:

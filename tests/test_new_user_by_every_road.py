@@ -213,6 +213,7 @@ def test_a_file_of_answers_is_learned_as_a_whole_or_refused(
     [
         ("user_id,prompt,chosen,rejected,label", "ann,p,a,b,0"),  # as where a dataset is read
         ("user_id,prompt,first,second,chosen,rejected,label", "ann,p,,,a,b,"),
+        ("user_id,prompt,first,second,chosen,rejected,label", "ann,p,b,a,a,b,1"),
         ("user_id,prompt,first,second,label", "ann,p,a,b,1"),
     ],
 )
@@ -222,6 +223,13 @@ def test_what_was_chosen_is_preferred_whatever_stands_beside_it(
     file = tmp_path / "new.csv"
     file.write_text(f"{header}\n{row}")
     assert list(answers_in(file, is_image=False)) == [("ann", Answer("p", "a", "b", 1.0))]
+
+
+def test_an_empty_cell_of_answers_is_named_with_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text("user_id,chosen,rejected\nann,a,b\nann,a,")
+    with pytest.raises(RewardError, match="row 3: it has no rejected"):
+        list(answers_in(file, is_image=False))
 
 
 def test_answers_about_images_are_read_as_they_are_scored(tmp_path: Path) -> None:

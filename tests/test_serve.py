@@ -937,6 +937,27 @@ def test_rows_wait_for_others_while_another_thread_is_busy() -> None:
     assert found == [threads]  # what a worker's threads had is theirs
 
 
+def test_what_is_left_of_a_full_batch_waits_for_nothing() -> None:
+    """A thread that is woken for a share of it does not begin to wait anew."""
+
+    class Quick:
+        def score_rows(self, rows: Any, vectors: Any) -> Any:
+            time.sleep(0.01)
+            return torch.zeros(len(rows)), {}
+
+    settings = ServeConfig(max_batch=64, max_wait_ms=1000)
+    worker = Worker(Quick(), settings, Metrics(), threads=4)  # type: ignore[arg-type]
+    worker.start()
+    jobs = [rows_job([40]) for _ in range(64)]
+    began = time.monotonic()
+    for job in jobs:
+        worker.submit_rows(job)
+    for job in jobs:
+        job.future.result(timeout=10)
+    assert time.monotonic() - began < 0.9
+    worker.stop()
+
+
 def test_a_model_that_changes_in_a_pass_has_one_thread() -> None:
     def model(device: str, may_run_at_once: bool) -> Any:
         encoder = SimpleNamespace(device=device, may_run_at_once=may_run_at_once)

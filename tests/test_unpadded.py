@@ -146,6 +146,14 @@ def test_positions_that_follow_the_longest_text_are_those_of_each_alone(
 
     alone = torch.cat([read([text]) for text in texts])
     torch.testing.assert_close(read(texts), alone, atol=2e-5, rtol=1e-4)
+    ids = [encoder.renderer.tokenise([encoder.renderer.render(t)])[0].ids for t in texts]
+    padded = torch.zeros(len(texts), 80, dtype=torch.long)
+    for row, own in enumerate(ids):
+        padded[row, : len(own)] = torch.from_numpy(own)
+    mask = torch.arange(80) < torch.tensor([len(own) for own in ids])[:, None]
+    torch.testing.assert_close(encoder.features_of(padded, mask)[0], alone, atol=2e-5, rtol=1e-4)
+    short = encoder.features_of(padded[:1], mask[:1])[0]
+    torch.testing.assert_close(short, alone[:1], atol=2e-5, rtol=1e-4)
     encoder.sharing = None  # as if it did not follow: the short ones have the long ones' positions
     assert (read(texts) - alone).abs().max() > 1e-3
 

@@ -106,7 +106,7 @@ class TextEncoder(Encoder):
     @property
     def may_run_at_once(self) -> bool:
         """Not where the model keeps what the longest text of a pass decided."""
-        return self.sharing is None
+        return self.sharing is None or self.config.max_length <= self.sharing
 
     def _render(self, text: Text) -> Rendered | Failure:
         failure = unreadable(text)
@@ -166,9 +166,12 @@ class TextEncoder(Encoder):
         """Return the features of token ids that somebody else padded, on whichever side, (n, dim)
         each; both are (n, length)."""
         ids, mask = to_right(ids, mask.bool(), self.pad_id)
-        if self.pads or bool(mask.all()):
-            return self.pooled(ids, mask)
         lengths = mask.sum(dim=1).tolist()
+        longest = max([1, *lengths])
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        shares = self.pads and (self.sharing is None or longest <= self.sharing)
+        if shares or bool(mask.all()):
+            return self.pooled(ids, mask)
         alone = [
             self.pooled(ids[row : row + 1, :length], mask[row : row + 1, :length])
             for row, length in enumerate(lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -43,6 +44,8 @@ class RowsJob:
     """(n, R) of the rows' users"""
     costs: list[int]
     future: Future[Scored] = field(default_factory=Future)
+    arrived: float = 0.0
+    """on the monotonic clock"""
     taken: int = 0
     """rows that have been given to the model"""
     scored: dict[int, Scored] = field(default_factory=dict)
@@ -103,6 +106,8 @@ class Turns:
         self.jobs: deque[RowsJob] = deque()
         self.waiting = 0
         """rows that are not answered yet"""
+        self.due = 0
+        """rows that have waited for others as long as they may, or with enough of them"""
 
     @property
     def left(self) -> int:
@@ -110,6 +115,7 @@ class Turns:
         return sum(job.left for job in self.jobs)
 
     def put(self, job: RowsJob) -> None:
+        job.arrived = time.monotonic()
         self.jobs.append(job)
         self.waiting += len(job.rows)
 
@@ -142,6 +148,8 @@ class Turns:
                 self.jobs.append(job)
             if cost <= 0:
                 break
+        taken = sum(part.rows.stop - part.rows.start for part in parts)
+        self.due = min(max(0, self.due - taken), self.left)
         return parts
 
 

@@ -139,15 +139,17 @@ class Worker:
         return parts
 
     def _wait(self) -> bool:
-        """Wait for work, and where it is less than a batch shortly for more; False at the end."""
+        """Wait for work, and where it is less than a batch shortly for more; False at the end. What
+        has waited enough does so for all threads that share it."""
         while not (self.turns.jobs or self.answers or self.is_ending):
             self._changed.wait()
-        until = time.monotonic() + self.settings.max_wait_ms / 1000
-        while self.turns.jobs and not self.is_ending:
-            left = until - time.monotonic()
+        while self.turns.jobs and not self.turns.due and not self.is_ending:
+            waited = time.monotonic() - min(job.arrived for job in self.turns.jobs)
+            left = self.settings.max_wait_ms / 1000 - waited
             if self.turns.left >= self.settings.max_batch or left <= 0:
-                break
-            self._changed.wait(left)
+                self.turns.due = self.turns.left
+            else:
+                self._changed.wait(left)
         return not self.is_ending
 
     def _score(self, parts: list[Part]) -> None:
