@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--only", choices=("persona", "polis"))
-    parser.add_argument("--limit", type=int, default=300, help="statements of each interest")
+    parser.add_argument("--limit", type=int, default=400, help="statements of each interest")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
