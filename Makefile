@@ -88,8 +88,11 @@ format: .venv/ready  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# a process for each of two cores, and a thread for each process; WORKERS=0 for a debugger
+WORKERS ?= 2
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready  ## all tests but the long campaigns
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: .venv/ready  ## the long campaigns too
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
