@@ -125,7 +125,8 @@ def work_on(entry: Entry, dataset: str, source: Path) -> bool:
     if finished(config, run) is not None:
         return False
     began = time.perf_counter()
-    pipeline.train(config, run, tell=nothing)
+    if RunRecord.find(config.paths.runs / run) is None:  # else killed behind its training
+        pipeline.train(config, run, tell=nothing)
     (metrics,) = pipeline.evaluate(config, [run], FOLDS, tell=nothing).runs
     spent = time.perf_counter() - began
     print(f"{run}: {metrics.seconds:.1f} s in {FOLDS} folds, {spent:.1f} s in all", flush=True)
