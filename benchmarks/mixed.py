@@ -149,9 +149,8 @@ def write() -> None:
         "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
         "seeds, and what is said\nto be harmless lies within it. "
         f"Mixed is beyond it in {', '.join(beyond) or 'none'}: {len(beyond)} of {len(rows)} rows. "
-        "The control is float32 kept in float32, where\nothers are kept in float16.\n\n"
-        + as_markdown([columns, *rows])
-        + "\n",
+        "The control is float32 kept in float32, where\nothers are kept in float16; it was run "
+        "for fewer seeds.\n\n" + as_markdown([columns, *rows]) + "\n",
         encoding="utf-8",
     )
 
