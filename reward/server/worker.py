@@ -175,10 +175,9 @@ class Worker:
                 if job.is_scored:  # its last part, whichever thread had the others
                     ready.append(job)
                 start = stop
+            self.turns.waiting -= len(rows)  # who is answered finds the place free
         for job in ready:
             _answer(job.future, job.result())
-        with self._changed:
-            self.turns.waiting -= len(rows)
 
     def _learn(self) -> None:
         """Encode some answers of the next user; those of all users take turns."""
@@ -187,26 +186,29 @@ class Worker:
         if job is None:
             return
         before = job.left
-        if not job.future.done():
-            self._encode(job)
+        found = None if job.future.done() else self._encode(job)
         with self._changed:
-            if job.future.done():
+            if found is not None or job.future.done():
                 self.items_waiting -= before
             else:
                 self.items_waiting -= before - job.left
                 self.answers.append(job)
+        if isinstance(found, BaseException):
+            _fail(job.future, found)
+        elif found is not None:
+            _answer(job.future, found)
 
-    def _encode(self, job: AnswersJob) -> None:
+    def _encode(self, job: AnswersJob) -> torch.Tensor | BaseException | None:
+        """Encode some items, and return what came of all, or why nothing did; None: more wait."""
         count = job.fitting(self.pace.cost_at_once())
         cost = sum(job.costs[job.asked.encoded :][:count])
         began = time.perf_counter()
         try:
             job.asked.encode(count)
             self.pace.answers_took(time.perf_counter() - began, cost)
-            if not job.left:
-                _answer(job.future, job.asked.solve())
+            return None if job.left else job.asked.solve()
         except BaseException as error:
-            _fail(job.future, error)
+            return error
 
 
 def threads_for(model: RewardModel) -> int:
