@@ -14,7 +14,6 @@ were chosen on simulations with other seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lines import add_line, lines_of
 from marked import between
 from scipy.special import expit
 
@@ -214,7 +214,7 @@ def shuffled(one: Simulated, seed: int) -> Simulated:
 
 def rows_of(path: Path, wanted: int, make: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each number below ``wanted``; those that are missing are made and kept."""
-    rows = kept(path.parent, path.stem)
+    rows = lines_of(path)
     done = {row["number"] for row in rows}
     for number in range(wanted):
         if number not in done:
@@ -222,8 +222,7 @@ def rows_of(path: Path, wanted: int, make: Callable[[int], dict[str, Any]]) -> l
             row = {"number": number, **make(number)}
             row["seconds"] = round(time.perf_counter() - began, 1)
             rows.append(row)
-            with open(path, "a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            add_line(path, row)
             print(path.stem, row, flush=True)
     return [row for row in rows if row["number"] < wanted]
 
@@ -279,7 +278,11 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
     for name, kind in KINDS.items():
         made = lambda number, kind=kind: audited(simulated(kind, number), number)  # noqa: E731
         wanted = options.simulations if name in options.kinds else 0
-        rows = rows_of(work / f"{name}.jsonl", wanted, made) if wanted else kept(work, name)
+        rows = (
+            rows_of(work / f"{name}.jsonl", wanted, made)
+            if wanted
+            else lines_of(work / f"{name}.jsonl")
+        )
         if rows:
             table.append([kind.told, *counted(rows)])
     for name in options.sets:
@@ -289,7 +292,7 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
             made = lambda number, one=one: audited(shuffled(one, number), number)  # noqa: E731
             rows = rows_of(work / f"{stem}.jsonl", options.simulations, made)
         else:
-            rows = kept(work, stem)
+            rows = lines_of(work / f"{stem}.jsonl")
         if rows:
             table.append([f"{name}, parts, users exchanged", *counted(rows)])
     if len(table) > 1:
@@ -301,7 +304,7 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
             made = lambda number, name=name: planting(KINDS[name], number, 20)  # noqa: E731
             rows = rows_of(work / f"{stem}.jsonl", options.plantings, made)
         else:
-            rows = kept(work, stem)
+            rows = lines_of(work / f"{stem}.jsonl")
         stated = [row for row in rows if row["share"] is not None]
         if stated:
             share = float(np.mean([row["share"] for row in stated]))
@@ -311,13 +314,6 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
         yield "An opposite taste at the stated share: 70 of 100 must be found.\n\n" + as_markdown(
             table
         )
-
-
-def kept(work: Path, name: str) -> list[dict[str, Any]]:
-    """Return the rows that earlier runs made."""
-    path = work / f"{name}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

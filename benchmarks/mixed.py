@@ -15,7 +15,6 @@ same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import Line, add_line, lines_of
 from real import SETS, nothing, settings_of
 
 from pal import pipeline
@@ -96,10 +96,8 @@ def measured(
     return found
 
 
-def kept(name: str) -> list[dict[str, Any]]:
-    path = LINES / f"{name}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+def kept(name: str) -> list[Line]:
+    return lines_of(LINES / f"{name}.jsonl")
 
 
 def rows_of(name: str) -> Table:
@@ -177,8 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for head in options.heads:
                 if (head, seed) not in done:
                     line = measured(name, head, seed, arithmetics, options)
-                    with open(LINES / f"{file}.jsonl", "a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(line) + "\n")
+                    add_line(LINES / f"{file}.jsonl", line)
                     print(name, line, flush=True)
         write()
     write()

@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lines import Line, lines_of
+
 from pal import pipeline
 from pal.config import Config, load
 from pal.config.heads import PROTOTYPES
@@ -137,20 +139,12 @@ def nothing(line: str) -> None:
     """Say nothing: stage one has told what the dataset leaves out."""
 
 
-Line = dict[str, Any]
-"""what is kept of a head on a set, or of a sentence about it"""
-
-
 class Lines:
     """What is known of a set: a line for each head, baseline and remark, the newest of each."""
 
     def __init__(self, folder: Path, dataset: str) -> None:
         self.path = folder / f"{dataset}.jsonl"
-        self.rows = self._read()
-
-    def _read(self) -> list[Line]:
-        told = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        return [json.loads(line) for line in told.splitlines()]
+        self.rows = lines_of(self.path)
 
     def find(self, head: str, k: int | None = None, seed: int | None = None) -> Line | None:
         key = (head, k, seed)
@@ -161,7 +155,7 @@ class Lines:
         when the file ``of`` was."""
         made = datetime.fromtimestamp(of.stat().st_mtime, UTC)
         row = {**row, "made": f"{made:%Y-%m-%d}"}
-        self.rows = [*(one for one in self._read() if key_of(one) != key_of(row)), row]
+        self.rows = [*(one for one in lines_of(self.path) if key_of(one) != key_of(row)), row]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         told = "".join(f"{json.dumps(one)}\n" for one in self.rows)
         with atomic_file(self.path) as temporary:

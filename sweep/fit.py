@@ -93,10 +93,10 @@ class Result:
 
 def train_alone(world: World, one: Candidate, run: str) -> Result:
     """Train one head as ``pal train`` would, or those of all folds."""
-    began = time.perf_counter()
     every = range(len(world.data))
-    fitted = [made for made, _ in fit_each(world.data, one.config.train, one.config.seed, every)]
-    return _result(world, one, fitted, time.perf_counter() - began, run)
+    made = list(fit_each(world.data, one.config.train, one.config.seed, every))
+    seconds = sum(seconds for _, seconds in made)
+    return _result(world, one, [fitted for fitted, _ in made], seconds, run)
 
 
 def train_together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,9 @@ def test_positions_that_follow_the_longest_text_are_those_of_each_alone(
     torch.testing.assert_close(encoder.features_of(padded, mask)[0], alone, atol=2e-5, rtol=1e-4)
     short = encoder.features_of(padded[:1], mask[:1])[0]
     torch.testing.assert_close(short, alone[:1], atol=2e-5, rtol=1e-4)
-    encoder.sharing = None  # as if it did not follow: the short ones have the long ones' positions
+    encoder.sharing = (
+        math.inf
+    )  # as if it did not follow: the short ones have the long ones' positions
     assert (read(texts) - alone).abs().max() > 1e-3
 
 

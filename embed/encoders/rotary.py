@@ -8,6 +8,7 @@ passes, but begins at the model's most positions, and longer texts are refused o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import nn
 FOLLOWING = ("longrope", "dynamic")
 
 
-def unchanged_up_to(model: nn.Module) -> int | None:
-    """Return up to which length all texts have the same frequencies; None: of any length."""
+def unchanged_up_to(model: nn.Module) -> float:
+    """Return up to which length all texts have the same frequencies, infinity for most models."""
     found = []
     modules: Iterable[Any] = model.modules()
     for module in modules:
@@ -28,4 +29,4 @@ def unchanged_up_to(model: nn.Module) -> int | None:
                 settings = settings if layers is None else settings[layers]
                 known = settings.get("original_max_position_embeddings")
                 found.append(int(known or module.original_max_seq_len))
-    return min(found, default=None)
+    return min(found, default=math.inf)

@@ -64,7 +64,7 @@ class TextEncoder(Encoder):
         self.joins = False
         """whether texts stand end to end in a batch, without any padding"""
         self.sharing = unchanged_up_to(self.model)
-        """up to which length texts of different lengths may share a batch; None: any"""
+        """up to which length texts of different lengths may share a batch, often infinity"""
         trial = Trial(self)
         first = trial.texts[0]
         self.taps = Taps(self.model, self.layers, config.norm, source.name, self._arguments(*first))
@@ -96,17 +96,16 @@ class TextEncoder(Encoder):
                 failures[row] = result
             rendered.append(Rendered("", 0) if isinstance(result, Failure) else result)
         tokens, truncated, answers_cut = self.renderer.tokenise(rendered)
-        for row in np.flatnonzero(np.diff(tokens.starts) == 0).tolist():
-            if row not in failures:
-                failures[row] = Failure("tokenize", "EmptyText", "the tokenizer leaves nothing")
-        return Inputs(
-            np.diff(tokens.starts).astype(np.int32), truncated, tokens, failures, answers_cut
-        )
+        n_tokens = np.diff(tokens.starts).astype(np.int32)
+        for row in np.flatnonzero(n_tokens == 0).tolist():
+            nothing = Failure("tokenize", "EmptyText", "the tokenizer leaves nothing")
+            failures.setdefault(row, nothing)
+        return Inputs(n_tokens, truncated, tokens, failures, answers_cut)
 
     @property
     def may_run_at_once(self) -> bool:
         """Not where the model keeps what the longest text of a pass decided."""
-        return self.sharing is None or self.config.max_length <= self.sharing
+        return self.config.max_length <= self.sharing
 
     def _render(self, text: Text) -> Rendered | Failure:
         failure = unreadable(text)
@@ -122,11 +121,10 @@ class TextEncoder(Encoder):
         cut = token_budget_batches if self.pads else equal_length_batches
         cut = joined_batches if self.joins else cut
         lengths = inputs.n_tokens[kept]
-        alone = lengths > (np.inf if self.sharing is None else self.sharing)
-        for some, cut_some in ((~alone, cut), (alone, equal_length_batches)):
-            if some.any():
-                for rows in cut_some(lengths[some], self.token_budget):
-                    yield kept[some][rows]
+        alone = lengths > self.sharing
+        for some, cut_some in ((alone, equal_length_batches), (~alone, cut)):
+            for rows in cut_some(lengths[some], self.token_budget):
+                yield kept[some][rows]
 
     def stack(self, inputs: Inputs, rows: np.ndarray) -> Batch:
         """Lay token ids out: end to end, or as ids, mask and, where there are several, kinds,
@@ -166,11 +164,12 @@ class TextEncoder(Encoder):
         """Return the features of token ids that somebody else padded, on whichever side, (n, dim)
         each; both are (n, length)."""
         ids, mask = to_right(ids, mask.bool(), self.pad_id)
+        if self.pads and ids.shape[1] <= self.sharing:  # most models: nothing waits for a device
+            return self.pooled(ids, mask)
         lengths = mask.sum(dim=1).tolist()
         longest = max([1, *lengths])
         ids, mask = ids[:, :longest], mask[:, :longest]
-        shares = self.pads and (self.sharing is None or longest <= self.sharing)
-        if shares or bool(mask.all()):
+        if (self.pads and longest <= self.sharing) or bool(mask.all()):
             return self.pooled(ids, mask)
         alone = [
             self.pooled(ids[row : row + 1, :length], mask[row : row + 1, :length])

@@ -15,7 +15,7 @@ from pal.embed.images import ImageReader, as_library
 from pal.errors import PalError, RewardError
 from pal.items import BETWEEN_TURNS, Conversation, Image, Item, Text, items_of
 from pal.reward.model import RewardModel
-from pal.reward.rows import read_rows, sides_in
+from pal.reward.rows import read_rows, sides_of
 from pal.reward.server.guard import is_only_here
 from pal.reward.server.reader import Reader
 from pal.reward.server.schemas import QuestionBody
@@ -74,7 +74,7 @@ def _of_file(reader: Reader, path: Path) -> Iterator[QuestionBody]:
     for number, row in enumerate(islice(read_rows(path), MOST_QUESTIONS), start=1):
         if isinstance(row, BadRow):
             raise RewardError(f"{path}, row {row.number}: {row.reason}")
-        sides = sides_in(row)
+        sides = sides_of(row)
         if sides is None:
             raise RewardError(
                 f"{path}, row {number} has neither first and second nor chosen and rejected; give "
