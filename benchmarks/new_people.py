@@ -1,7 +1,8 @@
 """People that a head was not trained on, by the number of their answers.
 
-    python benchmarks/new_people.py --source FOLDER [--work real]     -> docs/results/new_people.md
+    python benchmarks/new_people.py --source FOLDER [--work real] [--sets ssis ...]
 
+writes docs/results/new_people.md, of which other sets' sections stay.
 Works in the folder of ``benchmarks/real.py`` and on its sets. Two tables for each set: questions
 that nobody was asked before (five folds over prompts), and questions that others were asked
 (five folds over answers), each with the seen users. ``auto`` against ``one-taste``, the same
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from real import FOLDS, SAME_FEATURES, SETS, Entry, nothing, settings_of
+from sections import sections_of
 
 from pal import pipeline
 from pal.config import AdaptConfig, Config, load
@@ -122,21 +124,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source, out = options.source.resolve(), options.out.resolve()
     options.work.mkdir(exist_ok=True, parents=True)
     os.chdir(options.work)
+    for dataset in options.sets:
+        pipeline.embed(load(None, (), settings_of(dataset, source)).config)
+        found = []
+        for over in OVERS:
+            found.append(section(dataset, source, over))
+            print(found[-1], flush=True)
+        text = "\n\n".join([f"{datetime.now(UTC):%Y-%m-%d}.", *found])
+        write(out, {**sections_of(out), dataset: text})
+    return 0
+
+
+def write(page: Path, of_set: Mapping[str, str]) -> None:
     text = [
         "# People that a head was not trained on",
-        f"Made by `python benchmarks/new_people.py --source FOLDER` on {datetime.now(UTC):%Y-%m-%d}"
-        f", MiniLM, {FOLDS} folds, one seed. Accuracy and NLL are means over\n"
+        f"Made by `python benchmarks/new_people.py --source FOLDER`, each set on the day below it, "
+        f"MiniLM, {FOLDS} folds, one seed. Accuracy and NLL are means over\n"
         "people, intervals and differences crossed over people and prompts; a coin has NLL 0.693. "
         "Heads with few answers\naverage over who the person may be (docs/design/009).",
     ]
-    for dataset in options.sets:
-        pipeline.embed(load(None, (), settings_of(dataset, source)).config)
-        text.append(f"## {dataset}")
-        for over in OVERS:
-            text.append(section(dataset, source, over))
-            out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
-            print(text[-1], flush=True)
-    return 0
+    text += [f"## {dataset}\n\n{of_set[dataset]}" for dataset in SETS if dataset in of_set]
+    page.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

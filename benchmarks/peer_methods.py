@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 
 from pal.config import TrainConfig, load
 from pal.train.adapt.answers import Answers
+from pal.train.adapt.average import predictive, zero_shot
 from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
@@ -30,7 +31,7 @@ from pal.train.solve.variational import episodes
 
 LORE_STEPS, LORE_RATE = 1000, 0.5
 VPL = {"lr": 3e-4, "epochs": 60, "weight_decay": 1e-3}
-SHOTS = (5, 20)
+SHOTS = (0, 1, 2, 5, 10, 20)
 
 
 class Reached(NamedTuple):
@@ -231,7 +232,10 @@ def peer_of(folder: Path, head: PalB, train: TrainConfig, decay: float) -> PeerP
 
 
 def few_shot(folder: Path, world: World, seed: int, k: int) -> dict[str, dict[int, Reached]]:
-    """New users of one PAL-B head, trained by our defaults: by their code, by ours, and by MAP."""
+    """New users of one PAL-B head, trained by our defaults: by their code (``chosen``: the epoch
+    that is best on the very pairs it is judged by, as released), by ours, and by MAP, of which
+    ``average`` predicts as ``pal adapt`` does and ``map`` by each user's own weights alone. Theirs
+    without answers are first weights that nothing trained; ``one`` and ``taste`` know no users."""
     train = resolve(TrainConfig(head="pal-b", k=k))
     head = fitted(train, world, seed)
     assert isinstance(head, PalB)
@@ -239,7 +243,16 @@ def few_shot(folder: Path, world: World, seed: int, k: int) -> dict[str, dict[in
     assert world.judged is not None
     known, judged = world.rows(world.known), world.rows(world.judged)
     users = int(known.user.max()) + 1
-    found: dict[str, dict[int, Reached]] = {"theirs": {}, "sgd": {}, "map": {}}
+    found: dict[str, dict[int, Reached]] = {"one": {}, "taste": {}}
+    for name, trained in (("one", ("pal-b", 1)), ("taste", ("one-taste", 8))):
+        options = {"reads": "prompt"} if name == "taste" else {}
+        one = resolve(TrainConfig(head=trained[0], k=trained[1], **options))  # type: ignore[arg-type]
+        began = time.perf_counter()
+        alone = fitted(one, world, seed)
+        with torch.no_grad():
+            margin = zero_shot(alone, alone.prepare(*judged[:3]))
+        found[name][0] = reached(margin, judged.label, judged.user, began)
+    found |= {"theirs": {}, "chosen": {}, "sgd": {}, "map": {}, "average": {}}
     for shots in SHOTS:
         picked = [(known.user == u).nonzero()[:shots, 0] for u in range(users)]
         some = _some(known, torch.cat(picked))
@@ -248,22 +261,35 @@ def few_shot(folder: Path, world: World, seed: int, k: int) -> dict[str, dict[in
         torch.manual_seed(seed)
         peer.add_users(users)
         optimiser = peer.optimiser(new_users=True)
+        best, best_loss, aside = torch.zeros(0), float("inf"), 0.0
         for _ in range(20):
-            for rows in torch.randperm(len(some.label)).split(4):
+            for rows in torch.randperm(len(some.label)).split(4) if shots else ():
                 peer.step(optimiser, _some(some, rows))
+            judging = time.perf_counter()
+            with torch.no_grad():
+                margin = peer.margins(judged)
+            aside += time.perf_counter() - judging
+            now = float((softplus(margin) - judged.label * margin).mean())
+            if now < best_loss:
+                best, best_loss = margin, now
+        found["theirs"][shots] = reached(margin, judged.label, judged.user, began + aside)
+        found["chosen"][shots] = reached(best, judged.label, judged.user, began)
         with torch.no_grad():
-            margin = peer.margins(judged)
-            found["theirs"][shots] = reached(margin, judged.label, judged.user, began)
             answers = Answers(head.prepare(*some[:3]), some.label, some.user, users)
-            prepared = head.prepare(*judged[:3])
-            for name in ("sgd", "map"):
+            asked = Answers(head.prepare(*judged[:3]), judged.label, judged.user, users)
+            for name in ("sgd", "map", "average"):
                 began = time.perf_counter()
-                prior = make_prior(head, DEFAULT_STRENGTH)
-                adapted = (
-                    adapt_sgd(head, answers, seed)
-                    if name == "sgd"
-                    else adapt_map(head, answers, prior)
-                )
-                margin = head.prepared_margin(prepared, adapted.vectors, judged.user)
-                found[name][shots] = reached(margin, judged.label, judged.user, began)
+                margin = _margin_of_new(head, answers, asked, name, seed)
+                found[name][shots] = reached(margin, asked.label, asked.user, began)
     return found
+
+
+def _margin_of_new(head: Head, answers: Answers, asked: Answers, name: str, seed: int) -> Tensor:
+    if name == "sgd":
+        adapted = adapt_sgd(head, answers, seed)
+    else:
+        averages = name == "average"
+        adapted = adapt_map(head, answers, make_prior(head, DEFAULT_STRENGTH), averages)
+        if averages:
+            return predictive(head, answers, asked, adapted)
+    return head.prepared_margin(asked.prepared, adapted.vectors, asked.user)

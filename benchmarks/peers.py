@@ -1,12 +1,14 @@
 """Peers' own code against ours on the same features.
 
     python benchmarks/peers.py --pal PATH --lore PATH --vpl PATH --source ../shared/persona
+    python benchmarks/peers.py --pal PATH --only new-users
     python benchmarks/peers.py --pal PATH --lore PATH --vpl PATH --mrm PATH --golden
 
-writes docs/results/peers.md, or tests/peers.json. The paths are checkouts of
-RamyaLab/pluralistic-alignment, facebookresearch/LoRe, WEIRDLabUW/vpl_llm and ModalityDance/MRM at
-the commits in ``peer_code.py``; nothing of them is copied. Each seed draws other users, questions
-and first weights; intervals are mean +- t(0.975) * s / sqrt(seeds).
+writes docs/results/peers.md (with ``--only`` some of its sections, and keeps the others), or
+tests/peers.json. The paths are checkouts of RamyaLab/pluralistic-alignment,
+facebookresearch/LoRe, WEIRDLabUW/vpl_llm and ModalityDance/MRM at the commits in ``peer_code.py``;
+nothing of them is copied. Each seed draws other users, questions and first weights; intervals are
+mean +- t(0.975) * s / sqrt(seeds).
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accuracy import Place, mean_and_interval
@@ -32,6 +35,7 @@ from peer_methods import (
     pal_training,
     vpl_theirs,
 )
+from sections import sections_of
 from torch import Tensor
 
 from pal import pipeline
@@ -47,6 +51,23 @@ from pal.train.solve.problem import Problem
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, GOLDEN = ROOT / "docs" / "results" / "peers.md", ROOT / "tests" / "peers.json"
 HEADER = ["code", "accuracy", "per seed", "NLL", "seconds"]
+FEW_SHOT = {
+    "one": "`pal-b` with K = 1, ours",
+    "taste": "`one-taste`, ours",
+    "theirs": "PAL's few-shot protocol, their code, last epoch",
+    "chosen": "PAL's few-shot protocol, their code, epoch best on what is judged",
+    "sgd": "`--method sgd`, ours",
+    "map": "MAP, one vector, ours",
+    "average": "`--method map`, ours",
+}
+"""the names of ``few_shot`` and what they are"""
+
+
+class Section(NamedTuple):
+    """What a part of the page shows."""
+
+    table: Table
+    told: Sequence[str] = ()
 
 
 def opposed(
@@ -108,61 +129,125 @@ def row(name: str, of_seeds: list[Reached]) -> list[str]:
     return [name, means[0], listed, means[1], f"{seconds:.0f}"]
 
 
-def tables(folders: Mapping[str, Path], place: Place) -> Iterator[tuple[str, Table]]:
-    seeds = range(place.seeds)
-    worlds: list[tuple[str, int, Callable[[int], World]]] = [
-        ("Opposed users, d = 64, 40 users of 60 noisy answers", 2, opposed),
-        ("Persona, K* = 2", 2, lambda seed: persona(place, 2, seed)),
-        ("Persona, K* = 4", 4, lambda seed: persona(place, 4, seed)),
-    ]
-    for title, k, make in worlds:
-        rows: dict[str, list[Reached]] = {}
-        for seed in seeds:
-            world, lore = make(seed), folders["lore"]
-            found = {
-                "LoRe, their code": lore_theirs(lore, world, k, seed),
-                "LoRe, their code, z-scored features": lore_theirs(lore, world, k, seed, raw=False),
-                "LoRe, their code, regularised": lore_theirs(lore, world, k, seed, ridge=True),
-                "`lore`, ours": ours("lore", world, k, seed),
-                "`mrm`, ours": ours("mrm", world, k, seed),
-                "`per-user`, ours": ours("per-user", world, 1, seed),
-                "`bt-linear`, ours": ours("bt-linear", world, 1, seed),
-                "`consensus`, ours": ours("consensus", world, 1, seed),
-            }
-            if title.startswith("Persona"):
-                judged = persona(place, k, seed, head="pal-b")
-                for name in ("auto", "one-taste"):
-                    found[f"`{name}`, ours"] = ours(name, judged, 8, seed, reads="prompt")
-            if title.startswith("Opposed") or (k == 2 and seed == 0):  # minutes on persona
-                found["VPL, their code"] = vpl_theirs(folders["vpl"], world, seed, 64)
-                found["`vpl`, ours"] = ours("vpl", world, 1, seed, **VPL)
-            for name, one in found.items():
-                rows.setdefault(name, []).append(one)
-                print(title, seed, name, one, flush=True)
-        yield title, [HEADER, *(row(name, of_seeds) for name, of_seeds in rows.items())]
-    trained: list[tuple[Reached, Reached]] = []
-    adapted = []
-    for seed in seeds:
+def compared(part: str, folders: Mapping[str, Path], place: Place) -> Section:
+    """All methods on a world: opposed users, or persona statements of two or four interests."""
+    k = 4 if part == "persona-4" else 2
+    rows: dict[str, list[Reached]] = {}
+    for seed in range(place.seeds):
+        world = opposed(seed) if part == "opposed" else persona(place, k, seed)
+        lore = folders["lore"]
+        found = {
+            "LoRe, their code": lore_theirs(lore, world, k, seed),
+            "LoRe, their code, z-scored features": lore_theirs(lore, world, k, seed, raw=False),
+            "LoRe, their code, regularised": lore_theirs(lore, world, k, seed, ridge=True),
+            "`lore`, ours": ours("lore", world, k, seed),
+            "`mrm`, ours": ours("mrm", world, k, seed),
+            "`per-user`, ours": ours("per-user", world, 1, seed),
+            "`bt-linear`, ours": ours("bt-linear", world, 1, seed),
+            "`consensus`, ours": ours("consensus", world, 1, seed),
+        }
+        if part != "opposed":
+            judged = persona(place, k, seed, head="pal-b")
+            for name in ("auto", "one-taste"):
+                found[f"`{name}`, ours"] = ours(name, judged, 8, seed, reads="prompt")
+        if part == "opposed" or (k == 2 and seed == 0):  # minutes on persona
+            found["VPL, their code"] = vpl_theirs(folders["vpl"], world, seed, 64)
+            found["`vpl`, ours"] = ours("vpl", world, 1, seed, **VPL)
+        for name, one in found.items():
+            rows.setdefault(name, []).append(one)
+            print(part, seed, name, one, flush=True)
+    return Section([HEADER, *(row(name, of_seeds) for name, of_seeds in rows.items())])
+
+
+def one_epoch(part: str, folders: Mapping[str, Path], place: Place) -> Section:
+    """One epoch of PAL-B: theirs and ours."""
+    found = []
+    for seed in range(place.seeds):
         world = persona(place, 4, seed, head="pal-b")
-        trained.append(pal_training(folders["pal"], world, seed, 4))
-        adapted.append(few_shot(folders["pal"], world, seed, 4))
-        print(seed, trained[-1], adapted[-1], flush=True)
-    both = zip(("PAL-B, their code", "`pal-b-text`, ours"), zip(*trained, strict=True), strict=True)
-    yield (
-        "Persona, K* = 4: one epoch of PAL-B in batches of 4, same weights and order",
-        [HEADER, *(row(name, list(of_seeds)) for name, of_seeds in both)],
-    )
-    names = {"theirs": "PAL's few-shot protocol, their code", "sgd": "`--method sgd`, ours"}
-    names["map"] = "`--method map`, ours"
-    rows_of_shots = [
-        row(f"{title}, {shots} shots", [one[name][shots] for one in adapted])
-        for shots in SHOTS
-        for name, title in names.items()
+        found.append(pal_training(folders["pal"], world, seed, 4))
+        print(part, seed, found[-1], flush=True)
+    both = zip(("PAL-B, their code", "`pal-b-text`, ours"), zip(*found, strict=True), strict=True)
+    return Section([HEADER, *(row(name, list(of_seeds)) for name, of_seeds in both)])
+
+
+def new_users(part: str, folders: Mapping[str, Path], place: Place) -> Section:
+    """New users by the number of their answers."""
+    found = []
+    for seed in range(place.seeds):
+        found.append(few_shot(folders["pal"], persona(place, 4, seed, head="pal-b"), seed, 4))
+        print(part, seed, found[-1], flush=True)
+    table = [["answers", *HEADER]]
+    for shots in SHOTS:
+        for name, title in FEW_SHOT.items():
+            if shots in found[0][name]:
+                table.append([f"{shots}", *row(title, [one[name][shots] for one in found])])
+    told = [
+        better("map", "theirs", found),
+        better("average", "chosen", found),
+        *(without_answers(name, found) for name in ("map", "average")),
     ]
-    yield (
-        "Persona, K* = 4: 50 new users of one PAL-B head of ours, the last epoch",
-        [HEADER, *rows_of_shots],
+    return Section(table, told)
+
+
+def better(name: str, other: str, found: Sequence[Mapping[str, Mapping[int, Reached]]]) -> str:
+    """Say where one way to adapt is better than another, seed by seed."""
+    told = []
+    for what, sign in (("accuracy", 1.0), ("nll", -1.0)):
+        counts = []
+        for shots in SHOTS:
+            gains = [getattr(one[name][shots], what) - getattr(one[other][shots], what)
+                     for one in found]  # fmt: skip
+            counts.append(f"{sum(sign * gain > 0 for gain in gains)}")
+        told.append(f"{'NLL lower' if what == 'nll' else 'accuracy higher'} in {', '.join(counts)}")
+    shown = ", ".join(f"{shots}" for shots in SHOTS)
+    return (
+        f"{FEW_SHOT[name]}, against {FEW_SHOT[other]}: {' and '.join(told)} of {len(found)} seeds "
+        f"(after {shown} answers)."
     )
+
+
+def without_answers(name: str, found: Sequence[Mapping[str, Mapping[int, Reached]]]) -> str:
+    """Say what a head of several prototypes gains before any answer over heads of one."""
+    told = []
+    for other in ("one", "taste"):
+        right = [one[name][0].accuracy - one[other][0].accuracy for one in found]
+        loss = [one[name][0].nll - one[other][0].nll for one in found]
+        told.append(f"{FEW_SHOT[other]}: accuracy {listed(right)}, NLL {listed(loss)}")
+    return f"{FEW_SHOT[name]}, without answers less {'; less '.join(told)} (each seed)."
+
+
+def listed(values: Sequence[float]) -> str:
+    return " ".join(f"{value:+.3f}" for value in values)
+
+
+Make = Callable[[str, Mapping[str, Path], Place], Section]
+PARTS: Mapping[str, tuple[str, tuple[str, ...], Make]] = {
+    "opposed": (
+        "Opposed users, d = 64, 40 users of 60 noisy answers", ("lore", "vpl"), compared,
+    ),
+    "persona-2": ("Persona, K* = 2", ("lore", "vpl"), compared),
+    "persona-4": ("Persona, K* = 4", ("lore",), compared),
+    "one-epoch": (
+        "Persona, K* = 4: one epoch of PAL-B in batches of 4, same weights and order",
+        ("pal",), one_epoch,
+    ),
+    "new-users": ("Persona, K* = 4: 50 new users of one PAL-B head of ours", ("pal",), new_users),
+}  # fmt: skip
+"""the page's sections: title, whose code, and what makes it"""
+
+
+def write(page: Path, of_title: Mapping[str, str]) -> None:
+    """Write a page of those sections that there are, in their order."""
+    text = (
+        "# Peers: their own code against ours\n\n"
+        "Made by `python benchmarks/peers.py`, one CPU thread; each section says when, with how "
+        "many seeds and against which commits. Accuracy and NLL on new\npairs, means over users; "
+        "intervals over seeds.\n"
+    )
+    for title, _, _ in PARTS.values():
+        if title in of_title:
+            text += f"\n## {title}\n\n{of_title[title]}\n"
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -174,6 +259,7 @@ def main() -> None:
     parser.add_argument("--golden", action="store_true", help="write tests/peers.json instead")
     parser.add_argument("--source", default="../shared/persona", help="raw persona statements")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
     folders = {name: getattr(arguments, name) for name in COMMITS if getattr(arguments, name)}
@@ -183,16 +269,17 @@ def main() -> None:
         text = json.dumps(as_record(theirs(folders)), indent=1)
         GOLDEN.write_text(text + "\n", encoding="utf-8")
         return
-    commits = ", ".join(f"{name} {COMMITS[name]}" for name in folders)
-    text = (
-        "# Peers: their own code against ours\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d}, `python benchmarks/peers.py`, {arguments.seeds} seeds, "
-        f"one CPU thread; {commits}. Accuracy and NLL on new pairs, means over users.\n"
-    )
     with tempfile.TemporaryDirectory() as folder:
-        for title, found in tables(folders, Place(Path(folder), arguments.source, arguments.seeds)):
-            text += f"\n## {title}\n\n{as_markdown(found)}\n"
-            arguments.out.write_text(text, encoding="utf-8")
+        place = Place(Path(folder), arguments.source, arguments.seeds)
+        for part in arguments.only:
+            title, names, make = PARTS[part]
+            section = make(part, folders, place)
+            commits = ", ".join(f"{name} {COMMITS[name]}" for name in names)
+            text = f"{datetime.now(UTC):%Y-%m-%d}, {arguments.seeds} seeds; {commits}.\n\n"
+            text += as_markdown(section.table)
+            if section.told:
+                text += "\n\n" + "\n".join(f"- {line}" for line in section.told)
+            write(arguments.out, {**sections_of(arguments.out), title: text})
 
 
 if __name__ == "__main__":

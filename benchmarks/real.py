@@ -7,8 +7,8 @@ Every prompt (a statement; of polarized-issues, an answer) is tested once, by he
 it; settings are each head's defaults. Runs are kept under ``real/`` and taken over: killed, the
 same command goes on. A row is a line of benchmarks/results/real, so that a head that is new to pal,
 or named later, is added to the others; rows say when they were made. ``--sets`` without a name
-writes the page alone. ``bt-linear``, which all are
-compared with, is always run. The table names what is missing.
+writes the page alone, ``--missing`` runs only what has no line yet. ``bt-linear`` of seed 0, which
+all are compared with, is always run. The table names what is missing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lines import Line, lines_of
+from real_seeds import in_short, named_in_short, over_seeds
 
 from pal import pipeline
 from pal.config import Config, load
@@ -85,6 +86,10 @@ class Entry:
         k = {} if self.k is None else {"train.k": self.k}
         options = {**settings_of(dataset, source), "train.head": self.head, "seed": self.seed, **k}
         return load(None, (), options).config
+
+
+FIRST = Entry(ONE_TASTE, None, 0)
+"""what all others are compared with"""
 
 
 def entries(seeds: int) -> list[Entry]:
@@ -150,6 +155,9 @@ class Lines:
         key = (head, k, seed)
         return next((row for row in self.rows if key_of(row) == key), None)
 
+    def of_heads(self) -> list[Line]:
+        return [row for row in self.rows if row["seed"] is not None]
+
     def put(self, row: Line, of: Path) -> None:
         """Add a line in the place of an earlier one of the same, whoever wrote that; it was made
         when the file ``of`` was."""
@@ -184,7 +192,7 @@ def keep(lines: Lines, entry: Entry, config: Config) -> None:
     dataset, run = config.dataset, entry.run(config.dataset)
     metrics, of = finished(config, run), config.paths.runs / run / HEAD
     assert metrics is not None
-    first = Entry(ONE_TASTE, None, 0).run(dataset)
+    first = FIRST.run(dataset)
     against: Comparison | None = None
     if run != first:
         rows = compare(config.evaluate, config.paths.runs, [first, run], FOLDS)
@@ -200,6 +208,11 @@ def keep(lines: Lines, entry: Entry, config: Config) -> None:
             "head": entry.head, "k": entry.k, "seed": entry.seed,
             "row": [f"{metrics.seconds:.0f}", *shown],
             "beyond": beyond(against),
+            "accuracy": {
+                name: round(cell.macro_accuracy, 4)
+                for name, cell in every.items()
+                if cell is not None
+            },
             "nll": {name: round(cell.nll, 4) for name, cell in every.items() if cell is not None},
         },
         of,
@@ -220,7 +233,7 @@ def beyond(against: Comparison | None) -> int:
 
 def section(dataset: str, lines: Lines) -> str | None:
     """Return the table of what is known of a set; None where nothing is."""
-    heads_of = [row for row in lines.rows if row["seed"] is not None]
+    heads_of = lines.of_heads()
     if not heads_of:
         return None
     order = {name: place for place, name in enumerate(one.head for one in entries(1))}
@@ -230,39 +243,16 @@ def section(dataset: str, lines: Lines) -> str | None:
     for row in [*sorted(free, key=lambda row: str(row["head"])), *heads_of]:
         named = ["" if value is None else f"{value}" for value in key_of(row)]
         table.append([*named, row["made"], *row["row"]])
-    told = [*over_seeds(heads_of)]
+    told = []
     for head in (PLURALITY, CROSSING):
         row = lines.find(head)
         told += [row["told"]] if row is not None and row["told"] else []
-    for word, sign in (("below", -1), ("above", 1)):
-        names = [named_in_short(row) for row in heads_of if row["beyond"] == sign]
-        told.append(
-            f"Seen users, {word} one taste beyond the interval: {', '.join(names) or 'none'}."
-        )
     missing = [one for one in entries(1) if lines.find(one.head, one.k, one.seed) is None]
     if missing:
-        names = [one.head if one.k is None else f"{one.head} K={one.k}" for one in missing]
+        names = [named_in_short(one.head, one.k) for one in missing]
         told.append(f"Not run: {', '.join(names)}.")
-    said = "\n".join(f"- {line}" for line in told)
-    return f"## {dataset}\n\n{as_markdown(table)}\n\n{said}"
-
-
-def named_in_short(row: Line) -> str:
-    k = "" if row["k"] is None else f" K={row['k']}"
-    return f"`{row['head']}`{k} (seed {row['seed']})"
-
-
-def over_seeds(found: Sequence[Line]) -> Iterator[str]:
-    """Yield what heads of several seeds reach in the mean."""
-    for head in SAME_FEATURES:
-        every = [row["nll"] for row in found if row["head"] == head and row["nll"]]
-        if len(every) < 2:
-            continue
-        told = []
-        for name in every[0]:
-            nll = [one[name] for one in every]
-            told.append(f"{name} {sum(nll) / len(nll):.3f} ({', '.join(f'{n:.3f}' for n in nll)})")
-        yield f"NLL of `{head}`, mean of {len(every)} seeds (each): {'; '.join(told)}."
+    parts = [f"## {dataset}", as_markdown(table), over_seeds(heads_of)]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in told)]).rstrip()
 
 
 def plurality(config: Config, names: Sequence[str]) -> str:
@@ -299,7 +289,9 @@ def as_text(sections: list[str]) -> str:
         "over users and prompts (`p`: most of it comes from the prompts), so is the difference "
         f"from one taste for all, `{ONE_TASTE}`. A coin has NLL\n"
         "0.693. Settings are each head's defaults; s: seconds of training, all folds, beside other "
-        "work. Rows of different dates are of different\nstates of pal."
+        "work. Rows of different dates are of different\nstates of pal. Below each table are means "
+        "over seeds; there, worse and better count the seeds that are so beyond their interval, "
+        "in accuracy and in NLL,\non seen users against one taste."
     )
     return "\n\n".join([head, *sections]) + "\n"
 
@@ -310,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--heads", nargs="+", default=list(heads()), choices=list(heads()))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--missing", action="store_true", help="only rows that have no line yet")
     parser.add_argument("--work", type=Path, default=Path("real"))
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
@@ -325,6 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for entry in chosen:  # head by head, so that slow ones come last on all sets
         for dataset in options.sets:
             found = known[dataset].find(entry.head, entry.k, entry.seed)
+            if options.missing and found is not None and entry != FIRST:
+                continue
             if work_on(entry, dataset, source) or found is None:
                 keep(known[dataset], entry, entry.config(dataset, source))
                 write(out, known)
@@ -334,7 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(out: Path, known: Mapping[str, Lines]) -> None:
     sections = [section(dataset, lines) for dataset, lines in known.items()]
-    out.write_text(as_text([text for text in sections if text]), encoding="utf-8")
+    heads_of = {dataset: lines.of_heads() for dataset, lines in known.items()}
+    every = dict.fromkeys((one.head, one.k) for one in entries(1))
+    found = [in_short(heads_of, list(every)), *(text for text in sections if text)]
+    out.write_text(as_text(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
