@@ -40,7 +40,8 @@ def opposed(user: User) -> User:
 
 def table(runs: Runs, seeds: Sequence[int]) -> list[str]:
     """Return the rewards by step, and of the answers afterwards, in Markdown."""
-    return [*by_step(runs, seeds), "", *afterwards(runs), "", *forms(runs, seeds[0])]
+    parts = by_step(runs, seeds), afterwards(runs), over_seeds(runs, seeds), forms(runs, seeds[0])
+    return [line for part in parts for line in (*part, "")][:-1]
 
 
 def by_step(runs: Runs, seeds: Sequence[int]) -> list[str]:
@@ -59,14 +60,18 @@ def by_step(runs: Runs, seeds: Sequence[int]) -> list[str]:
         cells = [f"{column[start : start + 5].mean():+.2f}" for column in columns]
         lines.append(f"| {start + 1} to {start + 5} | {' | '.join(cells)} |")
     for user in USERS if both else ():
-        gains: list[float] = []
+        gains = []
         for seed in both:
             own, other = (runs["callable", name, seed] for name in (user, opposed(user)))
-            gains += np.subtract(own.steps[user], other.steps[user])[-10:].tolist()
+            gains.append(np.subtract(own.steps[user], other.steps[user])[-10:])
+        told = [
+            f"{mean_and_error(gain)} (seed {seed})" for seed, gain in zip(both, gains, strict=True)
+        ]
         lines += [
             "",
             f"Last ten steps, same prompts: of the {user}'s reward the {user}'s policy earns "
-            f"{mean_and_error(gains)} more than the other (standard error over steps).",
+            f"{', '.join(told)}, {mean_and_error(np.concatenate(gains))} (all) more than the other "
+            "(standard error over steps).",
         ]
     return lines
 
@@ -82,18 +87,37 @@ def afterwards(runs: Runs) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for (form, user, seed), done in runs.items():
-        gains = ["", ""]
-        if user is not None:
-            others = runs.get((form, opposed(user), seed)), runs.get(("callable", None, seed))
-            for place, other in enumerate(others):
-                if other is not None:
-                    gain = np.subtract(done.asked[user], other.asked[user])
-                    gains[place] = mean_and_error(gain)
+        found = gains_of(runs, form, user, seed)
+        gains = ["" if gain is None else mean_and_error(gain) for gain in found]
         rewards = " | ".join(mean_and_error(done.asked[name]) for name in USERS)
         lines.append(
             f"| {form} | {seed} | {user or 'nobody'} | {rewards} | {share(done, 'yes')} | "
             f"{share(done, 'no')} | {' | '.join(gains)} |"
         )
+    return lines
+
+
+def gains_of(runs: Runs, form: Form, user: User | None, seed: int) -> list[np.ndarray | None]:
+    """Return by how much a user's policy earns more, at each statement, than the other user's and
+    than the untrained one."""
+    done = runs.get((form, user, seed))
+    if user is None or done is None:
+        return [None, None]
+    others = runs.get((form, opposed(user), seed)), runs.get(("callable", None, seed))
+    own = np.asarray(done.asked[user])
+    return [None if other is None else own - other.asked[user] for other in others]
+
+
+def over_seeds(runs: Runs, seeds: Sequence[int]) -> list[str]:
+    """Return the gains of the callable, each statement's mean over the seeds."""
+    lines = []
+    for user in USERS:
+        of_seeds = zip(*(gains_of(runs, "callable", user, seed) for seed in seeds), strict=True)
+        for named, gains in zip(("other", "untrained"), of_seeds, strict=True):
+            found = [gain for gain in gains if gain is not None]
+            if len(found) == len(seeds):
+                gain = mean_and_error(np.mean(found, axis=0))
+                lines.append(f"Gain of the {user}'s policy on the {named}, all seeds: {gain}.")
     return lines
 
 

@@ -15,6 +15,7 @@ from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_mod
 from pal.embed.encoders import unpadded
 from pal.embed.encoders.compiled import compile_blocks
 from pal.embed.encoders.mixed import MIXED, mix, weight_dtype
+from pal.embed.encoders.packed import pack
 from pal.embed.encoders.padding import to_right
 from pal.embed.encoders.pooling import pool
 from pal.embed.encoders.pretrained import Loaded, load_text, require_own_weights
@@ -53,6 +54,8 @@ class TextEncoder(Encoder):
         self.device = torch.device(model.device if loaded.is_placed else device)
         if config.compute_dtype == MIXED:
             mix(self.model, self.device)
+        if not compiled:
+            pack(self.model, self.device)
         self.dense = [layer.to(self.device) for layer in loaded.dense]
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.accepted = set(inspect.signature(model.forward).parameters)

@@ -11,6 +11,7 @@ import torch
 
 from pal.embed.encoder import Batch, Encoder, EncoderSource, Inputs, require_modality
 from pal.embed.encoders.compiled import compile_blocks
+from pal.embed.encoders.packed import pack
 from pal.embed.images import ImageReader, decode_filtered
 from pal.embed.odd import Failure, Failures, failure_of, is_about_items, unreadable
 from pal.embed.render import plain_text
@@ -76,9 +77,11 @@ class TowersEncoder(Encoder):
         self.dtype = getattr(torch, source.config.compute_dtype)
         self.token_budget = token_budget
         self.reader = ImageReader()
-        if compiled:
-            for part in towers.parts:
+        for part in towers.parts:
+            if compiled:
                 compile_blocks(part)
+            else:
+                pack(part, self.device)
         self.dim: int | None = None
 
     def read(self, items: Sequence[Item]) -> Inputs:
