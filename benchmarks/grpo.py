@@ -29,7 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from grpo_table import ANSWERS, ASKED, COMPLETIONS, USERS, Done, Form, Runs, User, opposed, table
+from grpo_table import (
+    ANSWERS,
+    ASKED,
+    COMPLETIONS,
+    USERS,
+    Done,
+    Form,
+    Runs,
+    User,
+    mean_and_error,
+    opposed,
+    table,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -45,6 +57,8 @@ from pal.reward.tools.trl import PalReward
 
 PER_PROMPT, TOKENS, RATE, LAYERS = 4, 4, 3e-5, 10
 """completions of a prompt, tokens of one, learning rate, layers that learn: the last"""
+TEXTS = ("Yes", "No", "Yes.", "No.", "Yes, I would", "No, I would", "No. The phrase")
+"""answers whose rewards are told: those that the head knows, and what policies make of them"""
 HEAD = ["data.demo.groups=2", "train.head=pal-a", "train.k=2"]
 
 
@@ -83,7 +97,30 @@ def main() -> None:
             shutil.rmtree(place.stem, ignore_errors=True)  # what it would have gone on from
         if place.is_file():
             runs[form, user, seed] = Done.model_validate_json(place.read_text())
-    print("\n".join(table(runs, seeds)))
+    print("\n".join([*table(runs, seeds), "", *told(setting)]))
+
+
+def told(setting: Setting) -> list[str]:
+    """Return what answers earn at the statements of nobody's training, against a yes."""
+    model = RewardModel.from_pretrained(setting.exports["all"])
+    prompts = [chat(question) for question in setting.test]
+    lines = [
+        "Rewards of answers to these statements, less that of Yes, ± standard error over them:", "",
+        "| answer |" + "".join(f" in the {name}'s name |" for name in USERS), "|---|---|---|",
+    ]  # fmt: skip
+    found: dict[str, list[Any]] = {}
+    for text in TEXTS:
+        answers = [[{"role": "assistant", "content": text}]] * len(prompts)
+        found[text] = [
+            np.array(PalReward(model)(prompts, answers, user_id=[known] * len(prompts)))
+            for known in USERS.values()
+        ]
+    for text, rewards in found.items():
+        if text != "Yes":
+            pairs = zip(rewards, found["Yes"], strict=True)
+            cells = [mean_and_error(own - yes) for own, yes in pairs]
+            lines.append(f"| {text} | {' | '.join(cells)} |")
+    return lines
 
 
 def wanted(seeds: Sequence[int]) -> list[tuple[Form, User | None, int]]:
