@@ -44,7 +44,8 @@ def test_values_are_those_of_plain_layers(
     some = torch.randn(shape, dtype=dtype)
     with torch.inference_mode():
         wanted, found = plain(some), ours(some)
-    assert found.dtype == dtype and found.shape == wanted.shape
+    assert found.dtype == dtype
+    assert found.shape == wanted.shape
     close = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(found, wanted, rtol=close, atol=close)
 
@@ -103,7 +104,8 @@ def test_no_random_number_is_drawn() -> None:
 def test_large_models_are_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(torch.float32)
     monkeypatch.setattr(packed, "MOST", 1000)
-    assert pack(model, CPU) == 0 and is_packed(model) == [False, False]
+    assert pack(model, CPU) == 0
+    assert is_packed(model) == [False, False]
 
 
 def test_what_a_processor_refuses_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,8 @@ def test_what_a_processor_refuses_stays_as_it_is(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuses)
     model = network(torch.float32)
-    assert pack(model, CPU) == 0 and is_packed(model) == [False, False]
+    assert pack(model, CPU) == 0
+    assert is_packed(model) == [False, False]
     assert model(torch.randn(2, 24)).shape == (2, 5)
 
 

@@ -27,7 +27,7 @@ CHECKED = ("mlp", "score", "learner", "bound", "reads", "sigma")
 """settings that must be null for heads that do not read them"""
 
 
-def heads() -> dict[str, type[Head]]:
+def heads() -> Mapping[str, type[Head]]:
     """Return the heads by name."""
     return find_heads()
 

@@ -65,7 +65,7 @@ class _Product:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # such a tensor cannot be copied, nor pickled
 
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as torch names it
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
         """Return (..., out) for (..., in), in the weights' dtype."""
         weight, bias = self.layer.weight, self.layer.bias
         if not weight.is_cpu or weight.dtype != self.dtype or torch.is_grad_enabled():

@@ -5,14 +5,18 @@ A file put into this folder is all that a new head needs; ``head.py`` says what 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pal.train.heads.head import Head
 
 
-def find_heads() -> dict[str, type[Head]]:
+@functools.cache
+def find_heads() -> Mapping[str, type[Head]]:
     """Return the heads of all files in this folder by name: the subclasses of Head that have a
     ``name`` of their own."""
     found: dict[str, type[Head]] = {}
@@ -23,4 +27,4 @@ def find_heads() -> dict[str, type[Head]]:
             if is_head and value.__module__ == module.__name__ and "name" in vars(value):
                 assert value.name not in found, f"two heads are named {value.name!r}"
                 found[value.name] = value
-    return dict(sorted(found.items()))
+    return MappingProxyType(dict(sorted(found.items())))
