@@ -289,9 +289,9 @@ def as_text(sections: list[str]) -> str:
         "over users and prompts (`p`: most of it comes from the prompts), so is the difference "
         f"from one taste for all, `{ONE_TASTE}`. A coin has NLL\n"
         "0.693. Settings are each head's defaults; s: seconds of training, all folds, beside other "
-        "work. Rows of different dates are of different\nstates of pal. Below each table are means "
-        "over seeds; there, worse and better count the seeds that are so beyond their interval, "
-        "in accuracy and in NLL,\non seen users against one taste."
+        "work and with any stops of it. Rows of different dates\nare of different states of pal. "
+        "Below each table are means over seeds; there, worse and better count the seeds that are "
+        "so beyond their interval, in accuracy\nand in NLL, on seen users against one taste."
     )
     return "\n\n".join([head, *sections]) + "\n"
 
