@@ -4,15 +4,17 @@
 
 Every prompt is tested once, by heads that never saw it; settings are each head's defaults. FOLDER
 of --polis is the export of a conversation, of --mpnet the files of all-mpnet-base-v2; FILE is a
-GGUF file of SmolLM2-135M-Instruct, read with its chat template at the last token. What is done is
-kept in the working directory and taken over.
+GGUF file of SmolLM2-135M-Instruct, read with its chat template at the last token. Rows that the
+page has are kept: strike out those that are to be made again. So is what stands round the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +23,88 @@ from pal.config import Config, load
 from pal.evaluate.folds import folder_of
 from pal.evaluate.records import Metrics
 from pal.evaluate.report import interval
+from pal.files import atomic_file
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "encoders.md"
-HEADS = {"bt-linear": {}, "one-taste": {}, "auto": {}}
-MORE_HEADS = {**HEADS, "pal-a": {"train.k": 2}, "pal-b": {"train.k": 2}}
+HEADS = (
+    "bt-linear", "one-taste", "auto", "pal-a", "pal-b", "per-user", "user-embedding", "bt-mlp",
+    "consensus", "drm", "mrm", "lore",
+)  # fmt: skip
+"""all but vpl, which takes a quarter of an hour and more each time; the slowest last"""
+ENCODERS = ("minilm", "mpnet", "smollm2-135m")
+COLUMNS = (
+    "dataset", "encoder", "D", "items", "s", "head", "made", "seen users", "NLL",
+    "unseen, 20 shots",
+)  # fmt: skip
 FOLDS = 5
 SHOTS = "20"
+Key = tuple[str, str, str]
+"""of a row: dataset, encoder, head"""
+
+
+@dataclass
+class Page:
+    """The table, with the text round it."""
+
+    path: Path
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    rows: dict[Key, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Page:
+        page = cls(path)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            if not line.startswith("|"):
+                (page.after if page.rows else page.before).append(line)
+                continue
+            told = (cell.strip() for cell in line[1:-1].split("|"))
+            cells = dict(zip(COLUMNS, told, strict=True))
+            if cells["head"] in HEADS:
+                page.add(cells)
+        return page
+
+    def add(self, cells: dict[str, str]) -> str:
+        """Return the line of a row that is added."""
+        line = f"| {' | '.join(cells[name] for name in COLUMNS)} |"
+        self.rows[cells["dataset"], cells["encoder"], cells["head"]] = line
+        return line
+
+    def write(self) -> None:
+        title = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        rows = [self.rows[key] for key in sorted(self.rows, key=place_of)]
+        with atomic_file(self.path) as path:
+            path.write_text("\n".join([*self.before, *title, *rows, *self.after, ""]), "utf-8")
+
+
+def place_of(key: Key) -> tuple[bool, str, int, int]:
+    dataset, encoder, head = key
+    return dataset == "persona", dataset, ENCODERS.index(encoder), HEADS.index(head)
 
 
 def main() -> None:
-    """Run what is not done, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run what has no row yet, and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--persona", type=Path, required=True)
     parser.add_argument("--polis", type=Path, required=True)
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--only", choices=("persona", "polis"))
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--limit", type=int, default=400, help="statements of each interest")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    lines = [
-        "# Encoders", "",
-        f"Made by `python benchmarks/encoders.py`: the votes of the Polis conversation "
-        f"{given.polis.name}, and persona (two opposed groups, {given.limit} statements of each",
-        f"interest). Every prompt is tested once in {FOLDS} folds; accuracy is the mean over "
-        "users, with its 95 % interval over users and prompts (p: most of it from the prompts); s",
-        "are those of stage one on a shared core.", "",
-        "| dataset | encoder | D | items | s | head | seen users | NLL | unseen, 20 shots |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    chosen = datasets(given)
-    before = given.out.read_text(encoding="utf-8").splitlines() if given.out.is_file() else []
-    lines += [
-        line
-        for line in before
-        if line.startswith("| ") and line.split()[1] not in {"dataset", *chosen}
-    ]
-    for dataset, about in chosen.items():
-        heads = MORE_HEADS if dataset == "persona" else HEADS
+    page = Page.read(given.out)
+    for dataset, about in datasets(given).items():
         for encoder, settings in encoders(given).items():
-            for line in rows({**about, **settings, "encoder": encoder, "dataset": dataset}, heads):
-                lines.append(line)
-                print(line, flush=True)
-                given.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            heads = [name for name in given.heads if (dataset, encoder, name) not in page.rows]
+            settings = {**about, **settings, "encoder": encoder, "dataset": dataset}
+            for cells in rows(settings, heads):
+                print(page.add(cells), flush=True)
+                page.write()
 
 
 def datasets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -82,37 +122,42 @@ def datasets(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def encoders(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the settings of each encoder that is here, by name."""
-    found: dict[str, dict[str, Any]] = {"minilm": {}}
+    minilm, mpnet, smollm2 = ENCODERS
+    found: dict[str, dict[str, Any]] = {minilm: {}}
     if given.mpnet is not None:
-        found["mpnet"] = {"embed.mpnet.model": str(given.mpnet)}
+        found[mpnet] = {f"embed.{mpnet}.model": str(given.mpnet)}
     if given.smollm2 is not None:
-        found["smollm2-135m"] = {
-            "embed.smollm2-135m.model": str(given.smollm2.parent),
-            "embed.smollm2-135m.gguf_file": given.smollm2.name,
+        found[smollm2] = {
+            f"embed.{smollm2}.model": str(given.smollm2.parent),
+            f"embed.{smollm2}.gguf_file": given.smollm2.name,
         }
     return found
 
 
-def rows(settings: dict[str, Any], heads: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield a line of the table for each head."""
+def rows(settings: dict[str, Any], heads: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield a row of the table for each head."""
+    if not heads:
+        return
     base = load(None, (), settings).config
     spent = Path(f"{base.dataset}-{base.encoder}.seconds")
     embedded = pipeline.embed(base)
     if embedded.encoded:
         spent.write_text(f"{embedded.seconds.total:.0f}")
     seconds = spent.read_text() if spent.is_file() else ""
-    for head, own in heads.items():
-        metrics = judged(load(None, (), {**settings, "train.head": head, **own}).config, head)
+    for head in heads:
+        metrics = judged(load(None, (), {**settings, "train.head": head}).config)
         seen, unseen = metrics.test_seen, metrics.test_unseen.get(SHOTS)
-        yield (
-            f"| {base.dataset} | {base.encoder} | {embedded.dim} | {embedded.items_unique} | "
-            f"{seconds} | {head} | {interval(seen)} | {seen.nll:.4f} | {interval(unseen)} |"
-        )
+        cells = (
+            base.dataset, base.encoder, str(embedded.dim), str(embedded.items_unique), seconds,
+            head, f"{datetime.now(UTC):%Y-%m-%d}", interval(seen), f"{seen.nll:.4f}",
+            interval(unseen),
+        )  # fmt: skip
+        yield dict(zip(COLUMNS, cells, strict=True))
 
 
-def judged(config: Config, head: str) -> Metrics:
+def judged(config: Config) -> Metrics:
     """Return what a head reaches in folds, trained if it is not there."""
-    run = f"{config.dataset}-{config.encoder}-{head}"
+    run = f"{config.dataset}-{config.encoder}-{config.train.head}"
     found = Metrics.find(folder_of(config.paths.runs / run, FOLDS))
     if found is not None:
         return found
