@@ -163,3 +163,12 @@ def test_threads_that_wait_sleep_soon_unless_the_user_says(
 ) -> None:
     _set_libraries(asked)
     assert asked.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize("asked", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_products_keep_a_bounded_number_of_programs_unless_the_user_says(asked: str) -> None:
+    ours: dict[str, str] = {}
+    theirs = {asked: "7"}
+    _set_libraries(ours)
+    _set_libraries(theirs)
+    assert (ours[asked], theirs[asked]) == ("128", "7")

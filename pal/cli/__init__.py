@@ -24,6 +24,10 @@ SPINS = "10000"
 milliseconds: free on a machine of one's own, but where others work on the same cores it makes a
 training seven times slower. So few turns cost neither (docs/log.md)."""
 
+KEPT = "128"
+"""products that oneDNN keeps its code for: a megabyte each, one for each number of rows and shape,
+and as many as come make half a gigabyte (docs/design/015)"""
+
 
 @app.callback(invoke_without_command=True)
 def version(
@@ -73,6 +77,8 @@ def _set_libraries(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("TOKENIZERS_PARALLELISM", "true")
     environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     environment.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its reports are not the user's
+    environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT)
+    environment.setdefault("LRU_CACHE_CAPACITY", KEPT)  # what torch keeps of oneDNN's
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
