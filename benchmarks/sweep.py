@@ -38,6 +38,9 @@ from pal.sweep.record import read_results
 K, SEEDS, RATES = (1, 2, 4, 8), (0, 1, 2, 3), (3e-4, 1e-3, 2e-3, 4e-3)
 GRID = list(itertools.product(K, SEEDS, RATES))
 AXES = {"sweep.head": ["pal-a"], "sweep.k": K, "sweep.seed": SEEDS, "sweep.lr": RATES}
+SWEEPS = {"pal sweep": "float32", "pal sweep, auto": "auto"}
+"""names of the ways, and their ``train.precision``"""
+PROCESSES, ONE, OLDER = "pal train, processes", "pal train, in one process", "older, processes"
 
 
 def main() -> None:
@@ -66,6 +69,7 @@ def main() -> None:
         settings |= {f"data.{arguments.what}.source": str(Path(arguments.source).resolve())}
     if arguments.latent:
         settings |= {"train.latent_dim": arguments.latent, "train.mlp": "mlp2-relu-dropout0"}
+    called = command(arguments.before)
     out, before = arguments.out.resolve(), arguments.before and arguments.before.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -76,7 +80,7 @@ def main() -> None:
         floor = operations / matrix_rate("cpu", torch.float32, 2048)
     whole = {name: float(np.mean(each)) for name, each in times.items()}
     for name in times:
-        if not name.startswith("pal sweep"):
+        if name not in SWEEPS:
             whole[name] *= len(GRID)
     rows = [["way", "seconds for 64 heads", *(f"times {name}" for name in SWEEPS), "measured"]]
     for name, seconds in whole.items():
@@ -88,18 +92,24 @@ def main() -> None:
     latent = arguments.latent or dim
     text = (
         f"# Sweep of 64 heads, {arguments.what}, d = {dim}, latent dimension {latent}\n\n"
-        f"{date.today()}, `{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`, "
-        f"{torch.get_num_threads()} threads, {platform.machine()}, products in bfloat16 "
-        f"{gain('cpu'):.1f} times as fast as in float32, load average {os.getloadavg()[0]:.1f}, "
-        f"100 users, 10,000 training pairs, 20 epochs.\n\n{as_markdown(rows)}\n"
+        f"{date.today()}, {called}, {torch.get_num_threads()} threads, {platform.machine()}, "
+        f"products in bfloat16 {gain('cpu'):.1f} times as fast as in float32, "
+        f"load average {os.getloadavg()[0]:.1f}, 100 users, 10,000 training pairs, 20 epochs."
+        f"\n\n{as_markdown(rows)}\n"
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / f"sweep_{arguments.what}_{latent}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-SWEEPS = {"pal sweep": "float32", "pal sweep, auto": "auto"}
-PROCESSES, ONE, OLDER = "pal train, processes", "pal train, in one process", "older, processes"
+def command(before: Path | None) -> str:
+    """Return this command in Markdown, with an older tree's commit beside it, not its place."""
+    called = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if before is None:
+        return f"`{called}`"
+    git = ["git", "-C", str(before), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    return f"`{called.replace(str(before), 'FOLDER')}` (FOLDER at commit {commit})"
 
 
 def measured(
