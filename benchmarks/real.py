@@ -52,8 +52,8 @@ SETS: dict[str, dict[str, Any]] = {
     "bowling-green": {"kind": "polis", "min_answers": 20},
 }
 ONE_TASTE = "bt-linear"
-PLURAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4), "auto": (PROTOTYPES["auto"],)}
-"""K of heads that are run with several"""
+SEVERAL = {"pal-a": (1, 2, 4), "pal-b": (1, 2, 4), "auto": (PROTOTYPES["auto"],)}
+"""heads that are run with several K, and these"""
 USUAL_K = 4
 SAME_FEATURES = {"one-taste": None, "auto": PROTOTYPES["auto"]}
 """and their K: the first is the second without deviations"""
@@ -97,7 +97,7 @@ def entries(seeds: int) -> list[Entry]:
     found = []
     for name in sorted(heads(), key=lambda name: (name in SLOW, name != ONE_TASTE, name)):
         has_k = "k" in defaults_of(heads()[name])
-        ks = PLURAL.get(name, (USUAL_K,)) if has_k else (None,)
+        ks = SEVERAL.get(name, (USUAL_K,)) if has_k else (None,)
         found += [Entry(name, k, seed) for k in ks for seed in range(seeds)]
     return found
 

@@ -21,7 +21,7 @@ MEANS = [
     "head", "K", "seeds", "seen users (seeds)", "NLL (seeds)", "unseen, 0 shots", "NLL", "5 shots",
     "NLL", "20 shots", "NLL", "worse", "better",
 ]  # fmt: skip
-PLURAL = "auto"
+AUTO = "auto"
 
 
 def named_in_short(head: str, k: int | None) -> str:
@@ -46,7 +46,8 @@ def over_seeds(found: Sequence[Line]) -> str:
         seen = [mean([one[cell] for one in every], spread=True) for cell in SEEN]
         new = [mean([one[cell] for one in every]) for cell in NEW]
         counts = [
-            f"{beyond(rows, 'accuracy', sign)}, {beyond(rows, 'NLL', sign)}" for sign in (-1, 1)
+            f"{count_beyond(rows, 'accuracy', sign)}, {count_beyond(rows, 'NLL', sign)}"
+            for sign in (-1, 1)
         ]
         table.append([head, "" if k is None else f"{k}", f"{len(rows)}", *seen, *new, *counts])
     return f"Means over seeds:\n\n{as_markdown(table)}"
@@ -75,7 +76,7 @@ def mean(of: Sequence[float | None], spread: bool = False) -> str:
     return f"{told} ({min(known):.3f} to {max(known):.3f})" if spread else told
 
 
-def beyond(rows: Sequence[Line], what: str, sign: int) -> int:
+def count_beyond(rows: Sequence[Line], what: str, sign: int) -> int:
     """Return how many rows are better (+1) or worse (-1) than one taste beyond the interval."""
     if what == "accuracy":
         return sum(row["beyond"] == sign for row in rows)
@@ -106,23 +107,22 @@ def named_where(
     found = []
     for dataset, heads_of in rows_of.items():
         rows = heads_of.get(name, [])
-        count = beyond(rows, what, sign)
+        count = count_beyond(rows, what, sign)
         found += [f"{dataset} {count} of {len(rows)}"] if count else []
     return f"{named_in_short(*name)} ({', '.join(found)})" if found else ""
 
 
 def above_a_coin(rows_of: Mapping[str, Mapping[Name, Sequence[Line]]]) -> str:
+    """Say in which cells ``auto`` is worse than a coin, in the mean over seeds."""
     above, cells = [], 0
     for dataset, heads_of in rows_of.items():
-        kept = [
-            row["nll"] for (head, _), rows in heads_of.items() if head == PLURAL for row in rows
-        ]
+        kept = [row["nll"] for (head, _), rows in heads_of.items() if head == AUTO for row in rows]
         for cell in kept[0] if kept else ():
             nll = sum(one[cell] for one in kept) / len(kept)
             cells += 1
             if nll > math.log(2):
                 above.append(f"{dataset}, {cell}, {nll:.3f} ({len(kept)} seeds)")
     return (
-        f"Cells where the NLL of `{PLURAL}`, mean over seeds, is above ln 2: {len(above)} of "
+        f"Cells where the NLL of `{AUTO}`, mean over seeds, is above ln 2: {len(above)} of "
         f"{cells}{': ' if above else ''}{'; '.join(above)}."
     )
