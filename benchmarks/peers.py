@@ -182,6 +182,8 @@ def new_users(part: str, folders: Mapping[str, Path], place: Place) -> Section:
             if shots in found[0][name]:
                 table.append([f"{shots}", *row(title, [one[name][shots] for one in found])])
     told = [
+        "Both MAPs have the default prior, which no validation users tune; the seconds are beside "
+        "other work.",
         better("map", "theirs", found),
         better("average", "chosen", found),
         *(without_answers(name, found) for name in ("map", "average")),
