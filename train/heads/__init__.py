@@ -15,13 +15,17 @@ from types import MappingProxyType
 from pal.train.heads.head import Head
 
 
-@functools.cache
 def find_heads() -> Mapping[str, type[Head]]:
     """Return the heads of all files in this folder by name: the subclasses of Head that have a
     ``name`` of their own."""
+    return _heads_in(tuple(file.name for file in pkgutil.iter_modules(__path__)))
+
+
+@functools.cache
+def _heads_in(files: tuple[str, ...]) -> Mapping[str, type[Head]]:
     found: dict[str, type[Head]] = {}
-    for file in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{file.name}")
+    for file in files:
+        module = importlib.import_module(f"{__name__}.{file}")
         for value in vars(module).values():
             is_head = inspect.isclass(value) and issubclass(value, Head)
             if is_head and value.__module__ == module.__name__ and "name" in vars(value):
