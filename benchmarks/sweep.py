@@ -78,10 +78,10 @@ def main() -> None:
         listed = {name: list(values) for name, values in AXES.items()}
         operations = operations_of(load(None, (), {**settings, **listed}).config, "cpu")
         floor = operations / matrix_rate("cpu", torch.float32, 2048)
-    whole = {name: float(np.mean(each)) for name, each in times.items()}
-    for name in times:
-        if name not in SWEEPS:
-            whole[name] *= len(GRID)
+    whole = {
+        name: float(np.mean(each)) * (1 if name in SWEEPS else len(GRID))
+        for name, each in times.items()
+    }
     rows = [["way", "seconds for 64 heads", *(f"times {name}" for name in SWEEPS), "measured"]]
     for name, seconds in whole.items():
         ratios = [f"{seconds / whole[sweep]:.1f}" for sweep in SWEEPS]
@@ -118,8 +118,7 @@ def measured(
     """Return the seconds of each run of each way, and the mean accuracy of each sweep's heads."""
     flags = [f"--set={key}={value}" for key, value in settings.items()]
     axes = [f"--set={axis}={list(values)}".replace("'", "") for axis, values in AXES.items()]
-    here = {**os.environ}
-    older = None if before is None else {**here, "PYTHONPATH": str(before / "typings")}
+    older = None if before is None else {**os.environ, "PYTHONPATH": str(before / "typings")}
     names = [*SWEEPS, PROCESSES, ONE, *([OLDER] if older else [])]
     times: dict[str, list[float]] = {name: [] for name in names}
     accuracy = {}
@@ -132,11 +131,11 @@ def measured(
         if number < rounds:
             for name, precision in SWEEPS.items():
                 own = [f"--set=train.precision={precision}", f"--name={precision}-{number}"]
-                times[name].append(seconds_of(["sweep", *flags, *axes, *own], here))
+                times[name].append(seconds_of(["sweep", *flags, *axes, *own]))
                 accuracy[name] = mean_accuracy(Path("sweeps") / f"{precision}-{number}")
         own = [f"--set=train.k={k}", f"--set=seed={seed}", f"--set=train.lr={lr}"]
         run = ["train", *flags, *own, f"--run=process-{number}"]
-        times[PROCESSES].append(seconds_of(run, here))
+        times[PROCESSES].append(seconds_of(run))
         if older:
             times[OLDER].append(seconds_of(run, older, "older"))
         config = load(None, (), {**settings, "train.k": k, "train.lr": lr, "seed": seed}).config
@@ -162,7 +161,7 @@ def mean_accuracy(folder: Path) -> float:
 
 
 def seconds_of(
-    arguments: list[str], environment: dict[str, str], folder: str | None = None
+    arguments: list[str], environment: dict[str, str] | None = None, folder: str | None = None
 ) -> float:
     """Return the wall time of one pal process."""
     began = time.perf_counter()
