@@ -62,6 +62,7 @@ class Place:
     seeds: int
     heads: tuple[str, ...] = PLURAL
     groups: tuple[int, ...] = (2, 3, 4, 5, 6)
+    common: tuple[tuple[str, int], ...] = COMMON
 
     def config(self, seed: int, options: dict[str, Any]) -> Config:
         paths = {f"paths.{name}": str(self.folder / name) for name in ("data", "cache")}
@@ -119,7 +120,7 @@ def persona(place: Place) -> Iterator[tuple[str, Table]]:
     ]
     for groups in place.groups:
         rows = [header]
-        for head, k in (*((head, groups) for head in place.heads), *COMMON):
+        for head, k in (*((head, groups) for head in place.heads), *place.common):
             name, _, starts = head.partition(" x")
             options = {
                 "dataset": "persona", "data.persona.source": place.source,
@@ -324,6 +325,9 @@ def main() -> None:
         "--groups", nargs="+", type=int, default=(2, 3, 4, 5, 6), help="K* of the persona tables"
     )
     parser.add_argument(
+        "--plural-only", action="store_true", help="persona's tables without the rows of K = 1"
+    )
+    parser.add_argument(
         "--heads", nargs="+", default=PLURAL, help="plural heads of the persona tables"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -344,6 +348,7 @@ def main() -> None:
                 seeds,
                 tuple(arguments.heads),
                 tuple(arguments.groups),
+                () if arguments.plural_only else COMMON,
             )
         ):
             text += f"\n## {title}\n\n{as_markdown(rows)}\n"

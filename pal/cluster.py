@@ -22,6 +22,7 @@ from pal.errors import ConfigError, PalError, PalWarning
 
 CONNECT_SECONDS, JOIN_SECONDS = 5.0, 25.0
 JOIN = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False); ray.shutdown()"
+REMEDY = "give the address of a running cluster, as ray start --head prints it"
 RETRIES = 3
 """of a task whose worker or node is lost; what kills its worker four times is given up"""
 LOST = (
@@ -180,20 +181,38 @@ def library() -> Any:
     return ray
 
 
-def require_cluster(address: str) -> None:
-    """Raise ConfigError within 30 s unless a cluster answers at an address.
+def require_ahead(executor: str, address: str | None) -> None:
+    """Raise ConfigError where what an executor needs is not there, before any work is planned.
 
-    ``ray.init`` itself waits for minutes, and then ends the process: another process tries first.
+    Of ``ray`` that is the library, and something that answers at the address: a wrong one costs no
+    reading of a dataset. Whether it is a cluster, ``joined`` finds out.
     """
+    if executor != "ray":
+        return
+    ray = library()
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and not ray.is_initialized():
+        require_answer(address)
+
+
+def require_answer(address: str) -> None:
+    """Raise ConfigError unless something listens at an address that names host and port."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    remedy = "give the address of a running cluster, as ray start --head prints it"
     if host and port.isdecimal():
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"nothing answers at --ray-address {address} ({error}); {remedy}"
+                f"nothing answers at --ray-address {address} ({error}); {REMEDY}"
             ) from error
+
+
+def require_cluster(address: str) -> None:
+    """Raise ConfigError within 30 s unless a cluster answers at an address.
+
+    ``ray.init`` itself waits for minutes, and then ends the process: another process tries first.
+    """
+    require_answer(address)
     try:
         tried = subprocess.run(
             [sys.executable, "-c", JOIN, address],
@@ -205,11 +224,11 @@ def require_cluster(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"what answers at --ray-address {address} is no Ray cluster, or too slow: it could not "
-            f"be joined within {JOIN_SECONDS:.0f} s; {remedy}"
+            f"be joined within {JOIN_SECONDS:.0f} s; {REMEDY}"
         ) from error
     if tried.returncode:
         reason = (tried.stderr.strip().splitlines() or ["no reason is given"])[-1][:300]
-        raise ConfigError(f"cannot join the Ray cluster at {address} ({reason}); {remedy}")
+        raise ConfigError(f"cannot join the Ray cluster at {address} ({reason}); {REMEDY}")
 
 
 def raise_cause(error: Any) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from pal.cluster import require_ahead
 from pal.config import Config, PlantedGroupsConfig, reference
 from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import CacheError, DataError, PalWarning
@@ -73,6 +74,7 @@ def embed(
     """Stage one: encode the dataset's unique items into the cache; prepares it first if needed.
     ``expect`` is called with how many items there are, before the first is encoded."""
     config.encoder_config()
+    require_ahead(config.embed.executor, config.embed.ray_address)
     dataset = prepare(config, tell=tell)
     from pal.embed.run import embed as embed_dataset
 
@@ -188,6 +190,7 @@ def sweep(
 ) -> SweepSummary:
     """Train every head of a sweep that is missing; the best one becomes the run ``<name>-best``."""
     name = require_name("sweep", name or f"{config.dataset}-{config.encoder}")
+    require_ahead(config.sweep.executor, config.sweep.ray_address)
     from pal.evaluate.inputs import open_dataset
     from pal.evaluate.limits import require_prototypes
     from pal.sweep.run import run_sweep
@@ -214,6 +217,7 @@ def audit(
     """
     suffix = config.encoder if config.audit.features else "no-features"
     name = require_name("audit", name or f"{config.dataset}-{suffix}")
+    require_ahead(config.audit.executor, config.audit.ray_address)
     from pal.audit.report import audit as audit_dataset
     from pal.evaluate.inputs import open_dataset, open_inputs
 

@@ -356,6 +356,12 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(
         monkeypatch.setenv("RAY_ADDRESS", closed)
         with pytest.raises(ConfigError, match=told), joined(None, 1):
             pass
+        for stage in ("embed", "sweep", "audit"):  # before the dataset is prepared or planned
+            options = {f"{stage}.executor": "ray", f"{stage}.ray_address": closed}
+            config = configure(SWEEP | options | {"paths.data": "elsewhere"})
+            with pytest.raises(ConfigError, match=told):
+                getattr(pipeline, stage)(config)
+            assert not Path("elsewhere").exists()
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr("pal.cluster.JOIN_SECONDS", 1.0)
