@@ -18,6 +18,7 @@ import torch
 from pal.config import TrainConfig
 from pal.evaluate.few_shot import NewUsers
 from pal.evaluate.report import as_markdown
+from pal.memory import kept
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
@@ -46,6 +47,7 @@ def drawing(users: int) -> float:
     return time.perf_counter() - began
 
 
+@kept()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

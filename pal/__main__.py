@@ -1,4 +1,4 @@
-from pal.cli import main
+from pal.cli import run
 
 if __name__ == "__main__":  # a process that a sweep starts imports this too
-    main()
+    run()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from pal.errors import ConfigError, PalError, PalWarning
+from pal.memory import kept
 
 CONNECT_SECONDS, JOIN_SECONDS = 5.0, 25.0
 JOIN = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False); ray.shutdown()"
@@ -243,7 +244,7 @@ def _perform(setting: Setting, work: Callable[..., Any], *arguments: Any) -> tup
     import torch
 
     torch.set_num_threads(setting.threads)
-    with ExitStack() as stack:
+    with kept(), ExitStack() as stack:
         told = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always", PalWarning)
         if setting.folder is not None:

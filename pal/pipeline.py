@@ -19,6 +19,7 @@ from pal.config import Config, PlantedGroupsConfig, reference
 from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import CacheError, DataError, PalWarning
 from pal.files import digest
+from pal.memory import kept
 from pal.names import require_name
 from pal.outline import say, short_lines, summary_lines
 from pal.records import JsonObject
@@ -64,6 +65,7 @@ def prepare(config: Config, progress: Progress = silent, tell: Tell = say) -> Pr
     return prepared
 
 
+@kept()
 def embed(
     config: Config,
     progress: Progress = silent,
@@ -97,6 +99,7 @@ def self_test(config: Config) -> SelfTest:
     return test_cache(config, open_dataset(config))
 
 
+@kept()
 def train(
     config: Config, run: str | None = None, progress: Progress = silent, tell: Tell = say
 ) -> Metrics:
@@ -134,6 +137,7 @@ def open_training(config: Config, run: str) -> OwnTraining:
     )
 
 
+@kept()
 def evaluate(
     config: Config,
     runs: Sequence[str],
@@ -155,6 +159,7 @@ def evaluate(
     return found
 
 
+@kept()
 def adapt(config: Config, run: str, grow: int | None = None, tell: Tell = say) -> Adaptation:
     """Adapt a run to unseen users, head frozen; ``grow`` adds prototypes for those outside.
 
@@ -182,6 +187,7 @@ def adapt(config: Config, run: str, grow: int | None = None, tell: Tell = say) -
     return found.model_copy(update={"grown": metrics})
 
 
+@kept()
 def sweep(
     config: Config,
     name: str | None = None,
@@ -207,6 +213,7 @@ def sweep(
     return summary
 
 
+@kept()
 def audit(
     config: Config, name: str | None = None, progress: Progress = silent, tell: Tell = say
 ) -> AuditRecord:

@@ -23,6 +23,7 @@ import torch
 
 from pal.config import Config
 from pal.errors import TrainError
+from pal.memory import kept
 from pal.sweep.stacks import Outcome, Stack, StackTrainer
 
 
@@ -115,6 +116,7 @@ def _start(config: Config, name: str, device: str, threads: int) -> None:
     _trainer = StackTrainer(config, name, device)
 
 
+@kept()
 def _train(stack: Stack) -> bytes:
     assert _trainer is not None, "_start made it"
     # as bytes: torch would send tensors as open files, which end with the process that they are of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,40 @@ def test_products_keep_a_bounded_number_of_programs_unless_the_user_says(asked: 
     _set_libraries(ours)
     _set_libraries(theirs)
     assert (ours[asked], theirs[asked]) == ("128", "7")
+
+
+ENDS = """
+import atexit, sys, threading, time
+import pal.cli
+
+def main():
+    atexit.register(lambda: print("at exit"))
+    threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread"))).start()
+    print("not written yet" + "." * {length})
+    sys.exit({code!r})
+
+pal.cli.main = main
+pal.cli.run()
+"""
+
+
+@pytest.mark.parametrize(("code", "seen"), [(0, 0), (None, 0), (3, 3), ("a sentence", 1)])
+def test_a_command_ends_as_any_process_does(code: Any, seen: int) -> None:
+    """Threads are waited for, what was registered is done, all is written, the code is kept."""
+    program = ENDS.format(code=code, length=10_000)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == seen
+    assert ended.stdout.split("\n")[1:] == ["of a thread", "at exit", ""]
+    assert ended.stderr.strip() == (code if isinstance(code, str) else "")
+
+
+def test_output_that_nobody_reads_is_exit_code_120() -> None:
+    program = "import pal.cli; pal.cli.main = lambda: print('lost'); pal.cli.run()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 120

@@ -313,8 +313,9 @@ class LanesDataModule(lightning.LightningDataModule):
         return LaneBatches(self.features, pairs, self.batch_size, seeds)
 
     def val_dataloader(self) -> LaneBatches:
-        """Where all lanes share their pairs, there is one batch for all."""
+        """Where all lanes share their pairs, there is one batch for all; of a size that takes no
+        more memory than a training step."""
         pairs = [lane.val for lane in self.lanes]
         if all(one is pairs[0] for one in pairs):
             pairs = pairs[:1]
-        return LaneBatches(self.features, pairs, 8 * self.batch_size, [None] * len(pairs))
+        return LaneBatches(self.features, pairs, 2 * self.batch_size, [None] * len(pairs))

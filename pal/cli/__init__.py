@@ -3,13 +3,16 @@ command runs."""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import MutableMapping
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +21,8 @@ from pal.cli.app import app, say
 from pal.cli.examples import epilog
 from pal.errors import PalError, PalWarning, disk_error
 
-INTERRUPTED = 130
+INTERRUPTED, UNWRITTEN = 130, 120
+"""exit codes: of Ctrl-C, and, as Python has it, where output could not be written"""
 SPINS = "10000"
 """turns that a thread of OpenMP waits for work before it sleeps. As it comes it spins for
 milliseconds: free on a machine of one's own, but where others work on the same cores it makes a
@@ -27,6 +31,10 @@ training seven times slower. So few turns cost neither (docs/log.md)."""
 KEPT = "128"
 """products that oneDNN keeps its code for: a megabyte each, one for each number of rows and shape,
 and as many as come make half a gigabyte (docs/design/015)"""
+
+COLLECT_AFTER = 20_000
+"""objects more than were freed after which Python looks for cycles. As it comes it looks after 700:
+a second of the five that importing Lightning takes"""
 
 
 @app.callback(invoke_without_command=True)
@@ -87,6 +95,7 @@ def main() -> None:
     """Run the command line; an error that the user can fix becomes one sentence and exit code 1,
     Ctrl-C a word and 130."""
     _set_libraries(os.environ)
+    gc.set_threshold(COLLECT_AFTER)
     warnings.showwarning = _show_warning
     interrupts = _Interrupts()
     try:
@@ -102,3 +111,30 @@ def main() -> None:
             raise
         say(f"pal: {told}")
         sys.exit(1)
+
+
+def run() -> NoReturn:
+    """``main``, and then the end of the process without taking apart what it holds, which takes one
+    to two seconds once torch was imported.
+
+    All else is as at any end: threads are waited for, what others registered by ``atexit`` is done,
+    output is written out.
+    """
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    if isinstance(code, str):
+        say(code)
+        code = 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # who read it is gone
+        code = code or UNWRITTEN
+    os._exit(code or 0)

@@ -5,6 +5,8 @@ directory (or ``--config``), ``--set dotted.key=value``, and the options of a co
 
 from __future__ import annotations
 
+import copy
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,6 +108,11 @@ class _NoAliases(yaml.SafeLoader):
 
 
 def _built_in(name: str) -> dict[str, Any]:
+    return copy.deepcopy(_parsed_built_in(name))
+
+
+@functools.cache
+def _parsed_built_in(name: str) -> dict[str, Any]:
     return _parse_yaml(
         resources.files("pal").joinpath(name).read_text(encoding="utf-8"), f"the built-in {name}"
     )
@@ -259,7 +266,9 @@ def flatten(config: BaseModel) -> dict[str, Any]:
 
 def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a configuration with some dotted keys replaced; raises ConfigError in one sentence."""
-    tree = config.model_dump()
+    changed = {"train", *(key.partition(".")[0] for key in values)}
+    tree = dict(config)  # what is not changed stays as it was checked
+    tree.update(config.model_dump(include=changed))
     _merge_preset(tree, {}, values.items())
     for key, value in values.items():
         if not (key == "train.head" and value in presets()):

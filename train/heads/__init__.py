@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,14 +19,15 @@ from pal.train.heads.head import Head
 def find_heads() -> Mapping[str, type[Head]]:
     """Return the heads of all files in this folder by name: the subclasses of Head that have a
     ``name`` of their own."""
-    return _heads_in(tuple(file.name for file in pkgutil.iter_modules(__path__)))
+    return _heads_as_of(tuple(os.stat(folder).st_mtime_ns for folder in __path__))
 
 
 @functools.cache
-def _heads_in(files: tuple[str, ...]) -> Mapping[str, type[Head]]:
+def _heads_as_of(changed: tuple[int, ...]) -> Mapping[str, type[Head]]:
+    """``changed``: when a file was last put into each folder, or taken out."""
     found: dict[str, type[Head]] = {}
-    for file in files:
-        module = importlib.import_module(f"{__name__}.{file}")
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
         for value in vars(module).values():
             is_head = inspect.isclass(value) and issubclass(value, Head)
             if is_head and value.__module__ == module.__name__ and "name" in vars(value):
