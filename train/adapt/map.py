@@ -22,7 +22,9 @@ from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
 
-STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 12, 1e-6, 1e-3, 1e-4
+STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 6, 1e-6, 1e-3, 1e-4
+ARRIVED_SHARE = 8
+"""one part in so many of the users have arrived: they are left out of the work from then on"""
 ROUNDING = 1e-6
 """share by which float32 may be wrong about an objective. A last step is shorter than what it can
 measure, and it is the step that makes the solution exact: to refuse it would be a matter of luck"""
@@ -63,7 +65,7 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     solution is tried on the true margins: a user whom it made worse tries half the way. So the head
     itself is asked a few times only. A user who has arrived stays there, whoever else has not, so
     that everybody's numbers are the same alone and among others; and is left out of the work as
-    soon as these are the majority.
+    soon as these are an eighth of those left.
     """
     logits, prior = _start(head, answers, prior)
     logits = logits.clone()  # it is changed in place, the prior mean that it may be is not
@@ -93,7 +95,7 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
         slope = torch.where(own.unsqueeze(1), new_slope, slope)
         size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
         arrived |= arrives
-        if 2 * int(arrived.sum()) >= len(arrived):
+        if ARRIVED_SHARE * int(arrived.sum()) >= len(arrived):
             logits[live] = here
             stay = ~arrived
             if not bool(stay.any()):
