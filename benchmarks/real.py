@@ -252,7 +252,8 @@ def section(dataset: str, lines: Lines) -> str | None:
         names = [named_in_short(one.head, one.k) for one in missing]
         told.append(f"Not run: {', '.join(names)}.")
     parts = [f"## {dataset}", as_markdown(table), over_seeds(heads_of)]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in told)]).rstrip()
+    parts.append("\n".join(f"- {line}" for line in told))
+    return "\n\n".join(filter(None, parts))
 
 
 def plurality(config: Config, names: Sequence[str]) -> str:

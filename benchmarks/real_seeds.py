@@ -37,7 +37,7 @@ def by_head(found: Sequence[Line]) -> dict[Name, list[Line]]:
 
 
 def over_seeds(found: Sequence[Line]) -> str:
-    """Return the means of heads of several seeds."""
+    """Return the means of heads of several seeds, "" where there are none."""
     table = [MEANS]
     for (head, k), rows in by_head(found).items():
         if len(rows) < 2:
@@ -50,7 +50,7 @@ def over_seeds(found: Sequence[Line]) -> str:
             for sign in (-1, 1)
         ]
         table.append([head, "" if k is None else f"{k}", f"{len(rows)}", *seen, *new, *counts])
-    return f"Means over seeds:\n\n{as_markdown(table)}"
+    return f"Means over seeds:\n\n{as_markdown(table)}" if len(table) > 1 else ""
 
 
 def values(row: Line) -> dict[tuple[str, str], float | None]:
@@ -121,7 +121,8 @@ def above_a_coin(rows_of: Mapping[str, Mapping[Name, Sequence[Line]]]) -> str:
             nll = sum(one[cell] for one in kept) / len(kept)
             cells += 1
             if nll > math.log(2):
-                above.append(f"{dataset}, {cell}, {nll:.3f} ({len(kept)} seeds)")
+                named = cell.replace(" 1 answers", " 1 answer")
+                above.append(f"{dataset}, {named}, {nll:.3f} ({len(kept)} seeds)")
     return (
         f"Cells where the NLL of `{AUTO}`, mean over seeds, is above ln 2: {len(above)} of "
         f"{cells}{': ' if above else ''}{'; '.join(above)}."
