@@ -30,9 +30,9 @@ from pal.evaluate.ties import of_folds
 from pal.files import digest
 from pal.records import JsonObject
 from pal.train.data import record_before_training
+from pal.train.fit import fit_each, load_each
 from pal.train.probe import choose_device
 from pal.train.run_record import RunRecord, TrainedHead
-from pal.train.together import fit_each, load_each
 
 SHOTS = (0, 1, 5, 20)
 """answers that unseen users are adapted by; fewer where half of the users have not so many"""

@@ -19,8 +19,9 @@ from pal.sweep.lent import LentFeatures
 from pal.sweep.plan import Candidate, digests_of, split_stack
 from pal.train.build import reads_prompt
 from pal.train.data import Fitted, TrainingData, record_before_training
+from pal.train.fit import fit_each, load_each
 from pal.train.run_record import TrainedHead
-from pal.train.together import Together, fit_each, load_each, step_seconds_alone
+from pal.train.together import Together, step_seconds_alone
 
 
 @dataclass

@@ -20,8 +20,8 @@ from pal.evaluate.inputs import open_dataset, open_inputs
 from pal.files import digest
 from pal.records import Record
 from pal.train.build import reads_prompt, settled
+from pal.train.fit import can_be_stacked
 from pal.train.relevant import relevant_settings
-from pal.train.together import can_be_stacked
 
 OTHER_AXES = {"seed": "seed", "encoder": "encoder", "layer": "embed.{encoder}.layer"}
 VALUES = {"lr", "user_lr", "prototype_lr", "scale_lr", "weight_decay"}

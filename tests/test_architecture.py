@@ -12,8 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPEN_TO_ALL = {
-    "cells", "chance", "cluster", "config", "dataset", "errors", "files", "hub", "items", "names",
-    "outline", "probe", "records", "rows", "users",
+    "cells", "chance", "cluster", "config", "dataset", "errors", "files", "hub", "items", "memory",
+    "names", "outline", "probe", "records", "rows", "users",
 }  # fmt: skip
 
 
@@ -92,6 +92,19 @@ def test_help_loads_no_heavy_library() -> None:
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
         "heavy = ('torch', 'transformers', 'lightning', 'polars', 'pyarrow', 'numpy', 'pydantic'); "
         "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_training_step_by_step_loads_lightning() -> None:
+    """It takes seconds, which nobody waits for who evaluates, adapts, audits or solves a head."""
+    program = (
+        "import sys; import pal.audit.report, pal.evaluate.adaptation, pal.evaluate.evaluation, "
+        "pal.report.write, pal.reward.export, pal.train.fit; "
+        "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

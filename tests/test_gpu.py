@@ -27,10 +27,12 @@ from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads
 from pal.train.data import TrainingData
-from pal.train.fit import fit, fit_head
-from pal.train.pairs import Lane, LanesDataModule, Pairs
+from pal.train.datamodules import Lane, LanesDataModule
+from pal.train.fit import fit_head
+from pal.train.pairs import Pairs
 from pal.train.probe import choose_device
 from pal.train.stack_training import StackTraining
+from pal.train.stepwise import fit
 
 DIM, USERS = 8, 5
 DRAWS_ITSELF = {"vpl"}

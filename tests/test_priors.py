@@ -15,7 +15,7 @@ from pal.config import TrainConfig
 from pal.errors import ConfigError
 from pal.train.build import build_head, resolve
 from pal.train.data import TrainingData
-from pal.train.fit import fit_head
+from pal.train.fit import can_be_stacked, fit_head
 from pal.train.heads.held import HeldMLPs, deviating, moved
 from pal.train.heads.mlp import Architecture
 from pal.train.heads.pal_b import PalB
@@ -25,7 +25,6 @@ from pal.train.module import HeadTraining, optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.priors import Priors, gains_clearly, prepare, with_things
 from pal.train.relevant import relevant_settings
-from pal.train.together import can_be_stacked
 
 DIM, K, USERS, ROWS = 5, 3, 6, 40
 MLP = "mlp1-gelu-dropout0"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pal.config import TrainConfig
 from pal.train.build import heads, resolve
 from pal.train.data import TrainingData
-from pal.train.fit import fit_head
+from pal.train.fit import can_be_stacked, fit_head
 from pal.train.heads.head import Head
 from pal.train.pairs import LaneBatches, Pairs
 from pal.train.stack_training import StackTraining
-from pal.train.together import Together, can_be_stacked
+from pal.train.together import Together
 
 DIM, ITEMS = 6, 60
 

@@ -33,12 +33,12 @@ from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_
 from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
 from pal.sweep.run import Trainers, plan_stacks, train_planned
 from pal.train.build import build_head, heads
+from pal.train.fit import can_be_stacked
 from pal.train.heads.things import Things
 from pal.train.pairs import Step
 from pal.train.run_record import RunRecord
 from pal.train.stack import Stack, widen
 from pal.train.stacked_adamw import StackedAdamW
-from pal.train.together import can_be_stacked
 
 Configure = Callable[..., Config]
 TIMES = {"seconds"}

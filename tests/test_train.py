@@ -23,19 +23,21 @@ from pal.errors import CacheError, ConfigError, EvaluationError, PalError, Train
 from pal.evaluate.inputs import open_inputs
 from pal.train.build import build_head, defaults_of, heads
 from pal.train.data import TrainingData
-from pal.train.fit import fit, fit_head
+from pal.train.datamodules import Lane, LanesDataModule, PairsDataModule
+from pal.train.fit import fit_head
 from pal.train.heads.ideal_point import LARGEST_SCALE, IdealPointHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining, optimiser_groups
-from pal.train.pairs import Lane, LanesDataModule, Pairs, PairsDataModule
+from pal.train.pairs import Pairs
 from pal.train.relevant import relevant_names
 from pal.train.row_adam import RowAdam
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.stack import widen
 from pal.train.stack_training import StackTraining
+from pal.train.stepwise import fit
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import lightning.pytorch as lightning
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ SAME_PROMPTS = (
     "all prompts have the same feature, so this head, which reads prompts, has nothing to learn "
     "from; use --head pal-a, which reads only items"
 )
+
+
+def seed_all(seed: int) -> None:
+    """Set all generators that a head may draw its first weights from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 class Fitted(NamedTuple):
@@ -102,7 +110,7 @@ class TrainingData:
 
     def new_head(self, settings: TrainConfig, seed: int) -> Head:
         """Build a head with the weights of a seed, its feature statistics fitted."""
-        lightning.seed_everything(seed, verbose=False)
+        seed_all(seed)
         head = build_head(settled(settings, self.dataset), self.store.dim, len(self.users))
         if head.uses_prompt and self.train.prompt is None:
             raise TrainError(NO_PROMPTS)

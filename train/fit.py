@@ -1,44 +1,31 @@
-"""Stage two from start to end: join pairs to features, build a head, fit it, save it as a run."""
+"""Stage two from start to end: join pairs to features, build a head, fit it, save it as a run.
+
+Lightning is imported where it trains, and not before: heads that are solved, evaluation, adaptation
+and audits do without the seconds that this takes.
+"""
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import lightning.pytorch as lightning
-import torch
-from torch import Tensor
 
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
-from pal.errors import TrainError
 from pal.records import JsonObject
-from pal.train.build import has_priors, kind_of
+from pal.train.build import has_priors, heads, kind_of
 from pal.train.data import Fitted, TrainingData
 from pal.train.diagnose import warn_about_labels, warn_about_loss
-from pal.train.heads.shrunk import ShrunkHead
 from pal.train.loggers import Logs, logs_of, require_logger
-from pal.train.module import HeadTraining
 from pal.train.new_run import NewRun
-from pal.train.pairs import LanesDataModule, PairsDataModule
-from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
 from pal.train.probe import choose_device
 from pal.train.run_record import TrainedHead
 from pal.train.solve import solve
-from pal.train.stack_training import StackTraining
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
 
 Progress = Callable[[int], None]
-SEEDS_APART = 1000
-"""between the seeds of a run's starts"""
-NEVER_FINITE = "the validation loss was never finite; train with a lower --set train.lr"
+SMALL_STEP = 2_000_000
+"""weights of maps times rows of a batch"""
 
 
 def train(
@@ -90,125 +77,62 @@ def fit_head(
         solve(head, data.problem, settings)
         progress(settings.epochs * settings.starts)
         return Fitted(head, [{"epoch": 0}], 0)
-    best: HeadTraining | None = None
-    if has_priors(settings):
-        best = _best_strength(data, settings, seed, progress, logs)
-    else:
-        for own_seed in _seeds(settings, seed):
-            module, _ = _trained(data, settings, own_seed, progress, logs)
-            if module.best_state and (best is None or module.best_loss < best.best_loss):
-                best = module
-    if best is None:
-        raise TrainError(NEVER_FINITE)
-    return best_epoch_of(best)
+    from pal.train.stepwise import fit_in_steps
+
+    return fit_in_steps(data, settings, seed, progress, logs)
 
 
-def _best_strength(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress, logs: Logs | None
-) -> HeadTraining | None:
-    """Fit a head under priors (pal.train.priors), of several starts the best: with the default
-    strength, or with a weaker one where validation pairs gain clearly by it."""
-    best: HeadTraining | None = None
-    losses_B = torch.zeros(0)
-    has_strength = settings.sigma is None and issubclass(kind_of(settings), ShrunkHead)
-    for sigma in PATH if has_strength else (settings.sigma,):
-        own = settings.model_copy(update={"sigma": sigma})
-        seeds = _seeds(settings, seed)
-        tried = [_trained(data, own, own_seed, progress, logs) for own_seed in seeds]
-        module, batches = min(tried, key=lambda one: one[0].best_loss)
-        if not module.best_state:
-            continue
-        found_B = _losses_at_best(module, batches)
-        if best is not None and not gains_clearly(losses_B, found_B, batches.val_pairs.judged):
-            break
-        best, losses_B, progress = module, found_B, lambda epochs: None
-    return best
+def can_be_stacked(settings: TrainConfig) -> bool:
+    """Say whether a stack can train a head: batch normalisation keeps running statistics, which a
+    stack would mix; solved heads take no steps; of a head with several starts only one is a
+    result; and priors know the things of their own fold."""
+    has_batchnorm = "batchnorm" in (settings.mlp or "")
+    takes_steps = not heads()[settings.head].is_solved and settings.starts == 1
+    return takes_steps and not has_batchnorm and not has_priors(settings)
 
 
-def _seeds(settings: TrainConfig, seed: int) -> range:
-    return range(seed, seed + SEEDS_APART * settings.starts, SEEDS_APART)
+def load_each(
+    settings: TrainConfig, datasets: Sequence[PreparedDataset], store: FeatureStore, device: str
+) -> list[TrainingData]:
+    """Join the training pairs of several datasets of one cache to its features, which they
+    share."""
+    found: list[TrainingData] = []
+    for dataset in datasets:
+        features = found[0].features if found else None
+        found.append(TrainingData.load(settings, dataset, store, device, features))
+    return found
 
 
-def _trained(
-    data: TrainingData, settings: TrainConfig, seed: int, progress: Progress, logs: Logs | None
-) -> tuple[HeadTraining, PairsDataModule]:
-    module, batches = begin(data, settings, seed)
-    device = str(data.features.device)
-    if logs is None:
-        fit(module, batches, device, progress)
-    else:
-        with logs.of(settings, seed) as logger:
-            fit(module, batches, device, progress, logger)
-    return module, batches
+def fit_each(
+    data: Sequence[TrainingData], settings: TrainConfig, seed: int, wanted: Sequence[int]
+) -> Iterator[tuple[Fitted, float]]:
+    """Train the same settings on several training sets, as one stack where that is quicker, and
+    yield the ``wanted`` ones, each as it is ready, with the seconds that it took.
+
+    What is returned is what ``fit_head`` gives for each, but for rounding. A stack is trained as a
+    whole, however few are wanted of it: a smaller one would round otherwise, and what was killed
+    and run again would not be what an undisturbed run gives.
+    """
+    if len(data) > 1 and can_be_stacked(settings) and gains_by_stacking(data[0], settings, seed):
+        from pal.train.together import Together
+
+        began = time.perf_counter()
+        found = [one for one in Together(data, [seed], [settings]).fit() if one is not None]
+        share = (time.perf_counter() - began) / len(found)
+        yield from ((found[place], share) for place in wanted)
+        return
+    for place in wanted:
+        began = time.perf_counter()
+        fitted = fit_head(data[place], settings, seed)
+        yield fitted, time.perf_counter() - began
 
 
-def begin(
-    data: TrainingData, settings: TrainConfig, seed: int
-) -> tuple[HeadTraining, PairsDataModule]:
-    """Return a head with the weights of a seed, to be trained step by step, and its batches; under
-    priors if the settings say so."""
-    head, train, val, priors = data.new_head(settings, seed), data.train, data.val, None
-    if has_priors(settings):
-        scale = data.item_scale.to(data.features.device)
-        train, val = (
-            with_things(pairs, data.features, scale, data.is_vote, head.uses_prompt)
-            for pairs in (train, val)
-        )
-        prepare(head, train, data.features, data.is_vote)
-        priors = Priors(head, train, data.is_vote)
-    batches = PairsDataModule(data.features, train, val, settings.batch_size, seed)
-    return HeadTraining(head, settings, priors), batches
-
-
-def best_epoch_of(module: HeadTraining) -> Fitted:
-    """Return the head of a training with the weights of its best epoch; under priors its rewards
-    are divided for what is not known of things, and the log tells the strength."""
-    head, log = module.head, module.epoch_rows
-    head.load_state_dict(module.best_state)
-    if module.priors is not None:
-        head.moderate(module.priors.size)
-        if module.config.sigma is not None:
-            log = [{**row, "sigma": module.config.sigma} for row in log]
-    return Fitted(head, log, module.best_epoch)
-
-
-@torch.no_grad()
-def _losses_at_best(module: HeadTraining, batches: PairsDataModule) -> Tensor:
-    """Return the losses of the validation pairs at the best epoch, (n,)."""
-    module.head.load_state_dict(module.best_state)
-    module.head.eval()
-    return torch.cat([module.judge(batch)[0] for batch in batches.val_dataloader()])
-
-
-def fit(
-    module: HeadTraining | StackTraining,
-    data: PairsDataModule | LanesDataModule,
-    device: str,
-    progress: Progress,
-    logger: Logger | None = None,
-) -> None:
-    """Run Lightning's loop, for ``module.epochs`` epochs, without its files and messages; what the
-    module logs goes to ``logger``."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-    class Report(lightning.Callback):
-        def on_train_epoch_end(self, *_: Any) -> None:
-            progress(1)
-
-    kind = "gpu" if device.startswith("cuda") else "cpu"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(
-            accelerator=kind,
-            devices=[torch.device(device).index or 0] if kind == "gpu" else 1,
-            max_epochs=module.epochs,
-            callbacks=[Report()],
-            deterministic=True,
-            logger=logger or False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(module, datamodule=data)
+def gains_by_stacking(data: TrainingData, settings: TrainConfig, seed: int) -> bool:
+    """Say whether a handful of heads is quicker as a stack: on a GPU, and on a CPU where a step is
+    so little work that Python takes the time. By size, not by a clock, so that the same command
+    gives the same bytes."""
+    if data.features.device.type != "cpu":
+        return True
+    head = data.new_head(settings, seed)
+    maps = sum(p.numel() for p in head.roles()["maps"])
+    return maps * min(settings.batch_size, len(data.train)) <= SMALL_STEP

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
 from pal.cache.mapped import Features
-from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
-from pal.dataset import PreparedDataset
 from pal.errors import TrainError
-from pal.train.build import has_priors, heads
 from pal.train.data import Fitted, TrainingData
-from pal.train.fit import fit, fit_head
+from pal.train.datamodules import Lane, LanesDataModule
 from pal.train.heads.head import Head
 from pal.train.module import HeadTraining
-from pal.train.pairs import Lane, LaneBatches, LanesDataModule, PairBatches
+from pal.train.pairs import LaneBatches, PairBatches
 from pal.train.stack import widen, with_users
 from pal.train.stack_training import StackTraining
+from pal.train.stepwise import fit
 
 Progress = Callable[[int], None]
 PROBE_STEPS = 4
-SMALL_STEP = 2_000_000
-"""weights of maps times rows of a batch"""
-
-
-def can_be_stacked(settings: TrainConfig) -> bool:
-    """Say whether a stack can train a head: batch normalisation keeps running statistics, which a
-    stack would mix; solved heads take no steps; of a head with several starts only one is a
-    result; and priors know the things of their own fold."""
-    has_batchnorm = "batchnorm" in (settings.mlp or "")
-    takes_steps = not heads()[settings.head].is_solved and settings.starts == 1
-    return takes_steps and not has_batchnorm and not has_priors(settings)
 
 
 @dataclass(frozen=True)
@@ -141,48 +128,3 @@ def fastest(step: Callable[[], None], batches: int, features: Features) -> float
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def load_each(
-    settings: TrainConfig, datasets: Sequence[PreparedDataset], store: FeatureStore, device: str
-) -> list[TrainingData]:
-    """Join the training pairs of several datasets of one cache to its features, which they
-    share."""
-    found: list[TrainingData] = []
-    for dataset in datasets:
-        features = found[0].features if found else None
-        found.append(TrainingData.load(settings, dataset, store, device, features))
-    return found
-
-
-def fit_each(
-    data: Sequence[TrainingData], settings: TrainConfig, seed: int, wanted: Sequence[int]
-) -> Iterator[tuple[Fitted, float]]:
-    """Train the same settings on several training sets, as one stack where that is quicker, and
-    yield the ``wanted`` ones, each as it is ready, with the seconds that it took.
-
-    What is returned is what ``fit_head`` gives for each, but for rounding. A stack is trained as a
-    whole, however few are wanted of it: a smaller one would round otherwise, and what was killed
-    and run again would not be what an undisturbed run gives.
-    """
-    if len(data) > 1 and can_be_stacked(settings) and gains_by_stacking(data[0], settings, seed):
-        began = time.perf_counter()
-        found = [one for one in Together(data, [seed], [settings]).fit() if one is not None]
-        share = (time.perf_counter() - began) / len(found)
-        yield from ((found[place], share) for place in wanted)
-        return
-    for place in wanted:
-        began = time.perf_counter()
-        fitted = fit_head(data[place], settings, seed)
-        yield fitted, time.perf_counter() - began
-
-
-def gains_by_stacking(data: TrainingData, settings: TrainConfig, seed: int) -> bool:
-    """Say whether a handful of heads is quicker as a stack: on a GPU, and on a CPU where a step is
-    so little work that Python takes the time. By size, not by a clock, so that the same command
-    gives the same bytes."""
-    if data.features.device.type != "cpu":
-        return True
-    head = data.new_head(settings, seed)
-    maps = sum(p.numel() for p in head.roles()["maps"])
-    return maps * min(settings.batch_size, len(data.train)) <= SMALL_STEP
