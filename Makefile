@@ -10,6 +10,7 @@ BIN      = .venv/bin
 PAL      = $(BIN)/pal
 MANIFEST = cache/$(DATASET)/$(ENCODER)/manifest.json
 CHOICE   = --dataset $(DATASET) --encoder $(ENCODER)
+NEEDS_RUN = @$(if $(RUN),:,echo 'say which run: make $@ RUN=name; pal runs ls lists them'; exit 2)
 TORCH_INDEX = https://download.pytorch.org/whl/$(TORCH)
 EXTRAS   = docs,offline,optuna,ray,serve,tensorboard,trl
 
@@ -56,6 +57,7 @@ audit: $(MANIFEST)  ## does $(DATASET) hold plurality, and would we have seen it
 	$(PAL) audit $(CHOICE) $(ARGS)
 
 adapt: .venv/ready  ## few-shot weights for new users of RUN=name
+	$(NEEDS_RUN)
 	$(PAL) adapt --run $(RUN) $(ARGS)
 
 evaluate: .venv/ready  ## metrics of RUNS="name name" with error bars
@@ -65,6 +67,7 @@ report: .venv/ready  ## one page to look at of NAMES="name name", or of DATASET 
 	$(PAL) report $(NAMES) --dataset $(DATASET) $(ARGS)
 
 export: .venv/ready  ## a reward model for other tools from RUN=name -> exports/
+	$(NEEDS_RUN)
 	$(PAL) export --run $(RUN) $(ARGS)
 
 docs: .venv/ready typings  ## the site of docs/ -> site/, links checked

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -173,13 +174,18 @@ def joined(address: str | None, cpus: int) -> Iterator[Cluster]:
 
 def library() -> Any:
     """Return Ray; raises ConfigError where it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
+    require_library()
+    import ray
+
+    return ray
+
+
+def require_library() -> None:
+    """Raise ConfigError where Ray is not installed; does not import it."""
+    if sys.modules.get("ray") is None and find_spec("ray") is None:
         raise ConfigError(
             "--executor ray needs Ray; install the extra: pip install 'pal-heads[ray]'"
-        ) from error
-    return ray
+        )
 
 
 def require_ahead(executor: str, address: str | None) -> None:
@@ -190,9 +196,11 @@ def require_ahead(executor: str, address: str | None) -> None:
     """
     if executor != "ray":
         return
-    ray = library()
+    ray = sys.modules.get("ray")  # to import it takes seconds
+    if ray is None:
+        require_library()
     address = address or os.environ.get("RAY_ADDRESS")
-    if address and not ray.is_initialized():
+    if address and not (ray is not None and ray.is_initialized()):
         require_answer(address)
 
 

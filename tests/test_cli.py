@@ -176,28 +176,44 @@ def test_products_keep_a_bounded_number_of_programs_unless_the_user_says(asked: 
 
 
 ENDS = """
-import atexit, sys, threading, time
+import atexit, concurrent.futures, os, sys, threading, time
 import pal.cli
 
 def main():
+    global pool
     atexit.register(lambda: print("at exit"))
-    threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread"))).start()
-    print("not written yet" + "." * {length})
+    {more}
+    print("not written yet" + "." * 10_000)
     sys.exit({code!r})
 
 pal.cli.main = main
 pal.cli.run()
 """
+LATE = 'threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread"))).start()'
+IDLE = "pool = concurrent.futures.{kind}(1); pool.submit(os.getpid).result()"
 
 
+def ended(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("more", ["pass", LATE])
 @pytest.mark.parametrize(("code", "seen"), [(0, 0), (None, 0), (3, 3), ("a sentence", 1)])
-def test_a_command_ends_as_any_process_does(code: Any, seen: int) -> None:
+def test_a_command_ends_as_any_process_does(code: Any, seen: int, more: str) -> None:
     """Threads are waited for, what was registered is done, all is written, the code is kept."""
-    program = ENDS.format(code=code, length=10_000)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.returncode == seen
-    assert ended.stdout.split("\n")[1:] == ["of a thread", "at exit", ""]
-    assert ended.stderr.strip() == (code if isinstance(code, str) else "")
+    found = ended(ENDS.format(code=code, more=more))
+    assert found.returncode == seen
+    late = ["of a thread"] if more == LATE else []
+    assert found.stdout.split("\n")[1:] == [*late, "at exit", ""]
+    assert found.stderr.strip() == (code if isinstance(code, str) else "")
+
+
+@pytest.mark.parametrize("kind", ["ThreadPoolExecutor", "ProcessPoolExecutor"])
+def test_a_pool_that_nobody_closed_keeps_no_command_from_ending(kind: str) -> None:
+    found = ended(ENDS.format(code=3, more=IDLE.format(kind=kind)))
+    assert found.returncode == 3
+    assert found.stdout.endswith("at exit\n")
 
 
 def test_output_that_nobody_reads_is_exit_code_120() -> None:
@@ -210,3 +226,12 @@ def test_output_that_nobody_reads_is_exit_code_120() -> None:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(60) == 120
+
+
+@pytest.mark.parametrize(("closed", "told"), [(">&-", "No such command"), ("2>&-", "")])
+def test_a_stream_that_is_closed_changes_no_exit_code(closed: str, told: str) -> None:
+    command = f"'{sys.executable}' -m pal nonsense {closed}"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert told in found.stderr
+    assert "Traceback" not in found.stderr

@@ -19,7 +19,7 @@ from pal.evaluate.crossed import with_prompt_group
 from pal.evaluate.folds import Fold, crossing_folds, with_answer
 from pal.evaluate.report import write_report
 from pal.records import write_table
-from pal.train import together
+from pal.train import fit as fitting
 from pal.train.run_record import RunRecord
 
 Configure = Callable[..., Config]
@@ -184,7 +184,7 @@ def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
     config = config.model_copy(update={"train": narrow})
     found = []
     for name, limit in (("stacked", 2_000_000), ("alone", 0)):
-        monkeypatch.setattr(together, "SMALL_STEP", limit)
+        monkeypatch.setattr(fitting, "SMALL_STEP", limit)
         pipeline.train(config, name)
         found.append(pipeline.evaluate(config, [name], FOLDS).runs[0])
     for number in range(FOLDS):
@@ -197,7 +197,7 @@ def test_folds_trained_as_one_stack_are_those_that_are_trained_alone(
         assert stacked.seal != alone.seal, "they did go two ways"
     assert found[0].test_seen is not None
     assert found[1].test_seen is not None
-    monkeypatch.setattr(together, "SMALL_STEP", 2_000_000)
+    monkeypatch.setattr(fitting, "SMALL_STEP", 2_000_000)
     lost = Path(f"runs/stacked/folds/of-{FOLDS}/1")
     shutil.rmtree(lost)
     again = pipeline.evaluate(config, ["stacked"], FOLDS).runs[0]
@@ -209,21 +209,21 @@ def test_folds_that_were_ready_when_it_was_killed_are_kept(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cross_fit, "SHOTS", (0,))
-    monkeypatch.setattr(together, "SMALL_STEP", 0)  # one by one
+    monkeypatch.setattr(fitting, "SMALL_STEP", 0)  # one by one
     pipeline.train(config, "one")
-    own, calls = together.fit_head, iter(range(FOLDS))
+    own, calls = fitting.fit_head, iter(range(FOLDS))
 
     def killed_in_the_last(*args: Any) -> Any:
         if next(calls) == FOLDS - 1:
             raise KeyboardInterrupt
         return own(*args)
 
-    monkeypatch.setattr(together, "fit_head", killed_in_the_last)
+    monkeypatch.setattr(fitting, "fit_head", killed_in_the_last)
     with pytest.raises(KeyboardInterrupt):
         pipeline.evaluate(config, ["one"], FOLDS)
     folder = Path(f"runs/one/folds/of-{FOLDS}")
     assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
-    monkeypatch.setattr(together, "fit_head", own)
+    monkeypatch.setattr(fitting, "fit_head", own)
     done: list[int] = []
     pipeline.evaluate(config, ["one"], FOLDS, done.append)
     assert done == [FOLDS - 1, 1]

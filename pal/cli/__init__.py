@@ -117,24 +117,26 @@ def run() -> NoReturn:
     """``main``, and then the end of the process without taking apart what it holds, which takes one
     to two seconds once torch was imported.
 
-    All else is as at any end: threads are waited for, what others registered by ``atexit`` is done,
-    output is written out.
+    What others registered by ``atexit`` is done, and output is written out, as at any end. Where
+    threads are left that Python would wait for, it ends as Python does.
     """
     code: int | str | None = 0
     try:
         main()
     except SystemExit as ended:
         code = ended.code
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    if isinstance(code, str):
-        say(code)
-        code = 1
+    own = threading.current_thread()
+    if any(not thread.daemon and thread is not own for thread in threading.enumerate()):
+        sys.exit(code)
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # who read it is gone
+        atexit._run_exitfuncs()
+        if isinstance(code, str):
+            say(code)
+            code = 1
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
+            stream.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except OSError:  # who read the output is gone
         code = code or UNWRITTEN
     os._exit(code or 0)

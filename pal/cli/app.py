@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pal.cli import complete
+from pal.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -77,6 +78,12 @@ def settings_of(file: Path | None, overrides: list[str] | None, **options: Any) 
         settings = load(
             file, overrides or (), {**dotted, f"data.{settings.config.dataset}.source": dataset}
         )
+    for stage in ("embed", "sweep", "audit"):
+        address = options.get(f"{stage}__ray_address")
+        if address is not None and getattr(settings.config, stage).executor != "ray":
+            raise ConfigError(
+                f"--ray-address {address} is for a Ray cluster only; add --executor ray"
+            )
     return settings
 
 

@@ -36,7 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "pal score --model exports/NAME --input in.csv --output out.csv --answers new-people.csv",
     ),
     "serve": ("pal serve --model exports/NAME --port 8000",),
-    "sweep": ("pal sweep --dataset town --set sweep.k=[1,2,4,8] --set sweep.seed=[0,1,2]",),
+    "sweep": ("pal sweep --dataset town --set 'sweep.k=[1,2,4,8]' --set 'sweep.seed=[0,1,2]'",),
     "train": (
         "pal train --dataset town --head auto",
         "pal train --dataset town --head pal-a --k 4 --set train.lr=1e-3",
