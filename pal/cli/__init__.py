@@ -132,11 +132,10 @@ def run() -> NoReturn:
         atexit._run_exitfuncs()
         if isinstance(code, str):
             say(code)
-            code = 1
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
             stream.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except OSError:  # who read the output is gone
         code = code or UNWRITTEN
-    os._exit(code or 0)
+    os._exit(1 if isinstance(code, str) else code or 0)
