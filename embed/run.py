@@ -15,6 +15,7 @@ from pal.cache.records import Provenance, Receipt
 from pal.cache.spec import Spec, encoder_of
 from pal.cache.summary import total_seconds
 from pal.cache.writer import CacheWriter, Unfinished, clear
+from pal.cluster import require_ahead
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.choose import claimed_job
@@ -96,6 +97,7 @@ def embed(
     new: list[Receipt] = []
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
+        require_ahead(config.embed.executor, config.embed.ray_address)
         for note in job.source.notes:
             warnings.warn(note, PalWarning, stacklevel=2)
         writers, tasks = job.open()

@@ -9,6 +9,7 @@ many users are of that size.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,23 @@ LARGEST_THRESHOLD, MAPPINGS = 32 << 20, 65_536
 OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 """environment variables by which a user says so; GLIBC_TUNABLES is the other way"""
 
+COLLECT_AFTER = 20_000
+"""objects more than were freed after which garbage collection begins while modules are imported; as
+it comes it begins after 700 to 2,000"""
+
 _lock, _depth = Lock(), 0
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Let garbage collection rest for the imports in the block: a second of the five that those of
+    Lightning take."""
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pal.config import Config, PlantedGroupsConfig, reference
 from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import CacheError, DataError, PalWarning
 from pal.files import digest
-from pal.memory import kept
+from pal.memory import kept, quick_imports
 from pal.names import require_name
 from pal.outline import say, short_lines, summary_lines
 from pal.records import JsonObject
@@ -76,7 +76,8 @@ def embed(
     """Stage one: encode the dataset's unique items into the cache; prepares it first if needed.
     ``expect`` is called with how many items there are, before the first is encoded."""
     config.encoder_config()
-    require_ahead(config.embed.executor, config.embed.ray_address)
+    if DatasetCard.find(config.paths.data / config.dataset) is None:
+        require_ahead(config.embed.executor, config.embed.ray_address)
     dataset = prepare(config, tell=tell)
     from pal.embed.run import embed as embed_dataset
 
@@ -109,7 +110,9 @@ def train(
     from pal.evaluate.limits import require_prototypes, unread_lines
     from pal.evaluate.predict import evaluate_run
     from pal.train.build import settled
-    from pal.train.fit import train as train_head
+
+    with quick_imports():
+        from pal.train.fit import train as train_head
     from pal.train.loggers import where_to_watch
 
     dataset, store = open_inputs(config)
@@ -196,10 +199,10 @@ def sweep(
 ) -> SweepSummary:
     """Train every head of a sweep that is missing; the best one becomes the run ``<name>-best``."""
     name = require_name("sweep", name or f"{config.dataset}-{config.encoder}")
-    require_ahead(config.sweep.executor, config.sweep.ray_address)
-    from pal.evaluate.inputs import open_dataset
-    from pal.evaluate.limits import require_prototypes
-    from pal.sweep.run import run_sweep
+    with quick_imports():
+        from pal.evaluate.inputs import open_dataset
+        from pal.evaluate.limits import require_prototypes
+        from pal.sweep.run import run_sweep
 
     if config.train.logger is not None:
         report(f"train.logger = {config.train.logger!r} is for pal train; a sweep logs no training")
@@ -224,9 +227,9 @@ def audit(
     """
     suffix = config.encoder if config.audit.features else "no-features"
     name = require_name("audit", name or f"{config.dataset}-{suffix}")
-    require_ahead(config.audit.executor, config.audit.ray_address)
-    from pal.audit.report import audit as audit_dataset
-    from pal.evaluate.inputs import open_dataset, open_inputs
+    with quick_imports():
+        from pal.audit.report import audit as audit_dataset
+        from pal.evaluate.inputs import open_dataset, open_inputs
 
     if config.audit.features:
         chosen = config.train.model_copy(update=READS_AS_AUTO)
@@ -249,6 +252,7 @@ def report(config: Config, names: Sequence[str] = (), out: Path | None = None) -
     return write_report(config, names, out)
 
 
+@kept()
 def export(
     config: Config, run: str, choice: Choice, name: str | None = None, merge: bool = False
 ) -> ExportSummary:

@@ -356,12 +356,18 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(
         monkeypatch.setenv("RAY_ADDRESS", closed)
         with pytest.raises(ConfigError, match=told), joined(None, 1):
             pass
-        for stage in ("embed", "sweep", "audit"):  # before the dataset is prepared or planned
-            options = {f"{stage}.executor": "ray", f"{stage}.ray_address": closed}
-            config = configure(SWEEP | options | {"paths.data": "elsewhere"})
-            with pytest.raises(ConfigError, match=told):
-                getattr(pipeline, stage)(config)
-            assert not Path("elsewhere").exists()
+        here = configure(SWEEP)  # all is done, and done again without a cluster
+        pipeline.embed(here)
+        pipeline.sweep(here, "t", report=lambda line: None)
+        away = configure(SWEEP | ON_RAY | {"sweep.ray_address": closed,
+                         "embed.executor": "ray", "embed.ray_address": closed})  # fmt: skip
+        assert pipeline.embed(away).encoded == 0
+        assert pipeline.sweep(away, "t", report=lambda line: None).trained == 0
+        # before the dataset is prepared
+        missing = away.paths.model_copy(update={"data": Path("elsewhere")})
+        with pytest.raises(ConfigError, match=told):
+            pipeline.embed(away.model_copy(update={"paths": missing}))
+        assert not Path("elsewhere").exists()
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr("pal.cluster.JOIN_SECONDS", 1.0)

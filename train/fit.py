@@ -13,6 +13,7 @@ from pathlib import Path
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
+from pal.memory import quick_imports
 from pal.records import JsonObject
 from pal.train.build import has_priors, heads, kind_of
 from pal.train.data import Fitted, TrainingData
@@ -50,6 +51,7 @@ def train(
     device = choose_device(settings.device)
     new = NewRun.begin(settings, seed, dataset, store, runs, run, config, device)
     warn_about_labels(new.data.train, new.data.users)
+    _load_trainer(new.settings)
     with logs_of(new.settings, new.folder) as logs:
         began = time.perf_counter()
         fitted = fit_head(new.data, new.settings, seed, progress, logs)
@@ -58,6 +60,13 @@ def train(
             losses = [row["val/loss"] for row in fitted.log if "val/loss" in row]
             warn_about_loss(min(losses, default=0.0))
         return new.save(fitted, seconds, None if logs is None else logs.folder)
+
+
+def _load_trainer(settings: TrainConfig) -> None:
+    """Import Lightning, where it will train, before time is taken."""
+    if not kind_of(settings).is_solved:
+        with quick_imports():
+            import pal.train.stepwise  # noqa: F401
 
 
 def fit_head(
@@ -121,6 +130,7 @@ def fit_each(
         share = (time.perf_counter() - began) / len(found)
         yield from ((found[place], share) for place in wanted)
         return
+    _load_trainer(settings)
     for place in wanted:
         began = time.perf_counter()
         fitted = fit_head(data[place], settings, seed)

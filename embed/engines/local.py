@@ -22,6 +22,7 @@ from pal.cache.records import Receipt
 from pal.cache.writer import CacheWriter
 from pal.embed.devices import token_budget
 from pal.errors import EncoderError
+from pal.memory import kept
 
 if TYPE_CHECKING:
     from pal.embed.job import Job
@@ -140,6 +141,7 @@ def _end_with_parent(alive: Connection) -> None:
     os._exit(1)
 
 
+@kept()
 def _work(job: Job, device: str, tasks: Sequence[ShardTask]) -> None:
     """Do some tasks in a process of their own."""
     assert _done is not None, "_start_worker made it"

@@ -11,6 +11,7 @@ from pal.cache.records import Receipt
 from pal.cache.writer import CacheWriter
 from pal.cluster import joined, raise_cause
 from pal.embed.engines.local import load_runner
+from pal.memory import kept
 
 if TYPE_CHECKING:
     from pal.embed.job import Job
@@ -54,6 +55,7 @@ class Actor:
         self.writers: list[CacheWriter] = []
         self.runner: ShardRunner | None = None
 
+    @kept()
     def run(self, task: ShardTask) -> Receipt:
         """Do one task and return its receipt; one that is done already is only looked up."""
         self.writers = self.writers or self.job.open()[0]

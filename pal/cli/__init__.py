@@ -4,7 +4,6 @@ command runs."""
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import signal
 import sys
@@ -31,10 +30,6 @@ training seven times slower. So few turns cost neither (docs/log.md)."""
 KEPT = "128"
 """products that oneDNN keeps its code for: a megabyte each, one for each number of rows and shape,
 and as many as come make half a gigabyte (docs/design/015)"""
-
-COLLECT_AFTER = 20_000
-"""objects more than were freed after which Python looks for cycles. As it comes it looks after 700:
-a second of the five that importing Lightning takes"""
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +90,6 @@ def main() -> None:
     """Run the command line; an error that the user can fix becomes one sentence and exit code 1,
     Ctrl-C a word and 130."""
     _set_libraries(os.environ)
-    gc.set_threshold(COLLECT_AFTER)
     warnings.showwarning = _show_warning
     interrupts = _Interrupts()
     try:
@@ -114,8 +108,8 @@ def main() -> None:
 
 
 def run() -> NoReturn:
-    """``main``, and then the end of the process without taking apart what it holds, which takes one
-    to two seconds once torch was imported.
+    """``main``, and then the end of the process without freeing every object, which takes a second
+    or two once torch was imported.
 
     What others registered by ``atexit`` is done, and output is written out, as at any end. Where
     threads are left that Python would wait for, it ends as Python does.
@@ -129,13 +123,16 @@ def run() -> NoReturn:
     if any(not thread.daemon and thread is not own for thread in threading.enumerate()):
         sys.exit(code)
     try:
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # private, and the same in every Python so far
         if isinstance(code, str):
             say(code)
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
-            stream.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:  # None: closed from the start
+                stream.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except OSError:  # who read the output is gone
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # that is: who read the output is gone
+            say(f"pal: {disk_error(error)}")
         code = code or UNWRITTEN
     os._exit(1 if isinstance(code, str) else code or 0)

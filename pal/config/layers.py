@@ -268,7 +268,7 @@ def load_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a configuration with some dotted keys replaced; raises ConfigError in one sentence."""
     changed = {"train", *(key.partition(".")[0] for key in values)}
     tree = dict(config)  # what is not changed stays as it was checked
-    tree.update(config.model_dump(include=changed))
+    tree.update(config.model_dump(include=changed, exclude_unset=True))
     _merge_preset(tree, {}, values.items())
     for key, value in values.items():
         if not (key == "train.head" and value in presets()):

@@ -22,9 +22,9 @@ from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
 
-STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 6, 1e-6, 1e-3, 1e-4
+STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 12, 1e-6, 1e-3, 1e-4
 ARRIVED_SHARE = 8
-"""one part in so many of the users have arrived: they are left out of the work from then on"""
+"""users who have arrived are left out of the work as soon as they are one in so many"""
 ROUNDING = 1e-6
 """share by which float32 may be wrong about an objective. A last step is shorter than what it can
 measure, and it is the step that makes the solution exact: to refuse it would be a matter of luck"""

@@ -19,12 +19,12 @@ from pal.train.heads.head import Head
 def find_heads() -> Mapping[str, type[Head]]:
     """Return the heads of all files in this folder by name: the subclasses of Head that have a
     ``name`` of their own."""
-    return _heads_as_of(tuple(os.stat(folder).st_mtime_ns for folder in __path__))
+    return _heads_in(tuple(name for folder in __path__ for name in os.listdir(folder)))
 
 
 @functools.cache
-def _heads_as_of(changed: tuple[int, ...]) -> Mapping[str, type[Head]]:
-    """``changed``: when a file was last put into each folder, or taken out."""
+def _heads_in(names: tuple[str, ...]) -> Mapping[str, type[Head]]:
+    """``names``: those of all files that are there."""
     found: dict[str, type[Head]] = {}
     for file in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{file.name}")
