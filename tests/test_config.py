@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pal.config import flatten, load
+from pal.config import flatten, load, load_overrides
 from pal.errors import ConfigError
 
 
@@ -179,3 +179,14 @@ def test_the_default_name_of_a_run_tells_settings_apart() -> None:
     without = [load(None, [f"train.k={k}"], {"train.head": "bt-linear"}).config for k in (2, 5)]
     assert {default_run(one) for one in without} == {"demo-minilm-bt-linear-s0"}
     assert default_run(load(None, (), {"train.head": "lore"}).config) == "demo-minilm-lore-k2-s0"
+
+
+@pytest.mark.parametrize("axis", [{"train.k": 3}, {"embed.minilm.layer": -2}])
+def test_an_axis_of_a_sweep_sets_nothing_but_itself(axis: dict[str, int]) -> None:
+    """Where nobody set it, ``max_length`` is what the model reads; a copied default is not."""
+    config = load(None, (), {}).config
+    changed = load_overrides(config, axis)
+    before, after = config.encoder_config(), changed.encoder_config()
+    named = {key.removeprefix("embed.minilm.") for key in axis if key.startswith("embed.minilm.")}
+    assert after.model_fields_set == before.model_fields_set | named
+    assert flatten(changed) == flatten(config) | axis
