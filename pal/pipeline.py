@@ -106,14 +106,13 @@ def train(
 ) -> Metrics:
     """Stage two: train a head from cached features, then evaluate it; returns its metrics."""
     name = require_name("run", run or default_run(config))
-    from pal.evaluate.inputs import open_inputs
-    from pal.evaluate.limits import require_prototypes, unread_lines
-    from pal.evaluate.predict import evaluate_run
-    from pal.train.build import settled
-
     with quick_imports():
+        from pal.evaluate.inputs import open_inputs
+        from pal.evaluate.limits import require_prototypes, unread_lines
+        from pal.evaluate.predict import evaluate_run
+        from pal.train.build import settled
         from pal.train.fit import train as train_head
-    from pal.train.loggers import where_to_watch
+        from pal.train.loggers import where_to_watch
 
     dataset, store = open_inputs(config)
     settings = settled(config.train, dataset)

@@ -86,6 +86,12 @@ def test_every_package_is_listed_for_the_wheel() -> None:
             assert f'"{name}"' in listed, f"{name} would vanish from the wheel"
 
 
+def printed(program: str) -> str:
+    """Return what a program prints in a process of its own."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_help_loads_no_heavy_library() -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from pal.cli import app; "
@@ -93,10 +99,7 @@ def test_help_loads_no_heavy_library() -> None:
         "heavy = ('torch', 'transformers', 'lightning', 'polars', 'pyarrow', 'numpy', 'pydantic'); "
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed(program) == "[]"
 
 
 def test_only_training_step_by_step_loads_lightning() -> None:
@@ -106,7 +109,4 @@ def test_only_training_step_by_step_loads_lightning() -> None:
         "pal.report.write, pal.reward.export, pal.train.fit; "
         "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert printed(program) == "[]"

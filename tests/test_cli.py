@@ -193,9 +193,9 @@ LATE = 'threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread")))
 IDLE = "pool = concurrent.futures.{kind}(1); pool.submit(os.getpid).result()"
 
 
-def ended(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def ended(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("more", ["pass", LATE])
