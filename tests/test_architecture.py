@@ -110,3 +110,14 @@ def test_only_training_step_by_step_loads_lightning() -> None:
         "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
     )
     assert printed(program) == "[]"
+
+
+def test_no_head_of_shapes_alone_loads_the_compiler() -> None:
+    """Every head that is read from a file is built so first; the import would take a second."""
+    program = (
+        "import sys, torch; from pal.config import TrainConfig; "
+        "from pal.train.build import build_head, heads; torch.set_default_device('meta'); "
+        "[build_head(TrainConfig(head=name), 8, 3) for name in heads()]; "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert printed(program) == "False"

@@ -7,28 +7,26 @@ import pytest
 import torch
 
 from pal.train.adapt.curvature import Curvature
+from pal.train.heads.users import ReadyWeights, UserTable, UserVectors, UserWeights, by_user
 
 COUNTS = [0, 1, 3, 0, 2]
 """answers of each user"""
 
 
-def problem(size: int) -> tuple[Curvature, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a curvature, rows, whose they are, gradients, and the matrices H made one by one."""
+def problem(size: int) -> tuple[Curvature, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a curvature, rows, whose they are, and the matrices H made one by one."""
     random = torch.Generator().manual_seed(size)
     root = torch.randn(size, size, generator=random, dtype=torch.float64)
     precision = root @ root.T + torch.eye(size)
     user = torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS))
     rows = torch.randn(len(user), size, generator=random, dtype=torch.float64)
-    gradient = torch.randn(len(COUNTS), size, generator=random, dtype=torch.float64)
     whole = torch.stack([precision + rows[user == u].T @ rows[user == u] for u in range(5)])
-    return Curvature(precision, torch.linalg.inv(precision)), rows, user, gradient, whole
+    return Curvature(precision, torch.linalg.inv(precision)), rows, user, whole
 
 
 @pytest.mark.parametrize(("size", "is_short"), [(2, False), (3, False), (4, True), (50, True)])
-def test_step_variance_and_volume_are_those_of_the_matrices(size: int, is_short: bool) -> None:
-    curvature, rows, user, gradient, whole = problem(size)
-    wanted = torch.linalg.solve(whole, gradient.unsqueeze(2)).squeeze(2)
-    torch.testing.assert_close(curvature.step(rows, user, gradient), wanted)
+def test_variance_and_volume_are_those_of_the_matrices(size: int, is_short: bool) -> None:
+    curvature, rows, user, whole = problem(size)
     covariance = curvature.covariance(rows, user, len(COUNTS))
     assert (covariance.told is not None) == is_short
     torch.testing.assert_close(covariance.whole(), torch.linalg.inv(whole))
@@ -41,13 +39,32 @@ def test_step_variance_and_volume_are_those_of_the_matrices(size: int, is_short:
     torch.testing.assert_close(covariance.variance(slope, asked), one_by_one)
 
 
+@pytest.mark.parametrize("table", [UserVectors, UserWeights, ReadyWeights])
+@pytest.mark.parametrize("size", [2, 3, 4, 50])
+def test_steps_are_those_of_the_matrices(size: int, table: type[UserTable]) -> None:
+    """H = Lambda + J^T S^T D S J, with J from automatic derivatives; 3 answers at most."""
+    curvature, rows, user, _ = problem(size)
+    users = table(1, size - (table is ReadyWeights))  # type: ignore[call-arg, arg-type]
+    random = torch.Generator().manual_seed(1)
+    raw, gradient = torch.randn(2, len(COUNTS), size, generator=random, dtype=torch.float64)
+    slope, real = by_user(rows, user, len(COUNTS))
+    bend = torch.rand(real.shape, generator=random, dtype=torch.float64)
+    wanted = []
+    for u in range(len(COUNTS)):
+        jacobian = torch.func.jacrev(lambda one: users.soft(one.unsqueeze(0))[0])(raw[u])
+        pulled = slope[u] @ jacobian
+        whole = curvature.precision + pulled.T @ (bend[u].unsqueeze(1) * pulled)
+        wanted.append(torch.linalg.solve(whole, gradient[u]))
+    steps = curvature.steps(users, slope)
+    torch.testing.assert_close(steps(users.soft(raw), bend, gradient), torch.stack(wanted))
+
+
 def test_nobody_has_answered() -> None:
-    curvature, rows, user, gradient, _ = problem(4)
+    curvature, rows, user, _ = problem(4)
     none = curvature.covariance(rows[:0], user[:0], len(COUNTS))
     prior = curvature.prior.expand(len(COUNTS), -1, -1)
     torch.testing.assert_close(none.whole(), prior)
     torch.testing.assert_close(none.logdet(), torch.logdet(prior))
-    torch.testing.assert_close(curvature.step(rows[:0], user[:0], gradient), gradient @ prior[0])
 
 
 @pytest.mark.parametrize("variance", [1.0, 1e3, 1e4])

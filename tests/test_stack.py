@@ -121,6 +121,25 @@ def test_halving_keeps_the_settings_that_are_better_in_the_mean_of_the_folds() -
     assert kept == [place == best for place in range(4)] * len(FOLDS)
 
 
+def test_patience_ends_a_head_of_a_stack_where_it_ends_alone() -> None:
+    """Also where a later epoch is better again, which alone it would not see."""
+    rates = [1e-1, 3e-2, 1e-3]
+    base = {"head": "pal-a", "epochs": 14, "batch_size": 32, "user_lr": 0.3}
+    patient = [resolve(TrainConfig(**base, lr=rate)) for rate in rates]  # type: ignore[arg-type]
+    own = [one.model_copy(update={"patience": 2}) for one in patient]
+    alone = [fit_head(fold, one, 3) for fold in FOLDS for one in own]
+    trained = [len(found.log) for found in alone]
+    assert min(trained) < 14
+    assert all(n == 14 or n == f.best_epoch + 2 for n, f in zip(trained, alone, strict=True))
+    later = [fit_head(fold, one, 3).best_epoch for fold in FOLDS for one in patient]
+    best = [found.best_epoch for found in alone]
+    assert best != later, "an example in which patience chooses another epoch"
+    epochs: list[int] = []
+    stacked = Together(FOLDS, [3], own).fit(progress=epochs.append)
+    assert [found.best_epoch for found in stacked if found is not None] == best
+    assert len(epochs) == max(trained), "the stack ends with its last head"
+
+
 @pytest.mark.parametrize("name", ["pal-a", "bt-mlp"])
 def test_statistics_of_the_features_are_each_folds_own(name: str) -> None:
     together = Together(FOLDS, [0], [resolve(TrainConfig(head=name, epochs=1, batch_size=32))])

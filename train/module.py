@@ -30,6 +30,11 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     }
 
 
+def has_waited(config: TrainConfig, epoch: int, best: int) -> bool:
+    """Say whether training ends after ``epoch``, the best one being ``best``; none yet: 0."""
+    return config.patience is not None and epoch - max(best, 0) >= config.patience
+
+
 def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
     """Return AdamW groups, one per role; a parameter in none or in two is our mistake."""
     rates = learning_rates(config)
@@ -218,3 +223,5 @@ class HeadTraining(lightning.LightningModule):
             self.best_state = {
                 name: value.detach().clone() for name, value in self.head.state_dict().items()
             }
+        if has_waited(self.config, self.current_epoch + 1, self.best_epoch):
+            self.trainer.should_stop = True

@@ -20,7 +20,7 @@ from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational
 
 DATA = {"head", "view", "users", "pairs_per_user"}
-STEPS = {"loss", "epochs", "batch_size"}
+STEPS = {"loss", "epochs", "patience", "batch_size"}
 RATES = {
     "maps": {"lr", "weight_decay"},
     "prototypes": {"prototype_lr"},
@@ -30,7 +30,7 @@ RATES = {
 """what the optimiser reads, by the role of a parameter"""
 SOLVERS: dict[type, set[str]] = {
     LinearHead: {"ridge"},
-    Variational: {"lr", "weight_decay", *STEPS},
+    Variational: {"lr", "weight_decay", "loss", "epochs", "batch_size"},
     Auto: set(),
     MetaLearned: {"lr", "weight_decay", "epochs", "batch_size"},
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.module import learning_rates, rounded_in_steps
+from pal.train.module import has_waited, learning_rates, rounded_in_steps
 from pal.train.pairs import Step
 from pal.train.row_adam import RowAdam
 from pal.train.stack import Stack
@@ -55,6 +55,8 @@ class StackTraining(lightning.LightningModule):
         self.best_loss = [float("inf")] * len(heads)
         self.best_epoch = [0] * len(heads)
         self.best_state: list[dict[str, Tensor]] = [{} for _ in heads]
+        self.has_ended = [False] * len(heads)
+        """of each head, whether its patience is over: it alone would not train on"""
         self.user_weights: list[Tensor] | None = None
         self.rows: RowAdam | None = None
         self._val_sum, self._val_count = torch.zeros(0), torch.zeros(0)
@@ -162,16 +164,19 @@ class StackTraining(lightning.LightningModule):
         self._val_count += count_M
 
     def on_train_epoch_end(self) -> None:
+        epoch = self.current_epoch + 1
         for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
             head = self.alive[place]
+            if self.has_ended[head]:
+                continue
             if loss < self.best_loss[head]:
-                self.best_loss[head], self.best_epoch[head] = loss, self.current_epoch + 1
+                self.best_loss[head], self.best_epoch[head] = loss, epoch
                 self.best_state[head] = self.stack.state_of(place)
-        if self.halving and self.current_epoch + 1 in {
-            max(1, self.epochs // 4),
-            max(1, self.epochs // 2),
-        }:
+            self.has_ended[head] = has_waited(self.settings[head], epoch, self.best_epoch[head])
+        if self.halving and epoch in {max(1, self.epochs // 4), max(1, self.epochs // 2)}:
             self._drop(self.halving)
+        if all(self.has_ended[head] for head in self.alive):
+            self.trainer.should_stop = True
 
     def _drop(self, halving: int) -> None:
         """Keep the better heads of each seed in all its folds, equally many, so that the stack

@@ -13,12 +13,16 @@ users, B rows sorted by user, M rows of a user at most, R raw numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pal.train.heads.users import blocks_of_users, by_user
+from pal.train.heads.users import UserTable, blocks_of_users, by_user
+
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,45 @@ class Curvature:
     def __init__(self, precision_RR: Tensor, covariance_RR: Tensor) -> None:
         self.precision, self.prior = precision_RR, covariance_RR
 
-    def step(self, rows_BR: Tensor, user_B: Tensor, gradient_UR: Tensor) -> Tensor:
-        """Return H_u^-1 g of each user's gradient, (U, R); ``rows_BR`` are the rows of A."""
-        users = len(gradient_UR)
-        short = self._short(rows_BR, user_B, users)
-        if short is None:
-            curvature = self._whole(rows_BR, user_B, users)
-            return torch.linalg.solve(curvature, gradient_UR.unsqueeze(2)).squeeze(2)
-        assert short.told is not None
-        from_answers = short.told.mT @ (short.told @ gradient_UR.unsqueeze(2))
-        return gradient_UR @ self.prior - from_answers.squeeze(2)
+    def steps(self, users: UserTable, slope_UMR: Tensor) -> Step:
+        """Return what turns vectors (U, R), p (1 - p), (U, M), and gradients g, (U, R), into H_u^-1
+        g, (U, R), where the margins' slopes by the vector are ``slope_UMR``, 0 where there is no
+        answer."""
+        if slope_UMR.shape[1] >= slope_UMR.shape[2]:
+            return partial(self._step_of_many, users, slope_UMR)
+        if not users.are_vectors_raw:
+            return partial(self._step_of_few, users, slope_UMR)
+        spread_UMR = slope_UMR @ self.prior
+        return partial(self._step_of_fixed, spread_UMR, spread_UMR @ slope_UMR.mT)
+
+    def _step_of_many(
+        self, users: UserTable, slope_UMR: Tensor, vector_UR: Tensor, bend_UM: Tensor, g_UR: Tensor
+    ) -> Tensor:
+        """H_u itself, from S^T D S."""
+        vector_U1R = vector_UR.unsqueeze(1)
+        bent_URR = (bend_UM.unsqueeze(2) * slope_UMR).mT @ slope_UMR
+        half_URR = users.pull_back(vector_U1R, bent_URR)
+        whole_URR = self.precision + users.pull_back(vector_U1R, half_URR.mT)
+        return torch.linalg.solve(whole_URR, g_UR.unsqueeze(2)).squeeze(2)
+
+    def _step_of_few(
+        self, users: UserTable, slope_UMR: Tensor, vector_UR: Tensor, bend_UM: Tensor, g_UR: Tensor
+    ) -> Tensor:
+        """By Woodbury's identity."""
+        bent_UMR = bend_UM.sqrt().unsqueeze(2) * slope_UMR
+        told_UMR, _ = self._told(users.pull_back(vector_UR.unsqueeze(1), bent_UMR))
+        from_answers = told_UMR.mT @ (told_UMR @ g_UR.unsqueeze(2))
+        return g_UR @ self.prior - from_answers.squeeze(2)
+
+    def _step_of_fixed(
+        self, spread_UMR: Tensor, gram_UMM: Tensor, _: Tensor, bend_UM: Tensor, g_UR: Tensor
+    ) -> Tensor:
+        """The same where slopes are the same at every vector, from S P and S P S^T."""
+        root_UM1 = bend_UM.sqrt().unsqueeze(2)
+        told_UM1 = root_UM1 * (spread_UMR @ g_UR.unsqueeze(2))
+        lower_UMM = torch.linalg.cholesky(_with_one(root_UM1 * gram_UMM * root_UM1.mT))
+        told_UM1 = root_UM1 * torch.cholesky_solve(told_UM1, lower_UMM)
+        return g_UR @ self.prior - (spread_UMR.mT @ told_UM1).squeeze(2)
 
     def covariance(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Covariance:
         """Return H_u^-1 of all users."""
@@ -92,15 +125,18 @@ class Curvature:
         if most and most >= size:
             return None
         told, gain = rows_BR.new_zeros(users, most, size), rows_BR.new_zeros(users)
-        eye = torch.eye(most, dtype=rows_BR.dtype, device=rows_BR.device)
         for some, rows in blocks_of_users(user_B, users) if most else ():
             own = user_B[rows] - some.start
             table_UMR, _ = by_user(rows_BR[rows], own, some.stop - some.start, most)
-            spread_UMR = table_UMR @ self.prior
-            lower_UMM = torch.linalg.cholesky(eye + spread_UMR @ table_UMR.mT)
-            told[some] = torch.linalg.solve_triangular(lower_UMM, spread_UMR, upper=False)
-            gain[some] = 2.0 * lower_UMM.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+            told[some], gain[some] = self._told(table_UMR)
         return Covariance(self.prior, told, gain)
+
+    def _told(self, rows_UMR: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F_u, (U, M, R), and log |I + A_u P A_u^T|, (U,), of the rows of A_u."""
+        spread_UMR = rows_UMR @ self.prior
+        lower_UMM = torch.linalg.cholesky(_with_one(spread_UMR @ rows_UMR.mT))
+        told_UMR = torch.linalg.solve_triangular(lower_UMM, spread_UMR, upper=False)
+        return told_UMR, 2.0 * lower_UMM.diagonal(dim1=1, dim2=2).log().sum(dim=1)
 
     def _whole(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Tensor:
         curvature = self.precision.repeat(users, 1, 1)
@@ -109,3 +145,9 @@ class Curvature:
             table_UMR, _ = by_user(rows_BR[rows], own, some.stop - some.start)
             curvature[some] += table_UMR.mT @ table_UMR
         return curvature
+
+
+def _with_one(square_UMM: Tensor) -> Tensor:
+    """Return I + A."""
+    size = square_UMM.shape[1]
+    return torch.eye(size, dtype=square_UMM.dtype, device=square_UMM.device) + square_UMM

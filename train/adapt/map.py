@@ -18,16 +18,14 @@ from torch import Tensor
 
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.curvature import Covariance, Curvature
+from pal.train.adapt.linear import distance_from, is_better, next_size, solve_linear
 from pal.train.adapt.prior import Prior
 from pal.train.heads.head import Head
 from pal.train.loss import logistic
 
-STEPS, INNER_STEPS, TOLERANCE, SMALLEST_STEP, INNER_STEP = 25, 12, 1e-6, 1e-3, 1e-4
+STEPS, TOLERANCE, SMALLEST_STEP = 25, 1e-6, 1e-3
 ARRIVED_SHARE = 8
 """users who have arrived are left out of the work as soon as they are one in so many"""
-ROUNDING = 1e-6
-"""share by which float32 may be wrong about an objective. A last step is shorter than what it can
-measure, and it is the step that makes the solution exact: to refuse it would be a matter of luck"""
 
 
 @dataclass
@@ -80,12 +78,12 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     size = torch.ones_like(loss)
     arrived = torch.zeros_like(loss, dtype=torch.bool)
     for _ in range(STEPS):
-        away = _solve_linear(head, rest, prior, curvature, here, margin, slope) - here
+        away = solve_linear(head.users, rest, prior, curvature, here, margin, slope) - here
         tried = here + size.unsqueeze(1) * away
         vectors = head.users.soft(tried)
         new_margin, new_slope = head.margin_and_slope(rest.prepared, vectors, rest.user)
         new_loss = _objective(rest, prior, tried, new_margin)
-        better = (new_loss < loss + _rounding(loss)) & ~arrived
+        better = is_better(new_loss, loss) & ~arrived
         arrives = torch.where(better, loss - new_loss < TOLERANCE, size < SMALLEST_STEP)
         arrives |= away.abs().amax(dim=1) < SMALLEST_STEP
         here = torch.where(better.unsqueeze(1), tried, here)
@@ -93,7 +91,7 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
         own = better[rest.user]
         margin = torch.where(own, new_margin, margin)
         slope = torch.where(own.unsqueeze(1), new_slope, slope)
-        size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
+        size = next_size(size, better)
         arrived |= arrives
         if ARRIVED_SHARE * int(arrived.sum()) >= len(arrived):
             logits[live] = here
@@ -149,59 +147,11 @@ def _start(head: Head, answers: Answers, prior: Prior) -> tuple[Tensor, Prior]:
     return start_UR, prior.around(start_UR if prior.by_community else mean_UR)
 
 
-def _solve_linear(
-    head: Head,
-    answers: Answers,
-    prior: Prior,
-    curvature: Curvature,
-    logits: Tensor,
-    margin: Tensor,
-    slope: Tensor,
-) -> Tensor:
-    """Return the raw numbers (U, R) that are best if margins were linear in the vectors: damped
-    Gauss-Newton. A user who has arrived stays."""
-    start = head.users.soft(logits)[answers.user]
-
-    def linear(raw: Tensor) -> tuple[Tensor, Tensor]:
-        vector = head.users.soft(raw)[answers.user]
-        pulled = head.users.pull_back(vector, slope)
-        return margin + (slope * (vector - start)).sum(dim=1), pulled
-
-    here, (value, own_slope) = logits, linear(logits)
-    loss = _objective(answers, prior, here, value)
-    size = torch.ones(answers.users, 1, device=logits.device)
-    arrived = torch.zeros(answers.users, 1, dtype=torch.bool, device=logits.device)
-    for _ in range(INNER_STEPS):
-        p = torch.sigmoid(value)
-        gradient = (here - prior.mean) @ prior.precision
-        gradient.index_add_(0, answers.user, (p - answers.label).unsqueeze(1) * own_slope)
-        step = curvature.step(_rows(p, own_slope), answers.user, gradient)
-        tried = here - size * step
-        value, own_slope = linear(tried)
-        new_loss = _objective(answers, prior, tried, value)
-        better = (new_loss < loss + _rounding(loss)).unsqueeze(1) & ~arrived
-        is_back = bool((~better & ~arrived).any())  # where the arrived are looked at plays no part
-        arrived |= better & (step.abs().amax(dim=1, keepdim=True) < INNER_STEP)
-        here = torch.where(better, tried, here)
-        loss = torch.where(better.squeeze(1), new_loss, loss)
-        size = torch.where(better, (2.0 * size).clamp(max=1.0), size / 4.0)
-        if bool(arrived.all()):
-            break
-        if is_back:
-            value, own_slope = linear(here)
-    return here
-
-
 def _objective(answers: Answers, prior: Prior, logits: Tensor, margin: Tensor) -> Tensor:
     """Return the negative log posterior of each user, (U,)."""
-    away = logits - prior.mean
     fit = logits.new_zeros(answers.users)
     fit.index_add_(0, answers.user, logistic(margin, answers.label))
-    return fit + 0.5 * ((away @ prior.precision) * away).sum(dim=1)
-
-
-def _rounding(loss: Tensor) -> Tensor:
-    return ROUNDING * (1.0 + loss.abs())
+    return fit + distance_from(prior, prior.mean, logits)
 
 
 def _rows(p: Tensor, slope_BR: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class MetaLearned(LinearHead):
 
     def __init__(self, dim: int, users: int, *, k: int = 2) -> None:
         super().__init__(dim, UserWeights(users, k))
-        self.basis_DK = nn.Parameter(torch.randn(dim, k) / (GAIN * math.sqrt(dim)))
+        self.basis_DK = nn.Parameter(torch.randn(dim, k).div_(GAIN * math.sqrt(dim)))
         self.start_K = nn.Parameter(torch.zeros(k))
 
     def basis(self) -> Tensor:

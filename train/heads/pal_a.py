@@ -50,7 +50,7 @@ class PalA(IdealPointHead):
             raise ValueError(f"learner = {learner!r} must be one of {', '.join(get_args(Learner))}")
         self.learner = learner
         size = self.latent_dim if learner == "Pw" else dim
-        self.prototypes_KD = nn.Parameter(nn.functional.normalize(torch.randn(k, size), dim=1))
+        self.prototypes_KD = nn.Parameter(directions(k, size))
 
     def ideal(self, prompt_BD: Tensor | None, vector_BR: Tensor) -> Tensor:
         if self.learner == "f(Pw)":
@@ -99,32 +99,40 @@ class PalA(IdealPointHead):
         self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """For f(Pw), f is differentiated once per user and not once per pair."""
-        if self.learner == "f(Pw)":
-            mixed_UD = vector_UR @ self.prototypes_KD
-            ideal_UH, jacobian_KUH = self.f.along(mixed_UD, self.prototypes_KD)
-        else:
-            points_KH = self.fixed_points()
-            ideal_UH = vector_UR @ points_KH
-            jacobian_KUH = points_KH.unsqueeze(1).expand(-1, len(vector_UR), -1)
         one, other = prepared
         assert one is not None
         assert other is not None
+        points_KH = None if self.learner == "f(Pw)" else self.fixed_points()
         margins, slopes = [], []
         for users, rows in blocks_of_users(user_B, len(vector_UR)):
-            here, jacobian_UHK = user_B[rows] - users.start, jacobian_KUH[:, users].permute(1, 2, 0)
-            if self.score == "squared":  # one product gives slopes and margins
-                table_UMH, real_UM = by_user(one[rows], here, users.stop - users.start)
-                both = torch.cat([jacobian_UHK, ideal_UH[users].unsqueeze(2)], dim=2)
-                found_BK = 2.0 * (table_UMH @ both)[real_UM]
-                margins.append(found_BK[:, -1] + other[rows])
-                slopes.append(found_BK[:, :-1])
+            ideal_UH, jacobian_KUH = self._ideal_and_slope(vector_UR[users], points_KH)
+            here = user_B[rows] - users.start
+            if self.score == "squared":
+                table_UMH, real_UM = by_user(one[rows], here, len(ideal_UH))
+                margin_UM = (table_UMH @ ideal_UH.unsqueeze(2)).squeeze(2)
+                margins.append(2.0 * margin_UM[real_UM] + other[rows])
+                slope_UMK = 2.0 * (table_UMH @ jacobian_KUH.permute(1, 2, 0))
             else:
-                ideal_BH = ideal_UH[user_B[rows]]
+                ideal_BH = ideal_UH[here]
                 margins.append(self._margin((one[rows], other[rows]), ideal_BH))
                 toward_BH = self.slope(one[rows], ideal_BH) - self.slope(other[rows], ideal_BH)
-                table_UMH, real_UM = by_user(toward_BH, here, users.stop - users.start)
-                slopes.append((table_UMH @ jacobian_UHK)[real_UM])
+                table_UMH, real_UM = by_user(toward_BH, here, len(ideal_UH))
+                slope_UMK = table_UMH @ jacobian_KUH.permute(1, 2, 0)
+            slopes.append(slope_UMK[real_UM])
         return torch.cat(margins), torch.cat(slopes)
+
+    def _ideal_and_slope(
+        self, vector_UR: Tensor, points_KH: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the ideal points of users, (U, H), and their derivatives by each weight, (K, U,
+        H); ``points_KH`` are those that are mixed, None where f follows."""
+        if points_KH is None:
+            once_CR, place_U = distinct(vector_UR)
+            ideal_CH, slope_KCH = self.f.along(once_CR @ self.prototypes_KD, self.prototypes_KD)
+            if place_U is None:
+                return ideal_CH, slope_KCH
+            return ideal_CH[place_U], slope_KCH[:, place_U]
+        return vector_UR @ points_KH, points_KH.unsqueeze(1).expand(-1, len(vector_UR), -1)
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -133,3 +141,19 @@ class PalA(IdealPointHead):
             "users": list(self.users.parameters()),
             "scale": self.scale_parameters(),
         }
+
+
+def directions(count: int, dim: int) -> Tensor:
+    """Draw vectors of length 1, (count, dim). On the device ``meta``, where a head has shapes alone,
+    nothing is computed: the first norm there imports torch's compiler, which takes a second."""
+    drawn = torch.randn(count, dim)
+    return drawn if drawn.is_meta else nn.functional.normalize(drawn, dim=1)
+
+
+def distinct(vector_UR: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the vectors of users without repeats, (C, R), and which is whose, (U,); where few are
+    alike, the vectors themselves and None. New users start at a few places."""
+    if len(vector_UR) < 2 or 2 * len(vector_UR[:, 0].unique()) > len(vector_UR):
+        return vector_UR, None
+    once_CR, place_U = vector_UR.unique(dim=0, return_inverse=True)
+    return once_CR, place_U

@@ -38,8 +38,13 @@ class UserTable(nn.Module, ABC):
         return self.of_logits(logits_BR)
 
     def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        """Turn derivatives by soft vectors into derivatives by raw numbers."""
+        """Turn derivatives by soft vectors into derivatives by raw numbers, (..., R) each."""
         return slope_BR
+
+    @property
+    def are_vectors_raw(self) -> bool:
+        """Whether soft vectors are the raw numbers themselves, so that their derivatives are."""
+        return type(self).pull_back is UserTable.pull_back
 
     def forward(self, user_B: Tensor) -> Tensor:
         """Return the vectors of users given by row number."""
@@ -81,7 +86,7 @@ class UserWeights(UserTable):
         return logits_BR.softmax(dim=1)
 
     def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        along = (vector_BR * slope_BR).sum(dim=1, keepdim=True)
+        along = (vector_BR * slope_BR).sum(dim=-1, keepdim=True)
         return vector_BR * (slope_BR - along)  # (diag(w) - w w^T) s
 
 
@@ -98,9 +103,9 @@ class ReadyWeights(UserTable):
         return torch.cat([logits_BR[:, :1], logits_BR[:, 1:].softmax(dim=1)], dim=1)
 
     def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        weight_BK, slope_BK = vector_BR[:, 1:], slope_BR[:, 1:]
-        along = (weight_BK * slope_BK).sum(dim=1, keepdim=True)
-        return torch.cat([slope_BR[:, :1], weight_BK * (slope_BK - along)], dim=1)
+        weight_BK, slope_BK = vector_BR[..., 1:], slope_BR[..., 1:]
+        along = (weight_BK * slope_BK).sum(dim=-1, keepdim=True)
+        return torch.cat([slope_BR[..., :1], weight_BK * (slope_BK - along)], dim=-1)
 
 
 class UserVectors(UserTable):
@@ -108,7 +113,7 @@ class UserVectors(UserTable):
 
     def __init__(self, users: int, size: int, spread: float = 0.1) -> None:
         super().__init__()
-        self.logits = nn.Parameter(spread * torch.randn(users, size))
+        self.logits = nn.Parameter(torch.randn(users, size).mul_(spread))
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         return logits_BR
@@ -140,13 +145,15 @@ def by_user(
     return table_UMH, real_UM
 
 
-def blocks_of_users(user_B: Tensor, users: int) -> Iterator[tuple[slice, slice]]:
+def blocks_of_users(
+    user_B: Tensor, users: int, at_once: int = USERS_AT_ONCE
+) -> Iterator[tuple[slice, slice]]:
     """Yield some users at a time and their rows, which are sorted by user: what then is in memory
     stays small."""
     stops = torch.bincount(user_B, minlength=users).cumsum(0)
     start = 0
-    for first in range(0, users, USERS_AT_ONCE):
-        last = min(first + USERS_AT_ONCE, users)
+    for first in range(0, users, at_once):
+        last = min(first + at_once, users)
         stop = int(stops[last - 1])
         yield slice(first, last), slice(start, stop)
         start = stop
