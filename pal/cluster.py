@@ -191,9 +191,14 @@ def require_library() -> None:
 def require_ahead(executor: str, address: str | None) -> None:
     """Raise ConfigError where what an executor needs is not there, before any work is planned.
 
-    Of ``ray`` that is the library, and something that answers at the address: a wrong one costs no
-    reading of a dataset. Whether it is a cluster, ``joined`` finds out.
+    Of ``slurm`` that is a job; of ``ray`` the library, and something that answers at the address: a
+    wrong one costs no reading of a dataset. Whether it is a cluster, ``joined`` finds out.
     """
+    if executor == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        raise ConfigError(
+            "--executor slurm runs inside a job, but SLURM_JOB_ID is not set; submit it with "
+            "sbatch --array=0-3, or leave --executor out"
+        )
     if executor != "ray":
         return
     ray = sys.modules.get("ray")  # to import it takes seconds

@@ -150,6 +150,7 @@ def claims_of(config: Config) -> Claims:
 def test_slurm_is_for_jobs(configure: Configure) -> None:
     with pytest.raises(ConfigError, match=r"SLURM_JOB_ID is not set; submit it with sbatch"):
         pipeline.embed(configure({**MANY, "embed.executor": "slurm"}))
+    assert not Path("data").exists(), "before a dataset is prepared"
 
 
 def test_members_of_a_slurm_array_take_what_nobody_else_has(array: Config) -> None:

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 def execute(job: Job, writers: list[CacheWriter], tasks: list[ShardTask]) -> Iterator[Receipt]:
     """Do the tasks and yield their receipts; no model is loaded where there are none."""
-    if job.config.embed.executor == "slurm":
-        from pal.embed.engines.slurm import require_slurm
-
-        require_slurm()
     if not tasks:
         return
     if job.config.embed.executor == "ray":

@@ -8,7 +8,6 @@ what two have done is committed once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,19 +18,9 @@ from filelock import FileLock, Timeout
 from pal.cache.plan import ShardTask
 from pal.cache.records import Receipt
 from pal.cache.writer import CacheWriter
-from pal.errors import ConfigError
 
 CLAIMS = "claims"
 """folder of the locks, in that of the first layer's cache"""
-
-
-def require_slurm() -> None:
-    """Raise ConfigError outside of a job."""
-    if "SLURM_JOB_ID" not in os.environ:
-        raise ConfigError(
-            "--executor slurm runs inside a job, but SLURM_JOB_ID is not set; submit it with "
-            "sbatch --array=0-3, or leave --executor out"
-        )
 
 
 class Claims:

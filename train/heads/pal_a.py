@@ -144,8 +144,8 @@ class PalA(IdealPointHead):
 
 
 def directions(count: int, dim: int) -> Tensor:
-    """Draw vectors of length 1, (count, dim). On the device ``meta``, where a head has shapes alone,
-    nothing is computed: the first norm there imports torch's compiler, which takes a second."""
+    """Draw vectors of length 1, (count, dim). On the device ``meta``, where a head has shapes
+    alone, nothing is computed: the first norm there imports torch's compiler, a second."""
     drawn = torch.randn(count, dim)
     return drawn if drawn.is_meta else nn.functional.normalize(drawn, dim=1)
 
