@@ -24,9 +24,9 @@ from pal.train.heads.variational import Variational
 from pal.train.loss import LOSSES, logistic, weights_of_users
 from pal.train.module import HeadTraining
 from pal.train.pairs import Batch, Step
-from pal.train.solve.convex import Rows as Differences
 from pal.train.solve.convex import low_rank_margins
 from pal.train.solve.meta import of_worst_users
+from pal.train.solve.rows import Rows as Differences
 
 Case = dict[str, Tensor]
 DIM, USERS, K, ROWS, STEPS = 4, 3, 2, 8, 6

@@ -43,14 +43,15 @@ from pal.train.module import HeadTraining, StepOfHead, optimiser_groups
 from pal.train.pairs import Pairs, Step
 from pal.train.solve import SOLVERS, Problem, is_solved, solve
 from pal.train.solve.convex import (
-    Rows,
     best_of_path,
     best_ridge,
     fit_low_rank,
     fit_shrunk_users,
+    low_rank_margins,
     newton,
 )
 from pal.train.solve.meta import episode_losses, of_worst_users
+from pal.train.solve.rows import Rows
 from pal.train.solve.variational import episodes
 
 Configure = Callable[..., Config]
@@ -511,6 +512,29 @@ def test_newton_finds_where_the_gradient_is_zero() -> None:
     theta = newton(rows, 0.1, torch.zeros(DIM, dtype=torch.float64))
     gradient = rows.x.T @ (torch.sigmoid(rows.x @ theta) - rows.y) / len(rows.y) + 0.1 * theta
     assert float(gradient.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("users", [2, 60])
+def test_pairs_of_one_difference_are_fitted_as_if_each_had_its_own(users: int) -> None:
+    """With few users a table of all users and differences is made, with many it is not."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(40, DIM, generator=generator, dtype=torch.float64)
+    thing = torch.randint(0, 40, (200,), generator=generator)
+    y, user = (x[thing, 0] > 0.3).double(), torch.randint(0, users, (200,), generator=generator)
+    few, each = Rows(x, y, user, thing), Rows(x[thing], y, user)
+    assert (40 * users <= DIM // 2 * 200) == (users == 2)
+    torch.testing.assert_close(best_ridge(few, few, None), best_ridge(each, each, None))
+    theta = torch.randn(DIM, generator=generator)
+    shrunk = [fit_shrunk_users(theta, rows, rows, users) for rows in (few, each)]
+    torch.testing.assert_close(*shrunk, atol=1e-3, rtol=1e-3)
+    start = 0.1 * torch.randn(DIM, 2, generator=generator), torch.zeros(users, 2)
+    low_rank = [fit_low_rank(*start, rows, 0.05) for rows in (few, each)]
+    low_rank_of_each = [low_rank_margins(*found, each.float()) for found in low_rank]
+    torch.testing.assert_close(*low_rank_of_each, atol=1e-2, rtol=1e-2)
+    basis, chosen = torch.randn(DIM, 3, dtype=torch.float64), torch.arange(0, 200, 9)
+    for rows, others in ((few, each), (few.some(chosen), each.some(chosen))):
+        torch.testing.assert_close(rows.times(basis), others.times(basis))
+        assert float(rows.count.sum()) == len(rows.y)
 
 
 def test_lore_with_one_direction_is_bradley_terry() -> None:

@@ -1,26 +1,22 @@
 """Exact fits of linear heads: Newton for one direction, L-BFGS for many.
 
-Every loss is cross-entropy of margins with soft labels; shapes: n pairs, D features, K directions,
-N users.
+Every loss is cross-entropy of margins with soft labels. Shapes: n pairs, T distinct differences, D
+features, K directions, N users.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from pal.cache.mapped import Features
 from pal.errors import TrainError
-from pal.train.heads.standardise import Standardiser
 from pal.train.loss import logistic
-
-if TYPE_CHECKING:
-    from pal.train.pairs import Pairs
+from pal.train.solve.rows import Rows
 
 RIDGES = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
@@ -30,30 +26,7 @@ oppose each other cancel, a path runs along ln 2 before it falls"""
 SMALL_START = 0.01
 """times N(0, 1): all users nearly alike, from where the strongest directions are found first"""
 NEWTON_STEPS, TOLERANCE = 50, 1e-10
-DOUBLE_BELOW = 1e8
-"""numbers in a design matrix above which float32 is used: it would not fit twice"""
-ROWS_AT_ONCE = 65_536
 Fitted = TypeVar("Fitted")
-
-
-@dataclass
-class Rows:
-    """``x`` (n, D) differences of items, ``y`` (n,) P(first), ``user`` (n,)."""
-
-    x: Tensor
-    y: Tensor
-    user: Tensor
-
-    def project(self, basis_DK: Tensor) -> Rows:
-        return Rows(self.x @ basis_DK.to(self.x), self.y, self.user)
-
-
-def differences(scale: Standardiser, features: Features, pairs: Pairs) -> Rows:
-    """Return the standardised differences of pairs, in float64 where that fits."""
-    kind = torch.float64 if len(pairs) * features.shape[1] < DOUBLE_BELOW else torch.float32
-    blocks = zip(pairs.first.split(ROWS_AT_ONCE), pairs.second.split(ROWS_AT_ONCE), strict=True)
-    x = [(scale(features[first]) - scale(features[second])).to(kind) for first, second in blocks]
-    return Rows(torch.cat(x), pairs.label.to(kind), pairs.user)
 
 
 def best_of_path(
@@ -90,9 +63,16 @@ def best_ridge(train: Rows, val: Rows, ridge: float | None) -> Tensor:
     def fit(strength: float) -> tuple[float, Tensor]:
         nonlocal theta
         theta = newton(train, strength, theta)  # convex: the start matters to the time alone
-        return float(logistic(val.x @ theta, val.y).mean()), theta
+        return float(misfit(val, theta)), theta
 
     return best_of_path(RIDGES if ridge is None else (ridge,), fit).float()
+
+
+def misfit(rows: Rows, theta: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a direction (D,) that all users share; what pairs of one
+    difference say is a sum."""
+    margin_T = rows.x @ theta
+    return (rows.count * softplus(margin_T) - rows.liked * margin_T).sum() / len(rows.y)
 
 
 def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
@@ -101,13 +81,14 @@ def newton(rows: Rows, ridge: float, start: Tensor) -> Tensor:
     count = len(rows.y)
 
     def objective(value: Tensor) -> Tensor:
-        return logistic(rows.x @ value, rows.y).mean() + 0.5 * ridge * value.square().sum()
+        return misfit(rows, value) + 0.5 * ridge * value.square().sum()
 
     current = objective(theta)
     for _ in range(NEWTON_STEPS):
         p = torch.sigmoid(rows.x @ theta)
-        gradient = rows.x.T @ (p - rows.y) / count + ridge * theta
-        hessian = (rows.x * (p * (1.0 - p) / count).unsqueeze(1)).T @ rows.x
+        gradient = rows.x.T @ (rows.count * p - rows.liked) / count + ridge * theta
+        bend_T1 = (rows.count * p * (1.0 - p) / count).unsqueeze(1)
+        hessian = (rows.x * bend_T1).T @ rows.x
         hessian.diagonal().add_(ridge)
         # in float32 a weak ridge is lost in the rounding of the Hessian
         step = torch.linalg.solve(hessian.double(), gradient.double()).to(gradient)
@@ -147,11 +128,11 @@ def best_low_rank(
     Each ridge is fitted from the given start: the fit under a strong one is near zero, a saddle
     that no descent leaves.
     """
-    single = replace(train, x=train.x.float(), y=train.y.float())  # twice as fast, and as good here
+    train, val = train.float(), val.float()  # twice as fast, and as good here
 
     def fit(strength: float) -> tuple[float, tuple[Tensor, Tensor]]:
-        basis, logits = fit_low_rank(basis_DK, logits_NK, single, strength)
-        margin = low_rank_margins(basis, logits, replace(val, x=val.x.float()))
+        basis, logits = fit_low_rank(basis_DK, logits_NK, train, strength)
+        margin = low_rank_margins(basis, logits, val)
         return float(logistic(margin, val.y).mean()), (basis, logits)
 
     return best_of_path(RIDGES if ridge is None else (ridge,), fit)
@@ -159,7 +140,8 @@ def best_low_rank(
 
 def low_rank_margins(basis_DK: Tensor, logits_NK: Tensor, rows: Rows) -> Tensor:
     """Return <x, V softmax(a_u)>, (n,)."""
-    return ((rows.x @ basis_DK) * logits_NK.softmax(dim=1)[rows.user]).sum(dim=1)
+    weights_NK = logits_NK.softmax(dim=1)
+    return (rows.times(basis_DK) * weights_NK.index_select(0, rows.user)).sum(dim=1)
 
 
 def fit_low_rank(
@@ -181,18 +163,17 @@ def fit_low_rank(
 def fit_shrunk_users(theta_D: Tensor, train: Rows, val: Rows, users: int) -> Tensor:
     """Return offsets (N, D) that minimise sum cross-entropy + (lambda/2)|o_u|^2; lambda by
     validation."""
-    theta, x, y = theta_D.float(), train.x.float(), train.y.float()
-    offsets = torch.zeros(users, len(theta), device=x.device, requires_grad=True)
-    common = x @ theta
+    theta, train, val = theta_D.float(), train.float(), val.float()
+    offsets = torch.zeros(users, len(theta), device=theta.device, requires_grad=True)
+    common = train.times(theta.unsqueeze(1)).squeeze(1)
 
     def fit(strength: float) -> tuple[float, Tensor]:
         def objective() -> Tensor:
-            margin = common + (x * offsets.index_select(0, train.user)).sum(dim=1)
-            return logistic(margin, y).sum() + 0.5 * strength * offsets.square().sum()
+            margin = common + train.times_own(offsets)
+            return logistic(margin, train.y).sum() + 0.5 * strength * offsets.square().sum()
 
         lbfgs([offsets], objective, 60)
         found = offsets.detach().clone()
-        margin = (val.x.float() * (theta + found[val.user])).sum(dim=1)
-        return float(logistic(margin, val.y).mean()), found
+        return float(logistic(val.times_own(theta + found), val.y).mean()), found
 
     return best_of_path(SHRINKAGES, fit)

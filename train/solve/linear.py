@@ -12,13 +12,12 @@ from pal.config import TrainConfig
 from pal.train.heads.linear import BradleyTerry, Directions, LinearHead, LowRank, PerUser
 from pal.train.solve.convex import (
     SMALL_START,
-    Rows,
     best_low_rank,
     best_ridge,
-    differences,
     fit_shrunk_users,
 )
 from pal.train.solve.problem import Problem
+from pal.train.solve.rows import Rows
 
 
 def solve_bradley_terry(head: BradleyTerry, problem: Problem, settings: TrainConfig) -> None:
@@ -42,10 +41,11 @@ def solve_per_user(head: PerUser, problem: Problem, settings: TrainConfig) -> No
 
 def solve_directions(head: Directions, problem: Problem, settings: TrainConfig) -> None:
     train, val = rows_of(head, problem)
-    moment = train.x.T @ train.x / len(train.x)  # uncentred: unchanged when a pair is swapped
+    weighted = train.x * train.count.unsqueeze(1)
+    moment = train.x.T @ weighted / len(train.y)  # uncentred: unchanged when a pair is swapped
     basis = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : head.basis_DK.shape[1]]
     # unit spread along each direction, so that one prior strength fits all
-    basis = basis / (train.x @ basis).std(dim=0).clamp(min=1e-12)
+    basis = basis / train.times(basis).std(dim=0).clamp(min=1e-12)
     head.basis_DK.data = basis.float()
     train, val = train.project(basis), val.project(basis)
     common = best_ridge(train, val, settings.ridge)
@@ -54,5 +54,5 @@ def solve_directions(head: Directions, problem: Problem, settings: TrainConfig) 
 
 def rows_of(head: LinearHead, problem: Problem) -> tuple[Rows, Rows]:
     """Return standardised differences, labels and users of the training and validation pairs."""
-    train = differences(head.item_scale, problem.features, problem.train)
-    return train, differences(head.item_scale, problem.features, problem.val)
+    train = Rows.of(head.item_scale, problem.features, problem.train)
+    return train, Rows.of(head.item_scale, problem.features, problem.val)

@@ -12,9 +12,9 @@ from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.meta import MetaLearned
 from pal.train.loss import logistic
-from pal.train.solve.convex import Rows
 from pal.train.solve.linear import rows_of
 from pal.train.solve.problem import Problem
+from pal.train.solve.rows import Rows
 from pal.train.solve.variational import episodes
 
 TAIL, SOFTNESS, LARGEST_NORM = 0.5, 0.5, 1.0
@@ -22,16 +22,14 @@ TAIL, SOFTNESS, LARGEST_NORM = 0.5, 0.5, 1.0
 
 def solve_meta(head: MetaLearned, problem: Problem, settings: TrainConfig) -> None:
     """Train by AdamW for ``settings.epochs`` epochs; the best one by validation loss is kept."""
-    train, val = (
-        Rows(rows.x.float(), rows.y.float(), rows.user) for rows in rows_of(head, problem)
-    )
+    train, val = (rows.float() for rows in rows_of(head, problem))
     learned = head.roles()["maps"]
     optimiser = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=settings.weight_decay)
     best: dict[str, Tensor] = {}
     best_loss = math.inf
     for _ in range(settings.epochs):
         for known, judged in episodes(train.user, problem.users, settings.batch_size):
-            after = episode_losses(head, _some(train, known), _some(train, judged), problem.users)
+            after = episode_losses(head, train.some(known), train.some(judged), problem.users)
             optimiser.zero_grad()
             of_worst_users(after).backward()
             torch.nn.utils.clip_grad_norm_(learned, LARGEST_NORM)
@@ -49,8 +47,8 @@ def episode_losses(head: MetaLearned, known: Rows, judged: Rows, users: int) -> 
     """Return the mean loss of each user who is judged, after the steps on what is known of the
     user."""
     basis = head.basis()
-    logits = head.adapt(known.x @ basis, known.y, known.user, users)
-    margin = ((judged.x @ basis) * head.users.soft(logits)[judged.user]).sum(dim=1)
+    logits = head.adapt(known.times(basis), known.y, known.user, users)
+    margin = (judged.times(basis) * head.users.soft(logits)[judged.user]).sum(dim=1)
     count = torch.bincount(judged.user, minlength=users)
     total = margin.new_zeros(users).index_add(0, judged.user, logistic(margin, judged.y))
     return total[count > 0] / count[count > 0]
@@ -67,10 +65,6 @@ def of_worst_users(losses_U: Tensor) -> Tensor:
 def _validate(head: MetaLearned, train: Rows, val: Rows, users: int) -> float:
     """Fill the user table from all training answers and return the validation loss under it."""
     basis = head.basis()
-    head.users.logits.copy_(head.adapt(train.x @ basis, train.y, train.user, users))
+    head.users.logits.copy_(head.adapt(train.times(basis), train.y, train.user, users))
     vector = head.users.soft(head.users.logits)[val.user]
-    return float(logistic(((val.x @ basis) * vector).sum(dim=1), val.y).mean())
-
-
-def _some(rows: Rows, chosen: Tensor) -> Rows:
-    return Rows(rows.x[chosen], rows.y[chosen], rows.user[chosen])
+    return float(logistic((val.times(basis) * vector).sum(dim=1), val.y).mean())
