@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pal.config import EmbedConfig, EncoderConfig
+from pal.errors import ConfigError
+from pal.probe import APPLE_AND_INTEL, device_of
 
 CPU_TOKEN_BUDGET = 1024
 """padded tokens; on a CPU a batch should stay in its caches"""
@@ -10,11 +12,12 @@ GPU_TOKEN_BUDGET = 65_536
 
 
 def devices_of(settings: EmbedConfig, encoder: EncoderConfig | None = None) -> list[str]:
-    """Return the devices of this machine's workers; one that is spread over all has one worker."""
+    """Return the devices of this machine's workers; one that is spread over all has one worker.
+    Raises ConfigError for a device that it has not."""
     import torch
 
     if settings.device != "auto":
-        return [settings.device]
+        return [device_of(settings.device, "embed.device", ConfigError, *APPLE_AND_INTEL)]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if encoder is not None and encoder.device_map is not None:
         count = min(count, 1)

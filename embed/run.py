@@ -19,6 +19,7 @@ from pal.cluster import require_ahead
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.choose import claimed_job
+from pal.embed.devices import devices_of
 from pal.embed.encoder import EncoderSource
 from pal.embed.job import Job
 from pal.embed.reuse import take_over
@@ -98,6 +99,8 @@ def embed(
     stores = [_complete(folder, spec) for folder, spec in zip(job.folders, job.specs, strict=True)]
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
         require_ahead(config.embed.executor, config.embed.ray_address)
+        if config.embed.executor != "ray":  # whose nodes have devices of their own
+            devices_of(config.embed, job.source.config)
         for note in job.source.notes:
             warnings.warn(note, PalWarning, stacklevel=2)
         writers, tasks = job.open()

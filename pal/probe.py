@@ -1,4 +1,5 @@
-"""The arithmetic that a device is fast at, asked once a process by a short timed product."""
+"""What the machine offers: its devices, and the arithmetic that one is fast at, asked once a
+process by a short timed product."""
 
 from __future__ import annotations
 
@@ -6,12 +7,37 @@ import time
 from functools import lru_cache
 from typing import Literal
 
+from pal.errors import PalError
+
 Arithmetic = Literal["float32", "bfloat16"]
+APPLE_AND_INTEL = ("mps", "xpu")
+"""devices that encoders also run on"""
 SIZE, GPU_SIZE, TRIES = 512, 4096, 5
 """a GPU takes longer to be asked than for a small product"""
 GAIN = 1.5
 """how many times as fast a product in bfloat16 must be: machines that have no instructions for it
 are slower by far, those that have them are faster by far"""
+
+
+def device_of(name: str, setting: str, error: type[PalError], *further: str) -> str:
+    """Return ``name``, or for ``auto`` the GPU if there is one; raises ``error``, which names the
+    ``setting``, unless this machine has the device.
+
+    CUDA's and the CPU are known; ``further`` are kinds that also will do, e.g. ``mps``.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    known += [kind for kind in further if getattr(torch, kind).is_available()]
+    if name not in known:
+        raise error(
+            f"{setting} = {name!r}, but this machine offers torch {', '.join(known)}; use one of "
+            "these, or auto"
+        )
+    return name
 
 
 def quickest(device: str) -> Arithmetic:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 import pal
 from pal.config import EmbedConfig, EncoderConfig
 from pal.dataset import DatasetCard
@@ -19,6 +17,7 @@ from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError, shown
 from pal.hub import fetch
 from pal.names import did_you_mean_folder
+from pal.probe import APPLE_AND_INTEL, device_of
 from pal.records import JsonObject
 from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
@@ -44,11 +43,8 @@ def download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
-def choose_device(device: str) -> str:
-    """Return ``device``, or for ``auto`` the GPU if there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(name: str) -> str:
+    return device_of(name, "device", RewardError, *APPLE_AND_INTEL)
 
 
 def load_encoder(
@@ -69,7 +65,13 @@ def load_encoder(
             "only if you allow it: read it, then pass --trust-remote-code, or "
             "trust_remote_code=True"
         )
-    return LiveEncoder.locate(record.encoder.name, settings, None, spec, choose_device(device))
+    return LiveEncoder.locate(
+        record.encoder.name,
+        settings,
+        None,
+        spec,
+        _device(device),
+    )
 
 
 def encoder_settings(
@@ -144,7 +146,7 @@ def open_run(
     has_users = head.users.logits.shape[1] > 0
     prior = Priors.always(make_prior(head, DEFAULT_STRENGTH)) if has_users else None
     contents = Contents(record, head, head.users.population().detach(), prior)
-    return contents, LiveEncoder(source, choose_device(device))
+    return contents, LiveEncoder(source, _device(device))
 
 
 def encoder_of_run(embed: EmbedConfig, metadata: RunRecord) -> EncoderConfig:

@@ -254,6 +254,18 @@ def test_the_wrong_encoder_for_a_dataset_is_one_sentence(configure: Configure) -
         pipeline.embed(configure({"embed.tiny-text.model": "random:nothing"}))
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "banana"])
+def test_a_device_that_the_machine_has_not_is_refused_before_a_cache_is_begun(
+    configure: Configure, device: str
+) -> None:
+    config = configure({"embed.device": device})
+    told = f"embed.device = '{device}', but this machine offers torch cpu"
+    with pytest.raises(ConfigError, match=told):
+        pipeline.embed(config)
+    assert not list(Path("cache").glob("**/*.parquet"))
+    assert not list(Path("cache").glob("**/plan*"))
+
+
 def test_what_cannot_name_a_folder_is_refused_before_any_work(configure: Configure) -> None:
     dataset = pipeline.prepare(configure())
     config = configure({"encoder": "a/b", "embed.a/b.model": "random:bert"})

@@ -92,6 +92,15 @@ def table_margins(config: Config, rows: list[dict[str, Any]], vector: torch.Tens
     return found.detach().tolist()
 
 
+def test_a_device_that_the_machine_has_not_is_one_sentence(configure: Configure) -> None:
+    config = trained(configure)
+    folder, told = exported(config), r"device = 'cuda:99', but this machine offers torch cpu"
+    with pytest.raises(RewardError, match=told):
+        RewardModel.from_pretrained(folder, device="cuda:99")
+    with pytest.raises(RewardError, match=told):
+        RewardModel.from_run(config, "run", device="cuda:99")
+
+
 @pytest.mark.parametrize("head", ["pal-a", "pal-b", "lore", "bt-mlp"])
 def test_an_export_gives_the_predicted_margins(configure: Configure, head: str) -> None:
     config = trained(configure, train__head=head)

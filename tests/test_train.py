@@ -419,7 +419,7 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
             TrainError,
             "this head reads prompts, but the dataset has none; use --head pal-a",
         ),
-        ({"train.device": "cuda:99"}, TrainError, "offers torch cpu.*--set train.device=auto"),
+        ({"train.device": "cuda:99"}, TrainError, "offers torch cpu.*use one of these, or auto"),
         (
             {"train.device": "cuda:99", "train.precision": "auto"},
             TrainError,
