@@ -19,7 +19,7 @@ from pal.cluster import require_ahead
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.choose import claimed_job
-from pal.embed.devices import devices_of
+from pal.embed.devices import require_device
 from pal.embed.encoder import EncoderSource
 from pal.embed.job import Job
 from pal.embed.reuse import take_over
@@ -100,7 +100,7 @@ def embed(
     if any(store is None or (retry_errors and store.manifest.errors) for store in stores):
         require_ahead(config.embed.executor, config.embed.ray_address)
         if config.embed.executor != "ray":  # whose nodes have devices of their own
-            devices_of(config.embed, job.source.config)
+            require_device(config.embed)
         for note in job.source.notes:
             warnings.warn(note, PalWarning, stacklevel=2)
         writers, tasks = job.open()

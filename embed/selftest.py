@@ -15,7 +15,7 @@ from pal.cache.spec import embed_command
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.embed.choose import locate_job
-from pal.embed.devices import devices_of
+from pal.embed.devices import devices_of, require_device
 from pal.embed.encoder import EncoderSource
 from pal.embed.encoders.padding import TOLERANCE
 from pal.embed.reference import TextReference, reference_of
@@ -50,6 +50,7 @@ def self_test(config: Config, dataset: PreparedDataset, sample: int = 16) -> Sel
     chosen = np.sort(generator.choice(store.rows, min(sample, store.rows), replace=False))
     ids = store.item_ids[chosen]
     items = _items_named(job.items(), ids)
+    require_device(config.embed)
     device = devices_of(config.embed, job.source.config)[0]
     cached = store.gather(chosen).float()
     live, tolerance = _one_by_one(

@@ -10,8 +10,6 @@ from typing import Literal
 from pal.errors import PalError
 
 Arithmetic = Literal["float32", "bfloat16"]
-APPLE_AND_INTEL = ("mps", "xpu")
-"""devices that encoders also run on"""
 SIZE, GPU_SIZE, TRIES = 512, 4096, 5
 """a GPU takes longer to be asked than for a small product"""
 GAIN = 1.5
@@ -19,11 +17,11 @@ GAIN = 1.5
 are slower by far, those that have them are faster by far"""
 
 
-def device_of(name: str, setting: str, error: type[PalError], *further: str) -> str:
+def device_of(name: str, setting: str, error: type[PalError], all_of_torch: bool = False) -> str:
     """Return ``name``, or for ``auto`` the GPU if there is one; raises ``error``, which names the
     ``setting``, unless this machine has the device.
 
-    CUDA's and the CPU are known; ``further`` are kinds that also will do, e.g. ``mps``.
+    Heads are trained on the CPU and on GPUs of CUDA; encoders run on ``all_of_torch`` 's devices.
     """
     import torch
 
@@ -31,13 +29,23 @@ def device_of(name: str, setting: str, error: type[PalError], *further: str) -> 
     if name == "auto":
         return "cuda" if gpus else "cpu"
     known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
-    known += [kind for kind in further if getattr(torch, kind).is_available()]
-    if name not in known:
+    if name not in known and not (all_of_torch and _is_there(name)):
         raise error(
             f"{setting} = {name!r}, but this machine offers torch {', '.join(known)}; use one of "
-            "these, or auto"
+            f"these, or {setting}=auto"
         )
     return name
+
+
+def _is_there(device: str) -> bool:
+    """Say whether torch has a device here, of any kind."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError):
+        return False
+    return device != "meta"
 
 
 def quickest(device: str) -> Arithmetic:

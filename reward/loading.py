@@ -17,7 +17,7 @@ from pal.embed.encoder import locate
 from pal.errors import EvaluationError, RewardError, shown
 from pal.hub import fetch
 from pal.names import did_you_mean_folder
-from pal.probe import APPLE_AND_INTEL, device_of
+from pal.probe import device_of
 from pal.records import JsonObject
 from pal.reward.export_record import Contents, EncoderReference, ExportRecord, Modality
 from pal.reward.live import LiveEncoder, changed_settings
@@ -43,10 +43,6 @@ def download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
-def _device(name: str) -> str:
-    return device_of(name, "device", RewardError, *APPLE_AND_INTEL)
-
-
 def load_encoder(
     folder: Path,
     record: ExportRecord,
@@ -70,7 +66,7 @@ def load_encoder(
         settings,
         None,
         spec,
-        _device(device),
+        device_of(device, "device", RewardError, all_of_torch=True),
     )
 
 
@@ -146,7 +142,9 @@ def open_run(
     has_users = head.users.logits.shape[1] > 0
     prior = Priors.always(make_prior(head, DEFAULT_STRENGTH)) if has_users else None
     contents = Contents(record, head, head.users.population().detach(), prior)
-    return contents, LiveEncoder(source, _device(device))
+    return contents, LiveEncoder(
+        source, device_of(device, "device", RewardError, all_of_torch=True)
+    )
 
 
 def encoder_of_run(embed: EmbedConfig, metadata: RunRecord) -> EncoderConfig:

@@ -5,9 +5,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pal.train.adapt.curvature import Curvature
-from pal.train.heads.users import ReadyWeights, UserTable, UserVectors, UserWeights, by_user
+from pal.train.heads.users import (
+    ReadyWeights,
+    UserTable,
+    UserVectors,
+    UserWeights,
+    blocks_alike,
+    by_user,
+)
 
 COUNTS = [0, 1, 3, 0, 2]
 """answers of each user"""
@@ -57,6 +66,24 @@ def test_steps_are_those_of_the_matrices(size: int, table: type[UserTable]) -> N
         wanted.append(torch.linalg.solve(whole, gradient[u]))
     steps = curvature.steps(users, slope)
     torch.testing.assert_close(steps(users.soft(raw), bend, gradient), torch.stack(wanted))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(1, 500))
+def test_blocks_hold_every_row_once_and_little_that_is_padding(
+    counts: list[int], numbers: int
+) -> None:
+    """Somebody with many rows is laid out alone, and not everybody like them."""
+    user = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    seen_users, seen_rows = [], []
+    for some, rows, own in blocks_alike(user, len(counts), 3, numbers):
+        table, real = by_user(rows.unsqueeze(1).float(), own, len(some))
+        assert len(some) == 1 or table.shape[0] * table.shape[1] * 3 <= numbers
+        assert user[rows].tolist() == some[own].tolist()
+        assert real.sum(dim=1).tolist() == [counts[one] for one in some.tolist()]
+        seen_users += some.tolist()
+        seen_rows += rows.tolist()
+    assert sorted(seen_users) == list(range(len(counts)))
+    assert sorted(seen_rows) == list(range(len(user)))
 
 
 def test_nobody_has_answered() -> None:

@@ -35,6 +35,7 @@ from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, LinearHead
 from pal.train.heads.meta import MetaLearned
 from pal.train.heads.pal_a import PalA
+from pal.train.heads.standardise import Standardiser
 from pal.train.heads.things import Things
 from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational, blocks_of_answers
@@ -520,7 +521,9 @@ def test_pairs_of_one_difference_are_fitted_as_if_each_had_its_own(users: int) -
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(40, DIM, generator=generator, dtype=torch.float64)
     thing = torch.randint(0, 40, (200,), generator=generator)
-    y, user = (x[thing, 0] > 0.3).double(), torch.randint(0, users, (200,), generator=generator)
+    y = (torch.rand(200, generator=generator) < torch.sigmoid(2.0 * x[thing, 0])).double()
+    y[::5] = 0.3  # a soft label
+    user = torch.randint(0, users, (200,), generator=generator)
     few, each = Rows(x, y, user, thing), Rows(x[thing], y, user)
     assert (40 * users <= DIM // 2 * 200) == (users == 2)
     torch.testing.assert_close(best_ridge(few, few, None), best_ridge(each, each, None))
@@ -535,6 +538,26 @@ def test_pairs_of_one_difference_are_fitted_as_if_each_had_its_own(users: int) -
     for rows, others in ((few, each), (few.some(chosen), each.some(chosen))):
         torch.testing.assert_close(rows.times(basis), others.times(basis))
         assert float(rows.count.sum()) == len(rows.y)
+
+
+@pytest.mark.parametrize("pairs", [30, 300])
+def test_rows_are_the_differences_of_their_pairs(pairs: int) -> None:
+    """Of 36 items' 1,296 pairs 30 are nearly all distinct; 300 are drawn from 20."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(36, DIM, generator=generator)
+    first, second = torch.randint(0, 36, (2, 30 if pairs == 30 else 20), generator=generator)
+    drawn = torch.arange(30) if pairs == 30 else torch.randint(0, 20, (300,), generator=generator)
+    label, user = torch.rand(pairs, generator=generator), torch.zeros(pairs, dtype=torch.long)
+    made = Pairs(None, first[drawn], second[drawn], user, label)
+    scale = Standardiser(DIM)
+    scale.fit(features, torch.arange(36))
+    rows = Rows.of(scale, features, made)
+    assert (rows.thing is not None) == (pairs == 300)
+    one = torch.eye(DIM, dtype=torch.float64)
+    wanted = scale(features[made.first]) - scale(features[made.second])
+    torch.testing.assert_close(rows.times(one), wanted.double())
+    torch.testing.assert_close(rows.y, label.double())
+    torch.testing.assert_close(float(rows.liked.sum()), float(label.sum()), rtol=1e-5, atol=0.0)
 
 
 def test_lore_with_one_direction_is_bradley_terry() -> None:

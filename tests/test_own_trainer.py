@@ -126,6 +126,17 @@ def test_epochs_without_validation_are_rows_without_it(config: Config, sanity: i
     assert [bool(row["val/loss"]) for row in rows] == [False, True, False]
 
 
+def test_patience_counts_validations(configure: Configure) -> None:
+    config = configure({**PALA, "train.patience": 2, "train.lr": 0.3, "train.user_lr": 3.0})
+    pipeline.embed(config)
+    training = pipeline.open_training(config, "mine")
+    own = trainer(max_epochs=60, check_val_every_n_epoch=3, enable_checkpointing=False)
+    own.fit(training.module, datamodule=training.batches)
+    best, last = training.module.best_epoch, own.current_epoch
+    assert 3 <= best == last - 6 < 54
+    assert training.save() is not None
+
+
 def test_users_of_all_batches_of_a_step_are_present(configure: Configure) -> None:
     config = configure({**PALA, "train.absent_users": "stay", "train.batch_size": 2})
     pipeline.embed(config)

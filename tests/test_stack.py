@@ -137,7 +137,18 @@ def test_patience_ends_a_head_of_a_stack_where_it_ends_alone() -> None:
     epochs: list[int] = []
     stacked = Together(FOLDS, [3], own).fit(progress=epochs.append)
     assert [found.best_epoch for found in stacked if found is not None] == best
-    assert len(epochs) == max(trained), "the stack ends with its last head"
+    assert epochs.count(1) == max(trained), "the stack ends with its last head"
+
+
+def test_halving_drops_as_many_heads_where_patience_ends_a_stack_early() -> None:
+    rates = [1e-1, 5e-2, 3e-2, 2e-1]
+    base = {"head": "pal-a", "epochs": 24, "batch_size": 32, "user_lr": 0.3, "patience": 1}
+    own = [resolve(TrainConfig(**base, lr=rate)) for rate in rates]  # type: ignore[arg-type]
+    epochs: list[int] = []
+    found = Together(FOLDS, [3], own).fit(halving=2, progress=epochs.append)
+    assert len(epochs) < 12, "an example that ends before half of the epochs"
+    assert sum(epochs) == 24, "who waits for the bar need not know why it ended"
+    assert [one is not None for one in found].count(True) == len(FOLDS)
 
 
 @pytest.mark.parametrize("name", ["pal-a", "bt-mlp"])

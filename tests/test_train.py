@@ -419,7 +419,11 @@ def test_planted_groups_are_learned(configure: Configure) -> None:
             TrainError,
             "this head reads prompts, but the dataset has none; use --head pal-a",
         ),
-        ({"train.device": "cuda:99"}, TrainError, "offers torch cpu.*use one of these, or auto"),
+        (
+            {"train.device": "cuda:99"},
+            TrainError,
+            "offers torch cpu.*use one of these, or train.device=auto",
+        ),
         (
             {"train.device": "cuda:99", "train.precision": "auto"},
             TrainError,
@@ -649,6 +653,9 @@ def test_relevance_follows_what_the_head_reads() -> None:
     assert not {"user_lr", "scale_lr"} & relevant_names(TrainConfig(head="pal-a", k=1))
     assert "scale_lr" in relevant_names(TrainConfig(head="pal-a", score="angle"))
     assert "lr" not in relevant_names(TrainConfig(head="pal-a", mlp="identity", learner="Pw"))
+    assert "patience" in relevant_names(TrainConfig(head="pal-a", patience=3))
+    assert "patience" not in relevant_names(TrainConfig(head="pal-a")), "null names no other head"
+    assert "patience" not in relevant_names(TrainConfig(head="vpl", patience=3))
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     relevant_names(TrainConfig(head="pal-b", k=7))

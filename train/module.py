@@ -30,9 +30,9 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     }
 
 
-def has_waited(config: TrainConfig, epoch: int, best: int) -> bool:
-    """Say whether training ends after ``epoch``, the best one being ``best``; none yet: 0."""
-    return config.patience is not None and epoch - max(best, 0) >= config.patience
+def has_waited(config: TrainConfig, waited: int) -> bool:
+    """Say whether training ends after so many validations in a row without a better one."""
+    return config.patience is not None and waited >= config.patience
 
 
 def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
@@ -98,6 +98,8 @@ class HeadTraining(lightning.LightningModule):
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = -1
         self.best_loss = float("inf")
+        self.waited = 0
+        """validations since the best one"""
         self.user_weights: Tensor | None = None
         self.rows: RowAdam | None = None
         self._present = torch.zeros(0, dtype=torch.bool)
@@ -223,5 +225,8 @@ class HeadTraining(lightning.LightningModule):
             self.best_state = {
                 name: value.detach().clone() for name, value in self.head.state_dict().items()
             }
-        if has_waited(self.config, self.current_epoch + 1, self.best_epoch):
+            self.waited = 0
+        elif validated:
+            self.waited += 1
+        if has_waited(self.config, self.waited):
             self.trainer.should_stop = True

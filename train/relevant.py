@@ -20,7 +20,7 @@ from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational
 
 DATA = {"head", "view", "users", "pairs_per_user"}
-STEPS = {"loss", "epochs", "patience", "batch_size"}
+STEPS = {"loss", "epochs", "batch_size"}
 RATES = {
     "maps": {"lr", "weight_decay"},
     "prototypes": {"prototype_lr"},
@@ -30,7 +30,7 @@ RATES = {
 """what the optimiser reads, by the role of a parameter"""
 SOLVERS: dict[type, set[str]] = {
     LinearHead: {"ridge"},
-    Variational: {"lr", "weight_decay", "loss", "epochs", "batch_size"},
+    Variational: {"lr", "weight_decay", *STEPS},
     Auto: set(),
     MetaLearned: {"lr", "weight_decay", "epochs", "batch_size"},
 }
@@ -48,6 +48,8 @@ def relevant_names(settings: TrainConfig) -> frozenset[str]:
         names.add("precision")
     if not kind.is_solved:
         of_loss = {"priors", "starts", "bound", "loss_over"}
+        if settings.patience is not None:  # null changes nothing, no head's name either
+            of_loss.add("patience")
         # under priors residuals of things learn at the rate of users, and maps do not decay
         rates = _rates_of(settings)
         if has_priors(settings):

@@ -55,8 +55,8 @@ class StackTraining(lightning.LightningModule):
         self.best_loss = [float("inf")] * len(heads)
         self.best_epoch = [0] * len(heads)
         self.best_state: list[dict[str, Tensor]] = [{} for _ in heads]
-        self.has_ended = [False] * len(heads)
-        """of each head, whether its patience is over: it alone would not train on"""
+        self.waited = [0] * len(heads)
+        """epochs since each head's best one"""
         self.user_weights: list[Tensor] | None = None
         self.rows: RowAdam | None = None
         self._val_sum, self._val_count = torch.zeros(0), torch.zeros(0)
@@ -167,15 +167,18 @@ class StackTraining(lightning.LightningModule):
         epoch = self.current_epoch + 1
         for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
             head = self.alive[place]
-            if self.has_ended[head]:
-                continue
+            if has_waited(self.settings[head], self.waited[head]):
+                continue  # alone it would not train on
+            self.waited[head] += 1
             if loss < self.best_loss[head]:
                 self.best_loss[head], self.best_epoch[head] = loss, epoch
                 self.best_state[head] = self.stack.state_of(place)
-            self.has_ended[head] = has_waited(self.settings[head], epoch, self.best_epoch[head])
-        if self.halving and epoch in {max(1, self.epochs // 4), max(1, self.epochs // 2)}:
-            self._drop(self.halving)
-        if all(self.has_ended[head] for head in self.alive):
+                self.waited[head] = 0
+        is_over = all(has_waited(self.settings[head], self.waited[head]) for head in self.alive)
+        for due in sorted({max(1, self.epochs // 4), max(1, self.epochs // 2)}):
+            if self.halving and (due == epoch or (is_over and due > epoch)):
+                self._drop(self.halving)
+        if is_over:
             self.trainer.should_stop = True
 
     def _drop(self, halving: int) -> None:

@@ -137,8 +137,12 @@ def fit(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+    left = module.epochs
+
     class Report(lightning.Callback):
         def on_train_epoch_end(self, *_: Any) -> None:
+            nonlocal left
+            left -= 1
             progress(1)
 
     kind = "gpu" if device.startswith("cuda") else "cpu"
@@ -157,3 +161,5 @@ def fit(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, datamodule=data)
+    if left:  # patience ended it
+        progress(left)

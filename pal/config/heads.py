@@ -66,8 +66,9 @@ class TrainConfig(Component):
     epochs: PositiveInt = 20
     """Passes over the training pairs; the best epoch by validation loss is kept."""
     patience: PositiveInt | None = None
-    """End training after so many epochs without a better validation loss; null: never. Prototypes
-    that start alike can rest for some epochs before they part, so few are a risk."""
+    """End training after so many epochs without a better validation loss; null: never. The loss of
+    prototypes that start alike can stand still for some epochs before they part, so few are a
+    risk. Heads that are solved, vpl and mrm among them, do not read it."""
     starts: PositiveInt = 1
     """Initial weights to train from, seed, seed + 1000, ...; the validation loss chooses.
     Prototypes have local optima: PAL-A gains most."""

@@ -3,10 +3,10 @@ adaptation solves.
 
     argmin sum_j CE(m_j + s_j (v(omega) - v), y_j) + (1/2)(omega - mu)^T Lambda (omega - mu)
 
-for each user alone, by damped Gauss-Newton steps. Answers are read three times in a step, each time
-as one product of a block of users: their margins S v, the pull S^T (p - y) and the curvature
-S^T D S, D = p (1 - p). What lies between vectors and raw numbers touches R numbers of a user, not
-his answers. Shapes: U users of a block, M answers of one at most, B answers of all, R numbers.
+for each user alone, by damped Gauss-Newton steps. Answers are read as products of a block of users:
+their margins S v, the pull S^T (p - y) and the curvature S^T D S, D = p (1 - p). What lies between
+vectors and raw numbers touches R numbers of a user, and answers only where they are fewer. Shapes:
+U users of a block, M answers of one at most, B answers of all, R numbers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.curvature import Curvature, Step
 from pal.train.adapt.prior import Prior
-from pal.train.heads.users import UserTable, blocks_of_users, by_user
+from pal.train.heads.users import UserTable, blocks_alike, by_user
 from pal.train.loss import logistic
 
 STEPS, SMALLEST_STEP = 12, 1e-4
-NUMBERS_AT_ONCE = 1 << 14
-"""raw numbers of the users of a block"""
+NUMBERS_AT_ONCE, NUMBERS_ON_GPU = 1 << 18, 1 << 24
+"""of the slopes of a block: what stays in a processor's cache, and what keeps a GPU at work"""
 ROUNDING = 1e-6
 """share by which float32 may be wrong about an objective. A last step is shorter than what it can
 measure, and it is the step that makes the solution exact: to refuse it would be a matter of luck"""
@@ -58,12 +58,12 @@ def solve_linear(
     """Return the best raw numbers of all users, (U, R); ``margin_B`` and their derivatives by the
     vectors, ``slope_BR``, are those of ``start_UR``. ``prior.mean`` is each user's own, (U, R)."""
     found_UR = torch.empty_like(start_UR)
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, start_UR.shape[1]))
-    for some, rows in blocks_of_users(answers.user, answers.users, at_once):
-        own_B, count = answers.user[rows] - some.start, some.stop - some.start
-        slope_UMR, real_UM = by_user(slope_BR[rows], own_B, count)
-        told_BT = torch.stack([margin_B[rows], answers.label[rows]], dim=1)
-        margin_UM, label_UM = by_user(told_BT, own_B, count)[0].unbind(dim=2)
+    width = start_UR.shape[1]
+    numbers = NUMBERS_AT_ONCE if start_UR.device.type == "cpu" else NUMBERS_ON_GPU
+    for some, rows, own_B in blocks_alike(answers.user, answers.users, width, numbers):
+        slope_UMR, real_UM = by_user(slope_BR[rows], own_B, len(some))
+        both_B2 = torch.stack([margin_B[rows], answers.label[rows]], dim=1)
+        margin_UM, label_UM = by_user(both_B2, own_B, len(some))[0].unbind(dim=2)
         steps = curvature.steps(users, slope_UMR)
         block = _Block(users, prior, prior.mean[some], steps, label_UM, slope_UMR, real_UM)
         found_UR[some] = block.solve(start_UR[some], margin_UM)

@@ -62,8 +62,8 @@ def adapt_map(head: Head, answers: Answers, prior: Prior, with_covariance: bool 
     Margins are made linear in the vectors where a user stands, that problem is solved, and the
     solution is tried on the true margins: a user whom it made worse tries half the way. So the head
     itself is asked a few times only. A user who has arrived stays there, whoever else has not, so
-    that everybody's numbers are the same alone and among others; and is left out of the work as
-    soon as these are an eighth of those left.
+    that everybody's numbers are the same alone and among others, to within ``SMALLEST_STEP``; and
+    is left out of the work as soon as these are an eighth of those left.
     """
     logits, prior = _start(head, answers, prior)
     logits = logits.clone()  # it is changed in place, the prior mean that it may be is not

@@ -151,8 +151,9 @@ def directions(count: int, dim: int) -> Tensor:
 
 
 def distinct(vector_UR: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the vectors of users without repeats, (C, R), and which is whose, (U,); where few are
-    alike, the vectors themselves and None. New users start at a few places."""
+    """Return the vectors of users without repeats, (C, R), and which is whose, (U,); the vectors
+    themselves and None where their first numbers tell that most differ. New users start at a few
+    places."""
     if len(vector_UR) < 2 or 2 * len(vector_UR[:, 0].unique()) > len(vector_UR):
         return vector_UR, None
     once_CR, place_U = vector_UR.unique(dim=0, return_inverse=True)

@@ -8,6 +8,7 @@ rows, U users at hand, M rows of a user at most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import ClassVar, Literal, get_args
 
@@ -38,7 +39,11 @@ class UserTable(nn.Module, ABC):
         return self.of_logits(logits_BR)
 
     def pull_back(self, vector_BR: Tensor, slope_BR: Tensor) -> Tensor:
-        """Turn derivatives by soft vectors into derivatives by raw numbers, (..., R) each."""
+        """Turn derivatives by soft vectors into derivatives by raw numbers, (B, R) each, or several
+        of a vector: a vector (U, 1, R) and slopes (U, M, R).
+
+        A table that overrides ``of_logits`` or ``soft`` overrides this, too.
+        """
         return slope_BR
 
     @property
@@ -145,15 +150,39 @@ def by_user(
     return table_UMH, real_UM
 
 
-def blocks_of_users(
-    user_B: Tensor, users: int, at_once: int = USERS_AT_ONCE
-) -> Iterator[tuple[slice, slice]]:
+def blocks_of_users(user_B: Tensor, users: int) -> Iterator[tuple[slice, slice]]:
     """Yield some users at a time and their rows, which are sorted by user: what then is in memory
     stays small."""
     stops = torch.bincount(user_B, minlength=users).cumsum(0)
     start = 0
-    for first in range(0, users, at_once):
-        last = min(first + at_once, users)
+    for first in range(0, users, USERS_AT_ONCE):
+        last = min(first + USERS_AT_ONCE, users)
         stop = int(stops[last - 1])
         yield slice(first, last), slice(start, stop)
         start = stop
+
+
+def blocks_alike(
+    user_B: Tensor, users: int, width: int, numbers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield users with similarly many rows at a time, (U,), their rows, (B,), and whose of these
+    users each is, (B,): tables of M rows a user of so many numbers then hold little that is padding
+    and at most ``numbers``, unless one user alone has more. ``user_B`` is sorted."""
+    count_U = torch.bincount(user_B, minlength=users)
+    first_U = count_U.cumsum(0) - count_U
+    order_U = count_U.argsort(stable=True)
+    counts = count_U[order_U].tolist()
+    start = 0
+    while start < users:
+        begin = start
+
+        def laid_out(stop: int, begin: int = begin) -> int:
+            return (stop - begin) * max(1, counts[stop - 1]) * width
+
+        most = bisect_right(range(begin + 1, users + 1), numbers, key=laid_out)
+        start = begin + max(1, most)
+        some_U = order_U[begin:start].sort().values
+        own_U = count_U[some_U]
+        own_B = torch.arange(len(some_U), device=user_B.device).repeat_interleave(own_U)
+        place_B = torch.arange(len(own_B), device=user_B.device) - (own_U.cumsum(0) - own_U)[own_B]
+        yield some_U, first_U[some_U][own_B] + place_B, own_B

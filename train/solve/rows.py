@@ -1,4 +1,5 @@
-"""What linear heads are solved from: pairs as differences of items, each distinct difference once.
+"""What linear heads are solved from: pairs as differences of items, each distinct difference once
+where at most half of the pairs have one of their own.
 
 A hundred thousand votes are on some hundreds of statements, so products with features are of
 hundreds of rows, and what follows gathers numbers from them. Shapes: n pairs, T distinct
@@ -26,9 +27,8 @@ ROWS_AT_ONCE = 65_536
 WORTH = 0.5
 """share of the pairs that distinct differences may be for pairs to point at them"""
 DENSE = 64
-"""entries of the table of all users and all differences for each pair, up to which one product that
-makes the whole table is quicker than a row of each factor for each pair; of few features half of
-their number"""
+"""All T x N margins of differences and users are one product, and quicker than the n that are
+wanted, row by row, up to T N = min(64, D / 2) n."""
 
 
 @dataclass(frozen=True)
