@@ -43,6 +43,11 @@ def download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
+def _device(name: str) -> str:
+    """Return the device of an encoder; raises RewardError for one that this machine has not."""
+    return device_of(name, "device", RewardError, all_of_torch=True)
+
+
 def load_encoder(
     folder: Path,
     record: ExportRecord,
@@ -61,13 +66,7 @@ def load_encoder(
             "only if you allow it: read it, then pass --trust-remote-code, or "
             "trust_remote_code=True"
         )
-    return LiveEncoder.locate(
-        record.encoder.name,
-        settings,
-        None,
-        spec,
-        device_of(device, "device", RewardError, all_of_torch=True),
-    )
+    return LiveEncoder.locate(record.encoder.name, settings, None, spec, _device(device))
 
 
 def encoder_settings(
@@ -142,9 +141,7 @@ def open_run(
     has_users = head.users.logits.shape[1] > 0
     prior = Priors.always(make_prior(head, DEFAULT_STRENGTH)) if has_users else None
     contents = Contents(record, head, head.users.population().detach(), prior)
-    return contents, LiveEncoder(
-        source, device_of(device, "device", RewardError, all_of_torch=True)
-    )
+    return contents, LiveEncoder(source, _device(device))
 
 
 def encoder_of_run(embed: EmbedConfig, metadata: RunRecord) -> EncoderConfig:

@@ -106,10 +106,10 @@ class Curvature:
     ) -> Tensor:
         """The same where slopes are the same at every vector, from S P and S P S^T."""
         root_UM1 = bend_UM.sqrt().unsqueeze(2)
-        told_UM1 = root_UM1 * (spread_UMR @ g_UR.unsqueeze(2))
         lower_UMM = torch.linalg.cholesky(_with_one(root_UM1 * gram_UMM * root_UM1.mT))
-        told_UM1 = root_UM1 * torch.cholesky_solve(told_UM1, lower_UMM)
-        return g_UR @ self.prior - (spread_UMR.mT @ told_UM1).squeeze(2)
+        seen_UM1 = root_UM1 * (spread_UMR @ g_UR.unsqueeze(2))
+        weight_UM1 = root_UM1 * torch.cholesky_solve(seen_UM1, lower_UMM)
+        return g_UR @ self.prior - (spread_UMR.mT @ weight_UM1).squeeze(2)
 
     def covariance(self, rows_BR: Tensor, user_B: Tensor, users: int) -> Covariance:
         """Return H_u^-1 of all users."""
