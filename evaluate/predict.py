@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from pal.cache.mapped import Features, features_of
 from pal.cache.reader import FeatureStore
@@ -25,6 +26,7 @@ from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, locked
 from pal.names import require_name
 from pal.records import Damaged, read_table, write_table
+from pal.train.adapt.answers import distinct_rows
 from pal.train.adapt.average import zero_shot
 from pal.train.heads.head import Head
 from pal.train.pairs import NO_USER, Pairs, drop_without_feature, with_prompts
@@ -252,18 +254,17 @@ def predict_joined(
 
     Of users who are not in the head's table the mean probability over those who are is predicted.
     """
-    head, content = trained.head, pairs.content(len(features))
+    head = trained.head
     # filled in place: results kept between blocks would fragment the heap
     margin_B = torch.empty(len(pairs))
-    for rows, prepared in prepared_blocks(head, pairs, features.__getitem__):
-        user = pairs.user[rows]
-        if bool((user == NO_USER).any()):
-            margin_B[rows] = zero_shot(head, prepared, content[rows]).float()
-        own = user != NO_USER
-        if bool(own.any()):
-            known, place = user.clamp(min=0).unique(return_inverse=True)
-            found = head.prepared_margin(prepared, head.users(known), place)
-            margin_B[rows] = torch.where(own, found, margin_B[rows])
+    is_known = pairs.user != NO_USER
+    known, stranger = is_known.nonzero().squeeze(1), (~is_known).nonzero().squeeze(1)
+    if len(known):
+        for rows, prepared in prepared_blocks(head, pairs.take(known), features.__getitem__):
+            user, place = pairs.user[known[rows]].unique(return_inverse=True)
+            margin_B[known[rows]] = head.prepared_margin(prepared, head.users(user), place)
+    if len(stranger):
+        margin_B[stranger] = margins_of_strangers(head, pairs.take(stranger), features)
     margin = margin_B.double().numpy()
     if not np.isfinite(margin).all():
         raise EvaluationError(
@@ -273,3 +274,14 @@ def predict_joined(
     return frame.select(*TOLD).with_columns(
         pl.Series("margin", margin), pl.Series("p", sigmoid(margin)), frame["label"]
     )
+
+
+def margins_of_strangers(head: Head, pairs: Pairs, features: Features) -> Tensor:
+    """Return the margins of users who are not in the head's table, (B,). To them a comparison is
+    the same, whoever is asked: each distinct one is judged once."""
+    once = distinct_rows(pairs.content(len(features)))
+    first, place = once or (torch.arange(len(pairs)),) * 2
+    margin_C = torch.empty(len(first))
+    for rows, prepared in prepared_blocks(head, pairs.take(first), features.__getitem__):
+        margin_C[rows] = zero_shot(head, prepared).float()
+    return margin_C[place]

@@ -53,7 +53,7 @@ from pal.train.solve.convex import (
 )
 from pal.train.solve.meta import episode_losses, of_worst_users
 from pal.train.solve.rows import Rows
-from pal.train.solve.variational import episodes
+from pal.train.solve.variational import _posterior, episodes
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS, K = 6, 4, 12, 3
@@ -773,6 +773,29 @@ def test_inference_of_vpl_ignores_the_order_of_answers() -> None:
     torch.testing.assert_close(one, two)
     swapped = head.infer((None, second, first), 1.0 - label, user, USERS)
     torch.testing.assert_close(one, swapped)
+
+
+def test_vpl_reads_each_distinct_answer_once() -> None:
+    """Users are inferred in training as from all their rows, one by one."""
+    train = TrainConfig(head="vpl", latent_dim=5)
+    torch.manual_seed(0)
+    head, problem = build_head(train, DIM, USERS), problem_of()
+    assert isinstance(head, Variational)
+    pairs = problem.train
+    again = Pairs(
+        None, *(torch.cat([own, own]) for own in (pairs.first, pairs.second, pairs.user)),
+        torch.cat([pairs.label, pairs.label]),
+    )  # fmt: skip
+    counts: list[int] = []
+    head.read_answer.register_forward_hook(lambda _, given, __: counts.append(len(given[0])))
+    doubled = Problem(problem.features, again, problem.val, USERS)
+    rows = torch.arange(len(again))
+    mean, _log_variance = _posterior(head, doubled, rows, again.user, USERS)
+    batch = again.batch(problem.features, rows)
+    prepared = head.prepare(None, batch.first.float(), batch.second.float())
+    wanted = head.infer(prepared, batch.label, again.user, USERS)
+    torch.testing.assert_close(mean, wanted)
+    assert counts[0] <= len(pairs) < counts[1]
 
 
 def test_vpl_lays_out_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

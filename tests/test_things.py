@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pal.config import TrainConfig
+from pal.evaluate.predict import margins_of_strangers
 from pal.train import prepared as prepared_module
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import likelihood_of_seen, zero_shot
@@ -87,7 +88,7 @@ def test_the_bound_maps_nothing_twice() -> None:
     assert counts == [ITEMS, ITEMS]  # all prompts, then all items
 
 
-@pytest.mark.parametrize("name", ["pal-a", "pal-b", "bt-mlp", "consensus"])
+@pytest.mark.parametrize("name", ["pal-a", "pal-b", "bt-mlp", "consensus", "user-embedding", "vpl"])
 def test_of_many_pairs_each_thing_is_mapped_once(name: str) -> None:
     pairs, head = pairs_of(), head_of(name).eval()
     pairs.prompt = pairs.prompt if head.uses_prompt else None
@@ -209,6 +210,26 @@ def test_pairs_of_one_content_compare_the_same() -> None:
         number = compared.unique(dim=0, return_inverse=True)[1]
         equal = own.content(len(FEATURES))[:, None] == own.content(len(FEATURES))
         assert torch.equal(equal, number[:, None] == number)
+
+
+@pytest.mark.parametrize("name", ["user-embedding", "pal-a", "pal-b"])
+def test_strangers_judge_each_comparison_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However their pairs are spread over the blocks that are prepared together."""
+    monkeypatch.setattr("pal.train.prepared.ROWS_AT_ONCE", 7)
+    pairs, head = pairs_of(3), head_of(name).eval()
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    asked: list[int] = []
+
+    def counted(head: Head, found: Any) -> torch.Tensor:
+        margin = zero_shot(head, found)
+        asked.append(len(margin))
+        return margin
+
+    monkeypatch.setattr("pal.evaluate.predict.zero_shot", counted)
+    found = margins_of_strangers(head, pairs, FEATURES)
+    assert sum(asked) == len(pairs.content(len(FEATURES)).unique())
+    wanted = zero_shot(head, prepared(head, pairs, FEATURES.__getitem__))
+    torch.testing.assert_close(found, wanted.float())
 
 
 @pytest.mark.parametrize("name", ["user-embedding", "pal-a", "pal-b", "lore"])

@@ -4,13 +4,14 @@ reward.
 Poddar et al. 2024 on frozen features, re-derived (evaluation.md 3.7):
 
     h_j       = MLP([chosen; rejected])               (B, H), three matrices, no activation last
-    mu, s     = pooled self-attention over a user's h_j, each kept in [-1, 1]
+    mu, s     = of self-attention over a user's h_j, the mean over queries, each kept in [-1, 1]
     z         = mu + eps exp(s / 2), brought to a norm of sqrt(H), in training; z = mu otherwise
     r(e)      = MLP([e; z])
     loss      = mean softplus(-margin) + beta KL(N(mu, e^s) || N(0, I))
 
-Training is in ``pal.train.solve.variational``; adaptation is one forward pass. Shapes: B rows, U
-users, M answers of a user at most, H hidden width.
+The mean over queries comes before the layer of values: both are linear. Training is in
+``pal.train.solve.variational``; adaptation is one forward pass. Shapes: B rows, A distinct answers,
+U users, M answers of a user at most, H hidden width.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.head import Head, Prepared
+from pal.train.heads.head import Mapped, Prepared
+from pal.train.heads.networks import Joined, JoinedNetwork
 from pal.train.heads.standardise import Standardiser
+from pal.train.heads.things import taken
 from pal.train.heads.users import UserVectors, by_user
 
 LEAK = 0.2
@@ -31,7 +34,7 @@ NUMBERS_AT_ONCE = 2**24
 """that are laid out for the answers of some users: people give one answer, or thousands"""
 
 
-class Variational(Head):
+class Variational(JoinedNetwork):
     """A row of the user table holds mu of the user's training answers."""
 
     name: ClassVar[str] = "vpl"
@@ -51,40 +54,50 @@ class Variational(Head):
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
         self.mean, self.log_variance = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
         self.net = nn.Sequential(
-            nn.Linear(dim + hidden, hidden), nn.LeakyReLU(LEAK),
+            Joined(dim, hidden, hidden), nn.LeakyReLU(LEAK),
             nn.Linear(hidden, hidden), nn.LeakyReLU(LEAK),
             nn.Linear(hidden, 1, bias=False),
         )  # fmt: skip
 
-    def reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_BR: Tensor) -> Tensor:
-        joined = torch.cat([self.item_scale(item_BD), vector_BR], dim=1)
-        value: Tensor = self.net(joined).squeeze(1)
-        return value
+    def of_items(self, item_TD: Tensor) -> Mapped:
+        """Also the standardised items, which a user's answers are read from."""
+        scaled_TD = self.item_scale(item_TD)
+        return self.first_layer().of_items(scaled_TD), scaled_TD
+
+    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
+        return *super().prepare_mapped(prompt, first, second), first[1], second[1]
 
     def posterior(
-        self, first_BD: Tensor, second_BD: Tensor, label: Tensor, user: Tensor, users: int
+        self,
+        chosen_AD: Tensor,
+        rejected_AD: Tensor,
+        answer_B: Tensor | None,
+        user_B: Tensor,
+        users: int,
     ) -> tuple[Tensor, Tensor]:
         """Return mu and log variance of each of U users from all their answers, (U, H) each; order
-        changes nothing."""
-        order = user.argsort()
-        label, user = label[order], user[order]
-        first, second = self.item_scale(first_BD[order]), self.item_scale(second_BD[order])
-        is_first = (label >= 0.5).unsqueeze(1)
-        chosen, rejected = (
-            torch.where(is_first, first, second),
-            torch.where(is_first, second, first),
-        )
-        answers_BH = self.read_answer(torch.cat([chosen, rejected], dim=1))
-        read = [layer(answers_BH) for layer in (self.query, self.key, self.value)]
-        pooled_UH = answers_BH.new_zeros(users, answers_BH.shape[1])
-        for some_U in blocks_of_answers(torch.bincount(user, minlength=users), answers_BH.shape[1]):
-            number_U = torch.full((users,), -1, device=user.device)
-            number_U[some_U] = torch.arange(len(some_U), device=user.device)
-            own_B = number_U[user]
+        changes nothing. ``answer_B`` says which of A answers, of standardised items, each row is;
+        None: the i-th is the i-th."""
+        answers_AH = self.read_answer(torch.cat([chosen_AD, rejected_AD], dim=1))
+        read = [self.query(answers_AH), self.key(answers_AH), answers_AH]
+        order = user_B.argsort()
+        user_B = user_B[order]
+        answer_B = order if answer_B is None else answer_B[order]
+        pooled_UH = answers_AH.new_zeros(users, answers_AH.shape[1])
+        for some_U in blocks_of_answers(
+            torch.bincount(user_B, minlength=users), answers_AH.shape[1]
+        ):
+            number_U = torch.full((users,), -1, device=user_B.device)
+            number_U[some_U] = torch.arange(len(some_U), device=user_B.device)
+            own_B = number_U[user_B]
             rows = (own_B >= 0).nonzero().squeeze(1)
-            tables = [by_user(value[rows], own_B[rows], len(some_U)) for value in read]
-            (query, real_UM), (key, _), (value, _) = tables
-            pooled_UH = pooled_UH.index_copy(0, some_U, attend(query, key, value, real_UM))
+            laid_out = [
+                by_user(taken(value, answer_B[rows]), own_B[rows], len(some_U)) for value in read
+            ]
+            (query, real_UM), (key, _), (own, _) = laid_out
+            heard_UM = attention(query, key, real_UM)
+            heard_UH = self.value((heard_UM.unsqueeze(1) @ own).squeeze(1))
+            pooled_UH = pooled_UH.index_copy(0, some_U, heard_UH)
         mean, log_variance = self.mean(pooled_UH), self.log_variance(pooled_UH)
         return mean.clamp(-1.0, 1.0), log_variance.clamp(-1.0, 1.0)
 
@@ -95,27 +108,36 @@ class Variational(Head):
 
     @torch.no_grad()
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
-        _, first, second = prepared
+        *_, first, second = prepared
         assert first is not None
         assert second is not None
-        mean = self.posterior(first, second, label, user_B, users)[0]
+        mean = self.posterior(*by_label(first, second, label), None, user_B, users)[0]
         silent = torch.bincount(user_B, minlength=users) == 0
         return torch.where(silent.unsqueeze(1), self.users.population(), mean)
 
 
-def attend(query_UMH: Tensor, key_UMH: Tensor, value_UMH: Tensor, real_UM: Tensor) -> Tensor:
-    """Return the mean over each user's answers of their self-attention, (U, H); some of the queries
-    at a time."""
+def by_label(first_BD: Tensor, second_BD: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the chosen and the rejected items of answers, (B, D) each."""
+    is_first = (label >= 0.5).unsqueeze(1)
+    return (
+        torch.where(is_first, first_BD, second_BD),
+        torch.where(is_first, second_BD, first_BD),
+    )
+
+
+def attention(query_UMH: Tensor, key_UMH: Tensor, real_UM: Tensor) -> Tensor:
+    """Return how much each of a user's answers is attended to, the mean over all answers of that
+    user, (U, M); a user's add up to one. Some of the queries at a time."""
     users, most, width = query_UMH.shape
-    total_UH = query_UMH.new_zeros(users, width)
+    total_UM = query_UMH.new_zeros(users, most)
     at_once = max(1, NUMBERS_AT_ONCE // (users * most))
     for some_UQH, real_UQ in zip(
         query_UMH.split(at_once, dim=1), real_UM.split(at_once, dim=1), strict=True
     ):
         score_UQM = some_UQH @ key_UMH.mT / math.sqrt(width)
         weight_UQM = score_UQM.masked_fill(~real_UM.unsqueeze(1), -1e9).softmax(dim=2)
-        total_UH = total_UH + ((weight_UQM @ value_UMH) * real_UQ.unsqueeze(2)).sum(dim=1)
-    return total_UH / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
+        total_UM = total_UM + (weight_UQM * real_UQ.unsqueeze(2)).sum(dim=1)
+    return total_UM / real_UM.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def blocks_of_answers(count_U: Tensor, width: int) -> Iterator[Tensor]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pal.cache.mapped import Features
 from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.variational import Variational
 from pal.train.loss import LOSSES
 from pal.train.solve.problem import Problem
-
-if TYPE_CHECKING:
-    from pal.train.pairs import Pairs
 
 BETA, LEAST, CYCLES = 3e-6, 0.1, 4
 """weight of the divergence at its largest, its share at the least, and rises from one to the
@@ -56,32 +51,42 @@ def _episode_loss(
 ) -> Tensor:
     """Return the loss of the target rows after the context rows, with a vector drawn for each
     user."""
-    answers = _answers(problem.features, problem.train, context)
-    mean, log_variance = head.posterior(*answers, problem.users)
-    z = head.draw(mean, log_variance)
-    first, second, label, user = _answers(problem.features, problem.train, target)
-    margin = head.margin(None, first, second, z[user])
+    pairs = problem.train
+    user, own = pairs.user[context].unique(return_inverse=True)
+    mean, log_variance = _posterior(head, problem, context, own, len(user))
+    z_UH = head.draw(mean, log_variance)
+    own = torch.searchsorted(user, pairs.user[target])  # each has context
+    judged = pairs.step(problem.features, target)
+    liked_TH = head.of_items(judged.things.item.values)[0]
+    margin = head.prepared_margin(judged.things.both(liked_TH), z_UH, own)
     divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
-    return LOSSES[loss](margin, label).mean() + beta * divergence[user].mean()
+    return LOSSES[loss](margin, judged.label).mean() + beta * divergence[own].mean()
 
 
 @torch.no_grad()
 def _validate(head: Variational, problem: Problem, loss: str) -> float:
     """Fill the user table from all training answers and return the validation loss under it."""
-    everything = slice(None)
-    answers = _answers(problem.features, problem.train, everything)
-    head.users.logits.copy_(head.posterior(*answers, problem.users)[0])
-    first, second, label, user = _answers(problem.features, problem.val, everything)
-    margin = head.margin(None, first, second, head.users(user))
-    return float(LOSSES[loss](margin, label).mean())
+    everything = torch.arange(len(problem.train), device=problem.train.user.device)
+    mean = _posterior(head, problem, everything, problem.train.user, problem.users)[0]
+    head.users.logits.copy_(mean)
+    judged = problem.val.step(problem.features, slice(None))
+    return float(LOSSES[loss](head.margins(judged.things, judged.user), judged.label).mean())
 
 
-def _answers(
-    features: Features, pairs: Pairs, rows: Tensor | slice
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return first and second items' features, labels and users of some pairs."""
-    batch = pairs.batch(features, rows)
-    return batch.first.float(), batch.second.float(), batch.label, batch.user
+def _posterior(
+    head: Variational, problem: Problem, rows: Tensor, user: Tensor, users: int
+) -> tuple[Tensor, Tensor]:
+    """Return ``head.posterior`` after some training answers, each distinct one read once."""
+    pairs, size = problem.train, len(problem.features)
+    is_first = pairs.label[rows] >= 0.5
+    first, second = pairs.first[rows], pairs.second[rows]
+    number = torch.where(is_first, first * size + second, second * size + first)
+    distinct, answer = number.unique(return_inverse=True)
+    chosen, rejected = (
+        head.item_scale(problem.features[item].float())
+        for item in (distinct // size, distinct % size)
+    )
+    return head.posterior(chosen, rejected, answer, user, users)
 
 
 def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,10 +97,15 @@ def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tens
     place. Numbers are drawn on the CPU, so that every device sees the same episodes.
     """
     device = user_B.device
+    by_user, answers = user_B.argsort(stable=True), torch.bincount(user_B, minlength=users)
+    begin = answers.cumsum(0) - answers
     at_once = max(1, min(users, batch_size // TARGETS))
     for _ in range(max(1, round(PASSES * len(user_B) / (at_once * TARGETS)))):
         chosen = torch.randperm(users)[:at_once].to(device)
-        rows = torch.isin(user_B, chosen).nonzero().squeeze(1)
+        own = answers[chosen]
+        place = torch.arange(int(own.sum()), device=device)
+        place += (begin[chosen] - (own.cumsum(0) - own)).repeat_interleave(own)
+        rows = by_user[place].sort().values
         rows = rows[torch.rand(len(rows)).argsort().to(device)]
         owner = user_B[rows]
         order = owner.argsort(stable=True)
