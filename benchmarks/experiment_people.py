@@ -5,9 +5,9 @@
 WORK and FILE are those of ``benchmarks/experiment.py``. Each split holds a quarter of the people
 and a fifth of the statements back. Heads are trained on the answers of the other people to the
 other statements. A new person with at least 30 votes answers 0, 1, 5 or 20 of these, in a random
-order (in a small conversation one with 10 votes 0, 1 or 5), and is judged on the statements that
-nobody was asked, and on the others of those that were asked. Heads are frozen, adaptation is that
-of ``pal adapt``. Accuracy and NLL are means over people.
+order, and is judged on the statements that nobody was asked, and on the others of those that were
+asked. In the small conversation 10 votes are enough, and there are 0, 1 or 5 answers. Heads are
+frozen, adaptation is that of ``pal adapt``. Accuracy and NLL are means over people.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Split:
     pool: Pairs
     """in the order in which a person is asked, people numbered from 0"""
     place: Tensor
-    """(B,) the how manieth answer of its person each row of the pool is"""
+    """(B,) which of its person's answers each row of the pool is, from 0"""
     unseen: Pairs
     who: Tensor
     """(people,) the new people, by a number that is the same in all splits"""
@@ -133,6 +133,7 @@ def splits_of(work: Path, name: str, only: Sequence[str] | None, count: int) -> 
         taught = pairs.take(~is_new[pairs.user] & ~is_unseen)
         taught.user = taught.user.unique(return_inverse=True)[1]
         seen = [f"{place}" for place in range(int(taught.user.max()) + 1)]
+        # these heads read no validation pairs; one that chose an epoch would need some
         data = TrainingData(dataset, store, seen, features, taught, taught)
 
         order = torch.from_numpy(rng.permutation(len(pairs)))
@@ -204,7 +205,7 @@ def table_of(name: str, splits: Sequence[Split]) -> list[list[str]]:
             for what in ("right", "loss"):
                 for own in (one, plural):
                     value = crossing.macro(vars(own)[what])
-                    cells.append(with_interval(value.value, value.ci95))
+                    cells.append(with_interval(value.value, value.ci95, value.side))
             value = crossing.macro(plural.loss - one.loss)
             known = KNOWN.get((name, kind), {}).get(shots)
             told = NOTHING if known is None else f"{known[0]:.3f}, {known[1]:.3f}"
@@ -226,9 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         splits = list(splits_of(options.work, name, only.get(name), options.splits))
         table = as_markdown(table_of(name, splits))
         told = f"{datetime.now(UTC):%Y-%m-%d}, {options.splits} splits, "
-        told += f"{sum(split.people for split in splits)} new people, who are "
-        told += f"{len(torch.cat([split.who for split in splits]).unique())} different ones; with "
-        told += f"at least {SETS[name].least} votes."
+        different = len(torch.cat([split.who for split in splits]).unique())
+        told += f"{sum(split.people for split in splits)} new people with at least "
+        told += f"{SETS[name].least} votes, {different} of them different."
         write(options.out, {**sections_of(options.out), name: f"{told}\n\n{table}"})
         print(table, flush=True)
     return 0
@@ -237,11 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(page: Path, of_set: dict[str, str]) -> None:
     text = [
         "# New people under the protocol of the experiment",
-        "Made by `python benchmarks/experiment_people.py --work real --only FILE`: MiniLM; a "
-        "quarter of the people and a fifth of the statements are held\nback in each split; new "
-        "people answer some statements that heads were trained on. "
-        "Means over people,\nintervals crossed over people and statements. Last column: NLL of "
-        "one taste and of K = 8 in the experiment, two splits, without intervals.",
+        "Made by `python benchmarks/experiment_people.py --work real --only FILE --splits N`, N as "
+        "told below: MiniLM; a quarter of the people and a fifth of\nthe statements are held back "
+        "in each split; new people answer some statements that heads were trained on, and have "
+        "more of those votes than they are asked\nfor. Means over people, intervals crossed over "
+        "people and statements (p: most of it comes from the statements). Without an answer the\n"
+        "mean probability over the seen users is predicted, later an average over who the person "
+        "may be; `auto` chooses its strength. Last column: NLL of one taste\nand of K = 8 in the "
+        "experiment, two splits, without intervals, a fixed strength, one vector for each person.",
         *(f"## {name}\n\n{of_set[name]}" for name in SETS if name in of_set),
     ]
     page.write_text("\n\n".join(text) + "\n", encoding="utf-8")

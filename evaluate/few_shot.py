@@ -24,7 +24,8 @@ from pal.errors import EvaluationError
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, with_prompt_group
 from pal.evaluate.predict import readable
 from pal.train.adapt.active import ask_in_turn
-from pal.train.adapt.answers import Answers
+from pal.train.adapt.answers import Answers, Known
+from pal.train.adapt.average import seen_vectors
 from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.map import Adapted, adapt_map
 from pal.train.adapt.prior import (
@@ -169,7 +170,9 @@ def prepare_answers(
     head = trained.head
     pairs = Pairs.join(frame, store, names, head.uses_prompt, "cpu")
     found = prepared(head, pairs, lambda rows: store.gather(rows.numpy()))
-    return Answers(found, pairs.label, pairs.user, len(names), pairs.content(store.rows))
+    content = pairs.content(store.rows)
+    known = None if head.is_amortised else Known.of(content, len(seen_vectors(head)))
+    return Answers(found, pairs.label, pairs.user, len(names), content, known)
 
 
 def choose_prior(trained: TrainedHead, validation: NewUsers | None, count: int) -> Prior:

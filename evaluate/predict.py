@@ -277,11 +277,13 @@ def predict_joined(
 
 
 def margins_of_strangers(head: Head, pairs: Pairs, features: Features) -> Tensor:
-    """Return the margins of users who are not in the head's table, (B,). To them a comparison is
-    the same, whoever is asked: each distinct one is judged once."""
+    """Return the margins of users who are not in the head's table, (B,). A comparison is the same
+    to all of them: each distinct one is judged once where they are fewer than the pairs."""
     once = distinct_rows(pairs.content(len(features)))
-    first, place = once or (torch.arange(len(pairs)),) * 2
-    margin_C = torch.empty(len(first))
-    for rows, prepared in prepared_blocks(head, pairs.take(first), features.__getitem__):
-        margin_C[rows] = zero_shot(head, prepared).float()
-    return margin_C[place]
+    if once is not None:
+        first, place = once
+        return margins_of_strangers(head, pairs.take(first), features)[place]
+    margin_B = torch.empty(len(pairs))
+    for rows, prepared in prepared_blocks(head, pairs, features.__getitem__):
+        margin_B[rows] = zero_shot(head, prepared).float()
+    return margin_B

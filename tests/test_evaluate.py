@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pal import pipeline
+from pal.cache.mapped import features_of
 from pal.cache.reader import FeatureStore
 from pal.config import Config
 from pal.dataset import ids_of
@@ -33,7 +34,7 @@ from pal.evaluate.metrics import (
     sigmoid,
     summarize,
 )  # fmt: skip
-from pal.evaluate.predict import load_run
+from pal.evaluate.predict import load_run, pairs_of, predict
 from pal.evaluate.records import Cell, Metrics
 from pal.evaluate.report import as_markdown
 
@@ -154,6 +155,23 @@ def test_evaluating_again_gives_the_same_metrics(configure: Configure) -> None:
     config = trained(configure)
     metrics = pipeline.train(config, "run")
     assert pipeline.evaluate(config, ["run"]).runs == [metrics]
+
+
+def test_people_of_the_table_and_strangers_may_stand_in_one_table(configure: Configure) -> None:
+    config = trained(configure)
+    pipeline.train(config, "run")
+    run = load_run(config.paths.runs, "run")
+    dataset, store = inputs_of_run(config.paths, run.metadata)
+    parts = [
+        pairs_of(dataset, store, run.users, "test", population) for population in ("seen", "unseen")
+    ]
+    together = pl.concat(parts).sort("pair_id")
+    features = features_of(store)
+    apart = pl.concat([predict(run, part, store, features) for part in parts]).sort("pair_id")
+    found = predict(run, together, store, features)
+    assert found["user_id"].to_list() == apart["user_id"].to_list()
+    assert len(found.filter(pl.col("population") == "seen")) not in (0, len(found))
+    np.testing.assert_allclose(found["margin"], apart["margin"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_is_not_judged_on_another_split(configure: Configure) -> None:

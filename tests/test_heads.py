@@ -53,7 +53,7 @@ from pal.train.solve.convex import (
 )
 from pal.train.solve.meta import episode_losses, of_worst_users
 from pal.train.solve.rows import Rows
-from pal.train.solve.variational import _posterior, episodes
+from pal.train.solve.variational import _episode_loss, _posterior, episodes
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS, K = 6, 4, 12, 3
@@ -768,34 +768,67 @@ def test_inference_of_vpl_ignores_the_order_of_answers() -> None:
     _, first, second, user = batch()
     label = (torch.arange(ROWS) % 2).double()
     shuffle = torch.randperm(ROWS)
-    one = head.infer((None, first, second), label, user, USERS)
-    two = head.infer((None, first[shuffle], second[shuffle]), label[shuffle], user[shuffle], USERS)
+    one = head.infer(head.prepare(None, first, second), label, user, USERS)
+    again = head.prepare(None, first[shuffle], second[shuffle])
+    two = head.infer(again, label[shuffle], user[shuffle], USERS)
     torch.testing.assert_close(one, two)
-    swapped = head.infer((None, second, first), 1.0 - label, user, USERS)
+    swapped = head.infer(head.prepare(None, second, first), 1.0 - label, user, USERS)
     torch.testing.assert_close(one, swapped)
+
+
+def vpl_of_scaled_features() -> tuple[Variational, Problem]:
+    """With each answer twice, half of them the other way round, and some undecided."""
+    problem = problem_of()
+    pairs, features = problem.train, 3.0 * problem.features + 1.0
+    pairs.label[::7] = 0.5
+    is_turned = (torch.arange(len(pairs)) % 2 == 1) & (pairs.label != 0.5)
+    again = Pairs(
+        None,
+        torch.cat([pairs.first, torch.where(is_turned, pairs.second, pairs.first)]),
+        torch.cat([pairs.second, torch.where(is_turned, pairs.first, pairs.second)]),
+        torch.cat([pairs.user, pairs.user]),
+        torch.cat([pairs.label, torch.where(is_turned, 1.0 - pairs.label, pairs.label)]),
+    )
+    torch.manual_seed(0)
+    head = build_head(TrainConfig(head="vpl", latent_dim=5), DIM, USERS)
+    assert isinstance(head, Variational)
+    head.item_scale.fit(features, again.item_rows())
+    return head, Problem(features, again, problem.val, USERS)
 
 
 def test_vpl_reads_each_distinct_answer_once() -> None:
     """Users are inferred in training as from all their rows, one by one."""
-    train = TrainConfig(head="vpl", latent_dim=5)
-    torch.manual_seed(0)
-    head, problem = build_head(train, DIM, USERS), problem_of()
-    assert isinstance(head, Variational)
-    pairs = problem.train
-    again = Pairs(
-        None, *(torch.cat([own, own]) for own in (pairs.first, pairs.second, pairs.user)),
-        torch.cat([pairs.label, pairs.label]),
-    )  # fmt: skip
+    head, problem = vpl_of_scaled_features()
     counts: list[int] = []
     head.read_answer.register_forward_hook(lambda _, given, __: counts.append(len(given[0])))
-    doubled = Problem(problem.features, again, problem.val, USERS)
-    rows = torch.arange(len(again))
-    mean, _log_variance = _posterior(head, doubled, rows, again.user, USERS)
-    batch = again.batch(problem.features, rows)
-    prepared = head.prepare(None, batch.first.float(), batch.second.float())
-    wanted = head.infer(prepared, batch.label, again.user, USERS)
-    torch.testing.assert_close(mean, wanted)
-    assert counts[0] <= len(pairs) < counts[1]
+    pairs, rows = problem.train, torch.arange(len(problem.train))
+    mean, _ = _posterior(head, problem, rows, pairs.user, USERS)
+    batch = pairs.batch(problem.features, rows)
+    prepared = head.prepare(None, batch.first, batch.second)
+    torch.testing.assert_close(mean, head.infer(prepared, batch.label, pairs.user, USERS))
+    is_first = (pairs.label >= 0.5).unsqueeze(1)
+    both = torch.stack([pairs.first, pairs.second], dim=1)
+    distinct = torch.where(is_first, both, both.flip(1)).unique(dim=0)
+    assert len(distinct) < len(pairs) / 2 + 1
+    assert counts == [len(distinct), len(pairs)]
+
+
+def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, problem = vpl_of_scaled_features()
+    monkeypatch.setattr(head, "draw", lambda mean, log_variance: mean + log_variance)
+    pairs, features = problem.train, problem.features
+    context, target = torch.arange(0, 60), torch.arange(60, len(pairs))
+    context = context[pairs.user[context] != 1]
+    target = target[pairs.user[target] != 1]
+    beta = 0.3
+    found = _episode_loss(head, problem, context, target, beta, "logistic")
+    mean, log_variance = _posterior(head, problem, context, pairs.user[context], USERS)
+    asked, user = pairs.batch(features, target), pairs.user[target]
+    z = mean + log_variance
+    margin = head.margin(None, asked.first, asked.second, z[user])
+    divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
+    wanted = logistic(margin, asked.label).mean() + beta * divergence[user].mean()
+    torch.testing.assert_close(found, wanted)
 
 
 def test_vpl_lays_out_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -809,10 +842,11 @@ def test_vpl_lays_out_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     _, first, second, _ = batch()
     user = torch.tensor([0, 1, 1, 3, 3, 3, 3, 3]).repeat(ROWS)[:ROWS]
     label = (torch.arange(ROWS) % 2).double()
-    whole = head.infer((None, first, second), label, user, USERS)
+    prepared = head.prepare(None, first, second)
+    whole = head.infer(prepared, label, user, USERS)
     monkeypatch.setattr(variational, "NUMBERS_AT_ONCE", 40)
     assert len(list(blocks_of_answers(torch.bincount(user), 5))) > 1
-    torch.testing.assert_close(head.infer((None, first, second), label, user, USERS), whole)
+    torch.testing.assert_close(head.infer(prepared, label, user, USERS), whole)
 
 
 def test_vpl_never_reads_a_target_as_context() -> None:

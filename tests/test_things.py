@@ -11,7 +11,7 @@ import torch
 from pal.config import TrainConfig
 from pal.evaluate.predict import margins_of_strangers
 from pal.train import prepared as prepared_module
-from pal.train.adapt.answers import Answers
+from pal.train.adapt.answers import NUMBERS_KEPT, Answers, Known
 from pal.train.adapt.average import likelihood_of_seen, zero_shot
 from pal.train.build import build_head, heads
 from pal.train.heads.head import Head, Mapped
@@ -88,7 +88,7 @@ def test_the_bound_maps_nothing_twice() -> None:
     assert counts == [ITEMS, ITEMS]  # all prompts, then all items
 
 
-@pytest.mark.parametrize("name", ["pal-a", "pal-b", "bt-mlp", "consensus", "user-embedding", "vpl"])
+@pytest.mark.parametrize("name", ["pal-a", "pal-b", "bt-mlp", "consensus", "user-embedding"])
 def test_of_many_pairs_each_thing_is_mapped_once(name: str) -> None:
     pairs, head = pairs_of(), head_of(name).eval()
     pairs.prompt = pairs.prompt if head.uses_prompt else None
@@ -230,6 +230,35 @@ def test_strangers_judge_each_comparison_once(name: str, monkeypatch: pytest.Mon
     assert sum(asked) == len(pairs.content(len(FEATURES)).unique())
     wanted = zero_shot(head, prepared(head, pairs, FEATURES.__getitem__))
     torch.testing.assert_close(found, wanted.float())
+
+
+@pytest.mark.parametrize("name", ["user-embedding", "pal-b"])
+def test_what_seen_users_think_is_kept_from_draw_to_draw(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, head = pairs_of(3), head_of(name).float().eval()
+    pairs.prompt = pairs.prompt if head.uses_prompt else None
+    found = prepared(head, pairs, FEATURES.float().__getitem__)
+    content = pairs.content(len(FEATURES))
+    fresh = Answers(found, pairs.label, pairs.user, USERS, content)
+    kept = replace(fresh, known=Known.of(fresh.content, USERS))
+    wanted = [
+        likelihood_of_seen(head, fresh.take(torch.arange(start, PAIRS))) for start in (40, 20, 0)
+    ]
+    asked: list[int] = []
+    each = type(head).margins_of_each
+
+    def counted(self: Head, prepared: Any, vector_CR: torch.Tensor) -> torch.Tensor:
+        margins = each(self, prepared, vector_CR)
+        asked.append(len(margins))
+        return margins
+
+    monkeypatch.setattr(type(head), "margins_of_each", counted)
+    for start, likelihood in zip((40, 20, 0, 0), [*wanted, wanted[-1]], strict=True):
+        of_draw = kept.take(torch.arange(start, PAIRS))
+        torch.testing.assert_close(likelihood_of_seen(head, of_draw), likelihood)
+    assert sum(asked) == len(content.unique())
+    assert Known.of(content, NUMBERS_KEPT) is None
 
 
 @pytest.mark.parametrize("name", ["user-embedding", "pal-a", "pal-b", "lore"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.things import WORTH
+
+NUMBERS_KEPT = 2**24
+"""of margins, for as many contents and vectors: 64 MB"""
 
 
 @dataclass
@@ -24,6 +28,8 @@ class Answers:
     users: int
     content: Tensor | None = None
     """(B,) numbers of what is compared: rows of one number are prepared alike; None: unknown"""
+    known: Known | None = None
+    """what seen users think of these contents, where it is kept from one draw to the next"""
 
     def __post_init__(self) -> None:
         if bool((self.user.diff() < 0).any()):
@@ -36,14 +42,15 @@ class Answers:
         """Return some of the pairs, users numbered as before."""
         chosen = rows_of(self.prepared, rows)
         content = None if self.content is None else self.content[rows]
-        return Answers(chosen, self.label[rows], self.user[rows], self.users, content)
+        label, user = self.label[rows], self.user[rows]
+        return replace(self, prepared=chosen, label=label, user=user, content=content)
 
     def only(self, stay_U: Tensor) -> Answers:
         """Return the answers of some users, who are numbered anew."""
         number_U = stay_U.cumsum(0) - 1
         chosen = self.take(stay_U[self.user].nonzero().squeeze(1))
         user, users = number_U[chosen.user], int(stay_U.sum())
-        return Answers(chosen.prepared, chosen.label, user, users, chosen.content)
+        return replace(chosen, user=user, users=users)
 
     def margins_of_each(self, head: Head, vector_CR: Tensor) -> Tensor:
         """Return the margins of all pairs under each of C vectors, (B, C): what is compared several
@@ -53,6 +60,40 @@ class Answers:
             return head.margins_of_each(self.prepared, vector_CR)
         first, place = once
         return head.margins_of_each(rows_of(self.prepared, first), vector_CR)[place]
+
+
+@dataclass
+class Known:
+    """Margins of what is compared under C vectors, each computed when it is first wanted."""
+
+    content_T: Tensor
+    """sorted"""
+    margin_TC: Tensor
+    is_known_T: Tensor
+
+    @classmethod
+    def of(cls, content_B: Tensor, vectors: int) -> Known | None:
+        """Return nothing known of the distinct contents; None where it would be too much to
+        keep."""
+        content_T = content_B.unique()
+        if len(content_T) * vectors > NUMBERS_KEPT:
+            return None
+        margin_TC = torch.empty(len(content_T), vectors, device=content_T.device)
+        return cls(content_T, margin_TC, torch.zeros_like(content_T, dtype=torch.bool))
+
+    def margins(self, head: Head, answers: Answers, vector_CR: Tensor) -> Tensor:
+        """Return the margins of all pairs under each of the vectors, the same ones each time,
+        (B, C)."""
+        assert answers.content is not None
+        place_B = torch.searchsorted(self.content_T, answers.content)
+        wanted = (~self.is_known_T[place_B]).nonzero().squeeze(1)
+        if len(wanted):
+            place, own = place_B[wanted].unique(return_inverse=True)
+            first = own.argsort(stable=True)[torch.bincount(own).cumsum(0) - 1]
+            some = rows_of(answers.prepared, wanted[first])
+            self.margin_TC[place] = head.margins_of_each(some, vector_CR).to(self.margin_TC)
+            self.is_known_T[place] = True
+        return self.margin_TC[place_B]
 
 
 def distinct_rows(content_B: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -74,10 +74,17 @@ def likelihood_of_seen(head: Head, shots: Answers) -> Tensor:
         shots.users, len(vectors_NR), dtype=torch.float64, device=vectors_NR.device
     )
     for rows in torch.arange(len(shots.label), device=shots.user.device).split(ROWS_AT_ONCE):
-        margin_BN = shots.take(rows).margins_of_each(head, vectors_NR).double()
+        margin_BN = margins_as_seen(head, shots.take(rows), vectors_NR).double()
         misfit_BN = logistic(margin_BN, shots.label[rows].double().unsqueeze(1))
         likelihood_UN.index_add_(0, shots.user[rows], -misfit_BN)
     return likelihood_UN
+
+
+def margins_as_seen(head: Head, answers: Answers, vectors_NR: Tensor) -> Tensor:
+    """Return the margins of all pairs under each seen user, (B, N)."""
+    if answers.known is None:
+        return answers.margins_of_each(head, vectors_NR)
+    return answers.known.margins(head, answers, vectors_NR)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Belief:
         found = [self.likeness.new_zeros(0)]
         for rows in torch.arange(len(pairs.label), device=pairs.user.device).split(ROWS_AT_ONCE):
             some = pairs.take(rows)
-            margin_BN = some.margins_of_each(head, vectors_NR).double()
+            margin_BN = margins_as_seen(head, some, vectors_NR).double()
             found.append((self.likeness[some.user] * margin_BN.sigmoid()).sum(dim=1))
         return torch.cat(found)
 

@@ -1,5 +1,13 @@
 """Baselines with a network: one reward for everybody, and one with a vector per user (evaluation.md
-3.3, 3.9)."""
+3.3, 3.9).
+
+    bt-mlp          r(e)   = v^T gelu(W LN(e) + b)
+    user-embedding  r_u(e) = v^T gelu(W' gelu(W [e; x_u] + b) + b')
+
+What W makes of an item is computed once for it, and what W makes of x_u once for a user. Shapes: B
+rows, T distinct items, D features, H hidden width, U users, N seen users, R numbers of a vector, C
+vectors to compare.
+"""
 
 from __future__ import annotations
 
@@ -60,27 +68,27 @@ class BradleyTerryNetwork(MappingHead):
 
 
 class Joined(Linear):
-    """W [e; u] + b for an item and a user, in two parts: W_e e once for an item, whoever the user
-    is, and W_u u + b once for a user."""
+    """W [e; x] + b for an item and a user, in two parts: W_e e once for an item, whoever the user
+    is, and W_x x + b once for a user."""
 
     def __init__(self, dim: int, size: int, hidden: int) -> None:
         super().__init__(dim + size, hidden)
         self.dim = dim
 
-    def of_items(self, item_TD: Tensor) -> Tensor:
+    def item_part(self, item_TD: Tensor) -> Tensor:
         weight_HD = self.weight[:, : self.dim]
         return nn.functional.linear(item_TD.to(weight_HD.dtype), weight_HD).to(item_TD.dtype)
 
-    def of_vectors(self, vector_UR: Tensor) -> Tensor:
+    def user_part(self, vector_UR: Tensor) -> Tensor:
         weight_HR = self.weight[:, self.dim :]
-        own_UH = nn.functional.linear(
-            vector_UR.to(weight_HR.dtype), weight_HR, self.bias.to(weight_HR.dtype)
-        )
+        bias_H = self.bias.to(weight_HR.dtype)
+        own_UH = nn.functional.linear(vector_UR.to(weight_HR.dtype), weight_HR, bias_H)
         return own_UH.to(vector_UR.dtype)
 
 
 class JoinedNetwork(MappingHead):
-    """r_u(e) = net([e; u]), and the first layer of ``net`` is ``Joined``."""
+    """r_u(e) = net([e; x_u]), and the first layer of ``net`` is ``Joined``. Pairs are prepared to
+    the parts of both items in its output."""
 
     item_scale: Standardiser
     net: nn.Sequential
@@ -91,17 +99,21 @@ class JoinedNetwork(MappingHead):
         return value
 
     def mean_reward(self, prompt_BD: Tensor | None, item_BD: Tensor, vector_NR: Tensor) -> Tensor:
-        (hidden_BH, *_) = self.of_items(item_BD)
-        own_NH = self.first_layer().of_vectors(vector_NR)
+        hidden_BH = self.hidden(item_BD)
         total_B = hidden_BH.new_zeros(len(item_BD))
-        for own_H in own_NH:
+        for own_H in self.first.user_part(vector_NR):
             total_B = total_B + self.behind(hidden_BH + own_H)
         return total_B / len(vector_NR)
 
-    def first_layer(self) -> Joined:
-        first = self.net[0]
-        assert isinstance(first, Joined)
-        return first
+    @property
+    def first(self) -> Joined:
+        layer = self.net[0]
+        assert isinstance(layer, Joined)
+        return layer
+
+    def hidden(self, item_TD: Tensor) -> Tensor:
+        """Return the part of items in the output of the first layer, (T, H)."""
+        return self.first.item_part(self.item_scale(item_TD))
 
     def behind(self, hidden_BH: Tensor) -> Tensor:
         """Return what all layers behind the first one make of its output, (B,)."""
@@ -109,34 +121,34 @@ class JoinedNetwork(MappingHead):
             hidden_BH = layer(hidden_BH)
         return hidden_BH.squeeze(1)
 
+    def difference(self, first_BH: Tensor, second_BH: Tensor, own_BH: Tensor) -> Tensor:
+        """Return the margins, (B,), from the parts of both items and of the user."""
+        first, second = self.behind(torch.cat([first_BH + own_BH, second_BH + own_BH])).chunk(2)
+        return first - second
+
+    def parts(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Return the parts of both items of prepared pairs, (B, H) each."""
+        first_BH, second_BH = prepared
+        assert first_BH is not None
+        assert second_BH is not None
+        return first_BH, second_BH
+
     def of_items(self, item_TD: Tensor) -> Mapped:
-        return (self.first_layer().of_items(self.item_scale(item_TD)),)
+        return (self.hidden(item_TD),)
 
     def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
         return first[0], second[0]
 
     def prepared_margin(self, prepared: Prepared, vector_UR: Tensor, user_B: Tensor) -> Tensor:
-        first_BH, second_BH = prepared[:2]
-        assert first_BH is not None
-        assert second_BH is not None
-        own_BH = self.first_layer().of_vectors(vector_UR)[user_B]
-        return self.difference(first_BH, second_BH, own_BH)
+        return self.difference(*self.parts(prepared), self.first.user_part(vector_UR)[user_B])
 
     def margins_of_each(self, prepared: Prepared, vector_CR: Tensor) -> Tensor:
-        first_BH, second_BH = prepared[:2]
-        assert first_BH is not None
-        assert second_BH is not None
-        own_CH = self.first_layer().of_vectors(vector_CR)
-        return torch.stack([self.difference(first_BH, second_BH, own_H) for own_H in own_CH], 1)
-
-    def difference(self, first_BH: Tensor, second_BH: Tensor, own_BH: Tensor) -> Tensor:
-        """Return the margins, (B,), of what the first layer makes of two items and of a user."""
-        first, second = self.behind(torch.cat([first_BH + own_BH, second_BH + own_BH])).chunk(2)
-        return first - second
+        both, own_CH = self.parts(prepared), self.first.user_part(vector_CR)
+        return torch.stack([self.difference(*both, own_H) for own_H in own_CH], dim=1)
 
 
 class UserEmbedding(JoinedNetwork):
-    """r_u(e) = v^T gelu(W' gelu(W [e; u_u] + b) + b'), a vector u_u for each user."""
+    """r_u(e) = v^T gelu(W' gelu(W [e; x_u] + b) + b'), a vector x_u for each user."""
 
     name: ClassVar[str] = "user-embedding"
     has_residuals: ClassVar[bool] = True

@@ -60,12 +60,12 @@ class Variational(JoinedNetwork):
         )  # fmt: skip
 
     def of_items(self, item_TD: Tensor) -> Mapped:
-        """Also the standardised items, which a user's answers are read from."""
-        scaled_TD = self.item_scale(item_TD)
-        return self.first_layer().of_items(scaled_TD), scaled_TD
+        """Nothing: answers are read from the items themselves, and both would be much to keep."""
+        return (item_TD,)
 
-    def prepare_mapped(self, prompt: Mapped | None, first: Mapped, second: Mapped) -> Prepared:
-        return *super().prepare_mapped(prompt, first, second), first[1], second[1]
+    def parts(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        first_BD, second_BD = super().parts(prepared)
+        return self.hidden(first_BD), self.hidden(second_BD)
 
     def posterior(
         self,
@@ -76,8 +76,8 @@ class Variational(JoinedNetwork):
         users: int,
     ) -> tuple[Tensor, Tensor]:
         """Return mu and log variance of each of U users from all their answers, (U, H) each; order
-        changes nothing. ``answer_B`` says which of A answers, of standardised items, each row is;
-        None: the i-th is the i-th."""
+        changes nothing. Items are standardised. Row i is answer ``answer_B[i]`` of A; None: the
+        rows are the answers."""
         answers_AH = self.read_answer(torch.cat([chosen_AD, rejected_AD], dim=1))
         read = [self.query(answers_AH), self.key(answers_AH), answers_AH]
         order = user_B.argsort()
@@ -95,8 +95,8 @@ class Variational(JoinedNetwork):
                 by_user(taken(value, answer_B[rows]), own_B[rows], len(some_U)) for value in read
             ]
             (query, real_UM), (key, _), (own, _) = laid_out
-            heard_UM = attention(query, key, real_UM)
-            heard_UH = self.value((heard_UM.unsqueeze(1) @ own).squeeze(1))
+            weight_UM = attention(query, key, real_UM)
+            heard_UH = self.value((weight_UM.unsqueeze(1) @ own).squeeze(1))
             pooled_UH = pooled_UH.index_copy(0, some_U, heard_UH)
         mean, log_variance = self.mean(pooled_UH), self.log_variance(pooled_UH)
         return mean.clamp(-1.0, 1.0), log_variance.clamp(-1.0, 1.0)
@@ -108,9 +108,7 @@ class Variational(JoinedNetwork):
 
     @torch.no_grad()
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
-        *_, first, second = prepared
-        assert first is not None
-        assert second is not None
+        first, second = (self.item_scale(item_BD) for item_BD in super().parts(prepared))
         mean = self.posterior(*by_label(first, second, label), None, user_B, users)[0]
         silent = torch.bincount(user_B, minlength=users) == 0
         return torch.where(silent.unsqueeze(1), self.users.population(), mean)

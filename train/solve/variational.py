@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from pal.errors import TrainError
 from pal.train.heads.variational import Variational
 from pal.train.loss import LOSSES
 from pal.train.solve.problem import Problem
+
+if TYPE_CHECKING:
+    from pal.train.pairs import Step
 
 BETA, LEAST, CYCLES = 3e-6, 0.1, 4
 """weight of the divergence at its largest, its share at the least, and rises from one to the
@@ -52,15 +56,14 @@ def _episode_loss(
     """Return the loss of the target rows after the context rows, with a vector drawn for each
     user."""
     pairs = problem.train
-    user, own = pairs.user[context].unique(return_inverse=True)
-    mean, log_variance = _posterior(head, problem, context, own, len(user))
+    user, known = pairs.user[context].unique(return_inverse=True)
+    mean, log_variance = _posterior(head, problem, context, known, len(user))
     z_UH = head.draw(mean, log_variance)
-    own = torch.searchsorted(user, pairs.user[target])  # each has context
+    asked = torch.searchsorted(user, pairs.user[target])  # each has context
     judged = pairs.step(problem.features, target)
-    liked_TH = head.of_items(judged.things.item.values)[0]
-    margin = head.prepared_margin(judged.things.both(liked_TH), z_UH, own)
+    margin = _margins(head, judged, z_UH, asked)
     divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
-    return LOSSES[loss](margin, judged.label).mean() + beta * divergence[own].mean()
+    return LOSSES[loss](margin, judged.label).mean() + beta * divergence[asked].mean()
 
 
 @torch.no_grad()
@@ -70,7 +73,14 @@ def _validate(head: Variational, problem: Problem, loss: str) -> float:
     mean = _posterior(head, problem, everything, problem.train.user, problem.users)[0]
     head.users.logits.copy_(mean)
     judged = problem.val.step(problem.features, slice(None))
-    return float(LOSSES[loss](head.margins(judged.things, judged.user), judged.label).mean())
+    margin = _margins(head, judged, mean, judged.user)
+    return float(LOSSES[loss](margin, judged.label).mean())
+
+
+def _margins(head: Variational, step: Step, vector_UH: Tensor, user_B: Tensor) -> Tensor:
+    """Return the margins of a step's comparisons, (B,), each distinct item read once."""
+    hidden_TH = head.hidden(step.things.item.values)
+    return head.difference(*step.things.both(hidden_TH), head.first.user_part(vector_UH)[user_B])
 
 
 def _posterior(
@@ -97,7 +107,7 @@ def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tens
     place. Numbers are drawn on the CPU, so that every device sees the same episodes.
     """
     device = user_B.device
-    by_user, answers = user_B.argsort(stable=True), torch.bincount(user_B, minlength=users)
+    sorted_B, answers = user_B.argsort(stable=True), torch.bincount(user_B, minlength=users)
     begin = answers.cumsum(0) - answers
     at_once = max(1, min(users, batch_size // TARGETS))
     for _ in range(max(1, round(PASSES * len(user_B) / (at_once * TARGETS)))):
@@ -105,7 +115,7 @@ def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tens
         own = answers[chosen]
         place = torch.arange(int(own.sum()), device=device)
         place += (begin[chosen] - (own.cumsum(0) - own)).repeat_interleave(own)
-        rows = by_user[place].sort().values
+        rows = sorted_B[place].sort().values
         rows = rows[torch.rand(len(rows)).argsort().to(device)]
         owner = user_B[rows]
         order = owner.argsort(stable=True)
