@@ -815,7 +815,7 @@ def test_vpl_reads_each_distinct_answer_once() -> None:
 
 def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     head, problem = vpl_of_scaled_features()
-    monkeypatch.setattr(head, "draw", lambda mean, log_variance: mean + log_variance)
+    monkeypatch.setattr(head, "draw", lambda mean, log_variance: 100.0 * (mean + log_variance))
     pairs, features = problem.train, problem.features
     context, target = torch.arange(0, 60), torch.arange(60, len(pairs))
     context = context[pairs.user[context] != 1]
@@ -824,7 +824,7 @@ def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.Monk
     found = _episode_loss(head, problem, context, target, beta, "logistic")
     mean, log_variance = _posterior(head, problem, context, pairs.user[context], USERS)
     asked, user = pairs.batch(features, target), pairs.user[target]
-    z = mean + log_variance
+    z = 100.0 * (mean + log_variance)
     margin = head.margin(None, asked.first, asked.second, z[user])
     divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
     wanted = logistic(margin, asked.label).mean() + beta * divergence[user].mean()
