@@ -793,6 +793,9 @@ def vpl_of_scaled_features() -> tuple[Variational, Problem]:
     head = build_head(TrainConfig(head="vpl", latent_dim=5), DIM, USERS)
     assert isinstance(head, Variational)
     head.item_scale.fit(features, again.item_rows())
+    for layer in (*head.read_answer, head.query, head.key):
+        for weight in layer.parameters():  # so that users differ
+            weight.data *= 3.0
     return head, Problem(features, again, problem.val, USERS)
 
 
@@ -815,7 +818,7 @@ def test_vpl_reads_each_distinct_answer_once() -> None:
 
 def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     head, problem = vpl_of_scaled_features()
-    monkeypatch.setattr(head, "draw", lambda mean, log_variance: 100.0 * (mean + log_variance))
+    monkeypatch.setattr(head, "draw", lambda mean, log_variance: mean + log_variance)
     pairs, features = problem.train, problem.features
     context, target = torch.arange(0, 60), torch.arange(60, len(pairs))
     context = context[pairs.user[context] != 1]
@@ -824,7 +827,7 @@ def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.Monk
     found = _episode_loss(head, problem, context, target, beta, "logistic")
     mean, log_variance = _posterior(head, problem, context, pairs.user[context], USERS)
     asked, user = pairs.batch(features, target), pairs.user[target]
-    z = 100.0 * (mean + log_variance)
+    z = mean + log_variance
     margin = head.margin(None, asked.first, asked.second, z[user])
     divergence = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
     wanted = logistic(margin, asked.label).mean() + beta * divergence[user].mean()
