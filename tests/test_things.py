@@ -48,6 +48,21 @@ def rows_mapped(head: Head) -> list[int]:
     return counts
 
 
+def rows_judged(head: Head, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that takes, from now on, how many pairs are judged by several vectors at
+    once."""
+    asked: list[int] = []
+    each = type(head).margins_of_each
+
+    def counted(self: Head, prepared: Any, vector_CR: torch.Tensor) -> torch.Tensor:
+        margins = each(self, prepared, vector_CR)
+        asked.append(len(margins))
+        return margins
+
+    monkeypatch.setattr(type(head), "margins_of_each", counted)
+    return asked
+
+
 @pytest.mark.parametrize("name", STEPPED)
 def test_a_step_on_distinct_things_is_the_step_on_all_rows(name: str) -> None:
     """Margins and all gradients."""
@@ -245,15 +260,7 @@ def test_what_seen_users_think_is_kept_from_draw_to_draw(
     wanted = [
         likelihood_of_seen(head, fresh.take(torch.arange(start, PAIRS))) for start in (40, 20, 0)
     ]
-    asked: list[int] = []
-    each = type(head).margins_of_each
-
-    def counted(self: Head, prepared: Any, vector_CR: torch.Tensor) -> torch.Tensor:
-        margins = each(self, prepared, vector_CR)
-        asked.append(len(margins))
-        return margins
-
-    monkeypatch.setattr(type(head), "margins_of_each", counted)
+    asked = rows_judged(head, monkeypatch)
     for start, likelihood in zip((40, 20, 0, 0), [*wanted, wanted[-1]], strict=True):
         of_draw = kept.take(torch.arange(start, PAIRS))
         torch.testing.assert_close(likelihood_of_seen(head, of_draw), likelihood)
@@ -268,15 +275,7 @@ def test_seen_users_judge_each_comparison_once(name: str, monkeypatch: pytest.Mo
     found = prepared(head, pairs, FEATURES.__getitem__)
     one_by_one = Answers(found, pairs.label, pairs.user, USERS)
     answers = Answers(found, pairs.label, pairs.user, USERS, pairs.content(len(FEATURES)))
-    asked: list[int] = []
-    each = type(head).margins_of_each
-
-    def counted(self: Head, prepared: Any, vector_CR: torch.Tensor) -> torch.Tensor:
-        margins = each(self, prepared, vector_CR)
-        asked.append(len(margins))
-        return margins
-
-    monkeypatch.setattr(type(head), "margins_of_each", counted)
+    asked = rows_judged(head, monkeypatch)
     likelihood = likelihood_of_seen(head, answers)
     seen = zero_shot(head, answers.prepared, answers.content)
     assert answers.content is not None
