@@ -26,6 +26,7 @@ import numpy as np
 from experiment_methods import ABLATION, FOLDS, METHODS, WHOLE, Fold, Margins, Votes, folds_of
 
 from pal.evaluate.crossed import Crossing
+from pal.evaluate.metrics import credit, negative_log_likelihoods
 from pal.evaluate.report import NOTHING, as_markdown, with_interval
 from pal.train.solve.mixture import Array, Numbers
 
@@ -79,11 +80,16 @@ class Earned:
     @classmethod
     def of(cls, method: Margins, fold: Fold) -> Earned:
         began = time.perf_counter()
-        margin, label = method(fold), fold.test.label
+        margin = method(fold)
         spent = time.perf_counter() - began
-        right = np.where(margin == 0, 0.5, (margin > 0) == (label > 0.5))
-        loss = np.logaddexp(0.0, margin) - label * margin
-        return cls(fold.test.user, fold.test.first, right, loss, np.array([spent]))
+        return cls.by_margins(fold.test.user, fold.test.first, margin, fold.test.label, spent)
+
+    @classmethod
+    def by_margins(
+        cls, user: Numbers, thing: Numbers, margin: Array, label: Array, spent: float
+    ) -> Earned:
+        right, loss = credit(margin, label), negative_log_likelihoods(margin, label)
+        return cls(user, thing, right, loss, np.array([spent]))
 
     @classmethod
     def kept(cls, file: Path, method: Margins, fold: Fold) -> Earned:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from experiment import Earned
 from sections import sections_of
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from pal.cache.mapped import features_of
 from pal.cache.reader import FeatureStore
 from pal.config import TrainConfig
 from pal.dataset import PreparedDataset
-from pal.evaluate.crossed import Array, Crossing
+from pal.evaluate.crossed import Crossing
 from pal.evaluate.report import NOTHING, as_markdown, with_interval
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.average import predictive, zero_shot
@@ -91,28 +92,6 @@ class Split:
     @property
     def people(self) -> int:
         return len(self.who)
-
-
-@dataclass(frozen=True)
-class Earned:
-    """What each judged answer of a person earned, (n,) each."""
-
-    user: Array
-    prompt: Array
-    right: Array
-    loss: Array
-
-    @classmethod
-    def of(cls, split: Split, pairs: Pairs, margin: Tensor) -> Earned:
-        assert pairs.prompt is not None
-        found, label = margin.double().numpy(), pairs.label.double().numpy()
-        right = np.where(found == 0, 0.5, (found > 0) == (label > 0.5))
-        user = split.who[pairs.user].numpy()
-        return cls(user, pairs.prompt.numpy(), right, np.logaddexp(0.0, found) - label * found)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Earned]) -> Earned:
-        return cls(*(np.concatenate([vars(p)[name] for p in parts]) for name in vars(parts[0])))
 
 
 def splits_of(work: Path, name: str, only: Sequence[str] | None, count: int) -> Iterator[Split]:
@@ -192,15 +171,19 @@ def table_of(name: str, splits: Sequence[Split]) -> list[list[str]]:
             spent = time.perf_counter() - began
             print(name, number, which, f"{spent:.0f} s, {split.people} people", flush=True)
             for kind, pairs in judged.items():
+                assert pairs.prompt is not None
+                user, prompt = split.who[pairs.user].numpy(), pairs.prompt.numpy()
+                label = pairs.label.double().numpy()
                 for shots in all_shots:
-                    earned = Earned.of(split, pairs, margins(head, split, shots, pairs))
+                    margin = margins(head, split, shots, pairs).double().numpy()
+                    earned = Earned.by_margins(user, prompt, margin, label, spent)
                     found.setdefault((which, kind, shots), []).append(earned)
     titles = [f"{which}, {what}" for what in ("accuracy", "NLL") for which in HEADS]
     table = [["questions that", "answers", *titles, "NLL less one taste's", "the experiment"]]
     for kind in (NOT_ASKED, NOT_CHOSEN):
         for shots in all_shots:
             one, plural = (Earned.joined(found[which, kind, shots]) for which in HEADS)
-            crossing = Crossing.of_names(one.user, one.prompt)
+            crossing = Crossing.of_names(one.user, one.thing)
             cells = []
             for what in ("right", "loss"):
                 for own in (one, plural):

@@ -88,9 +88,8 @@ class Known:
         place_B = torch.searchsorted(self.content_T, answers.content)
         wanted = (~self.is_known_T[place_B]).nonzero().squeeze(1)
         if len(wanted):
-            place, own = place_B[wanted].unique(return_inverse=True)
-            first = own.argsort(stable=True)[torch.bincount(own).cumsum(0) - 1]
-            some = rows_of(answers.prepared, wanted[first])
+            place, own, count = place_B[wanted].unique(return_inverse=True, return_counts=True)
+            some = rows_of(answers.prepared, wanted[first_of_each(own, count)])
             self.margin_TC[place] = head.margins_of_each(some, vector_CR).to(self.margin_TC)
             self.is_known_T[place] = True
         return self.margin_TC[place_B]
@@ -104,7 +103,12 @@ def distinct_rows(content_B: Tensor | None) -> tuple[Tensor, Tensor] | None:
     distinct, place, count = content_B.unique(return_inverse=True, return_counts=True)
     if len(distinct) > WORTH * len(place):
         return None
-    return place.argsort(stable=True)[count.cumsum(0) - count], place
+    return first_of_each(place, count), place
+
+
+def first_of_each(place_B: Tensor, count_T: Tensor) -> Tensor:
+    """Return the first row of each of T places, which have so many rows each, (T,)."""
+    return place_B.argsort(stable=True)[count_T.cumsum(0) - count_T]
 
 
 def rows_of(prepared: Prepared, rows: Tensor) -> Prepared:
