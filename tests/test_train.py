@@ -21,7 +21,7 @@ from pal.config import Config, TrainConfig
 from pal.dataset import PreparedDataset
 from pal.errors import CacheError, ConfigError, EvaluationError, PalError, TrainError
 from pal.evaluate.inputs import open_inputs
-from pal.train.build import build_head, defaults_of, heads
+from pal.train.build import build_head, defaults_of, heads, resolve
 from pal.train.data import TrainingData
 from pal.train.datamodules import Lane, LanesDataModule, PairsDataModule
 from pal.train.fit import fit_head
@@ -329,6 +329,26 @@ def test_training_twice_gives_the_same_bytes(configure: Configure) -> None:
         Path("runs/one/head.safetensors").read_bytes()
         != Path("runs/three/head.safetensors").read_bytes()
     )
+
+
+def test_training_leaves_torch_as_it_was_and_fills_no_memory_for_nothing(
+    configure: Configure,
+) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    seen: list[bool] = []
+
+    def progress(_: int) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        seen.append(not torch.utils.deterministic.fill_uninitialized_memory)
+
+    dataset, store = open_inputs(config)[:2]
+    data = TrainingData.load(config.train, dataset, store, "cpu")
+    before = torch.are_deterministic_algorithms_enabled()
+    fit_head(data, resolve(config.train), 0, progress)
+    assert set(seen) == {True}
+    assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Configure) -> None:

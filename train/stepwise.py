@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
@@ -146,7 +147,7 @@ def fit(
             progress(1)
 
     kind = "gpu" if device.startswith("cuda") else "cpu"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), deterministic():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = lightning.Trainer(
             accelerator=kind,
@@ -163,3 +164,22 @@ def fit(
         trainer.fit(module, datamodule=data)
     if left:  # patience ended it
         progress(left)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Let torch take only ways that give the same every time, for the length of the block.
+
+    Memory is not filled before something is written into it, which torch does then by itself to
+    show errors: 5 to 13 % of the time of a step.
+    """
+    memory: Any = torch.utils.deterministic  # torch declares no type of its setting
+    was_on = torch.are_deterministic_algorithms_enabled()
+    was_filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on)
+        memory.fill_uninitialized_memory = was_filled
