@@ -34,7 +34,7 @@ from pal.files import digest
 from pal.train.adapt.answers import Answers
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import Prior
-from pal.train.build import build_head
+from pal.train.build import build_head, resolve
 from pal.train.heads.pal_a import PalA
 
 SIMULATION = {
@@ -129,11 +129,12 @@ def persona(place: Place) -> Iterator[tuple[str, Table]]:
                 **OWN.get(name, {}),
             }  # fmt: skip
             seeds = [measure(place.config(seed, options), shots) for seed in range(place.seeds)]
+            own_k = resolve(place.config(0, options).train).k  # that of auto is its own
             rows.append(
                 [
                     f"{groups}",
                     head,
-                    f"{k}",
+                    f"{own_k}",
                     *accuracy_of_seen(seeds),
                     mean_and_interval([one.seen.nll for one in seeds]),
                     *accuracy_of_unseen(seeds, shots),

@@ -1,13 +1,15 @@
-"""Whether heads are any worse for features of which the matrix products were made in bfloat16.
+"""Whether heads are any worse for matrix products in bfloat16: those that made the features, or
+those of training steps.
 
     python benchmarks/mixed.py --source FOLDER --persona FOLDER [--only NAME ...] [--seeds 5]
+    python benchmarks/mixed.py ... --what training
 
     -> docs/results/mixed.md
 
 Each seed draws another split, other questions to new people, initial weights and batches; both
 arithmetics get the same. Harmless is what lies within the spread of float32 over its seeds, or
-within what float32 kept in float32 instead of float16 changes (``--control``): training may fall
-into another optimum by any rounding. FOLDER of ``--source`` holds ``polis/<conversation>`` and
+within what float32 kept in float32 instead of float16 changes (``--what control``): training may
+fall into another optimum by any rounding. FOLDER of ``--source`` holds ``polis/<conversation>`` and
 ``polarized-issues``. A line for each head and seed is kept in benchmarks/results/mixed: killed, the
 same command goes on.
 """
@@ -32,16 +34,26 @@ from pal.evaluate.report import NOTHING, Table, as_markdown
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "mixed.md"
 LINES = Path(__file__).resolve().parent / "results" / "mixed"
+DTYPE = "embed.minilm.compute_dtype"
 ARITHMETICS: dict[str, dict[str, str]] = {
-    "float32": {"compute_dtype": "float32"},
-    "mixed": {"compute_dtype": "mixed"},
-    "control": {"compute_dtype": "float32", "store_dtype": "float32"},
+    "float32": {DTYPE: "float32"},
+    "mixed": {DTYPE: "mixed"},
+    "control": {DTYPE: "float32", "embed.minilm.store_dtype": "float32"},
+    "bfloat16": {DTYPE: "float32", "train.precision": "bfloat16"},
 }
+MEASURED = {
+    "features": ("float32", "mixed"),
+    "control": ("control",),
+    "training": ("float32", "bfloat16"),
+}
+"""what is run for each question"""
 HEADS: dict[str, dict[str, Any]] = {
     "pal-a": {"train.k": 2},
     "pal-b": {"train.k": 2},
     "auto": {},
 }
+STEPPED = ("pal-a", "pal-b")
+"""heads that take training steps"""
 PLANTED = {"persona-2": 2, "persona-4": 4}
 """and the number of groups"""
 SHOTS = (0, 5)
@@ -59,14 +71,15 @@ def settings(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(
-    name: str, head: str, seed: int, arithmetics: Sequence[str], options: argparse.Namespace
+    name: str, head: str, seed: int, what: str, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train a head on features of each arithmetic, and return accuracy and NLL of its cells."""
+    """Train a head in each arithmetic of a question, and return accuracy and NLL of its cells."""
     found: dict[str, Any] = {"head": head, "seed": seed}
     own = settings(name, options)
     k = {"train.k": PLANTED[name]} if name in PLANTED and "train.k" in HEADS[head] else {}
-    for arithmetic in arithmetics:
-        runs = Path("runs", name, arithmetic, f"{head}-{seed}")
+    for arithmetic in MEASURED[what]:
+        runs = Path("runs", name, what, arithmetic, f"{head}-{seed}")
+        dtypes = "-".join(to for key, to in ARITHMETICS[arithmetic].items() if "embed" in key)
         config = load(
             None,
             (),
@@ -77,10 +90,10 @@ def measured(
                 "train.head": head,
                 **HEADS[head],
                 **k,
-                **{f"embed.minilm.{key}": to for key, to in ARITHMETICS[arithmetic].items()},
+                **ARITHMETICS[arithmetic],
                 "adapt.shots": list(SHOTS),
-                "paths.data": f"data-{name}{'-control' * ('control' in arithmetics)}",
-                "paths.cache": f"cache-{arithmetic}",
+                "paths.data": f"data-{name}-{what}",
+                "paths.cache": f"cache-{what}-{dtypes}",
                 "paths.runs": str(runs),
             },
         ).config
@@ -96,16 +109,20 @@ def measured(
     return found
 
 
-def kept(name: str) -> list[Line]:
-    return lines_of(LINES / f"{name}.jsonl")
+def file_of(name: str, what: str) -> Path:
+    return LINES / f"{name}{'' if what == 'features' else f'-{what}'}.jsonl"
 
 
-def rows_of(name: str) -> Table:
+def kept(name: str, what: str) -> list[Line]:
+    return lines_of(file_of(name, what))
+
+
+def rows_of(name: str, questions: Sequence[str], others: Sequence[str]) -> Table:
     """Return what is known of a set: float32 over its seeds, and by how much others differ."""
     table: Table = []
     for head in HEADS:
         by_seed: dict[int, dict[str, Any]] = {}
-        for line in [*kept(name), *kept(f"{name}-control")]:
+        for line in [line for what in questions for line in kept(name, what)]:
             if line["head"] == head:
                 by_seed.setdefault(line["seed"], {}).update(line)
         lines = [line for line in by_seed.values() if "float32" in line]
@@ -114,7 +131,7 @@ def rows_of(name: str) -> Table:
             for place in range(2):
                 plain = np.array([line["float32"][cell][place] for line in lines])
                 told += [f"{plain.mean():.4f}", f"{plain.std(ddof=1):.4f}"]
-                for other in ("mixed", "control"):
+                for other in others:
                     changed = [
                         line[other][cell][place] - line["float32"][cell][place]
                         for line in lines
@@ -129,26 +146,39 @@ def rows_of(name: str) -> Table:
     return table
 
 
-def write() -> None:
+def table_of(questions: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Return a table of all sets, and in which of its rows the first of the others is beyond the
+    spread of float32."""
     columns = ["set", "head", "seeds", "people"]
     for what in ("accuracy", "NLL"):
-        columns += [f"{what}, float32", "its spread", "mixed less float32", "largest"]
-        columns += ["control less float32", "largest"]
-    rows = [row for name in NAMES for row in rows_of(name)]
+        columns += [f"{what}, float32", "its spread"]
+        columns += [name for other in others for name in (f"{other} less float32", "largest")]
+    rows = [row for name in NAMES for row in rows_of(name, questions, others)]
+    places = (4, 6 + 2 * len(others))
     beyond = [
         f"{row[0]} {row[1]} {row[3]}"
         for row in rows
-        if any(abs(float(row[at + 2])) > float(row[at + 1]) for at in (4, 10))
+        if any(abs(float(row[at + 2])) > float(row[at + 1]) for at in places)
     ]
+    told = f"{', '.join(beyond) or 'none'}: {len(beyond)} of {len(rows)} rows"
+    return as_markdown([columns, *rows]), told
+
+
+def write() -> None:
+    features, beyond = table_of(("features", "control"), ("mixed", "control"))
+    training, beyond_it = table_of(("training",), ("bfloat16",))
     TABLE.write_text(
-        "# Features in mixed arithmetic\n\n"
+        "# Products in bfloat16\n\n"
         f"Made by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d}, MiniLM. Means over "
         "seeds, each of another split, other questions, initial\nweights and batches; both "
         "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
-        "seeds, and what is said\nto be harmless lies within it. "
-        f"Mixed is beyond it in {', '.join(beyond) or 'none'}: {len(beyond)} of {len(rows)} rows. "
-        "The control is float32 kept in float32, where\nothers are kept in float16; it was run "
-        "for fewer seeds.\n\n" + as_markdown([columns, *rows]) + "\n",
+        "seeds, and what is said\nto be harmless lies within it.\n\n"
+        "## Features\n\n"
+        "`embed.<encoder>.compute_dtype=mixed`; heads are trained in float32. Mixed is beyond the "
+        f"spread in {beyond}.\nThe control is float32 kept in float32, where others are kept in "
+        "float16; it was run for fewer seeds.\n\n" + features + "\n\n## Training\n\n"
+        "`train.precision=bfloat16` (`--what training`), features in float32, heads that take "
+        f"steps. It is beyond the spread in {beyond_it}.\n\n" + training + "\n",
         encoding="utf-8",
     )
 
@@ -160,22 +190,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("mixed"))
-    parser.add_argument("--control", action="store_true", help="run the control alone")
-    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
+    parser.add_argument("--what", default="features", choices=MEASURED)
+    parser.add_argument("--heads", nargs="+", choices=HEADS)
     options = parser.parse_args(arguments)
     options.source, options.persona = options.source.resolve(), options.persona.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     os.chdir(options.work)
     LINES.mkdir(parents=True, exist_ok=True)
-    arithmetics = ["control"] if options.control else ["float32", "mixed"]
+    heads = options.heads or (STEPPED if options.what == "training" else HEADS)
     for seed in range(options.seeds):
         for name in options.only:
-            file = f"{name}-control" if options.control else name
-            done = {(line["head"], line["seed"]) for line in kept(file)}
-            for head in options.heads:
+            done = {(line["head"], line["seed"]) for line in kept(name, options.what)}
+            for head in heads:
                 if (head, seed) not in done:
-                    line = measured(name, head, seed, arithmetics, options)
-                    add_line(LINES / f"{file}.jsonl", line)
+                    line = measured(name, head, seed, options.what, options)
+                    add_line(file_of(name, options.what), line)
                     print(name, line, flush=True)
         write()
     write()

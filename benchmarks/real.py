@@ -289,8 +289,11 @@ def as_text(sections: list[str]) -> str:
         "is the mean over users; 95 % intervals are\n"
         "over users and prompts (`p`: most of it comes from the prompts), so is the difference "
         f"from one taste for all, `{ONE_TASTE}`. A coin has NLL\n"
-        "0.693. Settings are each head's defaults; s: seconds of training, all folds, beside other "
-        "work and with any stops of it. Rows of different dates\nare of different states of pal. "
+        "0.693. 0 shots are all unseen users, 5 and 20 those of them who gave enough answers for "
+        "every number of shots: other people, so\ncompare down a column, and along a row in "
+        "new_people.md. Settings are each head's defaults; s: seconds of training, all folds, "
+        "beside other work and with any stops of it. Rows of different\ndates are of different "
+        "states of pal. "
         "Below each table are means over seeds; there, worse and better count the seeds that are "
         "so beyond their interval, in accuracy\nand in NLL, on seen users against one taste."
     )

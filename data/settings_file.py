@@ -64,7 +64,7 @@ def as_yaml(found: Proposal) -> str:
         "    # min_answers: 10    # leave out people with fewer answers",
         "",
         "train:",
-        "  head: auto    # many tastes that never lose to one; pal-a and pal-b have a K of yours",
+        "  head: auto    # as many tastes as the answers show; pal-a and pal-b have a K of yours",
         "  # k: 4",
         "",
         "# adapt: {shots: [0, 5, 20]}    # answers of new people; else as many as half can give",
