@@ -25,6 +25,7 @@ from pal.train.heads.head import Head
 from pal.train.loss import logistic
 from pal.train.pairs import Pairs
 from pal.train.solve import Problem, solve
+from pal.train.solve.auto import find_answers
 from pal.train.solve.choose import choose, dealt, gained, groups_of, scales
 from pal.train.solve.mixture import (
     Judgements,
@@ -242,13 +243,18 @@ def survey(groups: int, things: int, users: int, seed: int = 0, noise: float = 1
     return Problem(features, pairs(known), pairs(~known), users)
 
 
-def solved(problem: Problem, reads: Any = "prompt", k: int = 8, seed: int = 0) -> Auto:
+def unsolved(problem: Problem, reads: Any = "prompt", k: int = 8, seed: int = 0) -> Auto:
     torch.manual_seed(seed)
     head = Auto(problem.features.shape[1], problem.users, k=k, reads=reads)
     head.item_scale.fit(problem.features, problem.train.item_rows())
     if head.uses_prompt:
         assert problem.train.prompt is not None
         head.prompt_scale.fit(problem.features, problem.train.prompt.unique())
+    return head
+
+
+def solved(problem: Problem, reads: Any = "prompt", k: int = 8, seed: int = 0) -> Auto:
+    head = unsolved(problem, reads, k, seed)
     solve(head, problem, TrainConfig(head="auto"))
     return head.eval()
 
@@ -347,6 +353,28 @@ def test_answers_behind_their_prompts_are_found_without_their_names() -> None:
     assert accuracy == pytest.approx(
         judged(solved(problem, k=4), problem, problem.val)[0], abs=0.05
     )
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_sides_are_told_from_each_distinct_answer_once(behind: bool) -> None:
+    problem = survey(2, 100, 24)
+    problem = behind_their_prompts(problem, 0.05) if behind else problem
+    pairs = problem.train
+    thrice = Problem(
+        problem.features, pairs.take(torch.arange(len(pairs)).repeat(3)), problem.val, 24
+    )
+    sides, read = [], []
+    for one in (problem, thrice):
+        head = unsolved(one, k=4)
+        for scale in (head.item_scale, head.prompt_scale):
+            scale.register_forward_hook(lambda _, rows, __: read.append(len(rows[0])))
+        sides.append(torch.from_numpy(find_answers(head, one)))
+        sides.append(torch.cat([head.side_item_D, head.side_prompt_D, head.side_base[None]]))
+    assert torch.equal(sides[0].repeat(3), sides[2])
+    torch.testing.assert_close(sides[1], sides[3])
+    items = len(torch.cat([pairs.first, pairs.second]).unique())
+    assert pairs.prompt is not None
+    assert max(read) <= 2 * max(items, len(pairs.prompt.unique()))
 
 
 def test_items_that_are_no_answers_are_no_votes() -> None:

@@ -97,29 +97,43 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
     pairs, features = problem.train, problem.features
     assert pairs.prompt is not None
     item, row = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+    prompt, asked = pairs.prompt.unique(return_inverse=True)
     points = head.item_scale(features[item]).double()
-    first, second = row.reshape(2, -1)
-    apart = points[first] - points[second]
-    agrees = first == 0 if len(item) == ANSWERS else apart @ axis_of(apart) > 0
-    prompt = head.prompt_scale(features[pairs.prompt]).double()
-    known = torch.cat([points[row], prompt.repeat(2, 1)], dim=1)
+    agrees = _first_agrees(points, *row.reshape(2, -1))
+    # each answer to each prompt on each side once, and how often it is there
+    number = (asked.repeat(2) * len(item) + row) * 2 + torch.cat([agrees, ~agrees])
+    distinct, count = number.unique(return_counts=True)
+    of_prompt, of_item = distinct // (2 * len(item)), distinct // 2 % len(item)
+    side, share = (distinct % 2).double() - 0.5, count.double() / len(number)
+    known = torch.cat([points[of_item], head.prompt_scale(features[prompt]).double()[of_prompt]], 1)
     known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
-    side = torch.where(agrees, 0.5, -0.5).double()
-    side = torch.cat([side, -side])
-    moment = known.T @ known / len(known)
+    moment = known.T @ (known * share.unsqueeze(1))
     moment.diagonal().add_(SIDE_RIDGE)
-    found = torch.linalg.solve(moment, known.T @ side / len(known))
+    found = torch.linalg.solve(moment, known.T @ (side * share))
     size = len(head.side_item_D)
     head.side_item_D.copy_(found[:size])
     head.side_prompt_D.copy_(found[size : 2 * size])
     head.side_base.copy_(found[-1])
-    told = head.sides(features[pairs.prompt].repeat(2, 1), features[item][row])
-    if float((told * side > 0).double().mean()) < CLEAR:
+    told = head.sides(features[prompt][of_prompt], features[item][of_item])
+    if float((told * side > 0).double() @ share) < CLEAR:
         raise TrainError(
             f"train.reads = 'prompt' is for the same two answers to every prompt, but the "
             f"{len(item):,} items of the comparisons are not; leave it null"
         )
     return agrees.cpu().numpy()
+
+
+def _first_agrees(points: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return for each pair whether the first item agrees, (n,) bool, as ``find_answers`` says;
+    ``points``: of all items, (T, D)."""
+    if len(points) == ANSWERS:
+        return first == 0
+    distinct, place, count = (first * len(points) + second).unique(
+        return_inverse=True, return_counts=True
+    )
+    apart = points[distinct // len(points)] - points[distinct % len(points)]
+    # a row that is there c times counts as one that is sqrt(c) as long
+    return (apart @ axis_of(apart * count.double().sqrt().unsqueeze(1)) > 0)[place]
 
 
 def _fitted(similar: Similarities, rows: Judgements, k: int, choice: Choice, seed: int) -> Mixture:
