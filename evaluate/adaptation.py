@@ -10,8 +10,8 @@ from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset
 from pal.evaluate.few_shot import USUAL_SHOTS, Trial
 from pal.evaluate.hull import OutsideUser, outside_users
-from pal.evaluate.panel import FewShot, few_shot
-from pal.evaluate.predict import ZERO_SHOT, evaluating, require_same_data
+from pal.evaluate.panel import few_shot
+from pal.evaluate.predict import evaluating, require_same_data
 from pal.evaluate.records import Cell, Metrics, Sparse
 from pal.train.run_record import TrainedHead
 
@@ -42,7 +42,8 @@ def adapt_run(
     store: FeatureStore,
     folder: Path,
 ) -> Adaptation:
-    """Adapt a run to unseen users, head frozen, and put the cells into its metrics file.
+    """Adapt a run to unseen users, head frozen, and put the cells into its metrics file, whose cell
+    of no answers stays that of the evaluation.
 
     Under protocol ``released`` the file stays as it is: those cells are tuned on test pairs.
     """
@@ -52,7 +53,8 @@ def adapt_run(
         with evaluating(trained, folder):
             metrics = Metrics.find(folder)
             if metrics is not None and metrics.head_seal == trained.metadata.seal:
-                with_cells(metrics, found).write(folder)
+                left_out = found.n_users_left_out
+                metrics.adapted(found.cells, found.method, left_out).write(folder)
     return Adaptation(
         run=trained.metadata.run,
         test_unseen=found.cells,
@@ -74,13 +76,3 @@ def shots_line(settings: AdaptConfig, found: Adaptation) -> list[str]:
         f"  shots: up to {most}, the most of {', '.join(map(str, USUAL_SHOTS))} that half of the "
         f"new users can give; --shots asks for others"
     ]
-
-
-def with_cells(metrics: Metrics, found: FewShot) -> Metrics:
-    """Return metrics with the cells of one adaptation: those of two never stand in one row."""
-    everybody = {key: cell for key, cell in metrics.test_unseen.items() if key == ZERO_SHOT}
-    cells = {**everybody, **found.cells}
-    if found.n_users_left_out:  # the file's zero-shot cell is that of all unseen users
-        cells |= everybody
-    told = {"adapted_by": found.method, "n_users_left_out": found.n_users_left_out}
-    return metrics.model_copy(update={"test_unseen": cells, **told})

@@ -13,7 +13,6 @@ import polars as pl
 from pal.cache.reader import FeatureStore
 from pal.config import AdaptConfig, EvaluateConfig, PathsConfig
 from pal.errors import EvaluationError
-from pal.evaluate.adaptation import with_cells
 from pal.evaluate.few_shot import Trial, shots_that_fit
 from pal.evaluate.folds import FEWEST_FOLDS, Fold, Over, crossing_folds, folder_of
 from pal.evaluate.inputs import inputs_of_run
@@ -80,7 +79,8 @@ def cross_fit(
     trials = [Trial(head, fold, store) for head, fold in zip(trained, parts, strict=True)]
     shots = shots_that_fit(trials, SHOTS) if metrics.test_unseen else ()
     if len(shots) > 1:
-        metrics = with_cells(metrics, few_shot(AdaptConfig(shots=shots), settings, trials))
+        found = few_shot(AdaptConfig(shots=shots), settings, trials)
+        metrics = metrics.adapted(found.cells, found.method, found.n_users_left_out)
     write_evaluation(folder, metrics, predictions)
     return metrics
 

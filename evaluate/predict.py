@@ -20,7 +20,7 @@ from pal.dataset import Population, PreparedDataset, Split
 from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, Crossing, with_prompt_group
 from pal.evaluate.metrics import sigmoid, summarize
-from pal.evaluate.records import METRICS, PREDICTIONS, Cell, Metrics
+from pal.evaluate.records import METRICS, PREDICTIONS, ZERO_SHOT, Cell, Metrics
 from pal.evaluate.ties import TieRule, folds_of
 from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, locked
@@ -33,7 +33,6 @@ from pal.train.pairs import NO_USER, Pairs, drop_without_feature, with_prompts
 from pal.train.prepared import prepared_blocks
 from pal.train.run_record import RunRecord, TrainedHead
 
-ZERO_SHOT = "0"
 TOLD = ("pair_id", "user_id", PROMPT_GROUP, OTHER_GROUP, "split", "population")
 """what predictions repeat of their pairs"""
 EVALUATED: tuple[tuple[Split, Population], ...] = (
@@ -85,10 +84,9 @@ def evaluate_run(
     metrics = metrics_of(settings, run, predictions, dataset.pairs("test"), store)
     with evaluating(trained, folder):
         before = _earlier_metrics(folder, run.seal)
-        if before is not None:
-            kept = before.model_dump(include={"adapted_by", "n_users_left_out"})
-            kept["test_unseen"] = {**before.test_unseen, **metrics.test_unseen}
-            metrics = metrics.model_copy(update=kept)
+        if before is not None and before.adapted_by is not None:
+            left_out = before.n_users_left_out
+            metrics = metrics.adapted(before.test_unseen, before.adapted_by, left_out)
         write_evaluation(folder, metrics, predictions)
     return metrics
 

@@ -5,6 +5,7 @@ Fields that were never set are left out of the JSON, so that a cell says only wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler
@@ -17,6 +18,8 @@ from pal.records import Entry, Record
 Interval = tuple[float, float]
 """from low to high"""
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+ZERO_SHOT = "0"
+"""key of the cell of users without an answer"""
 
 
 class Sparse(Entry):
@@ -54,7 +57,7 @@ class Cell(Sparse):
     repeats: int | None = None
     """draws of the shots that the cell averages over"""
     harmed_vs_0: float | None = None
-    """share of users who do worse than with no answer at all"""
+    """share of users who do worse than with no answer at all, by the same method"""
     ties: str | None = None
     """the rule for pairs labelled as ties, where there are any"""
     n_ties: int | None = None
@@ -124,3 +127,17 @@ class Metrics(
     """comparisons of items in different folds, which are not tested"""
     head_seal: str
     """seal of the head that the numbers are of; of all of them where there are folds"""
+
+    def adapted(self, cells: Mapping[str, Cell], by: str, left_out: int | None) -> Metrics:
+        """Return these metrics with the cells of one adaptation: those of two never stand in one
+        row. Users without an answer keep the cell of the evaluation, which is of all of them and of
+        the mean probability over the seen users, whatever the adaptation did."""
+        start = {"repeats": 1, "harmed_vs_0": 0.0}
+        unseen = {
+            shots: cell.model_copy(update=start)
+            for shots, cell in self.test_unseen.items()
+            if shots == ZERO_SHOT
+        }
+        unseen |= {shots: cell for shots, cell in cells.items() if shots != ZERO_SHOT}
+        told = {"adapted_by": by, "n_users_left_out": left_out}
+        return self.model_copy(update={"test_unseen": unseen, **told})

@@ -13,8 +13,7 @@ from pathlib import Path
 from pal.evaluate.compare import Comparison
 from pal.evaluate.evaluation import Evaluation
 from pal.evaluate.free import FreeBaseline
-from pal.evaluate.predict import ZERO_SHOT
-from pal.evaluate.records import Cell, Interval, Metrics
+from pal.evaluate.records import ZERO_SHOT, Cell, Interval, Metrics
 from pal.evaluate.sentences import p_cell, sentences_of
 from pal.files import atomic_file, write_json
 from pal.train.build import has_prototypes

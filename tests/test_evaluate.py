@@ -246,6 +246,20 @@ def test_cells_of_new_users_stay_while_the_head_does(configure: Configure) -> No
     assert "adapted_by" not in other.model_dump()
 
 
+def test_adapting_leaves_the_zero_shot_cell_to_the_evaluation(configure: Configure) -> None:
+    """Whatever the method: it is the mean probability, of all new users, with its divisions."""
+    config = trained(configure, **{"adapt.shots": (0, 3), "adapt.repeats": 2})
+    before = pipeline.train(config, "run").test_unseen["0"]
+    for method in ("map", "sgd"):
+        settings = config.adapt.model_copy(update={"method": method})
+        pipeline.adapt(config.model_copy(update={"adapt": settings}), "run")
+        after = Metrics.read(Path("runs/run"))
+        assert (after.adapted_by, set(after.test_unseen)) == (method, {"0", "3"})
+        cell = after.test_unseen["0"]
+        assert cell == before.model_copy(update={"harmed_vs_0": 0.0, "repeats": 1})
+        assert pipeline.evaluate(config, ["run"]).runs[0] == after
+
+
 def test_a_grown_run_is_a_run_of_its_own(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
