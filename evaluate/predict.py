@@ -20,7 +20,7 @@ from pal.dataset import Population, PreparedDataset, Split
 from pal.errors import EvaluationError, PalWarning
 from pal.evaluate.crossed import OTHER_GROUP, PROMPT_GROUP, Crossing, with_prompt_group
 from pal.evaluate.metrics import sigmoid, summarize
-from pal.evaluate.records import METRICS, PREDICTIONS, ZERO_SHOT, Cell, Metrics
+from pal.evaluate.records import METRICS, PREDICTIONS, ZERO_SHOT, Cell, Metrics, why_apart
 from pal.evaluate.ties import TieRule, folds_of
 from pal.evaluate.votes import by_division, with_votes
 from pal.files import atomic_file, locked
@@ -75,15 +75,15 @@ def evaluate_run(
 
     Unseen users are evaluated zero-shot, by the mean probability over the seen users;
     ``test_unseen`` is empty where a dataset has none. Cells of adaptation stay, if they are of the
-    same head. Raises EvaluationError unless dataset and features are those that the run was
-    trained on.
+    same head and were judged by the same settings. Raises EvaluationError unless dataset and
+    features are those that the run was trained on.
     """
     require_same_data(trained, dataset, store)
     run = trained.metadata
     predictions = predict_cells(trained, dataset, store)
     metrics = metrics_of(settings, run, predictions, dataset.pairs("test"), store)
     with evaluating(trained, folder):
-        before = _earlier_metrics(folder, run.seal)
+        before = _adapted_before(settings, run.seal, folder)
         if before is not None and before.adapted_by is not None:
             left_out = before.n_users_left_out
             metrics = metrics.adapted(before.test_unseen, before.adapted_by, left_out)
@@ -144,6 +144,7 @@ def metrics_of(
         cache_bytes=store.rows * store.dim * ITEM_BYTES[store.dtype],
         test_seen=cell("seen"),
         test_unseen={ZERO_SHOT: unseen} if unseen else {},
+        judged_by=settings,
         head_seal=run.seal,
     )
 
@@ -155,24 +156,23 @@ def write_evaluation(folder: Path, metrics: Metrics, predictions: pl.DataFrame) 
     metrics.write(folder)
 
 
-def _earlier_metrics(folder: Path, seal: str) -> Metrics | None:
-    """Return what was evaluated of this head before; with a warning where that cannot be
-    trusted."""
-    try:
-        before = Metrics.read(folder)
-    except EvaluationError:
-        if not (folder / METRICS).exists() and not (folder / PREDICTIONS).exists():
-            return None  # this is the first time
-        before = None
-    if before is None or before.head_seal != seal:
+def _adapted_before(settings: EvaluateConfig, seal: str, folder: Path) -> Metrics | None:
+    """Return the earlier metrics of this head if their cells of adaptation may stay; with a warning
+    where some may be lost."""
+    before = Metrics.find(folder)
+    if before is None and not any((folder / name).exists() for name in (METRICS, PREDICTIONS)):
+        return None  # this is the first time
+    why = why_apart(before, seal, settings)
+    if why is None:
+        return before
+    if before is None or before.head_seal != seal or before.adapted_by is not None:
         warnings.warn(
-            f"{folder / METRICS} is missing, damaged or of another head, so cells of adaptation "
-            f"that it may have held are lost; run: pal adapt --run {folder.name}",
+            f"{folder / METRICS} {why}, so cells of adaptation that it may have held are lost; "
+            f"run: pal adapt --run {folder.name}",
             PalWarning,
             stacklevel=3,
         )
-        return None
-    return before
+    return None
 
 
 COMMON = {

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer, SerializerFunctionWrapHandler
 from pydantic import model_serializer as serializer
 
+from pal.config import EvaluateConfig
 from pal.errors import EvaluationError
 from pal.names import FolderName
 from pal.records import Entry, Record
@@ -20,6 +21,8 @@ Interval = tuple[float, float]
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 ZERO_SHOT = "0"
 """key of the cell of users without an answer"""
+OF_DIVISIONS = {"votes"}
+"""settings of ``evaluate`` that cells of adaptation do not depend on"""
 
 
 class Sparse(Entry):
@@ -125,6 +128,8 @@ class Metrics(
     """answers that were left out, to prompts of the training; with folds over answers"""
     n_crossing_folds: int | None = None
     """comparisons of items in different folds, which are not tested"""
+    judged_by: EvaluateConfig | None = None
+    """the settings of all cells; null in files of earlier versions, which do not say"""
     head_seal: str
     """seal of the head that the numbers are of; of all of them where there are folds"""
 
@@ -141,3 +146,15 @@ class Metrics(
         unseen |= {shots: cell for shots, cell in cells.items() if shots != ZERO_SHOT}
         told = {"adapted_by": by, "n_users_left_out": left_out}
         return self.model_copy(update={"test_unseen": unseen, **told})
+
+
+def why_apart(metrics: Metrics | None, seal: str, settings: EvaluateConfig) -> str | None:
+    """Say why cells of adaptation of the head with a seal, judged by some settings, cannot stand
+    beside those of a metrics file; None where they can."""
+    if metrics is None or metrics.head_seal != seal:
+        return "is missing, damaged or of another head"
+    wanted, before = settings.model_dump(exclude=OF_DIVISIONS), metrics.judged_by
+    if before is None or before.model_dump(exclude=OF_DIVISIONS) != wanted:
+        told = " and ".join(f"evaluate.{name} = {value!r}" for name, value in wanted.items())
+        return f"was not judged by {told}"
+    return None

@@ -260,6 +260,26 @@ def test_adapting_leaves_the_zero_shot_cell_to_the_evaluation(configure: Configu
         assert pipeline.evaluate(config, ["run"]).runs[0] == after
 
 
+@pytest.mark.parametrize("other", [{"ties": "pickscore"}, {"ece_bins": 5}])
+def test_cells_judged_by_other_settings_never_stand_in_one_row(
+    configure: Configure, other: dict[str, object]
+) -> None:
+    config = trained(configure, **{"adapt.shots": (0, 3), "adapt.repeats": 2})
+    pipeline.train(config, "run")
+    pipeline.adapt(config, "run")
+
+    def judged_by(settings: dict[str, object]) -> Config:
+        changed = config.evaluate.model_copy(update=settings)
+        return config.model_copy(update={"evaluate": changed})
+
+    kept = pipeline.evaluate(judged_by({"votes": 3}), ["run"]).runs[0]
+    assert set(kept.test_unseen) == {"0", "3"}, "those cells say nothing of divisions"
+    with pytest.warns(PalWarning, match=r"was not judged by .*so cells of adaptation .* are lost"):
+        apart = pipeline.evaluate(judged_by(other), ["run"]).runs[0]
+    assert (apart.adapted_by, set(apart.test_unseen)) == (None, {"0"})
+    assert pipeline.evaluate(config, ["run"]).runs[0].adapted_by is None, "nothing is left to lose"
+
+
 def test_a_grown_run_is_a_run_of_its_own(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
