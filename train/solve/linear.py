@@ -19,6 +19,9 @@ from pal.train.solve.convex import (
 from pal.train.solve.problem import Problem
 from pal.train.solve.rows import Rows
 
+FLAT = 1e-10
+"""share of the largest mean square below which pairs do not differ along a direction"""
+
 
 def solve_bradley_terry(head: BradleyTerry, problem: Problem, settings: TrainConfig) -> None:
     train, val = rows_of(head, problem)
@@ -43,9 +46,12 @@ def solve_directions(head: Directions, problem: Problem, settings: TrainConfig) 
     train, val = rows_of(head, problem)
     weighted = train.x * train.count.unsqueeze(1)
     moment = train.x.T @ weighted / len(train.y)  # uncentred: unchanged when a pair is swapped
-    basis = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : head.basis_DK.shape[1]]
-    # unit spread along each direction, so that one prior strength fits all
-    basis = basis / train.times(basis).std(dim=0).clamp(min=1e-12)
+    found = torch.linalg.eigh(moment)
+    k = head.basis_DK.shape[1]
+    basis, square = found.eigenvectors.flip(1)[:, :k], found.eigenvalues.flip(0)[:k]
+    # a mean square of one along each direction, so that one prior strength fits all; a direction
+    # in which no pair differs is none
+    basis = basis * torch.where(square > FLAT * square[0], square.rsqrt(), 0.0)
     head.basis_DK.data = basis.float()
     train, val = train.project(basis), val.project(basis)
     common = best_ridge(train, val, settings.ridge)
