@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
 from pal.cache.reader import FeatureStore
 from pal.config import AdaptConfig, EvaluateConfig
 from pal.dataset import PreparedDataset
+from pal.errors import PalWarning
 from pal.evaluate.few_shot import USUAL_SHOTS, Trial
 from pal.evaluate.hull import OutsideUser, outside_users
-from pal.evaluate.panel import few_shot
+from pal.evaluate.panel import FewShot, few_shot
 from pal.evaluate.predict import evaluating, require_same_data
-from pal.evaluate.records import Cell, Metrics, Sparse
+from pal.evaluate.records import METRICS, Cell, Metrics, Sparse, why_apart
 from pal.train.run_record import TrainedHead
 
 
@@ -43,7 +45,7 @@ def adapt_run(
     folder: Path,
 ) -> Adaptation:
     """Adapt a run to unseen users, head frozen, and put the cells into its metrics file, whose cell
-    of no answers stays that of the evaluation.
+    of no answers stays that of the evaluation; with a warning where that is not to be had.
 
     Under protocol ``released`` the file stays as it is: those cells are tuned on test pairs.
     """
@@ -51,10 +53,7 @@ def adapt_run(
     found = few_shot(settings, evaluate, [Trial(trained, dataset, store)])
     if settings.protocol == "strict":
         with evaluating(trained, folder):
-            metrics = Metrics.find(folder)
-            if metrics is not None and metrics.head_seal == trained.metadata.seal:
-                left_out = found.n_users_left_out
-                metrics.adapted(found.cells, found.method, left_out).write(folder)
+            _keep(evaluate, trained.metadata.seal, folder, found)
     return Adaptation(
         run=trained.metadata.run,
         test_unseen=found.cells,
@@ -65,6 +64,22 @@ def adapt_run(
         protocol=settings.protocol,
         outside_hull=outside_users(trained, dataset, store),
     )
+
+
+def _keep(settings: EvaluateConfig, seal: str, folder: Path, found: FewShot) -> None:
+    """Put the cells of an adaptation into the metrics file of the same head, judged by the same
+    settings; with a warning where there is none."""
+    metrics = Metrics.find(folder)
+    why = why_apart(metrics, seal, settings)
+    if metrics is None or why is not None:
+        warnings.warn(
+            f"{folder / METRICS} {why}, so it does not keep what this adaptation found; run "
+            f"pal evaluate --run {folder.name}, then adapt again, both with the same settings",
+            PalWarning,
+            stacklevel=3,
+        )
+        return
+    metrics.adapted(found.cells, found.method, found.n_users_left_out).write(folder)
 
 
 def shots_line(settings: AdaptConfig, found: Adaptation) -> list[str]:

@@ -280,6 +280,26 @@ def test_cells_judged_by_other_settings_never_stand_in_one_row(
     assert pipeline.evaluate(config, ["run"]).runs[0].adapted_by is None, "nothing is left to lose"
 
 
+def test_an_adaptation_that_no_file_keeps_says_so(configure: Configure) -> None:
+    config = trained(configure, **{"adapt.shots": (0, 3), "adapt.repeats": 2})
+    pipeline.train(config, "run")
+    file = Path("runs/run/metrics.json")
+    of_half = file.read_bytes()
+    changed = config.evaluate.model_copy(update={"ties": "pickscore"})
+    with pytest.warns(PalWarning, match=r"metrics.json was not judged by evaluate.* = 'pickscore'"):
+        pipeline.adapt(config.model_copy(update={"evaluate": changed}), "run")
+    assert file.read_bytes() == of_half
+    file.unlink()
+    with pytest.warns(
+        PalWarning, match="does not keep what this.*run pal evaluate --run run, then"
+    ):
+        assert set(pipeline.adapt(config, "run").test_unseen) == {"0", "3"}
+    with pytest.warns(PalWarning, match="that it may have held are lost; run: pal adapt"):
+        pipeline.evaluate(config, ["run"])
+    pipeline.adapt(config, "run")
+    assert set(Metrics.read(Path("runs/run")).test_unseen) == {"0", "3"}
+
+
 def test_a_grown_run_is_a_run_of_its_own(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
