@@ -16,7 +16,7 @@ from scipy.stats import binom
 
 from pal.config import EvaluateConfig
 from pal.dataset import Population
-from pal.evaluate.cross_fit import read_folds
+from pal.evaluate.cross_fit import predictions_of_folds
 from pal.evaluate.crossed import Crossing
 from pal.evaluate.folds import Over, folder_of
 from pal.evaluate.metrics import negative_log_likelihoods
@@ -93,11 +93,11 @@ def compare(
         return []
     tables = []
     for name, trained in zip(names, heads, strict=True):
-        folder, seal = runs / name, trained.metadata.seal
-        if folds is not None:
-            folder = folder_of(folder, folds, over)
-            seal = read_folds(folder).head_seal
-        tables.append((name, predictions_of(folder, seal)))
+        folder = runs / name
+        if folds is None:
+            tables.append((name, predictions_of(folder, trained.metadata.seal)))
+        else:
+            tables.append((name, predictions_of_folds(folder_of(folder, folds, over))))
     return compare_runs(settings, tables[0], tables[1:])
 
 
@@ -155,10 +155,10 @@ def _compare(
         n_prompts=crossing.n_prompts,
         n_pairs=len(both),
         difference=found.value,
-        ci95=found.ci95,
+        ci95=found.ci95_of_difference,
         ci95_from=found.side,
         nll_difference=likelihood.value,
-        nll_ci95=likelihood.ci95,
+        nll_ci95=likelihood.ci95_of_difference,
         p=found.p,
         harmed=float((difference < 0).mean()),
         harmed_by_chance=chance_of_harm(discordant),

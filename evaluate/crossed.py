@@ -58,6 +58,12 @@ class Estimate(NamedTuple):
         return self.value - half, self.value + half
 
     @property
+    def ci95_of_difference(self) -> tuple[float, float] | None:
+        """The same of a difference that may be of any size: None, too, where all differences are
+        one number other than zero, of which nothing says how far others would be from it."""
+        return None if self.error == 0.0 and self.value != 0.0 else self.ci95
+
+    @property
     def ci95_of_share(self) -> tuple[float, float] | None:
         """The 95 % interval of a mean of numbers between 0 and 1, an accuracy say.
 
@@ -82,11 +88,12 @@ class Estimate(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Two-sided p of the mean being zero."""
+        """Two-sided p of the mean being zero; of n users or prompts, whichever are fewer, with one
+        and the same difference that of n coins."""
         if self.value == 0.0 or self.freedom < 1:
             return 1.0
-        if self.error == 0.0:
-            return 0.0
+        if self.error == 0.0:  # all alike: of their differences only the sign speaks
+            return float(2.0**-self.freedom)
         return float(2.0 * student.sf(abs(self.value) / self.error, self.freedom))
 
 

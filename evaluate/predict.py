@@ -133,7 +133,7 @@ def metrics_of(
         rows = in_test(predictions, population)
         if rows.is_empty():
             return None
-        division = by_division(rows, votes, settings.votes)
+        division = by_division(rows, votes, settings.votes, ties)
         return cell_of(settings, rows, ties).model_copy(update=division.model_dump())
 
     unseen = cell("unseen")
@@ -183,13 +183,18 @@ COMMON = {
 
 
 def predictions_of(folder: Path, seal: str) -> pl.DataFrame:
-    """Read what was predicted by the head with a seal; raises EvaluationError where it is of
-    another one."""
-    path = folder / PREDICTIONS
+    """Read what was predicted by the head of a run; raises EvaluationError where it is of another
+    one."""
     try:
-        table = read_table(path, "predictions", of=seal)
+        return read_predictions(folder, seal)
     except Damaged as problem:
-        raise EvaluationError(f"{path} {problem}; {Metrics.remedy_for(folder)}") from None
+        told = f"{folder / PREDICTIONS} {problem}"
+        raise EvaluationError(f"{told}; {Metrics.remedy_for(folder)}") from None
+
+
+def read_predictions(folder: Path, seal: str) -> pl.DataFrame:
+    """Read what was predicted under a seal, of a run or of its folds; raises Damaged."""
+    table = read_table(folder / PREDICTIONS, "predictions", of=seal)
     return pl.DataFrame(pl.from_arrow(table))
 
 

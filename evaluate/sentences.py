@@ -72,7 +72,10 @@ def difference_sentence(one: Comparison) -> str:
     """Say what a comparison with a baseline shows, or does not, and how many are worse off."""
     told = f"{one.b} against {one.a}, {WHERE[one.cell]}: {points(one.difference, one.ci95)}"
     if one.ci95 is None:
-        return f"{told}; with a single user or prompt there is no interval, so nothing is shown."
+        return (
+            f"{told}; a single user or prompt, or one difference everywhere, has no interval, so "
+            "nothing is shown."
+        )
     outcome = "no difference is shown"
     if one.p_holm < SURE:
         outcome = f"{one.b} is {'better' if one.difference > 0.0 else 'worse'}"

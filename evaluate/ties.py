@@ -63,7 +63,9 @@ class TieRule:
         """Return each prediction's share of correctness, (n,); ``fold`` as of ``folds_of``."""
         if not self.thresholds:
             return credit(margin, label)
-        threshold = np.asarray(self.thresholds)[0 if fold is None else fold]
+        last = len(self.thresholds)  # a fold without validation pairs has 0, as ``tie_threshold``
+        place = 0 if fold is None else np.minimum(fold, last)
+        threshold = np.array([*self.thresholds, 0.0])[place]
         return credit_with_ties(sigmoid(margin), label, threshold)
 
     def told_in(self, cell: Cell, label: Array) -> Cell:

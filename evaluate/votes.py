@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from pal.dataset import oriented
-from pal.evaluate.metrics import credit
+from pal.evaluate.ties import TieRule, folds_of
 from pal.records import Entry
 
 DIVIDED, AGREED = 0.60, 0.80
@@ -44,23 +44,26 @@ def with_votes(pairs: pl.DataFrame) -> pl.DataFrame:
     return counted.with_columns(vote_share=share).select(*pairs.columns, "votes", "vote_share")
 
 
-def by_division(predictions: pl.DataFrame, votes: pl.DataFrame, least: int) -> Division:
+def by_division(
+    predictions: pl.DataFrame, votes: pl.DataFrame, least: int, ties: TieRule
+) -> Division:
     """Return accuracy and number of the controversial and of the consensus pairs.
 
     ``votes``: pair_id, votes, vote_share. Controversial: the others' majority is at most 0.6;
     consensus: at least 0.8; both with at least ``least`` votes.
     """
-    both = predictions.join(votes, on="pair_id").filter(pl.col("votes") >= least)
+    counted = predictions.filter(pl.Series(ties.keeps(predictions["label"].to_numpy())))
+    both = counted.join(votes, on="pair_id").filter(pl.col("votes") >= least)
     majority = pl.max_horizontal("vote_share", 1.0 - pl.col("vote_share"))
     divided, agreed = both.filter(majority <= DIVIDED), both.filter(majority >= AGREED)
     return Division(
         n_controversial=len(divided),
-        controversial_accuracy=_accuracy(divided),
+        controversial_accuracy=_accuracy(divided, ties),
         n_consensus=len(agreed),
-        consensus_accuracy=_accuracy(agreed),
+        consensus_accuracy=_accuracy(agreed, ties),
     )
 
 
-def _accuracy(rows: pl.DataFrame) -> float | None:
-    right = credit(rows["margin"].to_numpy(), rows["label"].to_numpy())
+def _accuracy(rows: pl.DataFrame, ties: TieRule) -> float | None:
+    right = ties.credit(rows["margin"].to_numpy(), rows["label"].to_numpy(), folds_of(rows))
     return float(np.mean(right)) if len(right) else None

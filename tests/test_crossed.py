@@ -131,3 +131,16 @@ def test_what_things_add_is_not_underestimated_where_they_are_few() -> None:
     assert Sharing.of(*np.triu_indices(3, 1)).shortfall(np.full(3, 1 / 3)) == np.inf
     of_three = Crossing.of_names(np.arange(3), *np.triu_indices(3, 1)).macro(np.arange(3.0))
     assert of_three.ci95 is None, "products of three comparisons say nothing about three items"
+
+
+@pytest.mark.parametrize(("count", "p"), [(2, 0.5), (5, 1 / 16)])
+def test_differences_that_are_all_alike_are_as_sure_as_their_number_of_coins(
+    count: int, p: float
+) -> None:
+    crossing = Crossing(*np.divmod(np.arange(count * 2 * count), 2 * count))
+    found = crossing.macro(np.full(2 * count * count, 0.5))
+    assert found.p == pytest.approx(p)
+    assert found.ci95_of_difference is None
+    nothing = crossing.macro(np.zeros(2 * count * count))
+    assert nothing.p == 1.0
+    assert nothing.ci95_of_difference == (0.0, 0.0)

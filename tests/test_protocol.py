@@ -15,7 +15,12 @@ from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate.compare import chance_of_harm, compare_runs, holm
 from pal.evaluate.free import free_baselines, free_margins
-from pal.evaluate.metrics import credit_with_ties, tie_baseline, tie_threshold
+from pal.evaluate.metrics import (
+    calibration_error,
+    credit_with_ties,
+    tie_baseline,
+    tie_threshold,
+)
 from pal.evaluate.predict import cell_of
 from pal.evaluate.ties import TieRule, folds_of, of_folds
 from pal.evaluate.votes import by_division, with_votes
@@ -98,11 +103,41 @@ def test_votes_leave_the_own_answer_out_and_know_the_sides() -> None:
     # a: others say x over y (b, swapped) and y over x (c); b: a says x, c says y; c: both say x
     assert found["vote_share"].to_list() == [0.5, 0.5, 1.0, None]
     judged = found.select("pair_id", "label").with_columns(margin=pl.lit(1.0))
-    cells = by_division(judged, found.select("pair_id", "votes", "vote_share"), least=2)
+    cells = by_division(
+        judged, found.select("pair_id", "votes", "vote_share"), least=2, ties=TieRule("half")
+    )
     assert (cells.n_controversial, cells.n_consensus) == (2, 1)
     assert cells.controversial_accuracy == 0.5
     assert cells.consensus_accuracy == 0.0
-    assert by_division(judged, found, least=9).controversial_accuracy is None
+    assert by_division(judged, found, 9, TieRule("half")).controversial_accuracy is None
+
+
+def test_pairs_that_divide_people_follow_the_rule_for_ties() -> None:
+    judged = pl.DataFrame(
+        {"pair_id": [b"1", b"2"], "margin": [0.1, 3.0], "label": [0.5, 1.0]},
+    )
+    votes = judged.select("pair_id", votes=pl.lit(4), vote_share=pl.lit(0.5))
+    found = [
+        by_division(judged, votes, 2, rule)
+        for rule in (TieRule("half"), TieRule("drop"), TieRule("pickscore", (0.2,)))
+    ]
+    assert [one.n_controversial for one in found] == [2, 1, 2]
+    assert [one.controversial_accuracy for one in found] == [0.75, 1.0, 1.0]
+
+
+def test_a_fold_without_validation_pairs_predicts_no_ties() -> None:
+    rule = TieRule("pickscore", (0.5,))
+    margin, label = np.full(2, 0.1), np.full(2, 0.5)
+    assert rule.credit(margin, label, np.array([0, 1])).tolist() == [1.0, 0.5]
+
+
+def test_calibration_is_the_same_in_any_order_of_equal_probabilities() -> None:
+    generator = np.random.default_rng(0)
+    label = (generator.random(1000) < 0.7).astype(float)
+    margin = np.repeat([np.log(0.7 / 0.3), 1e-3], 500)
+    sorted_label = np.concatenate([np.sort(label[:500]), np.sort(label[500:])])
+    mixed = calibration_error(margin, label, 15)
+    assert calibration_error(margin, sorted_label, 15) == pytest.approx(mixed, abs=1e-12)
 
 
 def test_free_baselines_read_no_test_label(configure: Configure) -> None:
