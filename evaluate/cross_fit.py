@@ -21,13 +21,14 @@ from pal.evaluate.predict import (
     load_run,
     metrics_of,
     predict_cells,
+    read_predictions,
     require_same_data,
     write_evaluation,
 )
-from pal.evaluate.records import METRICS, Metrics
+from pal.evaluate.records import METRICS, PREDICTIONS, Metrics
 from pal.evaluate.ties import of_folds
 from pal.files import digest
-from pal.records import JsonObject
+from pal.records import Damaged, JsonObject
 from pal.train.data import record_before_training
 from pal.train.fit import fit_each, load_each
 from pal.train.probe import choose_device
@@ -100,6 +101,15 @@ def read_folds(folder: Path) -> Metrics:
     if metrics.head_seal != digest(seals):
         raise _not_of_folds(folder, f"{folder / METRICS} is not of the heads beside it")
     return metrics
+
+
+def predictions_of_folds(folder: Path) -> pl.DataFrame:
+    """Read what the heads of all folds predicted; raises EvaluationError as ``read_folds`` does."""
+    seal = read_folds(folder).head_seal
+    try:
+        return read_predictions(folder, seal)
+    except Damaged as problem:
+        raise _not_of_folds(folder, f"{folder / PREDICTIONS} {problem}") from None
 
 
 def _not_of_folds(folder: Path, why: str) -> EvaluationError:

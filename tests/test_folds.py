@@ -15,6 +15,7 @@ from pal.config import Config
 from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import EvaluationError
 from pal.evaluate import cross_fit, few_shot
+from pal.evaluate.compare import compare
 from pal.evaluate.crossed import with_prompt_group
 from pal.evaluate.folds import Fold, crossing_folds, with_answer
 from pal.evaluate.report import write_report
@@ -78,6 +79,15 @@ def test_folds_of_answers_stand_beside_those_of_prompts(config: Config) -> None:
     assert found.test_items_seen is not None
     folders = sorted(path.name for path in Path("runs/one/folds").iterdir())
     assert folders == [f"of-{FOLDS}", f"of-{FOLDS}-answers"]
+
+
+def test_damaged_predictions_of_folds_name_the_command_that_makes_them(config: Config) -> None:
+    pipeline.train(config, "one")
+    pipeline.evaluate(config, ["one"], FOLDS)
+    Path(f"runs/one/folds/of-{FOLDS}/predictions.parquet").write_bytes(b"PAR1")
+    command = rf"; run: pal evaluate one --folds {FOLDS}$"
+    with pytest.raises(EvaluationError, match=r"predictions.parquet is damaged.*" + command):
+        compare(config.evaluate, config.paths.runs, ["one"], FOLDS)
 
 
 def divide_items(folder: Path) -> None:
