@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pal.cache.mapped import features_of
 from pal.config import AdaptConfig, EvaluateConfig
-from pal.errors import EvaluationError
 from pal.evaluate.crossed import Array, Crossing
 from pal.evaluate.few_shot import (
     USUAL_SHOTS,
@@ -30,7 +29,7 @@ from pal.evaluate.few_shot import (
     shots_that_fit,
 )
 from pal.evaluate.metrics import negative_log_likelihoods, summarize
-from pal.evaluate.predict import pairs_of, predict
+from pal.evaluate.predict import counted_of, pairs_of, predict
 from pal.evaluate.records import Cell
 from pal.evaluate.ties import TieRule, of_folds
 from pal.train.adapt.answers import Answers
@@ -169,12 +168,7 @@ class _Panel:
         ties = TieRule.choose(evaluate.ties, of_folds(predicted))
         judged = [judge.users.judged for judge in judges]
         labels = torch.cat([answers.label for answers in judged]).double().numpy()
-        counted = ties.keeps(labels)
-        if not counted.any():
-            raise EvaluationError(
-                "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; "
-                "use half"
-            )
+        counted = counted_of(ties, labels)
         user = torch.cat([answers.user for answers in judged]).numpy()
         fold = np.repeat(np.arange(len(judged)), [len(answers.label) for answers in judged])
         groups = np.concatenate([judge.users.prompt_groups for judge in judges], axis=1)

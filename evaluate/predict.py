@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pal.cache.mapped import Features, features_of
@@ -226,17 +227,28 @@ def in_test(predictions: pl.DataFrame, population: Population) -> pl.DataFrame:
 
 
 def cell_of(settings: EvaluateConfig, predictions: pl.DataFrame, ties: TieRule) -> Cell:
-    """Return one cell of the protocol; raises EvaluationError if only ties to drop are in it."""
+    """Return one cell of the protocol; raises EvaluationError if no pair counts in it."""
     every_label = predictions["label"].to_numpy()
-    counted = predictions.filter(pl.Series(ties.keeps(every_label)))
-    if counted.is_empty():
-        raise EvaluationError(
-            "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; use half"
-        )
+    counted = predictions.filter(pl.Series(counted_of(ties, every_label), dtype=pl.Boolean))
     margin, label = counted["margin"].to_numpy(), counted["label"].to_numpy()
     right = ties.credit(margin, label, folds_of(counted))
     cell = summarize(margin, label, Crossing.of(counted), settings.ece_bins, right)
     return ties.told_in(cell, every_label)
+
+
+def counted_of(ties: TieRule, label: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which pairs of a cell count, (n,) bool; raises EvaluationError where none does."""
+    if not len(label):
+        raise EvaluationError(
+            "there is no pair to be evaluated: the dataset has none of this split whose items have "
+            "features, and a prompt where the head reads it; prepare it with more answers"
+        )
+    counted = ties.keeps(label)
+    if not counted.any():
+        raise EvaluationError(
+            "all pairs to be evaluated are ties, and evaluate.ties = 'drop' leaves none; use half"
+        )
+    return counted
 
 
 def predict(

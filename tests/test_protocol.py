@@ -69,6 +69,9 @@ def test_each_tie_rule_counts_as_it_says(configure: Configure) -> None:
     assert pick.tie_threshold == 0.1
     with pytest.raises(EvaluationError, match="all pairs to be evaluated are ties"):
         cell_of(evaluate, predictions([0.5], [1.0], ["a"]), TieRule("drop"))
+    for rule in rules:
+        with pytest.raises(EvaluationError, match="there is no pair to be evaluated: the dataset"):
+            cell_of(evaluate, frame.head(0), rule)
 
 
 def test_each_fold_has_the_threshold_that_its_own_validation_chose() -> None:
