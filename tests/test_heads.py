@@ -452,9 +452,21 @@ def test_a_solved_head_explains_what_everybody_prefers(name: str) -> None:
     assert float(right.float().mean()) > 0.8
 
 
-def test_users_with_a_single_answer_leave_no_target_to_vpl() -> None:
-    user = torch.arange(USERS)
-    assert list(episodes(user, USERS, 512)) == []
+@pytest.mark.parametrize("name", ["vpl", "mrm"])
+def test_where_nobody_has_two_answers_there_is_nothing_to_learn_from(name: str) -> None:
+    problem = problem_of()
+    rows = torch.stack([(problem.train.user == user).nonzero()[0, 0] for user in range(USERS)])
+    alone = Problem(problem.features, problem.train.take(rows), problem.val, USERS)
+    train = TrainConfig(head=name, epochs=1)
+    with pytest.raises(TrainError, match="nobody has two training answers; raise train.pairs_per"):
+        solve(build_head(train, DIM, USERS), alone, train)
+
+
+def test_who_has_a_single_answer_takes_no_place_in_an_episode() -> None:
+    """One of many users has several; every episode is about that one."""
+    user = torch.cat([torch.arange(200), torch.full((5,), 7)])
+    for context, target in itertools.islice(episodes(user, 200, 32), 20):
+        assert set(user[context].tolist()) == set(user[target].tolist()) == {7}
 
 
 def test_a_loss_that_is_never_finite_is_one_sentence() -> None:

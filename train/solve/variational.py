@@ -101,17 +101,25 @@ def _posterior(
 
 def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield context and target rows, disjoint, ``PASSES`` times as many targets an epoch as there
-    are answers.
+    are answers; raises TrainError where nobody has two.
 
-    Each episode takes some users, orders their answers at random, and cuts each order at a random
-    place. Numbers are drawn on the CPU, so that every device sees the same episodes.
+    Each episode takes some users of several answers, orders these at random, and cuts each order at
+    a random place: every one of them has context and targets. Numbers are drawn on the CPU, so that
+    every device sees the same episodes.
     """
     device = user_B.device
     sorted_B, answers = user_B.argsort(stable=True), torch.bincount(user_B, minlength=users)
     begin = answers.cumsum(0) - answers
-    at_once = max(1, min(users, batch_size // TARGETS))
-    for _ in range(max(1, round(PASSES * len(user_B) / (at_once * TARGETS)))):
-        chosen = torch.randperm(users)[:at_once].to(device)
+    several = (answers > 1).nonzero().squeeze(1)
+    if not len(several):
+        raise TrainError(
+            "vpl and mrm learn to predict some answers of a person from others, and nobody has two "
+            "training answers; raise train.pairs_per_user where it is 1, or train another head"
+        )
+    at_once = max(1, min(len(several), batch_size // TARGETS))
+    wanted = PASSES * int(answers[several].sum())
+    for _ in range(max(1, round(wanted / (at_once * TARGETS)))):
+        chosen = several[torch.randperm(len(several))[:at_once].to(device)]
         own = answers[chosen]
         place = torch.arange(int(own.sum()), device=device)
         place += (begin[chosen] - (own.cumsum(0) - own)).repeat_interleave(own)
@@ -127,5 +135,4 @@ def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tens
         context = (share * count.clamp(max=2 * LARGEST_CONTEXT) / 2.0).long() + 1
         is_context = place < context[owner]
         is_target = ~is_context & (place < (context + TARGETS)[owner])
-        if bool(is_target.any()):  # none where every chosen user has a single answer
-            yield rows[is_context], rows[is_target]
+        yield rows[is_context], rows[is_target]
