@@ -2,13 +2,14 @@
 
 The best of many heads by some prompts looks better on those prompts than it is. So no number of a
 sweep's choice may come from prompts that had a part in it: in each fold the head that its own
-validation likes best is tested, and all tests are put together. What the best head of each fold so
-far predicts is kept in ``sweeps/<name>/folds/of-<N>/``; of the others there is only a row.
+validation likes best is tested, and all tests are put together. What a head predicts in a fold is
+kept in ``sweeps/<name>/folds/of-<N>/`` if it was the best there when it was trained, or was chosen
+since, among fewer heads; of the others there is only a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -23,13 +24,15 @@ from pal.records import Damaged, read_table, write_table
 from pal.sweep.fit import Worlds, train_alone
 from pal.sweep.plan import Candidate
 from pal.sweep.record import BestHead, CrossFitted, SweepRow, best_in_fold
+from pal.train.run_record import TrainedHead
 
 KIND = "predictions"
 
 
-def file_of_fold(folder: Path, fold: int, folds: int) -> Path:
-    """Return where the predictions of a fold's best head are."""
-    return folder / "folds" / f"of-{folds}" / f"{fold}.parquet"
+def file_of_fold(folder: Path, fold: int, folds: int, head: str) -> Path:
+    """Return where the predictions of a head in a fold are: a file of its own, so that sweeps over
+    more and over fewer heads do not take them from each other."""
+    return folder / "folds" / f"of-{folds}" / f"{fold}-{head}.parquet"
 
 
 def save_leaders(
@@ -47,11 +50,7 @@ def save_leaders(
         leader, earlier = best_in_fold(rows, fold, folds), best_in_fold(before, fold, folds)
         if leader is None or (earlier and earlier.rank_in(fold) >= leader.rank_in(fold)):
             continue
-        path = file_of_fold(folder, fold, folds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            table = predictions[leader.head_id][fold].to_arrow()
-            write_table(temporary, table, KIND, of=leader.head_id)
+        _save(folder, fold, folds, leader.head_id, predictions[leader.head_id][fold])
 
 
 def cross_fitted(
@@ -60,21 +59,23 @@ def cross_fitted(
     asked: Mapping[str, Candidate],
     rows: Mapping[str, SweepRow],
     device: str,
+    report: Callable[[str], None],
 ) -> CrossFitted | None:
     """Return what is chosen in each fold, and its test; None without folds, or where no head
-    succeeded. A chosen head whose predictions were lost is trained again."""
-    folds, worlds = config.sweep.folds, Worlds(device)
+    succeeded. A chosen head whose predictions are not there is trained again, once, and said."""
+    folds = config.sweep.folds
     if folds is None or not any(row.status == "ok" for row in rows.values()):
         return None
-    chosen, found = [], []
-    for fold in range(folds):
-        best = best_in_fold(rows, fold, folds)
-        assert best is not None, "some head succeeded"
-        chosen.append(best_head(best, f"fold-{fold + 1}", best.rank_in(fold)[0]))
-        found.append(_predictions(folder, fold, folds, asked[best.head_id], worlds))
+    best = [best_in_fold(rows, fold, folds) for fold in range(folds)]
+    chosen = [row for row in best if row is not None]
+    assert len(chosen) == folds, "some head succeeded"
+    found = _predictions(folder, [asked[row.head_id] for row in chosen], device, report)
     return CrossFitted(
         folds=folds,
-        chosen=chosen,
+        chosen=[
+            best_head(row, f"fold-{fold + 1}", row.rank_in(fold)[0])
+            for fold, row in enumerate(chosen)
+        ],
         test=cells_of_seen(config.evaluate, of_folds(found))["test"],
         n_crossing_folds=crossing_folds(open_dataset(config), folds),
     )
@@ -88,12 +89,35 @@ def best_head(row: SweepRow, run: str, accuracy: float) -> BestHead:
 
 
 def _predictions(
-    folder: Path, fold: int, folds: int, one: Candidate, worlds: Worlds
-) -> pl.DataFrame:
-    path = file_of_fold(folder, fold, folds)
+    folder: Path, chosen: Sequence[Candidate], device: str, report: Callable[[str], None]
+) -> list[pl.DataFrame]:
+    """Return what the chosen head of each fold predicts there. What is not there is made once: its
+    head is trained again, and its predictions are kept."""
+    folds, worlds, found = len(chosen), Worlds(device), []
+    trained: dict[str, list[TrainedHead]] = {}
+    for fold, one in enumerate(chosen):
+        predictions = _saved(folder, fold, folds, one.id)
+        if predictions is None:
+            world = worlds.of(one)
+            if one.id not in trained:
+                report(f"trained again, for what it predicts in its folds: {one}")
+                trained[one.id] = train_alone(world, one, folder.name).trained
+            predictions = predict_seen(trained[one.id][fold], world.seen[fold])
+            _save(folder, fold, folds, one.id, predictions)
+        found.append(predictions)
+    return found
+
+
+def _save(folder: Path, fold: int, folds: int, head: str, predictions: pl.DataFrame) -> None:
+    path = file_of_fold(folder, fold, folds, head)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        write_table(temporary, predictions.to_arrow(), KIND, of=head)
+
+
+def _saved(folder: Path, fold: int, folds: int, head: str) -> pl.DataFrame | None:
     try:
-        return pl.DataFrame(pl.from_arrow(read_table(path, KIND, of=one.id)))
+        table = read_table(file_of_fold(folder, fold, folds, head), KIND, of=head)
     except (Damaged, OSError):
-        world = worlds.of(one)
-        trained = train_alone(world, one, folder.name).trained
-        return predict_seen(trained[fold], world.seen[fold])
+        return None
+    return pl.DataFrame(pl.from_arrow(table))

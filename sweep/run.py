@@ -56,7 +56,7 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
     best = best_of(rows)
     if best is not None:
         publish_best(config, folder, asked[best.head_id], device)
-    tested = cross_fitted(config, folder, asked, rows, device)
+    tested = cross_fitted(config, folder, asked, rows, device, report)
     seconds = time.perf_counter() - began
     summary = summary_of(name, config.dataset, rows, trainers.trained, seconds, tested)
     summary.write(folder)

@@ -772,6 +772,29 @@ def test_a_sweep_by_folds_goes_on_where_it_was(configure: Configure) -> None:
     assert Path("runs/s-best/metrics.json").exists()
 
 
+def test_a_choice_among_fewer_heads_trains_the_chosen_one_again_once(configure: Configure) -> None:
+    """What the best of more heads predicts is kept beside it: neither choice costs the other."""
+    options = {"sweep.folds": FOLDS, "train.epochs": 1, "train.device": "cpu"}
+    more = sweeping(configure, {"k": [1, 2]}, **options, **{"sweep.together": 1})
+    both = pipeline.sweep(more, "s").cross_fitted
+    assert both is not None
+    (beaten,) = {1, 2} - {both.chosen[0].k}
+    fewer = sweeping(configure, {"k": [beaten]}, **options, **{"sweep.together": 1})
+    (head,) = (one.id for one in Planner(fewer).grid())
+    for path in Path(f"sweeps/s/folds/of-{FOLDS}").glob(f"*-{head}.parquet"):
+        path.unlink()  # as if it had been trained after the other
+    told: list[list[str]] = []
+    for config in (fewer, fewer, more, fewer):
+        lines: list[str] = []
+        summary = pipeline.sweep(config, "s", report=lines.append)
+        assert summary.trained == 0
+        told.append([line for line in lines if line.startswith("trained again")])
+    assert told == [[f"{AGAIN}head pal-a, k {beaten}, seed 0"], [], [], []]
+
+
+AGAIN = "trained again, for what it predicts in its folds: "
+
+
 def test_halving_by_folds_drops_a_head_from_all_of_them(configure: Configure) -> None:
     axes = {"lr": [1e-6, 1e-5, 1e-3, 3e-3]}
     options = {"sweep.halving": 2, "sweep.together": 4, "train.epochs": 8, "sweep.folds": 2}
