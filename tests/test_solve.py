@@ -14,6 +14,7 @@ from pal.train.heads.head import Head
 from pal.train.loss import logistic
 from pal.train.pairs import Pairs
 from pal.train.solve import Problem, solve
+from pal.train.two_answers import Apart
 
 DIM, ITEMS, USERS = 8, 40, 30
 
@@ -84,3 +85,21 @@ def test_directions_in_which_no_pair_differs_are_none() -> None:
     found = margins(head, features, pairs)
     assert found.isfinite().all()
     assert found.abs().max() < 50.0
+
+
+def test_the_axis_of_two_answers_is_that_of_their_pairs_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = 0.1 * torch.randn(ITEMS, DIM, generator=generator)
+    points[:20, 0] += 1.0
+    first, second = torch.randint(20, (2, 500), generator=generator)
+    first, second = (
+        torch.where(torch.rand(500, generator=generator) < 0.5, first, first + 20),
+        second,
+    )
+    found = Apart.of(points, first, second)
+    assert len(found.apart_RD) < len(first), "each distinct pair once"
+    each = (points[first] - points[second]).double()
+    axis = torch.linalg.eigh(each.T @ each).eigenvectors[:, -1]
+    axis = axis / (each @ axis).abs().mean() * torch.sign(axis @ found.axis())
+    torch.testing.assert_close(found.axis(), axis)
+    assert torch.equal(found.first_agrees(), each @ axis > 0.0)

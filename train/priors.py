@@ -27,10 +27,9 @@ from pal.cache.mapped import Features
 from pal.train.heads.head import Head
 from pal.train.heads.shrunk import First, ShrunkHead
 from pal.train.heads.standardise import Standardiser
-from pal.train.heads.things import Table
 from pal.train.pairs import Judged, Pairs
 from pal.train.solve.choose import gained
-from pal.train.two_answers import axis_of
+from pal.train.two_answers import Apart
 
 PATH = (1.0, 4.0, 16.0)
 """values of sigma from strong to weak: the default, which needs no evidence, and others"""
@@ -76,7 +75,7 @@ def prepare(head: Head, pairs: Pairs, features: Features, is_vote: bool) -> None
     if not isinstance(head, ShrunkHead):
         return
     if is_vote:
-        head.side_D.copy_(axis_of(_apart(pairs, features, head.item_scale)))
+        head.side_D.copy_(_apart(pairs, features, head.item_scale).axis())
     rows = torch.randperm(len(pairs))[:ROWS_TO_FIT].to(features.device)
     batch = pairs.batch(features, rows)
     head.fit(batch.prompt, batch.first, batch.second)
@@ -90,8 +89,7 @@ def with_things(
     if is_vote:
         assert pairs.prompt is not None, "votes have prompts"
         thing = pairs.prompt.unique(return_inverse=True)[1]
-        apart = _apart(pairs, features, scale)
-        half = torch.where(apart @ axis_of(apart).to(apart.dtype) > 0.0, 0.5, -0.5)
+        half = torch.where(_apart(pairs, features, scale).first_agrees(), 0.5, -0.5)
         judged = Judged(torch.stack([thing, thing], dim=1), torch.stack([half, half], dim=1))
         return replace(pairs, judged=judged)
     rows = torch.cat([pairs.first, pairs.second]).unsqueeze(1)
@@ -103,11 +101,10 @@ def with_things(
     return replace(pairs, judged=Judged(thing.view(2, -1).T, sign))
 
 
-def _apart(pairs: Pairs, features: Features, scale: Standardiser) -> Tensor:
-    """Return by how much the two items of each pair differ, (n, D)."""
-    items = Table.of(features, torch.cat([pairs.first, pairs.second]))
-    first, second = items.each(scale(items.values)).chunk(2)
-    return first - second
+def _apart(pairs: Pairs, features: Features, scale: Standardiser) -> Apart:
+    """Return by how much the two items of each pair differ."""
+    item, row = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+    return Apart.of(scale(features[item]), *row.chunk(2))
 
 
 def gains_clearly(default_B: Tensor, found_B: Tensor, judged: Judged | None) -> bool:

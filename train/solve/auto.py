@@ -18,7 +18,7 @@ from pal.train.solve.mixture import Judgements, Mixture, Numbers, settled
 from pal.train.solve.posterior import fit
 from pal.train.solve.problem import Problem
 from pal.train.solve.similar import Similarities
-from pal.train.two_answers import ANSWERS, axis_of
+from pal.train.two_answers import ANSWERS, Apart
 
 KNOWN = 4096
 """at most: those with the most answers"""
@@ -99,7 +99,8 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
     item, row = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
     prompt, asked = pairs.prompt.unique(return_inverse=True)
     points = head.item_scale(features[item]).double()
-    agrees = _first_agrees(points, *row.reshape(2, -1))
+    first, second = row.reshape(2, -1)
+    agrees = first == 0 if len(item) == ANSWERS else Apart.of(points, first, second).first_agrees()
     # each answer to each prompt on each side once, and how often it is there
     number = (asked.repeat(2) * len(item) + row) * 2 + torch.cat([agrees, ~agrees])
     distinct, count = number.unique(return_counts=True)
@@ -121,19 +122,6 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
             f"{len(item):,} items of the comparisons are not; leave it null"
         )
     return agrees.cpu().numpy()
-
-
-def _first_agrees(points: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return for each pair whether the first item agrees, (n,) bool, as ``find_answers`` says;
-    ``points``: of all items, (T, D)."""
-    if len(points) == ANSWERS:
-        return first == 0
-    distinct, place, count = (first * len(points) + second).unique(
-        return_inverse=True, return_counts=True
-    )
-    apart = points[distinct // len(points)] - points[distinct % len(points)]
-    # a row that is there c times counts as one that is sqrt(c) as long
-    return (apart @ axis_of(apart * count.double().sqrt().unsqueeze(1)) > 0)[place]
 
 
 def _fitted(similar: Similarities, rows: Judgements, k: int, choice: Choice, seed: int) -> Mixture:
