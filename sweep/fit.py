@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pal.dataset import PreparedDataset
+from pal.dataset import PreparedDataset, Split
 from pal.errors import TrainError
 from pal.evaluate.folds import Fold
 from pal.evaluate.inputs import open_inputs
@@ -46,16 +46,25 @@ class World:
         if lent is not None:
             store = LentFeatures(store, lent)
         folds, train = one.config.sweep.folds, one.config.train
-        parts: list[PreparedDataset] = [dataset]
-        if folds is not None:
-            parts = [*Fold.all_of(dataset, folds)]
-            if any(part.pairs("test", "seen").is_empty() for part in parts):
-                raise TrainError(
-                    f"dataset {dataset.name} has too few prompts for sweep.folds = {folds}; use "
-                    "fewer"
-                )
+        parts = [dataset] if folds is None else complete_folds(dataset, folds)
         data = load_each(train, parts, store, device)
         return cls(data, SeenPairs.of_each(data, reads_prompt(train)))
+
+
+def complete_folds(dataset: PreparedDataset, folds: int) -> Sequence[PreparedDataset]:
+    """Return the folds of a dataset; raises TrainError if one has nothing to train on, to choose by
+    or to test."""
+    parts = Fold.all_of(dataset, folds)
+    splits: tuple[Split, ...] = ("test", "train", "val")
+    for split in splits:
+        for part in parts:
+            if part.pairs(split, "seen").is_empty():
+                other = "fewer" if split == "test" else "more"
+                raise TrainError(
+                    f"fold {part.number + 1} of {folds} of dataset {dataset.name} has no {split} "
+                    f"pairs of seen users: too few prompts for sweep.folds = {folds}; use {other}"
+                )
+    return parts
 
 
 class Worlds:

@@ -809,3 +809,15 @@ def test_too_many_folds_of_a_sweep_are_one_sentence(configure: Configure) -> Non
     pipeline.sweep(config, "s")
     (row,) = results("s").to_dicts()
     assert "too few prompts for sweep.folds = 5000; use fewer" in row["error"]
+
+
+def test_a_fold_without_validation_pairs_asks_for_more_folds(configure: Configure) -> None:
+    """As ``pal evaluate --folds`` does: of one person's few prompts none may be among the share
+    that validates."""
+    people = ("users", "unseen_users", "validation_users", "groups")
+    one = {f"data.simulated.{name}": 1 for name in people}
+    config = sweeping(configure, {"k": [1]}, **one, **{"sweep.folds": FOLDS})
+    pipeline.sweep(config, "s")
+    (row,) = results("s").to_dicts()
+    wanted = "has no val pairs of seen users: too few prompts for sweep.folds = 3; use more"
+    assert wanted in row["error"]
