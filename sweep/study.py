@@ -7,12 +7,13 @@ which several sweeps may share.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
@@ -25,6 +26,7 @@ from pal.sweep.record import SweepRow, read_results
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
     from optuna import Trial
+    from optuna.distributions import BaseDistribution
 
 ROUND = 16
 """candidates that are proposed at once"""
@@ -64,6 +66,7 @@ class Study:
             if self.is_own:
                 self._recall()
             else:
+                self._require_same_axes()
                 self._give_up_lost()
 
     def known(self) -> list[Candidate]:
@@ -107,7 +110,7 @@ class Study:
     def _recall(self) -> None:
         """Tell a new study what was asked and answered before; what has no answer is asked
         first."""
-        from optuna.distributions import BaseDistribution, CategoricalDistribution
+        from optuna.distributions import CategoricalDistribution
         from optuna.trial import TrialState, create_trial
 
         axes = self.settings.axes
@@ -139,6 +142,26 @@ class Study:
         trials = self.study.get_trials(deepcopy=False)
         return sum(trial.state in counted or FAILED in trial.user_attrs for trial in trials)
 
+    def _require_same_axes(self) -> None:
+        """Raise ConfigError if what is stored was asked of other axes, or of other values of one:
+        Optuna could not go on with it, and its answers would pass for answers of this sweep."""
+        from optuna.trial import TrialState
+
+        axes = self.settings.axes
+        for trial in self.study.get_trials(deepcopy=False):
+            before = {name: choices_of(one) for name, one in trial.distributions.items()}
+            # one that is being asked may not know all of its axes yet
+            asked = [*before, *axes] if trial.state == TrialState.COMPLETE else [*before]
+            for axis in asked:
+                was, now = before.get(axis, ()), axes.get(axis, ())
+                if was != now:
+                    raise ConfigError(
+                        f"sweep.storage = {self.settings.storage!r} holds study "
+                        f"{self.folder.name} over {_listed(axis, was)}, and this sweep is over "
+                        f"{_listed(axis, now)}: a study keeps its axes; choose another --name, or "
+                        "give the same values"
+                    )
+
     def _give_up_lost(self) -> None:
         """Mark the trials of killed processes of this machine as failed: they are asked again."""
         from optuna.trial import TrialState
@@ -162,6 +185,15 @@ class Study:
                 f"sweep.storage = {self.settings.storage!r} cannot be used "
                 f"({type(error).__name__}); give another one, or null for none"
             ) from error
+
+
+def choices_of(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """Return the values of an axis as a study was asked them."""
+    return tuple(getattr(distribution, "choices", ()))
+
+
+def _listed(axis: str, values: Sequence[JsonValue]) -> str:
+    return f"{axis} = {json.dumps([*values])}" if values else f"no {axis}"
 
 
 def _value(row: SweepRow) -> float:

@@ -392,6 +392,20 @@ def test_optuna_asks_stacks_and_resumes(configure: Configure, storage: str | Non
         pipeline.sweep(config, "s")
 
 
+@pytest.mark.parametrize("storage", ["sqlite:///study.db", "journal"])
+def test_a_stored_study_of_other_axes_says_so(configure: Configure, storage: str) -> None:
+    pytest.importorskip("optuna")
+    options = {"sweep.sampler": "optuna", "sweep.samples": 2, "sweep.storage": storage}
+    pipeline.sweep(sweeping(configure, {"k": [1, 2]}, **options), "s", report=lambda line: None)
+    for axes, words in (
+        ({"k": [1, 2, 3]}, r"over k = \[1, 2\], and this sweep is over k = \[1, 2, 3\]"),
+        ({"k": [1, 2], "lr": [0.1]}, r"over no lr, and this sweep is over lr = \[0.1\]"),
+    ):
+        more = sweeping(configure, axes, **options | {"sweep.samples": 4})
+        with pytest.raises(ConfigError, match=f"{words}.*choose another --name"):
+            pipeline.sweep(more, "s", report=lambda line: None)
+
+
 @pytest.mark.slow
 def test_workers_share_the_stacks_and_give_the_same_heads(configure: Configure) -> None:
     axes = {"k": [1, 2], "seed": [0, 1], "lr": [1e-3, 3e-3], "head": ["pal-a", "lore"]}
