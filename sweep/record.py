@@ -133,20 +133,27 @@ def row_of(
     one: Candidate, status: Literal["ok", "failed", "dropped"], together: int, **found: Any
 ) -> SweepRow:
     """Return the row of a candidate; ``found`` are the fields that came of it."""
-    train = one.config.train
     return SweepRow(
         head_id=one.id,
-        head=train.head,
-        k=train.k,
-        seed=one.config.seed,
-        lr=train.lr,
-        encoder=one.config.encoder,
-        axes={axis: value for axis, value in one.values.items() if axis not in OWN_COLUMNS},
         status=status,
         together=together,
         folds=one.config.sweep.folds,
+        **labels_of(one),
         **found,
     )
+
+
+def labels_of(one: Candidate) -> dict[str, Any]:
+    """Return the fields of a row that say by what settings a sweep asked for a head."""
+    train = one.config.train
+    return {
+        "head": train.head,
+        "k": train.k,
+        "seed": one.config.seed,
+        "lr": train.lr,
+        "encoder": one.config.encoder,
+        "axes": {axis: value for axis, value in one.values.items() if axis not in OWN_COLUMNS},
+    }
 
 
 def best_of(rows: Mapping[str, SweepRow]) -> SweepRow | None:
@@ -170,6 +177,16 @@ def open_results(folder: Path) -> Iterator[dict[str, SweepRow]]:
         ordered = [rows[head] for head in sorted(rows)]
         with atomic_file(folder / RESULTS) as temporary:
             write_table(temporary, table_of(ordered).to_arrow(), KIND)
+
+
+def labelled(folder: Path, asked: Mapping[str, Candidate]) -> dict[str, SweepRow]:
+    """Return the rows of the heads that a sweep asks for, and record them under the settings that
+    it asks by: a head that was there before may have been asked for by other axes, and two seeds
+    with different labels would not meet in a table."""
+    with open_results(folder) as recorded:
+        for head, one in asked.items():
+            recorded[head] = recorded[head].model_copy(update=labels_of(one))
+        return {head: recorded[head] for head in asked}
 
 
 def read_results(folder: Path) -> dict[str, SweepRow]:

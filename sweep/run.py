@@ -15,7 +15,14 @@ from pal.sweep.folds import best_head, cross_fitted
 from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
 from pal.sweep.plot import plot_accuracy_against_k
 from pal.sweep.publish import best_run, publish_best, require_publishable
-from pal.sweep.record import CrossFitted, SweepRow, SweepSummary, best_of, read_results
+from pal.sweep.record import (
+    CrossFitted,
+    SweepRow,
+    SweepSummary,
+    best_of,
+    labelled,
+    read_results,
+)
 from pal.sweep.stacks import Outcome, Stack, StackTrainer, record
 from pal.sweep.study import Study
 from pal.sweep.table import write_csv
@@ -51,8 +58,8 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
             drawn = planner.grid() if config.sweep.sampler == "grid" else planner.random()
             candidates = list(drawn)
             train_planned(candidates, trainers)
-    asked, found = by_id(candidates), read_results(folder)
-    rows = {head: found[head] for head in asked}
+    asked = by_id(candidates)
+    rows = labelled(folder, asked)
     best = best_of(rows)
     if best is not None:
         publish_best(config, folder, asked[best.head_id], device)

@@ -250,6 +250,23 @@ def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Co
     assert row["validation, by user"].startswith(f"{summary.best.val_macro_accuracy:.3f} ")
 
 
+def test_seeds_meet_in_the_table_whatever_axes_they_were_first_asked_by(
+    configure: Configure,
+) -> None:
+    """One seed, then further ones with a further axis, of which the first seed has the default."""
+    pipeline.sweep(sweeping(configure, {"k": [1]}), "s")
+    decay = configure({}).train.weight_decay
+    axes = {"k": [1], "seed": [0, 1], "weight_decay": [decay, 0.1]}
+    summary = pipeline.sweep(sweeping(configure, axes), "s")
+    assert (summary.trained, summary.reused) == (3, 1)
+    rows = pl.read_csv("sweeps/s/table.csv").sort("weight_decay")
+    assert rows.select("weight_decay", "seeds").rows() == [(decay, 2), (0.1, 2)]
+    assert results("s")["weight_decay"].null_count() == 0
+    pipeline.sweep(sweeping(configure, {"k": [1], "seed": [0, 1]}), "s")
+    (row,) = pl.read_csv("sweeps/s/table.csv").to_dicts()
+    assert row["seeds"] == 2
+
+
 def test_the_best_by_validation_is_an_ordinary_run(configure: Configure) -> None:
     config = sweeping(configure, {"k": [1, 2, 3], "lr": [1e-4, 3e-3]})
     summary = pipeline.sweep(config, "s")
