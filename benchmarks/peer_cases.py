@@ -20,7 +20,7 @@ from pal.train.heads.meta import GAIN, MetaLearned
 from pal.train.heads.pal_a import PalA
 from pal.train.heads.pal_b import PalB
 from pal.train.heads.things import Things
-from pal.train.heads.variational import Variational, by_label
+from pal.train.heads.variational import Variational, choices
 from pal.train.loss import LOSSES, logistic, weights_of_users
 from pal.train.module import HeadTraining
 from pal.train.pairs import Batch, Step
@@ -170,9 +170,8 @@ def vpl() -> Case:
             layer.bias.zero_()
     fill(head.net)
     batch, target = comparisons(users=2), comparisons(2, 2)
-    mean, log_variance = head.posterior(
-        *by_label(batch.first, batch.second, batch.label), None, batch.user, 2
-    )
+    rows, chosen, rejected = choices(batch.first, batch.second, batch.label)
+    mean, log_variance = head.posterior(chosen, rejected, None, batch.user[rows], 2)
     torch.manual_seed(0)
     drawn = head.draw(mean, log_variance)
     margins = [head.margin(None, target.first, target.second, z) for z in (mean, drawn)]

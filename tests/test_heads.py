@@ -821,11 +821,40 @@ def test_vpl_reads_each_distinct_answer_once() -> None:
     batch = pairs.batch(problem.features, rows)
     prepared = head.prepare(None, batch.first, batch.second)
     torch.testing.assert_close(mean, head.infer(prepared, batch.label, pairs.user, USERS))
-    is_first = (pairs.label >= 0.5).unsqueeze(1)
+    is_decided = pairs.label != 0.5
+    is_first = (pairs.label > 0.5).unsqueeze(1)
     both = torch.stack([pairs.first, pairs.second], dim=1)
-    distinct = torch.where(is_first, both, both.flip(1)).unique(dim=0)
+    distinct = torch.where(is_first, both, both.flip(1))[is_decided].unique(dim=0)
     assert len(distinct) < len(pairs) / 2 + 1
-    assert counts == [len(distinct), len(pairs)]
+    assert counts == [len(distinct), int(is_decided.sum())]
+
+
+@pytest.mark.parametrize("only_ties", [False, True])
+def test_the_sides_of_ties_say_nothing_to_vpl(only_ties: bool) -> None:
+    """Neither in training nor of new users, some or all of whose answers are ties."""
+    head, problem = vpl_of_scaled_features()
+    pairs, found = problem.train, []
+    is_tie = pairs.label == 0.5
+    is_tie |= pairs.user == 1 if only_ties else (torch.arange(len(pairs)) % 3 == 0)
+    pairs.label[is_tie] = 0.5
+    start = {name: value.clone() for name, value in head.state_dict().items()}
+    for turned in (torch.zeros_like(is_tie), is_tie):
+        first = torch.where(turned, pairs.second, pairs.first)
+        second = torch.where(turned, pairs.first, pairs.second)
+        answers = Pairs(None, first, second, pairs.user, pairs.label)
+        head.load_state_dict(start)
+        batch = answers.batch(problem.features, slice(None))
+        prepared = head.prepare(None, batch.first, batch.second)
+        inferred = head.infer(prepared, batch.label, batch.user, USERS)
+        torch.manual_seed(0)
+        train = TrainConfig(head="vpl", epochs=2)
+        solve(head, Problem(problem.features, answers, problem.val, USERS), train)
+        judged = problem.val.batch(problem.features, slice(None))
+        found.append((inferred, head(None, judged.first, judged.second, judged.user).detach()))
+    if only_ties:
+        torch.testing.assert_close(found[0][0][1], start["users.logits"].mean(dim=0))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_of_vpl_is_that_of_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

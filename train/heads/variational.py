@@ -9,9 +9,10 @@ Poddar et al. 2024 on frozen features, re-derived (evaluation.md 3.7):
     r(e)      = MLP([e; z])
     loss      = mean softplus(-margin) + beta KL(N(mu, e^s) || N(0, I))
 
-The mean over queries comes before the layer of values: both are linear. Training is in
-``pal.train.solve.variational``; adaptation is one forward pass. Shapes: B rows, A distinct answers,
-U users, M answers of a user at most, H hidden width.
+The mean over queries comes before the layer of values: both are linear. Nothing is chosen in a tie
+(a label of one half), so no user is inferred from one; it is a target of training like any other
+answer. Training is in ``pal.train.solve.variational``; adaptation is one forward pass. Shapes: B
+rows, A distinct answers, U users, M answers of a user at most, H hidden width.
 """
 
 from __future__ import annotations
@@ -109,18 +110,19 @@ class Variational(JoinedNetwork):
     @torch.no_grad()
     def infer(self, prepared: Prepared, label: Tensor, user_B: Tensor, users: int) -> Tensor:
         first, second = (self.item_scale(item_BD) for item_BD in super().parts(prepared))
-        mean = self.posterior(*by_label(first, second, label), None, user_B, users)[0]
-        silent = torch.bincount(user_B, minlength=users) == 0
+        rows, chosen, rejected = choices(first, second, label)
+        mean = self.posterior(chosen, rejected, None, user_B[rows], users)[0]
+        silent = torch.bincount(user_B[rows], minlength=users) == 0
         return torch.where(silent.unsqueeze(1), self.users.population(), mean)
 
 
-def by_label(first_BD: Tensor, second_BD: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the chosen and the rejected items of answers, (B, D) each."""
-    is_first = (label >= 0.5).unsqueeze(1)
-    return (
-        torch.where(is_first, first_BD, second_BD),
-        torch.where(is_first, second_BD, first_BD),
-    )
+def choices(first: Tensor, second: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which answers choose an item, (C,), and the chosen and the rejected items of those,
+    (C, ...): all but ties, whose sides mean nothing."""
+    rows = (label != 0.5).nonzero().squeeze(1)
+    first, second = first[rows], second[rows]
+    is_first = (label[rows] > 0.5).view(-1, *[1] * (first.dim() - 1))
+    return rows, torch.where(is_first, first, second), torch.where(is_first, second, first)
 
 
 def attention(query_UMH: Tensor, key_UMH: Tensor, real_UM: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pal.config import TrainConfig
 from pal.errors import TrainError
-from pal.train.heads.variational import Variational
+from pal.train.heads.variational import Variational, choices
 from pal.train.loss import LOSSES
 from pal.train.solve.problem import Problem
 
@@ -88,15 +88,13 @@ def _posterior(
 ) -> tuple[Tensor, Tensor]:
     """Return ``head.posterior`` after some training answers, each distinct one read once."""
     pairs, size = problem.train, len(problem.features)
-    is_first = pairs.label[rows] >= 0.5
-    first, second = pairs.first[rows], pairs.second[rows]
-    number = torch.where(is_first, first * size + second, second * size + first)
-    distinct, answer = number.unique(return_inverse=True)
-    chosen, rejected = (
+    own, chosen, rejected = choices(pairs.first[rows], pairs.second[rows], pairs.label[rows])
+    distinct, answer = (chosen * size + rejected).unique(return_inverse=True)
+    read, against = (
         head.item_scale(problem.features[item].float())
         for item in (distinct // size, distinct % size)
     )
-    return head.posterior(chosen, rejected, answer, user, users)
+    return head.posterior(read, against, answer, user[own], users)
 
 
 def episodes(user_B: Tensor, users: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
