@@ -30,6 +30,7 @@ def plot_accuracy_against_k(folder: Path) -> None:
     """
     frame = table_of(ok_rows(folder))
     if frame.is_empty():
+        (folder / PICTURE).unlink(missing_ok=True)  # of an earlier sweep
         return
     import matplotlib
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pal.config import Config
@@ -10,7 +11,7 @@ from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
 from pal.evaluate.records import METRICS, PREDICTIONS
-from pal.files import locked
+from pal.files import discard, locked
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
 from pal.train.run_record import RunRecord, TrainedHead
@@ -66,6 +67,16 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
         ignored = shutil.ignore_patterns(*unwanted)
         shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True, ignore=ignored)
         trained.metadata.keep_folds(run, temporary)
+
+
+def withdraw_best(config: Config, folder: Path, report: Callable[[str], None]) -> None:
+    """Leave no best head of earlier settings where no head succeeded; a run that one became stays,
+    and is named."""
+    with locked(folder / BEST):
+        discard(folder / BEST)
+    run = config.paths.runs / best_run(folder.name)
+    if RunRecord.find(run) is not None:
+        report(f"no head succeeded: {run} is the best head of an earlier sweep")
 
 
 def _saved(folder: Path, one: Candidate) -> TrainedHead | None:

@@ -117,8 +117,11 @@ class SweepSummary(
     heads: int
     """how many those are"""
     trained: int
+    """this time, apart from those that failed"""
     reused: int
     failed: int
+    why_failed: dict[str, int] = Field(default_factory=dict)
+    """reasons, and how many heads failed for each; the most frequent first"""
     dropped: int
     seconds: float
     mode: Literal["stacked", "loop"]

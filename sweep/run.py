@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pal.sweep.fit import measure_width
 from pal.sweep.folds import best_head, cross_fitted
 from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
 from pal.sweep.plot import plot_accuracy_against_k
-from pal.sweep.publish import best_run, publish_best, require_publishable
+from pal.sweep.publish import best_run, publish_best, require_publishable, withdraw_best
 from pal.sweep.record import (
     CrossFitted,
     SweepRow,
@@ -61,7 +62,9 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
     asked = by_id(candidates)
     rows = labelled(folder, asked)
     best = best_of(rows)
-    if best is not None:
+    if best is None:
+        withdraw_best(config, folder, report)
+    else:
         publish_best(config, folder, asked[best.head_id], device)
     tested = cross_fitted(config, folder, asked, rows, device, report)
     seconds = time.perf_counter() - began
@@ -147,7 +150,7 @@ class Trainers:
     def _done(self, outcome: Outcome) -> None:
         for line in record(self.folder, self.config.sweep.folds, outcome):
             self.report(line)
-        self.trained += len(outcome.rows)
+        self.trained += sum(row.is_finished for row in outcome.rows.values())
         self.progress(len(outcome.rows))
 
 
@@ -229,6 +232,7 @@ def summary_of(
     """Return the summary of the heads that a sweep was asked for."""
     widths = [row.together for row in rows.values() if row.status != "failed"]
     together = max(widths, default=1)
+    why = Counter(row.error or "" for row in rows.values() if row.status == "failed")
     best, winner = best_of(rows), None
     if best is not None:
         assert best.val is not None
@@ -239,8 +243,9 @@ def summary_of(
         asked=sorted(rows),
         heads=len(rows),
         trained=trained,
-        reused=len(rows) - trained,
-        failed=sum(row.status == "failed" for row in rows.values()),
+        reused=len(rows) - trained - why.total(),
+        failed=why.total(),
+        why_failed=dict(why.most_common()),
         dropped=sum(row.status == "dropped" for row in rows.values()),
         seconds=round(seconds, 3),
         mode="stacked" if together > 1 else "loop",

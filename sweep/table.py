@@ -16,6 +16,8 @@ from pal.train.build import with_k
 
 MEANS = ("val_macro_accuracy", "test_macro_accuracy", "test_nll")
 CSV = "table.csv"
+MOST_REASONS = 5
+"""why heads failed, told in a terminal"""
 
 
 def table_of_sweep(folder: Path, rows: int | None = 10) -> Table:
@@ -82,6 +84,15 @@ def write_csv(folder: Path) -> None:
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         csv.writer(stream).writerows(table_of_sweep(folder, None))
+
+
+def failures_text(summary: SweepSummary) -> str:
+    """Return why heads failed, a line for each reason; nothing where none failed."""
+    lines = [f"  {heads} failed: {why}" for why, heads in summary.why_failed.items()]
+    if len(lines) > MOST_REASONS:
+        more = len(lines) - MOST_REASONS
+        lines = [*lines[:MOST_REASONS], f"  {more} further reasons are in {RESULTS}"]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def nested_text(summary: SweepSummary) -> str:

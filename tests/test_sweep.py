@@ -17,8 +17,10 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from typer.testing import CliRunner
 
 from pal import pipeline
+from pal.cli import app
 from pal.config import Config, TrainConfig
 from pal.dataset import DatasetCard, PreparedDataset
 from pal.errors import ConfigError, PalError, TrainError
@@ -307,6 +309,30 @@ def test_a_failing_head_is_a_row_and_is_tried_again(
         ]
     assert pipeline.sweep(config, "s").failed == 0
     assert set(results("s")["status"]) == {"ok"}
+
+
+def test_a_sweep_whose_heads_all_fail_says_why_and_leaves_nothing_that_looks_new(
+    configure: Configure,
+) -> None:
+    config = sweeping(configure, {"k": [1, 2]})
+    pipeline.sweep(config, "s")
+    settings = config.model_dump(mode="json")
+    Path("few.yaml").write_text(json.dumps(settings))
+    command = ["sweep", "--name", "s", "--folds", "500", "--config", "few.yaml"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "2 heads, 0 trained now" in done.stdout
+    (why,) = [line for line in done.stdout.splitlines() if line.startswith("  2 failed: ")]
+    assert "too few prompts for sweep.folds = 500; use fewer" in why
+    assert "runs/s-best is the best head of an earlier sweep" in done.stderr
+    assert not Path("sweeps/s/accuracy_by_k.png").exists()
+    assert not Path("sweeps/s/best").exists()
+    assert Path("runs/s-best/head.json").exists()
+    told = CliRunner().invoke(app, [*command, "--json"])
+    assert told.exit_code == 1
+    found = json.loads(told.stdout)
+    assert (found["trained"], found["reused"], found["failed"]) == (0, 0, 2)
+    assert list(found["why_failed"].values()) == [2]
 
 
 def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:

@@ -86,7 +86,8 @@ def sweep(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Many heads from one cache in one process; a rerun trains only what is missing.
+    """Many heads from one cache in one process; a rerun trains only what is missing. Exits 1 if no
+    head succeeds.
 
     On a cluster, whose nodes see this folder: pal sweep --executor ray --ray-address auto
     """
@@ -105,17 +106,19 @@ def sweep(
 
     def text() -> str:
         from pal.evaluate.report import as_markdown
-        from pal.sweep.table import nested_text, table_of_sweep
+        from pal.sweep.table import failures_text, nested_text, table_of_sweep
 
         folder = settings.config.paths.sweeps / summary.name
         told = (
             f"{as_markdown(table_of_sweep(folder))}\n\n{nested_text(summary)}"
             f"{summary.heads} heads, {summary.trained} trained now in {summary.seconds:.1f} s "
-            f"({summary.mode}), {summary.failed} failed; {folder}"
+            f"({summary.mode}), {summary.failed} failed; {folder}{failures_text(summary)}"
         )
         return with_page(told, summary.name)
 
     show(summary, as_json, text)
+    if summary.best is None:
+        raise typer.Exit(1)
 
 
 @app.command()
