@@ -733,7 +733,35 @@ class Episode(torch.nn.Module):
         self.head = head
 
     def forward(self, known: Rows, judged: Rows) -> torch.Tensor:
-        return of_worst_users(episode_losses(self.head, known, judged, USERS))
+        return of_worst_users(episode_losses(self.head, known, judged))
+
+
+def test_an_episode_of_mrm_costs_its_own_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many others change nothing but memory and time."""
+    head = make("mrm")
+    assert isinstance(head, MetaLearned)
+    _, first, second, _ = batch()
+    x, label = first - second, (torch.arange(ROWS) % 2).double()
+    user = torch.tensor([2, 900, 900_000]).repeat(ROWS)[:ROWS]
+    known, judged = Rows(x[:8], label[:8], user[:8]), Rows(x[8:], label[8:], user[8:])
+    stepped: list[int] = []
+    adapt = head.adapt
+
+    def watched(*given: Any) -> torch.Tensor:
+        stepped.append(given[-1])
+        return adapt(*given)
+
+    monkeypatch.setattr(head, "adapt", watched)
+    losses = episode_losses(head, known, judged)
+    assert stepped == [3]
+    basis = head.basis()
+    for place, name in enumerate((2, 900, 900_000)):
+        own = known.user == name
+        logits = adapt(known.times(basis)[own], known.y[own], torch.zeros(int(own.sum())).long(), 1)
+        margin = judged.times(basis)[judged.user == name] @ logits[0].softmax(dim=0)
+        torch.testing.assert_close(
+            losses[place], logistic(margin, judged.y[judged.user == name]).mean()
+        )
 
 
 def test_mrm_leaves_users_without_answers_at_its_start() -> None:

@@ -29,7 +29,7 @@ def solve_meta(head: MetaLearned, problem: Problem, settings: TrainConfig) -> No
     best_loss = math.inf
     for _ in range(settings.epochs):
         for known, judged in episodes(train.user, problem.users, settings.batch_size):
-            after = episode_losses(head, train.some(known), train.some(judged), problem.users)
+            after = episode_losses(head, train.some(known), train.some(judged))
             optimiser.zero_grad()
             of_worst_users(after).backward()
             torch.nn.utils.clip_grad_norm_(learned, LARGEST_NORM)
@@ -43,14 +43,16 @@ def solve_meta(head: MetaLearned, problem: Problem, settings: TrainConfig) -> No
     head.load_state_dict(best)
 
 
-def episode_losses(head: MetaLearned, known: Rows, judged: Rows, users: int) -> Tensor:
+def episode_losses(head: MetaLearned, known: Rows, judged: Rows) -> Tensor:
     """Return the mean loss of each user who is judged, after the steps on what is known of the
-    user."""
+    user; nobody else takes a step."""
     basis = head.basis()
-    logits = head.adapt(known.times(basis), known.y, known.user, users)
-    margin = (judged.times(basis) * head.users.soft(logits)[judged.user]).sum(dim=1)
-    count = torch.bincount(judged.user, minlength=users)
-    total = margin.new_zeros(users).index_add(0, judged.user, logistic(margin, judged.y))
+    user, number = torch.cat([known.user, judged.user]).unique(return_inverse=True)
+    own, asked = number.split([len(known.user), len(judged.user)])
+    logits = head.adapt(known.times(basis), known.y, own, len(user))
+    margin = (judged.times(basis) * head.users.soft(logits)[asked]).sum(dim=1)
+    count = torch.bincount(asked, minlength=len(user))
+    total = margin.new_zeros(len(user)).index_add(0, asked, logistic(margin, judged.y))
     return total[count > 0] / count[count > 0]
 
 
