@@ -85,6 +85,10 @@ class Worlds:
     def clear(self) -> None:
         """Drop the features: they are large, and Lightning's loops hold them in cycles."""
         self._last.clear()
+        self.collect()
+
+    def collect(self) -> None:
+        """Give back the memory of what is not needed any more."""
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -148,7 +152,8 @@ def seeds_of(stack: Sequence[Candidate]) -> list[int]:
 
 
 def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[str], None]) -> int:
-    """Return how many heads of a group to train together: the quickest of a few widths."""
+    """Return how many heads of a group to train together: the quickest of a few widths that can be
+    trained; 1 where none can, as each head then fails or succeeds by itself."""
     if len(group) == 1:
         return 1
     seeds = len(seeds_of(group))
@@ -157,10 +162,17 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
     seconds = {}
     for width in widths:
         stack = split_stack(group, width)[0]
-        seconds[width] = step_seconds(worlds.of(stack[0]), stack) / len(stack)
-    fastest = min(seconds, key=lambda width: seconds[width])
+        try:
+            seconds[width] = step_seconds(worlds.of(stack[0]), stack) / len(stack)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            report(f"heads trained together: {width} cannot be measured, nor more ({why})")
+            break
+    worlds.collect()
+    fastest = min(seconds, key=lambda width: seconds[width], default=1)
     listed = ", ".join(f"{width} at {1e3 * value:.2f}" for width, value in seconds.items())
-    report(f"ms per head and step, by heads trained together: {listed}; taking {fastest}")
+    if listed:
+        report(f"ms per head and step, by heads trained together: {listed}; taking {fastest}")
     return fastest
 
 

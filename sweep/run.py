@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pal.config import Config
-from pal.errors import PalError
 from pal.names import require_name
 from pal.sweep.fit import measure_width
 from pal.sweep.folds import best_head, cross_fitted
@@ -186,10 +185,7 @@ def plan_stacks(candidates: Sequence[Candidate], trainers: Trainers) -> list[lis
     stacks = [] if plan is None else list(plan.stacks)
     planned = {head for stack in stacks for head in stack}
     for group in in_stacks([one for one in candidates if one.id not in planned]):
-        try:
-            chosen = trainers.width_of(group) if width == "auto" else width
-        except PalError:
-            chosen = 1  # each head then fails or succeeds by itself
+        chosen = trainers.width_of(group) if width == "auto" else width
         stacks += [[one.id for one in stack] for stack in split_stack(group, chosen)]
     SweepPlan(stacks=stacks).write(folder)
     return stacks

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pal.evaluate.folds import Fold
 from pal.evaluate.records import Cell
 from pal.evaluate.seen import cells_of_seen, predict_seen
 from pal.records import write_table
-from pal.sweep import stacks
+from pal.sweep import fit, stacks
 from pal.sweep.fit import World, together, train_alone
 from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_stack
 from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
@@ -333,6 +333,28 @@ def test_a_sweep_whose_heads_all_fail_says_why_and_leaves_nothing_that_looks_new
     found = json.loads(told.stdout)
     assert (found["trained"], found["reused"], found["failed"]) == (0, 0, 2)
     assert list(found["why_failed"].values()) == [2]
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_width_that_cannot_be_trained_is_not_taken(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    original = fit.step_seconds
+
+    def fail_if_wide(world: World, stack: Sequence[Candidate]) -> float:
+        if len(stack) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more text")
+        return original(world, stack)
+
+    monkeypatch.setattr(fit, "step_seconds", fail_if_wide)
+    told: list[str] = []
+    config = sweeping(configure, {"k": [1, 2, 3], "seed": [0, 1]})
+    summary = pipeline.sweep(config, "s", report=told.append)
+    assert (summary.trained, summary.failed) == (6, 0)
+    assert summary.together <= max(1, most)
+    first = {0: 1, 1: 2, 2: 6}[most]
+    why = "OutOfMemoryError: CUDA out of memory."
+    assert f"heads trained together: {first} cannot be measured, nor more ({why})" in told
 
 
 def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:
