@@ -30,7 +30,7 @@ def features_of(points: Tensor, seed: int) -> Features:
     thousands of models, and what is cut says next to nothing. No answer is read.
     """
     order = np.random.default_rng([seed, 0]).permutation(len(points))
-    similar = Similarities.of(points, order).features
+    similar = Similarities.of(points, order).features_of()
     spread, axes = np.linalg.eigh(similar.T @ similar / len(similar))
     share = np.cumsum(spread[::-1]) / max(spread.sum(), 1e-30)
     width = min(int(np.searchsorted(share, VARIANCE)) + 1, WIDTH, len(share))

@@ -114,10 +114,11 @@ class Method:
             similar = fold.similar(np.unique(fold.train.first))
             for number in range(rounds + 1):
                 rng = np.random.default_rng([fold.seed, start])
-                found = fit(similar.features, fold.train, K, strength, rng, ITERATIONS, self.priors)
+                features = similar.features_of()
+                found = fit(features, fold.train, K, strength, rng, ITERATIONS, self.priors)
                 if number < rounds:
                     similar = similar.sharpened(found)
-            part = predicted(found, similar.features, fold.test)
+            part = predicted(found, features, fold.test)
             margins.append(part.ready + scales[0] * part.shared + scales[1] * part.own)
         return np.mean(margins, axis=0)
 

@@ -394,6 +394,10 @@ class Flat:
 
     features: Any
 
+    def features_of(self, things: Any) -> Any:
+        assert len(things) <= 2 * len(self.features) / 3, "those of a part alone"
+        return self.features[things]
+
     def sharpened(self, fitted: Mixture) -> Flat:
         return self
 
@@ -417,7 +421,7 @@ def test_the_metric_is_the_mean_outer_product_of_the_slopes_of_all_users() -> No
     points = torch.from_numpy(rng.normal(size=(7, 4)))
     basis = Similarities.of(points, np.arange(7))
     for _ in range(2):  # of features as they are, and of those under a metric
-        width = basis.features.shape[1]
+        width = basis.features_of().shape[1]
         fitted = Mixture(
             0.3, rng.normal(size=width), rng.normal(size=(width, 2)), np.zeros((7, 3)), np.zeros(5),
             rng.normal(size=(5, 2)), 0.0,
@@ -439,7 +443,7 @@ def test_the_metric_is_the_mean_outer_product_of_the_slopes_of_all_users() -> No
         assert found / np.trace(found) == pytest.approx(wanted / np.trace(wanted), abs=1e-5)
         seen = x @ root.T
         assert np.square(seen - seen.mean(axis=0)).sum(axis=1).mean() == pytest.approx(1.0)
-    width = basis.features.shape[1]
+    width = basis.features_of().shape[1]
     flat = replace(fitted, shared=np.zeros(width), deviations=np.zeros((width, 2)))
     assert basis.sharpened(flat) is basis
 

@@ -14,7 +14,7 @@ from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.heads.auto import Auto, OneTaste
 from pal.train.solve.choose import DEFAULT, NONE, WEAKER, Choice, choose
-from pal.train.solve.mixture import Judgements, Mixture, Numbers, settled
+from pal.train.solve.mixture import Array, Judgements, Mixture, Numbers, settled
 from pal.train.solve.posterior import fit
 from pal.train.solve.problem import Problem
 from pal.train.solve.similar import Similarities
@@ -43,10 +43,12 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
     path = NONE if isinstance(head, OneTaste) else (DEFAULT, *WEAKER)
     choice = choose(similarities, rows, len(points), k, seed, path)
     similar = Similarities.of(points, order)
-    found = _fitted(similar, rows, k, choice, seed)
+    features = similar.features_of()
+    found = _fitted(features, rows, k, choice, seed)
     for _ in range(choice.rounds):
         similar = similar.sharpened(found)
-        found = _fitted(similar, rows, k, choice, seed)
+        features = similar.features_of()
+        found = _fitted(features, rows, k, choice, seed)
 
     scales = np.array([choice.of_shared, *[choice.of_own] * k])
     maps, offsets = similar.folded(found.maps * scales)
@@ -60,9 +62,9 @@ def solve_auto(head: Auto, problem: Problem, settings: TrainConfig) -> None:
     most = _most_judged(rows, len(points))
     head.known.points_TD = points[torch.from_numpy(most).to(points.device)]
     # what a known thing's text was not allowed to say, its residual says
-    withheld = similar.features[most] @ (found.maps * (1.0 - scales))
+    withheld = features[most] @ (found.maps * (1.0 - scales))
     head.known.residuals_TC = _single(found.residuals[most] + withheld, points)
-    head.known.sure_T = _single(settled(found, similar.features, rows)[most], points)
+    head.known.sure_T = _single(settled(found, features, rows)[most], points)
 
 
 def judgements(head: Auto, problem: Problem) -> tuple[Tensor, Judgements]:
@@ -124,9 +126,9 @@ def find_answers(head: Auto, problem: Problem) -> NDArray[np.bool_]:
     return agrees.cpu().numpy()
 
 
-def _fitted(similar: Similarities, rows: Judgements, k: int, choice: Choice, seed: int) -> Mixture:
+def _fitted(features: Array, rows: Judgements, k: int, choice: Choice, seed: int) -> Mixture:
     rng = np.random.default_rng([seed, 1])
-    return fit(similar.features, rows, k, choice.strength, rng, ITERATIONS)
+    return fit(features, rows, k, choice.strength, rng, ITERATIONS)
 
 
 def _most_judged(rows: Judgements, things: int) -> Numbers:

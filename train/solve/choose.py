@@ -48,10 +48,9 @@ LARGEST_PART = 0.5
 
 
 class Basis(Protocol):
-    """Features of all things (T, F), which what was fitted to them can sharpen."""
+    """Features of things, (t, F) of t of them, which what was fitted to them can sharpen."""
 
-    @property
-    def features(self) -> Array: ...
+    def features_of(self, things: Numbers) -> Array: ...
 
     def sharpened(self, fitted: Mixture) -> Basis: ...
 
@@ -116,9 +115,10 @@ def choose(
             rng = np.random.default_rng([seed, n])
             known = rows.only(trained[n])
             used, renamed = _renamed(known, things)
-            features = bases[n].features
-            fitted[n] = fit(features[used], renamed, k, strength, rng, ITERATIONS, priors)
-            parts.append(predicted(fitted[n], features, rows.only(tested[n])))
+            features = bases[n].features_of(used)
+            fitted[n] = fit(features, renamed, k, strength, rng, ITERATIONS, priors)
+            asked, renamed = _renamed(rows.only(tested[n]), things)
+            parts.append(predicted(fitted[n], bases[n].features_of(asked), renamed))
             places.append(np.flatnonzero(tested[n]))
         joined = Parts(*(np.concatenate([getattr(p, name) for p in parts]) for name in NAMES))
         place = np.concatenate(places)

@@ -9,7 +9,7 @@ et al., Science 383, 2024). Shapes: T things, X numbers of a thing, L landmarks,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ FLAT = 1e-8
 """share of the largest spread below which a direction among the landmarks is none"""
 BLUNT = 1e-3
 """share of the largest slope below which a direction does not count"""
+AT_ONCE = 16_384
+"""things whose similarities are computed together"""
 
 
 @dataclass(frozen=True)
 class Similarities:
     """Features of things: their similarities to landmarks, made orthogonal (Nystroem), with a mean
-    of zero and a mean squared norm of one over the things that are known."""
+    of zero and a mean squared norm of one over the things that are known. They are computed when
+    they are asked for: those of many things are large, and an inner fold needs its own alone."""
 
     points: Tensor
     """(T, X) of all things"""
@@ -42,8 +45,6 @@ class Similarities:
     centre: Array
     """(F,)"""
     size: float
-    features: Array
-    """(T, F) of all things"""
 
     @classmethod
     def of(cls, points: Tensor, known: Numbers, metric: Tensor | None = None) -> Similarities:
@@ -56,10 +57,22 @@ class Similarities:
         spread, directions = np.linalg.eigh(_double(landmarks(landmarks.points_LD)))
         kept = spread > FLAT * spread.max()
         mix = directions[:, kept] / np.sqrt(spread[kept])
-        similar = _double(landmarks(points)) @ mix
-        centre = similar[known].mean(axis=0)
-        size = float(np.sqrt(np.square(similar[known] - centre).sum(axis=1).mean())) or 1.0
-        return cls(points, known, landmarks, mix, centre, size, (similar - centre) / size)
+        bare = cls(points, known, landmarks, mix, np.zeros(mix.shape[1]), 1.0)
+        similar = bare.features_of(known)
+        centre = similar.mean(axis=0)
+        size = float(np.sqrt(np.square(similar - centre).sum(axis=1).mean())) or 1.0
+        return replace(bare, centre=centre, size=size)
+
+    def features_of(self, things: Numbers | None = None) -> Array:
+        """Return the features of some things, or of all, (t, F)."""
+        things = np.arange(len(self.points)) if things is None else things
+        found = np.empty((len(things), self.mix.shape[1]))
+        for start in range(0, len(things), AT_ONCE):
+            here = slice(start, start + AT_ONCE)
+            chosen = torch.from_numpy(things[here]).to(self.points.device)
+            similar = _double(self.landmarks(self.points[chosen])) @ self.mix
+            found[here] = (similar - self.centre) / self.size
+        return found
 
     def folded(self, maps: Array) -> tuple[Array, Array]:
         """Return what similarities are multiplied with, (L, M), and what is added, (M,), in place
@@ -91,7 +104,8 @@ class Similarities:
             return self
         kept = steep > BLUNT * steep[0]
         metric = steep[kept, None] * directions[kept]
-        seen = _double(self.points)[self.known] @ metric.T
+        known = torch.from_numpy(self.known).to(self.points.device)
+        seen = _double(self.points[known]) @ metric.T
         size = np.sqrt(np.square(seen - seen.mean(axis=0)).sum(axis=1).mean())
         if not size > 0.0:
             return self
