@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from pal.train.data import Fitted, TrainingData, record_before_training
 from pal.train.fit import fit_each, load_each
 from pal.train.run_record import TrainedHead
 from pal.train.together import Together, step_seconds_alone
+
+LARGEST_STACK = 1_000_000_000
+"""numbers that a stack may need where its width goes by size: 4 GB"""
+COPIES, ON_THE_WAY = 6, 4
+"""numbers for each weight: with gradients, moments and the best epoch; and, for each row of a batch
+and dimension of the features, of both items, forwards and back"""
 
 
 @dataclass
@@ -151,11 +158,42 @@ def seeds_of(stack: Sequence[Candidate]) -> list[int]:
     return list(dict.fromkeys(one.config.seed for one in stack))
 
 
-def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[str], None]) -> int:
-    """Return how many heads of a group to train together: the quickest of a few widths that can be
-    trained; 1 where none can, as each head then fails or succeeds by itself."""
+def choose_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[str], None]) -> int:
+    """Return how many heads of a group to train together; 1 where that cannot be found, as each
+    head then fails or succeeds by itself.
+
+    Where halving makes the heads of a stack rivals it is a matter of their size: the same command
+    is to drop the same heads, whatever else the machine is doing.
+    """
     if len(group) == 1:
         return 1
+    if group[0].config.sweep.halving is None:
+        return measure_width(worlds, group, report)
+    try:
+        width = width_by_size(worlds.of(group[0]), group)
+    except Exception:
+        return 1
+    report(f"halving among up to {width} of {len(group)} heads that can be trained together")
+    return width
+
+
+def width_by_size(world: World, group: Sequence[Candidate]) -> int:
+    """Return how many heads of a group fit into one stack, by the numbers that they need; of a
+    group that is cut, the parts are of about equal size."""
+    seeds, data = len(seeds_of(group)), world.data[0]
+    largest = max((one.config for one in group), key=lambda config: config.train.k)
+    head = data.new_head(largest.train, largest.seed)
+    weights = sum(parameter.numel() for parameter in head.parameters())
+    rows = min(largest.train.batch_size, len(data.train))
+    numbers = len(world.data) * weights * (COPIES + ON_THE_WAY * rows / data.store.dim)
+    fitting = max(1, int(LARGEST_STACK / (numbers * seeds)))
+    columns = len(group) // seeds
+    parts = math.ceil(columns / fitting)
+    return seeds * math.ceil(columns / parts)
+
+
+def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[str], None]) -> int:
+    """Return the quickest of a few widths at which heads can be trained; 1 where there is none."""
     seeds = len(seeds_of(group))
     wider = [width for width in (seeds, 4 * seeds, len(group)) if width % seeds == 0]
     widths = sorted({1, *(width for width in wider if 1 < width <= len(group))})

@@ -22,7 +22,7 @@ from pal.cluster import RETRIES, Lost, joined
 from pal.config import Config
 from pal.errors import ConfigError, PalError
 from pal.evaluate.inputs import open_inputs
-from pal.sweep.fit import measure_width
+from pal.sweep.fit import choose_width
 from pal.sweep.lent import lendable
 from pal.sweep.plan import Candidate
 from pal.sweep.stacks import Outcome, Stack, StackTrainer
@@ -66,11 +66,11 @@ class RayWorkers:
             else:
                 yield found
 
-    def measure_width(self, group: Sequence[Candidate]) -> tuple[int, list[str]]:
+    def choose_width(self, group: Sequence[Candidate]) -> tuple[int, list[str]]:
         """Return how many heads of a group to train together, as a node finds it, and what is worth
         a word."""
         calls = [(self._job, self._features(group[0]), group)]
-        ((_, found),) = self.cluster.run(self.share, _measure, calls, self.folder)
+        ((_, found),) = self.cluster.run(self.share, _choose, calls, self.folder)
         return (1, []) if isinstance(found, Lost) else found
 
     def close(self) -> None:
@@ -118,8 +118,6 @@ def _train(job: Job, lent: np.ndarray | None, stack: Stack) -> Outcome:
     return _trainer(job, lent).train(stack)
 
 
-def _measure(
-    job: Job, lent: np.ndarray | None, group: Sequence[Candidate]
-) -> tuple[int, list[str]]:
+def _choose(job: Job, lent: np.ndarray | None, group: Sequence[Candidate]) -> tuple[int, list[str]]:
     lines: list[str] = []
-    return measure_width(_trainer(job, lent).worlds, group, lines.append), lines
+    return choose_width(_trainer(job, lent).worlds, group, lines.append), lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pal.config import Config
 from pal.names import require_name
-from pal.sweep.fit import measure_width
+from pal.sweep.fit import choose_width
 from pal.sweep.folds import best_head, cross_fitted
 from pal.sweep.plan import Candidate, Planner, SweepPlan, in_stacks, split_stack
 from pal.sweep.plot import plot_accuracy_against_k
@@ -58,6 +58,12 @@ def run_sweep(config: Config, name: str, progress: Progress, report: Report) -> 
             drawn = planner.grid() if config.sweep.sampler == "grid" else planner.random()
             candidates = list(drawn)
             train_planned(candidates, trainers)
+    if config.sweep.halving is not None and trainers.without_rivals:
+        report(
+            f"sweep.halving = {config.sweep.halving} was not applied to {trainers.without_rivals} "
+            "heads: they are solved at once, are trained alone, or are the only ones of their seed "
+            "in a stack"
+        )
     asked = by_id(candidates)
     rows = labelled(folder, asked)
     best = best_of(rows)
@@ -88,6 +94,8 @@ class Trainers:
         self.workers: Workers | RayWorkers | None = None
         self.trained = 0
         """heads so far"""
+        self.without_rivals = 0
+        """heads so far that halving could not drop"""
 
     def __enter__(self) -> Trainers:
         return self
@@ -98,13 +106,13 @@ class Trainers:
         self.here.worlds.clear()
 
     def width_of(self, group: Sequence[Candidate]) -> int:
-        """Return how many heads of a group to train together, measured where they are trained."""
+        """Return how many heads of a group to train together, found where they are trained."""
         if self.config.sweep.executor == "ray":
-            width, lines = self._ray().measure_width(group)
+            width, lines = self._ray().choose_width(group)
             for line in lines:
                 self.report(line)
             return width
-        return measure_width(self.here.worlds, group, self.report)
+        return choose_width(self.here.worlds, group, self.report)
 
     def missing(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return those that no one has finished yet."""
@@ -121,6 +129,8 @@ class Trainers:
         self.folder.mkdir(parents=True, exist_ok=True)
         waiting = list(stacks)
         while waiting:
+            alone = [stack for stack in waiting if not stack.has_rivals]
+            self.without_rivals += sum(len(stack.members) for stack in alone)
             again: list[Stack] = []
             for outcome in self._outcomes(waiting):
                 self._done(outcome)

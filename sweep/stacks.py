@@ -12,7 +12,7 @@ import polars as pl
 from pal.config import Config
 from pal.evaluate.seen import cells_of_seen, predict_seen
 from pal.evaluate.ties import of_folds
-from pal.sweep.fit import Result, Worlds, train_alone, train_together
+from pal.sweep.fit import Result, Worlds, seeds_of, train_alone, train_together
 from pal.sweep.folds import save_leaders
 from pal.sweep.plan import Candidate
 from pal.sweep.publish import best_run, save_best
@@ -25,6 +25,11 @@ class Stack(NamedTuple):
     members: list[Candidate]
     together: bool
     """whether they were planned as a stack; of one that is left over, the rest is finished"""
+
+    @property
+    def has_rivals(self) -> bool:
+        """Whether halving could drop heads: those of a seed are compared."""
+        return self.together and len(self.members) > len(seeds_of(self.members))
 
 
 @dataclass

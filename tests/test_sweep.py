@@ -30,7 +30,7 @@ from pal.evaluate.records import Cell
 from pal.evaluate.seen import cells_of_seen, predict_seen
 from pal.records import write_table
 from pal.sweep import fit, stacks
-from pal.sweep.fit import World, together, train_alone
+from pal.sweep.fit import World, together, train_alone, width_by_size
 from pal.sweep.plan import Candidate, Planner, heads_of_sweep, in_stacks, split_stack
 from pal.sweep.record import SweepRow, SweepSummary, open_results, read_results
 from pal.sweep.run import Trainers, plan_stacks, train_planned
@@ -369,6 +369,52 @@ def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure
     kept = results("s").filter(pl.col("status") == "ok")
     assert sorted(kept["seed"]) == [0, 1]
     assert set(kept["lr"]) <= {1e-3, 3e-3}
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_what_halving_drops_is_no_matter_of_a_clock(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, quicker: bool
+) -> None:
+    def seconds(world: World, stack: Sequence[Candidate]) -> float:
+        return len(stack) ** (0.5 if quicker else 2.0)
+
+    monkeypatch.setattr(fit, "step_seconds", seconds)
+    options = {"sweep.halving": 2, "train.epochs": 4}
+    config = sweeping(configure, {"k": [1, 2], "lr": [1e-2, 3e-3]}, **options)
+    told: list[str] = []
+    summary = pipeline.sweep(config, "s", report=told.append)
+    assert (summary.together, summary.dropped) == (4, 3)
+    assert "halving among up to 4 of 4 heads that can be trained together" in told
+    assert not any("was not applied" in line for line in told)
+
+
+def test_stacks_that_halve_are_as_large_as_memory_allows(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sweeping(configure, {"lr": [1e-3 * n for n in range(1, 8)], "seed": [0, 1]})
+    group = list(Planner(config).grid())
+    world = World.of(group[0], "cpu")
+    assert width_by_size(world, group) == 14
+    found = []
+    for least in (14, 13, 5, 2, 0):  # heads for which there is room
+        weights = sum(p.numel() for p in world.data[0].new_head(config.train, 0).parameters())
+        rows = min(config.train.batch_size, len(world.data[0].train))
+        one = weights * (fit.COPIES + fit.ON_THE_WAY * rows / world.data[0].store.dim)
+        monkeypatch.setattr(fit, "LARGEST_STACK", least * one * 1.01)
+        found.append(width_by_size(world, group))
+    assert found == [14, 8, 4, 2, 2], "parts of about equal size, with every seed"
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_sweep_says_which_heads_it_could_not_halve(configure: Configure, together: int) -> None:
+    """Solved heads, and those of other shapes or alone in a stack, have no rivals."""
+    axes = {"head": ["pal-a", "lore"], "k": [1, 2], "seed": [0, 1]}
+    options = {"sweep.halving": 2, "sweep.together": together}
+    told: list[str] = []
+    summary = pipeline.sweep(sweeping(configure, axes, **options), "s", report=told.append)
+    (line,) = [line for line in told if line.startswith("sweep.halving = 2 was not applied to ")]
+    assert line.startswith(f"sweep.halving = 2 was not applied to {summary.heads} heads: ")
+    assert summary.dropped == 0
 
 
 def test_axes_reach_encoders_layers_and_training_sets(configure: Configure) -> None:
