@@ -11,12 +11,15 @@ from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
 from pal.evaluate.records import METRICS, PREDICTIONS
-from pal.files import discard, locked
+from pal.files import INFLIGHT, discard, locked
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
-from pal.train.run_record import RunRecord, TrainedHead
+from pal.sweep.record import SweepSummary
+from pal.train.run_record import FOLDS, RunRecord, TrainedHead
 
 BEST = "best"
+EVALUATION = METRICS, PREDICTIONS
+"""what an evaluation adds to a run"""
 
 
 def best_run(name: str) -> str:
@@ -45,28 +48,45 @@ def save_best(folder: Path, result: Result) -> None:
 
 
 def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> None:
-    """Make the best head an ordinary run; it is trained again only if a kill lost it.
+    """Make the best head an ordinary run; it is trained again only if a kill lost it. A run that is
+    this very head already stays, with whatever was found by it since.
 
     A head that was chosen by folds is trained on the dataset's own splits. Their test prompts had a
     part in the choice, so it is not evaluated on them: the summary's ``cross_fitted`` says what can
     be expected of it.
     """
-    own = one.without_folds
-    trained = _saved(folder, own)
-    if trained is None:
-        save_best(folder, train_alone(Worlds(device).of(own), own, best_run(folder.name)))
-        trained = TrainedHead.load(folder / BEST)
-    unwanted: tuple[str, ...] = ()
+    own, run = one.without_folds, config.paths.runs / best_run(folder.name)
+    published = _saved(run, own)
+    if _saved(folder / BEST, own) is None:
+        if published is not None:
+            _copy_head(published, run, folder / BEST)
+        else:
+            save_best(folder, train_alone(Worlds(device).of(own), own, best_run(folder.name)))
+    trained = TrainedHead.load(folder / BEST)
+    if published is None or published.metadata.seal != trained.metadata.seal:
+        _copy_head(trained, folder / BEST, run)
     if config.sweep.folds is None:
         inputs = inputs_of_run(config.paths, trained.metadata)
-        evaluate_run(config.evaluate, trained, *inputs, folder / BEST)
-    else:
-        unwanted = METRICS, PREDICTIONS  # of an earlier sweep without folds
-    run = config.paths.runs / best_run(folder.name)
-    with locked(run), locked(folder / BEST), RunRecord.replace(run) as temporary:
-        ignored = shutil.ignore_patterns(*unwanted)
-        shutil.copytree(folder / BEST, temporary, dirs_exist_ok=True, ignore=ignored)
-        trained.metadata.keep_folds(run, temporary)
+        evaluate_run(config.evaluate, trained, *inputs, run)
+    elif _was_evaluated(folder):
+        with locked(run):
+            for name in EVALUATION:
+                (run / name).unlink(missing_ok=True)
+
+
+def _copy_head(trained: TrainedHead, source: Path, target: Path) -> None:
+    """Make a run of one that is elsewhere, without what was found by it; its own folds stay."""
+    ignored = shutil.ignore_patterns(*EVALUATION, FOLDS, f"{INFLIGHT}*")
+    first, second = sorted((source, target))  # in one order, whichever way heads are copied
+    with locked(first), locked(second), RunRecord.replace(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True, ignore=ignored)
+        trained.metadata.keep_folds(target, temporary)
+
+
+def _was_evaluated(folder: Path) -> bool:
+    """Say whether the last sweep evaluated its best head, as those without folds do."""
+    before = SweepSummary.find(folder)
+    return before is not None and before.best is not None and before.cross_fitted is None
 
 
 def withdraw_best(config: Config, folder: Path, report: Callable[[str], None]) -> None:
@@ -79,9 +99,9 @@ def withdraw_best(config: Config, folder: Path, report: Callable[[str], None]) -
         report(f"no head succeeded: {run} is the best head of an earlier sweep")
 
 
-def _saved(folder: Path, one: Candidate) -> TrainedHead | None:
+def _saved(run: Path, one: Candidate) -> TrainedHead | None:
     try:
-        trained = TrainedHead.load(folder / BEST)
+        trained = TrainedHead.load(run)
     except EvaluationError:
         return None
     return trained if trained.metadata.head_id == one.id else None

@@ -241,6 +241,29 @@ def test_the_same_best_head_again_keeps_its_folds(
     assert not Path("runs/s-best/folds").exists(), "the best head is another one"
 
 
+@pytest.mark.parametrize("folds", [None, 2])
+def test_the_same_best_head_again_keeps_what_was_found_by_it(
+    configure: Configure, folds: int | None
+) -> None:
+    config = sweeping(configure, {}, **{"sweep.folds": folds})
+    first = pipeline.sweep(config, "s", report=lambda line: None)
+    pipeline.evaluate(config, ["s-best"])
+    pipeline.adapt(config, "s-best")
+    run = Path("runs/s-best")
+    before = (run / "metrics.json").read_bytes()
+    for lost in (None, Path("sweeps/s/best/head.safetensors")):
+        if lost is not None:
+            lost.write_bytes(lost.read_bytes()[:-30])
+        again = pipeline.sweep(config, "s", report=lambda line: None)
+        assert (again.trained, again.best) == (0, first.best)
+        assert (run / "metrics.json").read_bytes() == before
+        assert {"1", "5"} <= json.loads(before)["test_unseen"].keys()
+    assert RunRecord.read(Path("sweeps/s/best")).seal == RunRecord.read(run).seal
+    (run / "head.safetensors").write_bytes(b"")
+    pipeline.sweep(config, "s", report=lambda line: None)
+    assert pipeline.evaluate(config, ["s-best"]).runs[0].test_seen is not None, "mended"
+
+
 def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Configure) -> None:
     heads_of_1 = sweeping(configure, {}, **{"train.epochs": 1})
     pipeline.sweep(heads_of_1, "s")
@@ -281,8 +304,9 @@ def test_the_best_by_validation_is_an_ordinary_run(configure: Configure) -> None
     row = frame.filter(pl.col("head_id") == best.head_id).to_dicts()[0]
     assert metrics.test_seen is not None
     assert metrics.test_seen.macro_accuracy == pytest.approx(row["test_macro_accuracy"])
-    assert {p.name for p in Path("sweeps/s/best").iterdir()} == {
-        p.name for p in Path("runs/s-best").iterdir()
+    evaluated = {"metrics.json", "predictions.parquet"}
+    assert {p.name for p in Path("runs/s-best").iterdir()} == evaluated | {
+        p.name for p in Path("sweeps/s/best").iterdir()
     }
     assert Path("sweeps/s/accuracy_by_k.png").stat().st_size > 1000
 
