@@ -126,7 +126,8 @@ class SweepConfig(Component):
     samples: PositiveInt = 64
     """Heads of a random or optuna sweep."""
     together: Literal["auto"] | PositiveInt = "auto"
-    """Heads trained as one stack; auto: measured at the start, 1 is one after another."""
+    """Heads trained as one stack; auto: measured at the start, with halving as many as fit by their
+    size; 1 is one after another."""
     executor: Literal["local", "ray"] = "local"
     """Who trains the stacks: processes here, or tasks of a Ray cluster (extra ray)."""
     workers: Literal["auto"] | PositiveInt = "auto"
