@@ -31,6 +31,9 @@ Side = Literal["users", "prompts"]
 PROMPT_GROUP, OTHER_GROUP = "prompt_group", "other_group"
 """columns: what two answers have in common if their outcomes vary together apart from the user"""
 
+ROUNDING = 1e-12
+"""a standard error below this share of the largest value is none"""
+
 
 @cache
 def quantile(freedom: float) -> float:
@@ -59,8 +62,8 @@ class Estimate(NamedTuple):
 
     @property
     def ci95_of_difference(self) -> tuple[float, float] | None:
-        """The same of a difference that may be of any size: None, too, where all differences are
-        one number other than zero, of which nothing says how far others would be from it."""
+        """The same of a difference that may be of any size: None, too, where neither users nor
+        prompts differ in it and it is not zero: nothing says how far others would be from it."""
         return None if self.error == 0.0 and self.value != 0.0 else self.ci95
 
     @property
@@ -88,11 +91,11 @@ class Estimate(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Two-sided p of the mean being zero; of n users or prompts, whichever are fewer, with one
-        and the same difference that of n coins."""
+        """Two-sided p of the mean being zero; where n users or prompts, whichever are fewer, do
+        not differ in it, that of n coins."""
         if self.value == 0.0 or self.freedom < 1:
             return 1.0
-        if self.error == 0.0:  # all alike: of their differences only the sign speaks
+        if self.error == 0.0:  # nobody and nothing differs: of the differences the sign speaks
             return float(2.0**-self.freedom)
         return float(2.0 * student.sf(abs(self.value) / self.error, self.freedom))
 
@@ -186,7 +189,7 @@ class Crossing:
         users *= missing[0]
         prompts *= missing[1]
         variance = max(users + prompts - both, users, prompts)
-        if variance == 0.0:
+        if variance <= (ROUNDING * float(np.abs(values).max())) ** 2:
             return Estimate(mean, 0.0, least, side)
         freedom = variance**2 / (users**2 / others[0] + prompts**2 / others[1])
         # in tenths, rounded down: their quantiles are known already

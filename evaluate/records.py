@@ -21,8 +21,6 @@ Interval = tuple[float, float]
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 ZERO_SHOT = "0"
 """key of the cell of users without an answer"""
-OF_DIVISIONS = {"votes"}
-"""settings of ``evaluate`` that cells of adaptation do not depend on"""
 
 
 class Sparse(Entry):
@@ -153,8 +151,10 @@ def why_apart(metrics: Metrics | None, seal: str, settings: EvaluateConfig) -> s
     beside those of a metrics file; None where they can."""
     if metrics is None or metrics.head_seal != seal:
         return "is missing, damaged or of another head"
-    wanted, before = settings.model_dump(exclude=OF_DIVISIONS), metrics.judged_by
-    if before is None or before.model_dump(exclude=OF_DIVISIONS) != wanted:
+    wanted, before = settings.model_dump(include=settings.OF_CELLS), metrics.judged_by
+    if before is None:
+        return "is of an earlier version, which did not say how it was judged"
+    if before.model_dump(include=settings.OF_CELLS) != wanted:
         told = " and ".join(f"evaluate.{name} = {value!r}" for name, value in wanted.items())
         return f"was not judged by {told}"
     return None

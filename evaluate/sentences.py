@@ -60,7 +60,7 @@ def plurality_sentence(one: Comparison, runs: dict[str, Metrics]) -> str:
     single, many = (one.a, one.b) if turn > 0 else (one.b, one.a)
     gain, ends = turn * one.difference, _turned(one.ci95, turn)
     told = f"{many}, of many tastes, against {single}, of one: {points(gain, ends)}"
-    if ends is None or one.p_holm >= SURE:
+    if one.p_holm >= SURE:
         return f"Plurality is not shown: {told}, which may be chance ({p_told(one.p_holm)}, Holm)."
     shown = "Plurality is shown" if gain > 0.0 else "Many tastes do worse"
     return (
@@ -71,7 +71,7 @@ def plurality_sentence(one: Comparison, runs: dict[str, Metrics]) -> str:
 def difference_sentence(one: Comparison) -> str:
     """Say what a comparison with a baseline shows, or does not, and how many are worse off."""
     told = f"{one.b} against {one.a}, {WHERE[one.cell]}: {points(one.difference, one.ci95)}"
-    if one.ci95 is None:
+    if one.ci95 is None and one.p_holm >= SURE:
         return (
             f"{told}; a single user or prompt, or one difference everywhere, has no interval, so "
             "nothing is shown."

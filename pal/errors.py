@@ -23,6 +23,12 @@ from pathlib import Path
 from typing import Any
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of what it says: what follows, such as the numbers
+    of bytes of a device, differs each time."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 class PalError(Exception):
     """Base of all errors that the user can fix."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pal.dataset import PreparedDataset, Split
-from pal.errors import TrainError
+from pal.errors import TrainError, in_a_line
 from pal.evaluate.folds import Fold
 from pal.evaluate.inputs import open_inputs
 from pal.evaluate.seen import SeenPairs
@@ -171,9 +171,11 @@ def choose_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[s
         return measure_width(worlds, group, report)
     try:
         width = width_by_size(worlds.of(group[0]), group)
-    except Exception:
+    except Exception as error:
+        report(f"heads trained together: their size is not known ({in_a_line(error)})")
         return 1
-    report(f"halving among up to {width} of {len(group)} heads that can be trained together")
+    if width > len(seeds_of(group)):
+        report(f"halving among up to {width} of {len(group)} heads that can be trained together")
     return width
 
 
@@ -184,8 +186,10 @@ def width_by_size(world: World, group: Sequence[Candidate]) -> int:
     largest = max((one.config for one in group), key=lambda config: config.train.k)
     head = data.new_head(largest.train, largest.seed)
     weights = sum(parameter.numel() for parameter in head.parameters())
+    maps = sum(parameter.numel() for parameter in head.roles()["maps"])
     rows = min(largest.train.batch_size, len(data.train))
-    numbers = len(world.data) * weights * (COPIES + ON_THE_WAY * rows / data.store.dim)
+    on_the_way = ON_THE_WAY * maps * rows / data.store.dim
+    numbers = len(world.data) * (COPIES * weights + on_the_way)
     fitting = max(1, int(LARGEST_STACK / (numbers * seeds)))
     columns = len(group) // seeds
     parts = math.ceil(columns / fitting)
@@ -203,7 +207,7 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
         try:
             seconds[width] = step_seconds(worlds.of(stack[0]), stack) / len(stack)
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            why = in_a_line(error)
             report(f"heads trained together: {width} cannot be measured, nor more ({why})")
             break
     worlds.collect()

@@ -27,9 +27,6 @@ OTHER_AXES = {"seed": "seed", "encoder": "encoder", "layer": "embed.{encoder}.la
 VALUES = {"lr", "user_lr", "prototype_lr", "scale_lr", "weight_decay"}
 """settings in which the heads of a stack may differ, because they are values and not shapes"""
 
-JUDGED_BY = {"ties", "ece_bins"}
-"""settings of ``evaluate`` that a head's row is made by"""
-
 
 class Digests(NamedTuple):
     """Of all that a head is made from, apart from its settings."""
@@ -62,7 +59,8 @@ class Candidate:
         settings = relevant_settings(self.config.train)
         decides = [self.digests, self.config.seed, settings, self.config.sweep.halving]
         folds = self.config.sweep.folds
-        judged_by = self.config.evaluate.model_dump(include=JUDGED_BY, exclude_defaults=True)
+        evaluate = self.config.evaluate
+        judged_by = evaluate.model_dump(include=evaluate.OF_CELLS, exclude_defaults=True)
         if folds is not None:
             decides += ["folds", folds]
         if judged_by:

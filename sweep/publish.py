@@ -11,7 +11,7 @@ from pal.errors import EvaluationError, TrainError
 from pal.evaluate.inputs import inputs_of_run
 from pal.evaluate.predict import evaluate_run
 from pal.evaluate.records import METRICS, PREDICTIONS
-from pal.files import INFLIGHT, discard, locked
+from pal.files import INFLIGHT, atomic_file, discard, locked
 from pal.sweep.fit import Result, Worlds, train_alone
 from pal.sweep.plan import Candidate
 from pal.sweep.record import SweepSummary
@@ -57,21 +57,27 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
     """
     own, run = one.without_folds, config.paths.runs / best_run(folder.name)
     published = _saved(run, own)
-    if _saved(folder / BEST, own) is None:
+    trained = _saved(folder / BEST, own)
+    if trained is None:
         if published is not None:
             _copy_head(published, run, folder / BEST)
         else:
             save_best(folder, train_alone(Worlds(device).of(own), own, best_run(folder.name)))
-    trained = TrainedHead.load(folder / BEST)
+        trained = TrainedHead.load(folder / BEST)
     if published is None or published.metadata.seal != trained.metadata.seal:
         _copy_head(trained, folder / BEST, run)
     if config.sweep.folds is None:
         inputs = inputs_of_run(config.paths, trained.metadata)
         evaluate_run(config.evaluate, trained, *inputs, run)
-    elif _was_evaluated(folder):
-        with locked(run):
+        with locked(folder / BEST):
             for name in EVALUATION:
-                (run / name).unlink(missing_ok=True)
+                with atomic_file(folder / BEST / name) as temporary:
+                    shutil.copyfile(run / name, temporary)
+        return
+    for place in [folder / BEST] if _asked_by_people(folder) else [folder / BEST, run]:
+        with locked(place):
+            for name in EVALUATION:
+                (place / name).unlink(missing_ok=True)
 
 
 def _copy_head(trained: TrainedHead, source: Path, target: Path) -> None:
@@ -83,10 +89,11 @@ def _copy_head(trained: TrainedHead, source: Path, target: Path) -> None:
         trained.metadata.keep_folds(target, temporary)
 
 
-def _was_evaluated(folder: Path) -> bool:
-    """Say whether the last sweep evaluated its best head, as those without folds do."""
+def _asked_by_people(folder: Path) -> bool:
+    """Say whether an evaluation of the best run can only be one that somebody asked for: where the
+    sweep before this one had folds, and chose."""
     before = SweepSummary.find(folder)
-    return before is not None and before.best is not None and before.cross_fitted is None
+    return before is not None and before.cross_fitted is not None
 
 
 def withdraw_best(config: Config, folder: Path, report: Callable[[str], None]) -> None:

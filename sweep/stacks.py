@@ -10,6 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from pal.config import Config
+from pal.errors import in_a_line
 from pal.evaluate.seen import cells_of_seen, predict_seen
 from pal.evaluate.ties import of_folds
 from pal.sweep.fit import Result, Worlds, seeds_of, train_alone, train_together
@@ -72,7 +73,7 @@ class StackTrainer:
                 results = [train_alone(world, members[0], best_run(self.name))]
             return self._outcome(results)
         except Exception as error:
-            return Outcome.failed(stack, f"{type(error).__name__}: {error}")
+            return Outcome.failed(stack, in_a_line(error))
 
     def _outcome(self, results: list[Result]) -> Outcome:
         folds = self.config.sweep.folds

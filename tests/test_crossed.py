@@ -133,12 +133,13 @@ def test_what_things_add_is_not_underestimated_where_they_are_few() -> None:
     assert of_three.ci95 is None, "products of three comparisons say nothing about three items"
 
 
+@pytest.mark.parametrize("value", [0.5, 0.1, 1 / 3])
 @pytest.mark.parametrize(("count", "p"), [(2, 0.5), (5, 1 / 16)])
 def test_differences_that_are_all_alike_are_as_sure_as_their_number_of_coins(
-    count: int, p: float
+    count: int, p: float, value: float
 ) -> None:
     crossing = Crossing(*np.divmod(np.arange(count * 2 * count), 2 * count))
-    found = crossing.macro(np.full(2 * count * count, 0.5))
+    found = crossing.macro(np.full(2 * count * count, value))
     assert found.p == pytest.approx(p)
     assert found.ci95_of_difference is None
     nothing = crossing.macro(np.zeros(2 * count * count))

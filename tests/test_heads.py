@@ -879,6 +879,8 @@ def test_the_sides_of_ties_say_nothing_to_vpl(only_ties: bool) -> None:
         solve(head, Problem(problem.features, answers, problem.val, USERS), train)
         judged = problem.val.batch(problem.features, slice(None))
         found.append((inferred, head(None, judged.first, judged.second, judged.user).detach()))
+        again = head.infer(prepared, batch.label, batch.user, USERS)
+        torch.testing.assert_close(again, head.users.logits.detach(), rtol=1e-4, atol=1e-5)
     if only_ties:
         torch.testing.assert_close(found[0][0][1], start["users.logits"].mean(dim=0))
     for one, other in zip(*found, strict=True):

@@ -175,11 +175,12 @@ def deterministic() -> Iterator[None]:
     """
     memory: Any = torch.utils.deterministic  # torch declares no type of its setting
     was_on = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     was_filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_on)
+        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
         memory.fill_uninitialized_memory = was_filled

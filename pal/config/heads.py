@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -185,6 +185,9 @@ class AdaptConfig(Component):
 
 class EvaluateConfig(Component):
     """Error bars and calibration."""
+
+    OF_CELLS: ClassVar[set[str]] = {"ties", "ece_bins"}
+    """what every cell depends on, those of few answers and of sweeps included"""
 
     ece_bins: PositiveInt = 15
     """Equal-mass bins of the calibration error."""

@@ -97,8 +97,8 @@ def choose(
 ) -> Choice:
     """Choose a strength, how often the metric is learned, and the scales of the text.
 
-    ``path`` begins with the default, and goes on from strong to weak. ``basis_of`` returns the
-    features of all things, made of the statistics of some of them.
+    ``path`` begins with the default, and goes on from strong to weak. ``basis_of`` returns what
+    makes features of things, from the statistics of some of them.
     """
     group = groups_of(rows, things)
     fold = dealt(group, seed)

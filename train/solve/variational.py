@@ -71,6 +71,10 @@ def _validate(head: Variational, problem: Problem, loss: str) -> float:
     """Fill the user table from all training answers and return the validation loss under it."""
     everything = torch.arange(len(problem.train), device=problem.train.user.device)
     mean = _posterior(head, problem, everything, problem.train.user, problem.users)[0]
+    decided = problem.train.user[problem.train.label != 0.5]
+    silent = torch.bincount(decided, minlength=problem.users) == 0
+    if not silent.all():  # who decided nothing is what new people without an answer are
+        mean[silent] = mean[~silent].mean(dim=0)
     head.users.logits.copy_(mean)
     judged = problem.val.step(problem.features, slice(None))
     margin = _margins(head, judged, mean, judged.user)
