@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pal import pipeline
 from pal.config import Config
 from pal.dataset import PreparedDataset
 from pal.errors import EvaluationError
-from pal.evaluate.compare import chance_of_harm, compare_runs, holm
+from pal.evaluate.compare import Comparison, chance_of_harm, compare_runs, holm
 from pal.evaluate.free import free_baselines, free_margins
 from pal.evaluate.metrics import (
     calibration_error,
@@ -22,6 +23,7 @@ from pal.evaluate.metrics import (
     tie_threshold,
 )
 from pal.evaluate.predict import cell_of
+from pal.evaluate.sentences import difference_sentence, plurality_sentence
 from pal.evaluate.ties import TieRule, folds_of, of_folds
 from pal.evaluate.votes import by_division, with_votes
 
@@ -268,3 +270,18 @@ def test_comparisons_count_ties_as_the_settings_say(configure: Configure) -> Non
         (row,) = compare_runs(settings, ("base", tables[0]), [("unsure", tables[1])])
         found[rule] = (row.n_pairs, row.difference)
     assert found == {"half": (4, 0.0), "drop": (2, 0.0), "pickscore": (4, pytest.approx(0.25))}
+
+
+@pytest.mark.parametrize(("p", "said"), [(1.0, "is not shown"), (2.0**-19, "is shown")])
+def test_sentences_follow_p_where_there_is_no_interval(p: float, said: str) -> None:
+    found = Comparison(
+        a="one", b="many", cell="test_seen", n_users=20, n_prompts=20, n_pairs=400, difference=1.0,
+        ci95=None, ci95_from="users", nll_difference=-1.0, nll_ci95=None, p=p, harmed=0.0,
+        harmed_by_chance=0.0, p_holm=p,
+    )  # fmt: skip
+    runs: Any = {
+        "one": SimpleNamespace(head="pal-a", k=1),
+        "many": SimpleNamespace(head="pal-a", k=3),
+    }
+    assert f"Plurality {said}: " in plurality_sentence(found, runs)
+    assert ("many is better" in difference_sentence(found)) == (p < 0.05)

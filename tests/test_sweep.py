@@ -264,6 +264,18 @@ def test_the_same_best_head_again_keeps_what_was_found_by_it(
     assert pipeline.evaluate(config, ["s-best"]).runs[0].test_seen is not None, "mended"
 
 
+def test_a_head_that_folds_chose_keeps_no_evaluation_by_what_chose_it(
+    configure: Configure,
+) -> None:
+    """Whatever came between: here a sweep of which no head succeeded."""
+    evaluation = [Path("runs/s-best/metrics.json"), Path("sweeps/s/best/metrics.json")]
+    for folds, is_evaluated in ((None, True), (500, None), (2, False)):
+        config = sweeping(configure, {}, **{"sweep.folds": folds})
+        pipeline.sweep(config, "s", report=lambda line: None)
+        if is_evaluated is not None:
+            assert [path.is_file() for path in evaluation] == [is_evaluated] * 2
+
+
 def test_heads_of_earlier_settings_are_not_taken_for_further_seeds(configure: Configure) -> None:
     heads_of_1 = sweeping(configure, {}, **{"train.epochs": 1})
     pipeline.sweep(heads_of_1, "s")
