@@ -169,8 +169,9 @@ def write() -> None:
     training, beyond_it = table_of(("training",), ("bfloat16",))
     TABLE.write_text(
         "# Products in bfloat16\n\n"
-        f"Made by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d}, MiniLM. Means over "
-        "seeds, each of another split, other questions, initial\nweights and batches; both "
+        f"Written by `python benchmarks/mixed.py` on {datetime.now(UTC):%Y-%m-%d} from "
+        "benchmarks/results/mixed, MiniLM, PAL with K = 2 (persona-4: 4).\nMeans over seeds, each "
+        "of another split, other questions, initial weights and batches; both "
         "arithmetics get the same ones. The spread is the standard deviation of float32 over its "
         "seeds, and what is said\nto be harmless lies within it.\n\n"
         "## Features\n\n"
