@@ -79,7 +79,6 @@ def measured(
     k = {"train.k": PLANTED[name]} if name in PLANTED and "train.k" in HEADS[head] else {}
     for arithmetic in MEASURED[what]:
         runs = Path("runs", name, what, arithmetic, f"{head}-{seed}")
-        dtypes = "-".join(to for key, to in ARITHMETICS[arithmetic].items() if "embed" in key)
         config = load(
             None,
             (),
@@ -93,7 +92,7 @@ def measured(
                 **ARITHMETICS[arithmetic],
                 "adapt.shots": list(SHOTS),
                 "paths.data": f"data-{name}-{what}",
-                "paths.cache": f"cache-{what}-{dtypes}",
+                "paths.cache": "cache",
                 "paths.runs": str(runs),
             },
         ).config

@@ -14,7 +14,7 @@ from pal.embed.digests import DigestMemory, Fidelity
 from pal.embed.encoder import load
 from pal.embed.job import Job
 from pal.embed.odd import Failures
-from pal.errors import EncoderError
+from pal.errors import EncoderError, in_a_line
 from pal.files import digest
 from pal.items import Item, items_of
 
@@ -38,7 +38,7 @@ def learn_fidelity(fast: Job, exact: Job) -> None:
         found = _features(fast, items)
         fidelity = _compared(wanted, found)
     except (EncoderError, RuntimeError, TypeError, ValueError) as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        message = in_a_line(error)[:200]
         fidelity = Fidelity(reason=f"since it cannot compute in {FAST} ({message})")
     memory = _memory(fast)
     memory.remember_fidelity(_key(fast), fidelity)

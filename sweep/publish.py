@@ -74,7 +74,10 @@ def publish_best(config: Config, folder: Path, one: Candidate, device: str) -> N
                 with atomic_file(folder / BEST / name) as temporary:
                     shutil.copyfile(run / name, temporary)
         return
-    for place in [folder / BEST] if _asked_by_people(folder) else [folder / BEST, run]:
+    places = [folder / BEST]
+    if not _asked_by_people(folder):
+        places.append(run)
+    for place in places:
         with locked(place):
             for name in EVALUATION:
                 (place / name).unlink(missing_ok=True)
