@@ -8,8 +8,6 @@ from pal.config import Config
 from pal.evaluate.inputs import open_inputs
 from pal.sweep.plan import Planner
 from pal.train.data import TrainingData
-from pal.train.pairs import LaneBatches
-from pal.train.stack_training import StackTraining
 from pal.train.together import Together
 
 
@@ -27,11 +25,7 @@ def operations_of(config: Config, device: str) -> float:
 
 def operations_of_stack(stack: Together) -> float:
     """Return the operations of training a stack on one set, by those of one of its steps."""
-    data, settings = stack.folds[0], stack.settings
-    module = StackTraining(stack.new_heads(), settings, len(stack.seeds)).to(data.features.device)
-    module.configure_optimizers()
-    pairs = [data.train] * len(stack.seeds)
-    batches = LaneBatches(data.features, pairs, stack.batch_size, stack.seeds)
+    training, batches = stack.training_of(stack.new_heads()), stack.lanes.training()
     with FlopCounterMode(display=False) as counter:
-        module.training_step(next(iter(batches)), 0)
-    return float(counter.get_total_flops() * len(batches) * settings[0].epochs)
+        training.step(next(iter(batches)))
+    return float(counter.get_total_flops() * len(batches) * stack.settings[0].epochs)

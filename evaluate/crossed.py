@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from pal.train.sharing import Array as Array
 from pal.train.sharing import Numbers, Sharing
@@ -38,7 +38,7 @@ ROUNDING = 1e-12
 @cache
 def quantile(freedom: float) -> float:
     """Return the 97.5 % quantile of Student's t."""
-    return float(student.ppf(0.975, freedom))
+    return float(stdtrit(freedom, 0.975))
 
 
 class Estimate(NamedTuple):
@@ -97,7 +97,7 @@ class Estimate(NamedTuple):
             return 1.0
         if self.error == 0.0:  # nobody and nothing differs: of the differences the sign speaks
             return float(2.0**-self.freedom)
-        return float(2.0 * student.sf(abs(self.value) / self.error, self.freedom))
+        return float(2.0 * stdtr(self.freedom, -abs(self.value) / self.error))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from pal.train.together import Together, step_seconds_alone
 
 LARGEST_STACK = 1_000_000_000
 """numbers that a stack may need where its width goes by size: 4 GB"""
+CLEARLY_QUICKER = 3.0
+"""times"""
 COPIES, ON_THE_WAY = 6, 4
 """numbers for each weight: with gradients, moments and the best epoch; and, for each row of a batch
 and dimension of the features, of both items, forwards and back"""
@@ -197,25 +199,44 @@ def width_by_size(world: World, group: Sequence[Candidate]) -> int:
 
 
 def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[str], None]) -> int:
-    """Return the quickest of a few widths at which heads can be trained; 1 where there is none."""
+    """Return the quickest of a few widths at which heads can be trained; 1 where there is none.
+
+    Heads alone are tried last, and not where more heads in a stack are clearly quicker than few:
+    there a head alone, about as quick as a few together, cannot be the quickest.
+    """
     seeds = len(seeds_of(group))
-    wider = [width for width in (seeds, 4 * seeds, len(group)) if width % seeds == 0]
-    widths = sorted({1, *(width for width in wider if 1 < width <= len(group))})
-    seconds = {}
-    for width in widths:
-        stack = split_stack(group, width)[0]
-        try:
-            seconds[width] = step_seconds(worlds.of(stack[0]), stack) / len(stack)
-        except Exception as error:
-            why = in_a_line(error)
-            report(f"heads trained together: {width} cannot be measured, nor more ({why})")
+    wider = (seeds, 4 * seeds, len(group))
+    seconds: dict[int, float] = {}
+    for width in sorted({width for width in wider if 1 < width <= len(group)}):
+        found = seconds_at(worlds, group, width, report)
+        if found is None:
             break
+        seconds[width] = found
+    known = list(seconds.values())
+    if not known or min(known) > known[0] / CLEARLY_QUICKER:
+        alone = seconds_at(worlds, group, 1, report)
+        if alone is not None:
+            seconds[1] = alone
     worlds.collect()
     fastest = min(seconds, key=lambda width: seconds[width], default=1)
     listed = ", ".join(f"{width} at {1e3 * value:.2f}" for width, value in seconds.items())
     if listed:
         report(f"ms per head and step, by heads trained together: {listed}; taking {fastest}")
     return fastest
+
+
+def seconds_at(
+    worlds: Worlds, group: Sequence[Candidate], width: int, report: Callable[[str], None]
+) -> float | None:
+    """Return the time of a training step for each of so many heads together; None if it fails."""
+    stack = split_stack(group, width)[0]
+    try:
+        return step_seconds(worlds.of(stack[0]), stack) / len(stack)
+    except Exception as error:
+        why = in_a_line(error)
+        more = ", nor more" if width > 1 else ""
+        report(f"heads trained together: {width} cannot be measured{more} ({why})")
+        return None
 
 
 def step_seconds(world: World, stack: Sequence[Candidate]) -> float:

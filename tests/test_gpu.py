@@ -27,12 +27,11 @@ from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads
 from pal.train.data import TrainingData
-from pal.train.datamodules import Lane, LanesDataModule
 from pal.train.fit import fit_head
+from pal.train.lanes import Lane, Lanes
 from pal.train.pairs import Pairs
 from pal.train.probe import choose_device
 from pal.train.stack_training import StackTraining
-from pal.train.stepwise import fit
 
 DIM, USERS = 8, 5
 DRAWS_ITSELF = {"vpl"}
@@ -140,10 +139,10 @@ def test_a_stack_of_heads_is_that_of_the_cpu(name: str, device: str) -> None:
 
     def losses(on: str) -> list[float]:
         data = made_data(on)
-        module = StackTraining([data.new_head(train, 0) for train in trains], trains, 1)
-        batches = LanesDataModule(data.features, [Lane(data.train, data.val, 0)], 32)
-        fit(module, batches, on, lambda epochs: None)
-        return [float(loss) for loss in module.best_loss]
+        lanes = Lanes(data.features, [Lane(data.train, data.val, 0)], 32)
+        training = StackTraining([data.new_head(train, 0) for train in trains], trains, lanes)
+        training.fit()
+        return [float(loss) for loss in training.best_loss]
 
     assert losses(device) == pytest.approx(losses("cpu"), rel=1e-3)
 

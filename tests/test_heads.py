@@ -40,7 +40,8 @@ from pal.train.heads.things import Things
 from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational, blocks_of_answers
 from pal.train.loss import hinge, logistic
-from pal.train.module import HeadTraining, StepOfHead, optimiser_groups
+from pal.train.module import HeadTraining
+from pal.train.one_step import StepOfHead, optimiser_groups
 from pal.train.pairs import Pairs, Step
 from pal.train.solve import SOLVERS, Problem, is_solved, solve
 from pal.train.solve.convex import (

@@ -15,8 +15,8 @@ from pal.train.build import heads, resolve
 from pal.train.data import TrainingData
 from pal.train.fit import can_be_stacked, fit_head
 from pal.train.heads.head import Head
-from pal.train.pairs import LaneBatches, Pairs
-from pal.train.stack_training import StackTraining
+from pal.train.lanes import LaneBatches
+from pal.train.pairs import Pairs
 from pal.train.together import Together
 
 DIM, ITEMS = 6, 60
@@ -156,5 +156,4 @@ def test_statistics_of_the_features_are_each_folds_own(name: str) -> None:
     together = Together(FOLDS, [0], [resolve(TrainConfig(head=name, epochs=1, batch_size=32))])
     means = [found.head.item_scale.mean for found in together.fit() if found is not None]  # type: ignore[union-attr]
     assert not torch.allclose(means[0], means[1])
-    module = StackTraining(together.new_heads(), [s for *_, s in together.places], 3)
-    assert not module.stack.is_alike
+    assert not together.training_of(together.new_heads()).stack.is_alike

@@ -17,7 +17,7 @@ from pal.train.build import build_head, heads
 from pal.train.heads.head import Head, Mapped
 from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.heads.things import Table, Things, alike
-from pal.train.module import StepOfHead
+from pal.train.one_step import StepOfHead
 from pal.train.pairs import Pairs
 from pal.train.prepared import prepared, prepared_blocks
 

@@ -23,14 +23,16 @@ from pal.errors import CacheError, ConfigError, EvaluationError, PalError, Train
 from pal.evaluate.inputs import open_inputs
 from pal.train.build import build_head, defaults_of, heads, resolve
 from pal.train.data import TrainingData
-from pal.train.datamodules import Lane, LanesDataModule, PairsDataModule
+from pal.train.datamodules import PairsDataModule
 from pal.train.fit import fit_head
 from pal.train.heads.ideal_point import LARGEST_SCALE, IdealPointHead
 from pal.train.heads.mlp import Architecture, MLPs
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import UserWeights
+from pal.train.lanes import Lane, Lanes
 from pal.train.loss import hinge, logistic
-from pal.train.module import HeadTraining, optimiser_groups
+from pal.train.module import HeadTraining
+from pal.train.one_step import optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.relevant import relevant_names
 from pal.train.row_adam import RowAdam
@@ -752,9 +754,9 @@ def test_a_stack_of_any_settings_trains_each_head_as_it_would_be_alone(data: st.
     world.features = world.features.double()
     built = [world.new_head(t, s).double() for s in seeds for t in of_seed]
     wide = [widen(head, max(t.k for t in trains)) for head in built]
-    module = StackTraining(wide, trains, len(seeds))
     lanes = [Lane(world.train, world.val, seed) for seed in seeds]
-    fit(module, LanesDataModule(world.features, lanes, 32), "cpu", print)
+    module = StackTraining(wide, trains, Lanes(world.features, lanes, 32))
+    module.fit()
     for place, (head, train) in enumerate(zip(built, trains, strict=True)):
         seed = seeds[place // len(of_seed)]
         alone = HeadTraining(head, train)
@@ -784,9 +786,10 @@ def test_a_stack_minds_absent_users_and_counts_users_as_a_head_alone_does(
     ]
     seeds = [3, 4]
     built = [world.new_head(train, seed).double() for seed in seeds for train in trains]
-    module = StackTraining([widen(head, 3) for head in built], trains * 2, len(seeds))
     lanes = [Lane(world.train, world.val, seed) for seed in seeds]
-    fit(module, LanesDataModule(world.features, lanes, 2), "cpu", print)
+    wide = [widen(head, 3) for head in built]
+    module = StackTraining(wide, trains * 2, Lanes(world.features, lanes, 2))
+    module.fit()
     for place, head in enumerate(built):
         alone = HeadTraining(head, (trains * 2)[place])
         batches = PairsDataModule(world.features, world.train, world.val, 2, seeds[place // 2])

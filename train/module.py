@@ -1,4 +1,4 @@
-"""The Lightning wrapper round any head: loss, optimiser groups, and the best epoch kept."""
+"""The Lightning wrapper round any head: loss, optimiser, and the best epoch kept."""
 
 from __future__ import annotations
 
@@ -6,76 +6,15 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from pal.config import TrainConfig
-from pal.train.heads.arithmetic import matrices, rounded
 from pal.train.heads.head import Head
-from pal.train.heads.ideal_point import IdealPointHead
-from pal.train.heads.things import Things
 from pal.train.loss import LOSSES, weights_of_users
+from pal.train.one_step import StepOfHead, has_waited, optimiser_groups, rounded_in_steps
 from pal.train.pairs import Step
 from pal.train.priors import Priors
 from pal.train.row_adam import RowAdam
-
-
-def learning_rates(config: TrainConfig) -> dict[str, float]:
-    """Return the learning rate of each role of a parameter."""
-    return {
-        "maps": config.lr,
-        "prototypes": config.prototype_lr,
-        "users": config.user_lr,
-        "scale": config.scale_lr,
-    }
-
-
-def has_waited(config: TrainConfig, waited: int) -> bool:
-    """Say whether training ends after so many validations in a row without a better one."""
-    return config.patience is not None and waited >= config.patience
-
-
-def optimiser_groups(head: Head, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups, one per role; a parameter in none or in two is our mistake."""
-    rates = learning_rates(config)
-    roles = head.roles()
-    grouped = [parameter for parameters in roles.values() for parameter in parameters]
-    assert len(grouped) == len({id(p) for p in grouped}), "a parameter has two roles"
-    assert {id(p) for p in grouped} == {id(p) for p in head.parameters()}, "a parameter has no role"
-    return [
-        {
-            "params": parameters,
-            "lr": rates[role],
-            "weight_decay": config.weight_decay if role == "maps" else 0.0,
-            "name": role,
-        }
-        for role, parameters in roles.items()
-        if parameters
-    ]
-
-
-class StepOfHead(nn.Module):
-    """What a step needs of a head: margins, (B,), and where there is a bound how far each row's
-    ideal point lies beyond it before any normalisation, max(0, |a_b| - beta), (B,) (method.md
-    1.7)."""
-
-    def __init__(self, head: Head, bound: float | None) -> None:
-        super().__init__()
-        self.head, self.bound = head, bound
-
-    def forward(self, things: Things, user_B: Tensor) -> tuple[Tensor, ...]:
-        if self.bound is None:
-            return (self.head.margins(things, user_B),)
-        assert isinstance(self.head, IdealPointHead), "resolve refuses a bound of other heads"
-        margin_B, ideal_BH = self.head.margins_and_ideal(things, user_B)
-        return margin_B, (torch.linalg.vector_norm(ideal_BH, dim=1) - self.bound).clamp(min=0.0)
-
-
-def rounded_in_steps(head: Head, config: TrainConfig) -> list[str]:
-    """Return the names of the weights that training steps read in bfloat16, as ``StepOfHead`` has
-    them."""
-    assert config.precision != "auto", "resolve asks the machine"
-    return matrices(StepOfHead(head, None)) if config.precision == "bfloat16" else []
 
 
 class HeadTraining(lightning.LightningModule):
@@ -169,8 +108,7 @@ class HeadTraining(lightning.LightningModule):
         if self.rows is not None:  # a step may be of several batches
             self._present[batch.user] = True
         step = StepOfHead(self.head, self.config.bound)
-        read = rounded(dict(step.named_parameters()), self.rounded)
-        margin, *excess = functional_call(step, read, (batch.things, batch.user))
+        margin, *excess = step.in_training(batch, self.rounded)
         if self.priors is not None:
             margin = margin + self.priors.residual(batch.judged)
         loss = self.loss(margin, batch.label)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pal.cache.mapped import Features
 from pal.cache.reader import FeatureStore
 from pal.dataset import ids_of
 from pal.errors import TrainError
-from pal.train.heads.things import Table, Things, alike
+from pal.train.heads.things import Table, Things
 
 NO_USER = -1
 NO_PROMPTS = "this head reads prompts, but the dataset has none; use --head pal-a"
@@ -212,51 +211,3 @@ class PairBatches:
                 size = len(places) // self.ranks
                 if size:
                     yield places[self.rank * size : (self.rank + 1) * size]
-
-
-class LaneBatches:
-    """Batches of several lanes side by side: one list a step, each in its own lane's order.
-
-    A lane is what some heads of a stack learn from: pairs (of a fold, say) in the order of a seed.
-    Batches of a step have one size: shorter ones are filled up with a pair that is not real, and
-    lanes that are through before the longest end with batches of nothing else. So are their tables
-    of things.
-    """
-
-    def __init__(
-        self,
-        features: Features,
-        lanes: Sequence[Pairs],
-        batch_size: int,
-        seeds: Sequence[int | None],
-    ) -> None:
-        self.streams = [
-            PairBatches(features, pairs, batch_size, seed)
-            for pairs, seed in zip(lanes, seeds, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return max(map(len, self.streams))
-
-    def __iter__(self) -> Iterator[list[Step]]:
-        nothing = torch.zeros(0, dtype=torch.long, device=self.streams[0].features.device)
-        epochs = [stream.places() for stream in self.streams]
-        for places in zip_longest(*epochs, fillvalue=nothing):
-            size = max(map(len, places))
-            steps = [
-                filled_step(stream, place, size)
-                for stream, place in zip(self.streams, places, strict=True)
-            ]
-            things = alike([step.things for step in steps])
-            yield [step._replace(things=own) for step, own in zip(steps, things, strict=True)]
-
-
-def filled_step(stream: PairBatches, places: Tensor, size: int) -> Step:
-    """Return the batch of some pairs, brought to a size with the first pair, which is not real."""
-    missing = size - len(places)
-    if not missing:
-        return stream.pairs.step(stream.features, places)
-    step = stream.pairs.step(stream.features, nn.functional.pad(places, (0, missing)))
-    real = torch.ones_like(step.label)
-    real[len(places) :] = 0.0
-    return step._replace(real=real)

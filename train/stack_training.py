@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
+from pal.train.lanes import LaneBatches, Lanes
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.module import has_waited, learning_rates, rounded_in_steps
+from pal.train.one_step import deterministic, has_waited, learning_rates, rounded_in_steps
 from pal.train.pairs import Step
 from pal.train.row_adam import RowAdam
 from pal.train.stack import Stack
 from pal.train.stacked_adamw import StackedAdamW, over
 
+Progress = Callable[[int], None]
 USER_TABLE = "users.logits"
 """name of the parameter that holds what is known of each user"""
 SMALLEST_WEIGHT = 1e-30
 
 
-class StackTraining(lightning.LightningModule):
+class StackTraining:
     """Trains a stack and keeps each head's best epoch by validation loss, as ``HeadTraining`` does
     for one.
 
     A head learns from its lane's batches alone, and its loss counts the real rows of them alone; in
-    a step for which its lane has no more batch it rests.
+    a step for which its lane has no more batch it rests. The loop is its own: Lightning takes
+    longer to import than small stacks to train.
     """
 
     def __init__(
         self,
         heads: Sequence[Head],
         settings: Sequence[TrainConfig],
-        lanes: int,
+        lanes: Lanes,
         halving: int | None = None,
         folds: int = 1,
     ) -> None:
         """``settings`` differ in learning rates, weight decay and K alone; lanes are ordered by
         fold. ``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs, by
         the mean over folds; None keeps all."""
-        super().__init__()
-        self.automatic_optimization = False
-        self.stack = Stack(heads, lanes, rounded_in_steps(heads[0], settings[0]))
+        self.stack = Stack(heads, len(lanes.lanes), rounded_in_steps(heads[0], settings[0]))
+        self.lanes = lanes
         self.settings = list(settings)
         self.epochs = settings[0].epochs
         self.loss = LOSSES[settings[0].loss]
         self.bound = settings[0].bound
-        roles = {id(p): role for role, group in heads[0].roles().items() for p in group}
-        self.role_of = {name: roles[id(p)] for name, p in heads[0].named_parameters()}
         self.halving, self.folds = halving, folds
         self.alive = list(range(len(heads)))
         self.best_loss = [float("inf")] * len(heads)
@@ -58,28 +57,26 @@ class StackTraining(lightning.LightningModule):
         self.waited = [0] * len(heads)
         """epochs since each head's best one"""
         self.user_weights: list[Tensor] | None = None
+        if settings[0].loss_over == "users":
+            users = len(heads[0].users.logits)
+            self.user_weights = [weights_of_users(one.train.user, users) for one in lanes.lanes]
         self.rows: RowAdam | None = None
-        self._val_sum, self._val_count = torch.zeros(0), torch.zeros(0)
+        self._begin_optimiser(heads[0])
 
-    def on_fit_start(self) -> None:
-        if self.settings[0].loss_over == "users":
-            users = len(self.stack.template[0].users.logits)
-            self.user_weights = [
-                weights_of_users(lane.train.user, users) for lane in self.trainer.datamodule.lanes
-            ]
-
-    def configure_optimizers(self) -> None:
+    def _begin_optimiser(self, head: Head) -> None:
+        roles = {id(p): role for role, group in head.roles().items() for p in group}
+        role_of = {name: roles[id(p)] for name, p in head.named_parameters()}
         rates = [learning_rates(settings) for settings in self.settings]
         by_name = {
             n: torch.tensor([rate[role] for rate in rates], dtype=torch.float64)
-            for n, role in self.role_of.items()
+            for n, role in role_of.items()
         }
         decays = {
             n: torch.tensor(
                 [s.weight_decay if role == "maps" else 0.0 for s in self.settings],
                 dtype=torch.float64,
             )
-            for n, role in self.role_of.items()
+            for n, role in role_of.items()
         }
         parameters = self.stack.parameters_by_name()
         if self.settings[0].absent_users == "stay":
@@ -87,7 +84,24 @@ class StackTraining(lightning.LightningModule):
             self.rows, self.row_rates = RowAdam(table), over(by_name[USER_TABLE], table)
         self.adamw = StackedAdamW(parameters, by_name, decays)
 
-    def training_step(self, batches: list[Step], _: int) -> None:
+    def fit(self, progress: Progress = lambda epochs: None) -> None:
+        """Train for all epochs, or until no head gains any more; ``progress`` is told how many more
+        epochs are over."""
+        training, validation = self.lanes.training(), self.lanes.validation()
+        with deterministic():
+            for epoch in range(1, self.epochs + 1):
+                for batches in training:
+                    self.step(batches)
+                is_over = self._keep_best(epoch, self._judge(validation))
+                progress(1)
+                if is_over:
+                    if epoch < self.epochs:
+                        progress(self.epochs - epoch)
+                    return
+
+    def step(self, batches: list[Step]) -> None:
+        """Make one step of training of all heads."""
+        self.stack.train()
         margin_MB, penalty_MB = self.stack.margins(batches, self.bound)
         total_M, count_M = self._losses(batches, margin_MB)
         loss_M = total_M / count_M.clamp(min=SMALLEST_WEIGHT)
@@ -138,7 +152,8 @@ class StackTraining(lightning.LightningModule):
     def _present(self, batches: Sequence[Step]) -> Tensor:
         """Return which users each head's batch has, (M, N)."""
         users = self.stack.parameters_by_name()[USER_TABLE].shape[1]
-        present = [torch.zeros(users, dtype=torch.bool, device=self.device) for _ in batches]
+        on = batches[0].user.device
+        present = [torch.zeros(users, dtype=torch.bool, device=on) for _ in batches]
         for one, batch in zip(present, batches, strict=True):
             one[batch.user if batch.real is None else batch.user[batch.real > 0.0]] = True
         return self._of_each(present)
@@ -154,18 +169,19 @@ class StackTraining(lightning.LightningModule):
         for name, limit in template.upper_limits().items():
             parameters[name].clamp_(max=limit)
 
-    def on_validation_epoch_start(self) -> None:
-        self._val_sum = torch.zeros(len(self.stack), device=self.device)
-        self._val_count = torch.zeros(len(self.stack), device=self.device)
+    @torch.inference_mode()
+    def _judge(self, validation: LaneBatches) -> list[float]:
+        """Return the loss of each head on its validation pairs, (M,)."""
+        self.stack.eval()
+        sums = [self._losses(batches, self.stack.margins(batches)[0]) for batches in validation]
+        totals, counts = zip(*sums, strict=True)
+        losses: list[float] = (sum(totals) / sum(counts)).tolist()
+        return losses
 
-    def validation_step(self, batches: list[Step], _: int) -> None:
-        total_M, count_M = self._losses(batches, self.stack.margins(batches)[0])
-        self._val_sum += total_M
-        self._val_count += count_M
-
-    def on_train_epoch_end(self) -> None:
-        epoch = self.current_epoch + 1
-        for place, loss in enumerate((self._val_sum / self._val_count).tolist()):
+    def _keep_best(self, epoch: int, losses: Sequence[float]) -> bool:
+        """Keep the heads for which this epoch is the best yet, and drop those that halving drops
+        after it; return whether no head trains on."""
+        for place, loss in enumerate(losses):
             head = self.alive[place]
             if has_waited(self.settings[head], self.waited[head]):
                 continue  # alone it would not train on
@@ -178,8 +194,7 @@ class StackTraining(lightning.LightningModule):
         for due in sorted({max(1, self.epochs // 4), max(1, self.epochs // 2)}):
             if self.halving and (due == epoch or (is_over and due > epoch)):
                 self._drop(self.halving)
-        if is_over:
-            self.trainer.should_stop = True
+        return is_over
 
     def _drop(self, halving: int) -> None:
         """Keep the better heads of each seed in all its folds, equally many, so that the stack
@@ -192,7 +207,7 @@ class StackTraining(lightning.LightningModule):
         kept_SR = best_SR[:, : max(1, heads // halving)].sort(dim=1).values
         first_LR = torch.arange(self.stack.lanes).unsqueeze(1) * heads
         rows = (first_LR + kept_SR.repeat(self.folds, 1)).flatten()
-        chosen = rows.to(self.device)
+        chosen = rows.to(self.stack.stacked[0].device)
         for number, parameter in enumerate(self.stack.stacked):
             self.stack.stacked[number] = nn.Parameter(parameter.detach()[chosen])
         parameters = self.stack.parameters_by_name()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
@@ -16,12 +15,12 @@ from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.build import has_priors, kind_of
 from pal.train.data import Fitted, TrainingData
-from pal.train.datamodules import LanesDataModule, PairsDataModule
+from pal.train.datamodules import PairsDataModule
 from pal.train.heads.shrunk import ShrunkHead
 from pal.train.loggers import Logs
 from pal.train.module import HeadTraining
+from pal.train.one_step import deterministic
 from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
-from pal.train.stack_training import StackTraining
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -127,8 +126,8 @@ def _losses_at_best(module: HeadTraining, batches: PairsDataModule) -> Tensor:
 
 
 def fit(
-    module: HeadTraining | StackTraining,
-    data: PairsDataModule | LanesDataModule,
+    module: HeadTraining,
+    data: PairsDataModule,
     device: str,
     progress: Progress,
     logger: Logger | None = None,
@@ -164,23 +163,3 @@ def fit(
         trainer.fit(module, datamodule=data)
     if left:  # patience ended it
         progress(left)
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Let torch take only ways that give the same every time, for the length of the block.
-
-    Memory is not filled before something is written into it, which torch does then by itself to
-    show errors: 5 to 13 % of the time of a step.
-    """
-    memory: Any = torch.utils.deterministic  # torch declares no type of its setting
-    was_on = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
-        memory.fill_uninitialized_memory = was_filled

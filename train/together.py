@@ -13,15 +13,14 @@ from pal.cache.mapped import Features
 from pal.config import TrainConfig
 from pal.errors import TrainError
 from pal.train.data import Fitted, TrainingData
-from pal.train.datamodules import Lane, LanesDataModule
 from pal.train.heads.head import Head
-from pal.train.module import HeadTraining
-from pal.train.pairs import LaneBatches, PairBatches
+from pal.train.lanes import Lane, Lanes
+from pal.train.loss import LOSSES
+from pal.train.one_step import StepOfHead, optimiser_groups, rounded_in_steps
+from pal.train.pairs import PairBatches
 from pal.train.stack import widen, with_users
-from pal.train.stack_training import StackTraining
-from pal.train.stepwise import fit
+from pal.train.stack_training import Progress, StackTraining
 
-Progress = Callable[[int], None]
 PROBE_STEPS = 4
 
 
@@ -36,12 +35,9 @@ class Together:
     """(S x R,) of the heads of one fold, ordered by seed; in the others they are the same"""
 
     @property
-    def lanes(self) -> list[Lane]:
-        return [Lane(data.train, data.val, seed) for data in self.folds for seed in self.seeds]
-
-    @property
-    def batch_size(self) -> int:
-        return self.settings[0].batch_size
+    def lanes(self) -> Lanes:
+        every = [Lane(data.train, data.val, seed) for data in self.folds for seed in self.seeds]
+        return Lanes(self.folds[0].features, every, self.settings[0].batch_size)
 
     @cached_property
     def places(self) -> list[tuple[TrainingData, int, TrainConfig]]:
@@ -69,49 +65,49 @@ class Together:
         within a step (dropout, Gumbel noise). Raises TrainError if one of them never had a finite
         validation loss. ``progress`` is called after each epoch.
         """
-        built, own_settings = self.new_heads(), [own for *_, own in self.places]
-        module = StackTraining(built, own_settings, len(self.lanes), halving, len(self.folds))
-        features = self.folds[0].features
-        batches = LanesDataModule(features, self.lanes, self.batch_size)
-        fit(module, batches, str(features.device), progress)
+        built = self.new_heads()
+        training = self.training_of(built, halving)
+        training.fit(progress)
         found: list[Fitted | None] = []
         for place, (head, (data, _, own)) in enumerate(zip(built, self.places, strict=True)):
-            if place not in module.alive:
+            if place not in training.alive:
                 found.append(None)
                 continue
-            state, epoch = module.best_state[place], module.best_epoch[place]
+            state, epoch = training.best_state[place], training.best_epoch[place]
             if not state:
                 raise TrainError("the validation loss was never finite; use a lower learning rate")
             # statistics of the features are there already
             head.load_state_dict(state, strict=False)
             mine = with_users(widen(head, own.k), len(data.users))
-            row = {"epoch": float(epoch), "val/loss": module.best_loss[place]}
+            row = {"epoch": float(epoch), "val/loss": training.best_loss[place]}
             found.append(Fitted(mine, [row], epoch))
         return found
 
+    def training_of(self, heads: Sequence[Head], halving: int | None = None) -> StackTraining:
+        """Return the training of ``new_heads``."""
+        settings = [own for *_, own in self.places]
+        return StackTraining(heads, settings, self.lanes, halving, len(self.folds))
+
     def step_seconds(self) -> float:
         """Return the time of one training step of all heads; the fastest of a few."""
-        features = self.folds[0].features
-        built, own_settings = self.new_heads(), [own for *_, own in self.places]
-        module = StackTraining(built, own_settings, len(self.lanes), folds=len(self.folds))
-        module.configure_optimizers()
-        pairs, seeds = zip(*((lane.train, lane.seed) for lane in self.lanes), strict=True)
-        batches = LaneBatches(features, pairs, self.batch_size, seeds)
+        training, batches = self.training_of(self.new_heads()), self.lanes.training()
         epoch = iter(batches)
-        return fastest(lambda: module.training_step(next(epoch), 0), len(batches), features)
+        return fastest(lambda: training.step(next(epoch)), len(batches), self.folds[0].features)
 
 
 def step_seconds_alone(data: TrainingData, settings: TrainConfig, seed: int) -> float:
     """Return the time of one training step of a single head; the fastest of a few."""
-    module = HeadTraining(data.new_head(settings, seed), settings).to(data.features.device)
-    module.on_train_epoch_start()
-    optimiser = module.configure_optimizers()
+    head = data.new_head(settings, seed)
+    of_head, rounds = StepOfHead(head, settings.bound), rounded_in_steps(head, settings)
+    optimiser = torch.optim.AdamW(optimiser_groups(head, settings), fused=True)
     batches = PairBatches(data.features, data.train, settings.batch_size, seed)
     epoch = iter(batches)
 
     def step() -> None:
         optimiser.zero_grad()
-        module.training_step(next(epoch), 0).backward()
+        batch = next(epoch)
+        margin_B, *_ = of_head.in_training(batch, rounds)
+        LOSSES[settings.loss](margin_B, batch.label).mean().backward()
         optimiser.step()
 
     return fastest(step, len(batches), data.features)

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.drawn import drawn
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.standardise import Standardiser
 from pal.train.heads.users import NoUsers, UserTable, UserVectors, UserWeights, Weights
@@ -89,7 +90,7 @@ class LowRank(LinearHead):
 
     def __init__(self, dim: int, users: int, *, k: int = 2, weights: Weights = "mixture") -> None:
         super().__init__(dim, UserWeights(users, k, weights))
-        self.basis_DK = nn.Parameter(torch.randn(dim, k))
+        self.basis_DK = nn.Parameter(drawn(dim, k))
 
     def basis(self) -> Tensor:
         return self.basis_DK

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.drawn import drawn
 from pal.train.heads.head import Prepared
 from pal.train.heads.linear import LinearHead
 from pal.train.heads.users import UserWeights
@@ -36,7 +37,7 @@ class MetaLearned(LinearHead):
 
     def __init__(self, dim: int, users: int, *, k: int = 2) -> None:
         super().__init__(dim, UserWeights(users, k))
-        self.basis_DK = nn.Parameter(torch.randn(dim, k).div_(GAIN * math.sqrt(dim)))
+        self.basis_DK = nn.Parameter(drawn(dim, k, lambda drawn: drawn.div_(GAIN * math.sqrt(dim))))
         self.start_K = nn.Parameter(torch.zeros(k))
 
     def basis(self) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.drawn import directions
 from pal.train.heads.head import Mapped, Prepared
 from pal.train.heads.ideal_point import IdealPointHead, Score
 from pal.train.heads.things import Table, Things
@@ -141,13 +142,6 @@ class PalA(IdealPointHead):
             "users": list(self.users.parameters()),
             "scale": self.scale_parameters(),
         }
-
-
-def directions(count: int, dim: int) -> Tensor:
-    """Draw vectors of length 1, (count, dim). On the device ``meta``, where a head has shapes
-    alone, nothing is computed: the first norm there imports torch's compiler, a second."""
-    drawn = torch.randn(count, dim)
-    return drawn if drawn.is_meta else nn.functional.normalize(drawn, dim=1)
 
 
 def distinct(vector_UR: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -24,6 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.drawn import drawn
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.held import HeldMLPs, deviating, moved
 from pal.train.heads.mlp import Architecture, MLPs
@@ -61,7 +62,7 @@ class ShrunkHead(Head):
         self.architecture = Architecture.parse(mlp)
         self.item_scale = Standardiser(dim)
         self.users: ReadyWeights = ReadyWeights(users, k)
-        self.users.logits.data[:, 1:] = START * torch.randn(users, k)
+        self.users.logits.data[:, 1:] = drawn(users, k, lambda drawn: START * drawn)
         self.register_buffer("side_D", torch.zeros(dim))
         self.register_buffer("size", torch.tensor(1.0))
         self.make_maps(dim)

@@ -15,6 +15,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pal.train.heads.drawn import drawn
+
 Weights = Literal["mixture", "partition", "gumbel"]
 USERS_AT_ONCE = 512
 
@@ -72,7 +74,7 @@ class UserWeights(UserTable):
         if mode not in get_args(Weights):
             raise ValueError(f"weights = {mode!r} must be one of {', '.join(get_args(Weights))}")
         self.mode = mode
-        self.logits = nn.Parameter(torch.randn(users, k))
+        self.logits = nn.Parameter(drawn(users, k))
 
     @property
     def draws(self) -> bool:
@@ -118,7 +120,7 @@ class UserVectors(UserTable):
 
     def __init__(self, users: int, size: int, spread: float = 0.1) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.randn(users, size).mul_(spread))
+        self.logits = nn.Parameter(drawn(users, size, lambda drawn: drawn.mul_(spread)))
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         return logits_BR

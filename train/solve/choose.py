@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
@@ -173,6 +172,8 @@ def gained(values: Array, judged: Sequence[Numbers]) -> tuple[float, float]:
 def scales(parts: Parts, label: Array) -> tuple[float, float]:
     """Return by how much S and the deviations count, each from 0 to 1, at the best likelihood of
     answers to things left out: 0 and 0 leave the user's mean, 0 for the second one taste."""
+
+    from scipy.optimize import minimize  # a third of a second, which those who read heads save
 
     def value_and_slope(numbers: Array) -> tuple[float, Array]:
         margin = parts.ready + numbers[0] * parts.shared + numbers[1] * parts.own

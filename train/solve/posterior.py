@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 
@@ -34,6 +33,8 @@ def fit(
     ``features`` are those of the things, (T, F), with a mean of zero and a mean squared norm of
     one.
     """
+    from scipy.optimize import minimize  # a third of a second, which those who read heads save
+
     problem = _Problem(features, rows, k, strength, priors)
     found = minimize(
         problem.value_and_slope, problem.start(rng), jac=True, method="L-BFGS-B",
