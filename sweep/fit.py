@@ -233,9 +233,8 @@ def seconds_at(
     try:
         return step_seconds(worlds.of(stack[0]), stack) / len(stack)
     except Exception as error:
-        why = in_a_line(error)
-        more = ", nor more" if width > 1 else ""
-        report(f"heads trained together: {width} cannot be measured{more} ({why})")
+        which = f"{width} heads together, or more," if width > 1 else "a head alone"
+        report(f"the time of {which} cannot be measured ({in_a_line(error)})")
         return None
 
 

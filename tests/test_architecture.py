@@ -86,10 +86,11 @@ def test_every_package_is_listed_for_the_wheel() -> None:
             assert f'"{name}"' in listed, f"{name} would vanish from the wheel"
 
 
-def printed(program: str) -> str:
+def printed(program: str, folder: Path | None = None) -> str:
     """Return what a program prints in a process of its own."""
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return done.stdout.strip()
 
 
 def test_help_loads_no_heavy_library() -> None:
@@ -103,21 +104,37 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_only_training_step_by_step_loads_lightning() -> None:
-    """It takes seconds, which nobody waits for who evaluates, adapts, audits or solves a head."""
+    """It takes seconds, which nobody waits for who evaluates, adapts, audits, sweeps or solves a
+    head."""
     program = (
         "import sys; import pal.audit.report, pal.evaluate.adaptation, pal.evaluate.evaluation, "
-        "pal.report.write, pal.reward.export, pal.train.fit; "
+        "pal.report.write, pal.reward.export, pal.sweep.run, pal.train.fit, pal.train.together; "
         "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
     )
     assert printed(program) == "[]"
 
 
-def test_no_head_of_shapes_alone_loads_the_compiler() -> None:
+def test_a_sweep_in_stacks_loads_no_library_that_takes_longer_than_its_steps(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import sys; from pal import pipeline; from pal.config import load; "
+        "set_ = {'dataset': 'simulated', 'encoder': 'identity', 'data.simulated.users': 20, "
+        "'train.epochs': 2, 'sweep.head': ['pal-a'], 'sweep.k': [1, 2], 'sweep.together': 2}; "
+        "config = load(None, (), set_).config; pipeline.embed(config, tell=lambda _: None); "
+        "summary = pipeline.sweep(config, report=lambda _: None); assert summary.failed == 0; "
+        "slow = ('lightning', 'torchmetrics', 'torch._dynamo', 'sympy', 'scipy.stats'); "
+        "print([name for name in slow if name in sys.modules])"
+    )
+    assert printed(program, tmp_path) == "[]"
+
+
+def test_no_head_of_shapes_alone_loads_the_compiler_or_sympy() -> None:
     """Every head that is read from a file is built so first; the import would take a second."""
     program = (
         "import sys, torch; from pal.config import TrainConfig; "
         "from pal.train.build import build_head, heads; torch.set_default_device('meta'); "
         "[build_head(TrainConfig(head=name), 8, 3) for name in heads()]; "
-        "print('torch._dynamo' in sys.modules)"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )
-    assert printed(program) == "False"
+    assert printed(program) == "[]"

@@ -388,9 +388,27 @@ def test_a_width_that_cannot_be_trained_is_not_taken(
     summary = pipeline.sweep(config, "s", report=told.append)
     assert (summary.trained, summary.failed) == (6, 0)
     assert summary.together <= max(1, most)
-    first = {0: 1, 1: 2, 2: 6}[most]
-    why = "OutOfMemoryError: CUDA out of memory."
-    assert f"heads trained together: {first} cannot be measured, nor more ({why})" in told
+    wide = {0: 2, 1: 2, 2: 6}[most]
+    why = "cannot be measured (OutOfMemoryError: CUDA out of memory.)"
+    assert f"the time of {wide} heads together, or more, {why}" in told
+    assert (f"the time of a head alone {why}" in told) == (most == 0)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.0])
+def test_a_head_alone_is_not_tried_where_many_together_are_clearly_quicker(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    tried: list[int] = []
+
+    def seconds(world: World, stack: Sequence[Candidate]) -> float:
+        tried.append(len(stack))
+        return len(stack) ** (1.0 - gain)
+
+    monkeypatch.setattr(fit, "step_seconds", seconds)
+    config = sweeping(configure, {"k": [1, 2, 3, 4], "seed": [0, 1]})
+    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    assert sorted(tried) == ([2, 8] if gain else [1, 2, 8])
+    assert summary.together == (8 if gain else 2)
 
 
 def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:
