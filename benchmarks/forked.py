@@ -25,6 +25,7 @@ import pal.pipeline
 import pal.reward.model
 import pal.reward.score_file
 import pal.sweep.run
+import pal.train.by_lightning
 
 # as the command line sets it, which here was imported after transformers
 transformers.logging.set_verbosity_error()

@@ -20,6 +20,7 @@ from pal.train.adapt.descent import adapt_sgd
 from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import DEFAULT_STRENGTH, make_prior
 from pal.train.build import build_head, resolve
+from pal.train.by_lightning import fit
 from pal.train.datamodules import PairsDataModule
 from pal.train.heads.head import Head
 from pal.train.heads.pal_b import PalB
@@ -28,7 +29,6 @@ from pal.train.pairs import Batch, Pairs
 from pal.train.solve import is_solved, solve
 from pal.train.solve.problem import Problem
 from pal.train.solve.variational import episodes
-from pal.train.stepwise import fit
 
 LORE_STEPS, LORE_RATE = 1000, 0.5
 VPL = {"lr": 3e-4, "epochs": 60, "weight_decay": 1e-3}

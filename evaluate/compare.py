@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import beta
 
 from pal.config import EvaluateConfig
 from pal.dataset import Population
@@ -71,8 +70,9 @@ def chance_of_harm(discordant: NDArray[np.int64]) -> float:
 
     ``discordant`` (users,): pairs of each user on which the two runs differ.
     """
-    # of n coins just half are heads with probability B((n + 1) / 2, 1/2) / pi, for even n
-    tied = np.where(discordant % 2 == 0, beta((discordant + 1) / 2, 0.5) / np.pi, 0.0)
+    from scipy.stats import binom  # slow to import, and only comparisons need it
+
+    tied = np.where(discordant % 2 == 0, binom.pmf(discordant // 2, discordant, 0.5), 0.0)
     return float(np.mean(0.5 * (1.0 - tied)))
 
 

@@ -27,7 +27,7 @@ from pal.train.together import Together, step_seconds_alone
 LARGEST_STACK = 1_000_000_000
 """numbers that a stack may need where its width goes by size: 4 GB"""
 CLEARLY_QUICKER = 3.0
-"""times"""
+"""how many times as quick, for each head, the quickest stack is than the smallest"""
 COPIES, ON_THE_WAY = 6, 4
 """numbers for each weight: with gradients, moments and the best epoch; and, for each row of a batch
 and dimension of the features, of both items, forwards and back"""
@@ -92,13 +92,18 @@ class Worlds:
         return self._last[one.world]
 
     def clear(self) -> None:
-        """Drop the features: they are large, and Lightning's loops hold them in cycles."""
+        """Drop the features: they are large, and Lightning's loops, which train heads alone, hold
+        them in cycles."""
         self._last.clear()
         self.collect()
 
     def collect(self) -> None:
         """Give back the memory of what is not needed any more."""
         gc.collect()
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes of a GPU have what torch holds of its memory unused."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -210,6 +215,7 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
     for width in sorted({width for width in wider if 1 < width <= len(group)}):
         found = seconds_at(worlds, group, width, report)
         if found is None:
+            worlds.collect()
             break
         seconds[width] = found
     known = list(seconds.values())
@@ -219,7 +225,7 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
             seconds[1] = alone
     worlds.collect()
     fastest = min(seconds, key=lambda width: seconds[width], default=1)
-    listed = ", ".join(f"{width} at {1e3 * value:.2f}" for width, value in seconds.items())
+    listed = ", ".join(f"{width} at {1e3 * seconds[width]:.2f}" for width in sorted(seconds))
     if listed:
         report(f"ms per head and step, by heads trained together: {listed}; taking {fastest}")
     return fastest

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from pal.cache.reader import FeatureStore
 from pal.config import Config, SweepConfig, TrainConfig, load_overrides
+from pal.config.base import unknown
 from pal.dataset import PreparedDataset
 from pal.errors import ConfigError, TrainError
 from pal.evaluate.inputs import open_dataset, open_inputs
@@ -118,8 +119,9 @@ class Planner:
             elif axis in TrainConfig.model_fields:
                 flat[f"train.{axis}"] = value
             else:
-                valid = sorted([*OTHER_AXES, *TrainConfig.model_fields])
-                raise ConfigError(f"unknown axis of sweep {axis!r}; valid: {', '.join(valid)}")
+                axes = sorted([*OTHER_AXES, *TrainConfig.model_fields])
+                valid = [*SweepConfig.model_fields, *axes]
+                raise ConfigError(unknown("setting or axis of sweep", axis, valid))
         chosen = load_overrides(self.config, flat)
         if self._dataset is None:
             self._dataset = open_dataset(self.config)

@@ -74,6 +74,8 @@ class StackTrainer:
             return self._outcome(results)
         except Exception as error:
             return Outcome.failed(stack, in_a_line(error))
+        finally:
+            self.worlds.release()
 
     def _outcome(self, results: list[Result]) -> Outcome:
         folds = self.config.sweep.folds

@@ -31,6 +31,7 @@ from pal.train.adapt.map import adapt_map
 from pal.train.adapt.prior import make_prior
 from pal.train.build import build_head, defaults_of, heads, resolve
 from pal.train.heads import variational
+from pal.train.heads.drawn import drawn
 from pal.train.heads.head import Head
 from pal.train.heads.linear import BradleyTerry, LinearHead
 from pal.train.heads.meta import MetaLearned
@@ -41,7 +42,6 @@ from pal.train.heads.users import UserWeights
 from pal.train.heads.variational import Variational, blocks_of_answers
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining
-from pal.train.one_step import StepOfHead, optimiser_groups
 from pal.train.pairs import Pairs, Step
 from pal.train.solve import SOLVERS, Problem, is_solved, solve
 from pal.train.solve.convex import (
@@ -55,6 +55,7 @@ from pal.train.solve.convex import (
 from pal.train.solve.meta import episode_losses, of_worst_users
 from pal.train.solve.rows import Rows
 from pal.train.solve.variational import _episode_loss, _posterior, episodes
+from pal.train.steps import StepOfHead, optimiser_groups
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS, K = 6, 4, 12, 3
@@ -145,6 +146,20 @@ class Reference:
         if self.score == "normalised":
             return -float(np.sum((unit_z - unit_a) ** 2))
         return float(min(math.exp(self.state["log_scale"]), 100.0) * (unit_a @ unit_z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_a_head_begins_with_are_those_of_randn(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for shape in [(1, 1), (3, 5), (40, 50)]:
+            torch.manual_seed(3)
+            found = drawn(*shape)
+            torch.manual_seed(3)
+            torch.testing.assert_close(found, torch.randn(*shape), rtol=0.0, atol=0.0)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(("name", "score", "learner", "mlp"), VARIANTS)

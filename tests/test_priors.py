@@ -22,10 +22,10 @@ from pal.train.heads.pal_b import PalB
 from pal.train.heads.shrunk import FAR, ShrunkHead, ShrunkPalA, ShrunkPalB
 from pal.train.heads.standardise import Standardiser
 from pal.train.module import HeadTraining
-from pal.train.one_step import optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.priors import Priors, gains_clearly, prepare, with_things
 from pal.train.relevant import relevant_settings
+from pal.train.steps import optimiser_groups
 
 DIM, K, USERS, ROWS = 5, 3, 6, 40
 MLP = "mlp1-gelu-dropout0"

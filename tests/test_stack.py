@@ -151,6 +151,17 @@ def test_halving_drops_as_many_heads_where_patience_ends_a_stack_early() -> None
     assert [one is not None for one in found].count(True) == len(FOLDS)
 
 
+def test_a_stack_trains_where_its_caller_wants_no_gradients() -> None:
+    own = [resolve(TrainConfig(head="pal-a", k=2, epochs=2, batch_size=32))]
+    expected = Together(FOLDS, [3], own).fit()
+    with torch.no_grad():
+        found = Together(FOLDS, [3], own).fit()
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.log == other.log
+
+
 @pytest.mark.parametrize("name", ["pal-a", "bt-mlp"])
 def test_statistics_of_the_features_are_each_folds_own(name: str) -> None:
     together = Together(FOLDS, [0], [resolve(TrainConfig(head=name, epochs=1, batch_size=32))])

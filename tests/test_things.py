@@ -17,9 +17,9 @@ from pal.train.build import build_head, heads
 from pal.train.heads.head import Head, Mapped
 from pal.train.heads.ideal_point import IdealPointHead
 from pal.train.heads.things import Table, Things, alike
-from pal.train.one_step import StepOfHead
 from pal.train.pairs import Pairs
 from pal.train.prepared import prepared, prepared_blocks
+from pal.train.steps import StepOfHead
 
 DIM, USERS, ITEMS, PAIRS = 6, 4, 9, 60
 STEPPED = [name for name, kind in sorted(heads().items()) if not kind.is_solved]

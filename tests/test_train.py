@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from pal.dataset import PreparedDataset
 from pal.errors import CacheError, ConfigError, EvaluationError, PalError, TrainError
 from pal.evaluate.inputs import open_inputs
 from pal.train.build import build_head, defaults_of, heads, resolve
+from pal.train.by_lightning import fit
 from pal.train.data import TrainingData
 from pal.train.datamodules import PairsDataModule
 from pal.train.fit import fit_head
@@ -32,14 +34,14 @@ from pal.train.heads.users import UserWeights
 from pal.train.lanes import Lane, Lanes
 from pal.train.loss import hinge, logistic
 from pal.train.module import HeadTraining
-from pal.train.one_step import optimiser_groups
 from pal.train.pairs import Pairs
 from pal.train.relevant import relevant_names
 from pal.train.row_adam import RowAdam
 from pal.train.run_record import RunRecord, TrainedHead
 from pal.train.stack import widen
 from pal.train.stack_training import StackTraining
-from pal.train.stepwise import fit
+from pal.train.steps import optimiser_groups
+from pal.train.together import Together
 
 Configure = Callable[..., Config]
 DIM, USERS, ROWS = 8, 5, 40
@@ -333,8 +335,10 @@ def test_training_twice_gives_the_same_bytes(configure: Configure) -> None:
     )
 
 
+@pytest.mark.parametrize("ends", ["well", "badly"])
+@pytest.mark.parametrize("together", [False, True])
 def test_training_leaves_torch_as_it_was_and_fills_no_memory_for_nothing(
-    configure: Configure,
+    configure: Configure, together: bool, ends: str
 ) -> None:
     config = simulated(configure)
     pipeline.embed(config)
@@ -343,13 +347,21 @@ def test_training_leaves_torch_as_it_was_and_fills_no_memory_for_nothing(
     def progress(_: int) -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
         seen.append(not torch.utils.deterministic.fill_uninitialized_memory)
+        if ends == "badly":
+            raise InterruptedError
 
     dataset, store = open_inputs(config)[:2]
     data = TrainingData.load(config.train, dataset, store, "cpu")
-    before = torch.are_deterministic_algorithms_enabled()
-    fit_head(data, resolve(config.train), 0, progress)
+    settings = resolve(config.train)
+    assert torch.get_deterministic_debug_mode() == 0
+    with suppress(InterruptedError):
+        if together:
+            Together([data], [0, 1], [settings, settings]).fit(progress=progress)
+        else:
+            fit_head(data, settings, 0, progress)
     assert set(seen) == {True}
-    assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.get_deterministic_debug_mode() == 0
+    assert not torch._inductor.config.deterministic
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 

@@ -1,7 +1,7 @@
 """Stage two from start to end: join pairs to features, build a head, fit it, save it as a run.
 
-Lightning is imported where it trains, and not before: heads that are solved, evaluation, adaptation
-and audits do without the seconds that this takes.
+Lightning is imported where it trains, and not before: heads that are solved, stacks, evaluation,
+adaptation and audits do without the seconds that this takes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _load_trainer(settings: TrainConfig) -> None:
     """Import Lightning, where it will train, before time is taken."""
     if not kind_of(settings).is_solved:
         with quick_imports():
-            import pal.train.stepwise  # noqa: F401
+            import pal.train.by_lightning  # noqa: F401
 
 
 def fit_head(
@@ -86,7 +86,7 @@ def fit_head(
         solve(head, data.problem, settings)
         progress(settings.epochs * settings.starts)
         return Fitted(head, [{"epoch": 0}], 0)
-    from pal.train.stepwise import fit_in_steps
+    from pal.train.by_lightning import fit_in_steps
 
     return fit_in_steps(data, settings, seed, progress, logs)
 

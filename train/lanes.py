@@ -28,18 +28,21 @@ class Lanes:
     """The lanes of a stack and the features that they share."""
 
     features: Features
-    lanes: Sequence[Lane]
+    each: Sequence[Lane]
     batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.each)
 
     def training(self) -> LaneBatches:
         """Return what heads learn from; each time that it is gone through is an epoch."""
-        pairs, seeds = [lane.train for lane in self.lanes], [lane.seed for lane in self.lanes]
+        pairs, seeds = [lane.train for lane in self.each], [lane.seed for lane in self.each]
         return LaneBatches(self.features, pairs, self.batch_size, seeds)
 
     def validation(self) -> LaneBatches:
         """Return what heads are judged by, in batches that take no more memory than a training
         step; where all lanes share their pairs, there is one batch for all."""
-        pairs = [lane.val for lane in self.lanes]
+        pairs = [lane.val for lane in self.each]
         if all(one is pairs[0] for one in pairs):
             pairs = pairs[:1]
         return LaneBatches(self.features, pairs, 2 * self.batch_size, [None] * len(pairs))

@@ -11,10 +11,10 @@ from torch import Tensor
 from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.one_step import StepOfHead, has_waited, optimiser_groups, rounded_in_steps
 from pal.train.pairs import Step
 from pal.train.priors import Priors
 from pal.train.row_adam import RowAdam
+from pal.train.steps import StepOfHead, has_waited, optimiser_groups, rounded_in_steps
 
 
 class HeadTraining(lightning.LightningModule):

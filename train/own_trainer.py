@@ -18,13 +18,13 @@ from pal.dataset import PreparedDataset
 from pal.errors import TrainError
 from pal.records import JsonObject
 from pal.train.build import kind_of, resolve
+from pal.train.by_lightning import begin, best_epoch_of
 from pal.train.datamodules import PairsDataModule
 from pal.train.heads.shrunk import ShrunkHead
 from pal.train.module import HeadTraining
 from pal.train.new_run import NewRun
 from pal.train.priors import PATH
 from pal.train.run_record import TrainedHead
-from pal.train.stepwise import begin, best_epoch_of
 
 NOTHING = (
     "no epoch with a finite val/loss is known in this process; lower train.lr, and of several "

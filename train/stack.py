@@ -20,8 +20,8 @@ from torch.func import functional_call, vmap
 from pal.train.heads.arithmetic import rounded
 from pal.train.heads.head import Head
 from pal.train.heads.pal_a import PalA
-from pal.train.one_step import StepOfHead
 from pal.train.pairs import Step
+from pal.train.steps import StepOfHead
 
 
 class Stack(nn.Module):

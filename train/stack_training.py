@@ -11,11 +11,11 @@ from pal.config import TrainConfig
 from pal.train.heads.head import Head
 from pal.train.lanes import LaneBatches, Lanes
 from pal.train.loss import LOSSES, weights_of_users
-from pal.train.one_step import deterministic, has_waited, learning_rates, rounded_in_steps
 from pal.train.pairs import Step
 from pal.train.row_adam import RowAdam
 from pal.train.stack import Stack
 from pal.train.stacked_adamw import StackedAdamW, over
+from pal.train.steps import deterministic, has_waited, learning_rates, rounded_in_steps
 
 Progress = Callable[[int], None]
 USER_TABLE = "users.logits"
@@ -43,7 +43,7 @@ class StackTraining:
         """``settings`` differ in learning rates, weight decay and K alone; lanes are ordered by
         fold. ``halving`` h keeps the better 1/h of the heads after 1/4 and 1/2 of the epochs, by
         the mean over folds; None keeps all."""
-        self.stack = Stack(heads, len(lanes.lanes), rounded_in_steps(heads[0], settings[0]))
+        self.stack = Stack(heads, len(lanes), rounded_in_steps(heads[0], settings[0]))
         self.lanes = lanes
         self.settings = list(settings)
         self.epochs = settings[0].epochs
@@ -59,7 +59,7 @@ class StackTraining:
         self.user_weights: list[Tensor] | None = None
         if settings[0].loss_over == "users":
             users = len(heads[0].users.logits)
-            self.user_weights = [weights_of_users(one.train.user, users) for one in lanes.lanes]
+            self.user_weights = [weights_of_users(one.train.user, users) for one in lanes.each]
         self.rows: RowAdam | None = None
         self._begin_optimiser(heads[0])
 
@@ -88,7 +88,7 @@ class StackTraining:
         """Train for all epochs, or until no head gains any more; ``progress`` is told how many more
         epochs are over."""
         training, validation = self.lanes.training(), self.lanes.validation()
-        with deterministic():
+        with deterministic(), torch.enable_grad():
             for epoch in range(1, self.epochs + 1):
                 for batches in training:
                     self.step(batches)

@@ -63,7 +63,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 
 class _Interrupts:
-    """Remembers Ctrl-C: Lightning, and others, end the process in ways of their own for it."""
+    """Remembers Ctrl-C: Lightning, for one, ends the process in a way of its own for it."""
 
     def __init__(self) -> None:
         self.came = False

@@ -37,7 +37,9 @@ class MetaLearned(LinearHead):
 
     def __init__(self, dim: int, users: int, *, k: int = 2) -> None:
         super().__init__(dim, UserWeights(users, k))
-        self.basis_DK = nn.Parameter(drawn(dim, k, lambda drawn: drawn.div_(GAIN * math.sqrt(dim))))
+        self.basis_DK = nn.Parameter(
+            drawn(dim, k, lambda way_DK: way_DK.div_(GAIN * math.sqrt(dim)))
+        )
         self.start_K = nn.Parameter(torch.zeros(k))
 
     def basis(self) -> Tensor:

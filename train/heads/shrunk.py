@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pal.train.heads.drawn import drawn
+from pal.train.heads.drawn import directions, drawn
 from pal.train.heads.head import Head, Prepared
 from pal.train.heads.held import HeldMLPs, deviating, moved
 from pal.train.heads.mlp import Architecture, MLPs
@@ -62,7 +62,7 @@ class ShrunkHead(Head):
         self.architecture = Architecture.parse(mlp)
         self.item_scale = Standardiser(dim)
         self.users: ReadyWeights = ReadyWeights(users, k)
-        self.users.logits.data[:, 1:] = drawn(users, k, lambda drawn: START * drawn)
+        self.users.logits.data[:, 1:] = drawn(users, k, lambda one_UK: START * one_UK)
         self.register_buffer("side_D", torch.zeros(dim))
         self.register_buffer("size", torch.tensor(1.0))
         self.make_maps(dim)
@@ -168,7 +168,7 @@ class ShrunkPalA(ShrunkHead):
 
     def make_maps(self, dim: int) -> None:
         self.f = HeldMLPs(1, dim, self.latent_dim, self.architecture)
-        way_KH = nn.functional.normalize(torch.randn(1 + self.k, self.latent_dim), dim=1)
+        way_KH = directions(1 + self.k, self.latent_dim)
         # 2 <f, p_0> has a variance of about one, 2 <f, delta_k> of sigma^2
         self.prototypes_KH = nn.Parameter(0.5 * FAR * (way_KH[:1] + self.sigma * way_KH[1:]))
 

@@ -120,7 +120,7 @@ class UserVectors(UserTable):
 
     def __init__(self, users: int, size: int, spread: float = 0.1) -> None:
         super().__init__()
-        self.logits = nn.Parameter(drawn(users, size, lambda drawn: drawn.mul_(spread)))
+        self.logits = nn.Parameter(drawn(users, size, lambda one_UR: one_UR.mul_(spread)))
 
     def of_logits(self, logits_BR: Tensor) -> Tensor:
         return logits_BR

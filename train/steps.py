@@ -1,9 +1,9 @@
-"""What training by steps is for a head, alone or in a stack; without Lightning, whose import takes
-seconds."""
+"""What training in steps is for a head, alone or in a stack: its learning rates, what a step reads,
+when it has waited long enough; without Lightning, whose import takes seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,9 @@ class StepOfHead(nn.Module):
         margin_B, ideal_BH = self.head.margins_and_ideal(things, user_B)
         return margin_B, (torch.linalg.vector_norm(ideal_BH, dim=1) - self.bound).clamp(min=0.0)
 
-    def in_training(self, batch: Step, rounds: list[str]) -> tuple[Tensor, ...]:
+    def in_training(self, batch: Step, rounds: Sequence[str]) -> tuple[Tensor, ...]:
         """Return the same for a batch, some weights read in bfloat16 (``rounded_in_steps``)."""
-        read = rounded(dict(self.named_parameters()), rounds)
+        read = rounded(dict(self.named_parameters()), list(rounds))
         found: tuple[Tensor, ...] = functional_call(self, read, (batch.things, batch.user))
         return found
 

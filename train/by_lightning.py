@@ -1,4 +1,4 @@
-"""Fitting a head step by step, by Lightning's trainer."""
+"""Fitting a head in steps, by Lightning's trainer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pal.train.datamodules import PairsDataModule
 from pal.train.heads.shrunk import ShrunkHead
 from pal.train.loggers import Logs
 from pal.train.module import HeadTraining
-from pal.train.one_step import deterministic
 from pal.train.priors import PATH, Priors, gains_clearly, prepare, with_things
+from pal.train.steps import deterministic
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -153,7 +153,6 @@ def fit(
             devices=[torch.device(device).index or 0] if kind == "gpu" else 1,
             max_epochs=module.epochs,
             callbacks=[Report()],
-            deterministic=True,
             logger=logger or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
