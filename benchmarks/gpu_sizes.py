@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pal.train.probe import choose_device
+
 Table = list[list[str]]
 SIZE, SMALL = 8192, 256
 
@@ -24,6 +26,7 @@ def options_of(description: str | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true")
     found = parser.parse_args()
     found.out = found.out.resolve()
+    choose_device(found.device)  # before its first product
     return found
 
 

@@ -88,6 +88,8 @@ def config_of(axis: Axis, base: int, factor: int) -> Config:
         "train.k": 3,
         "train.epochs": EPOCHS,
         "train.device": "cpu",
+        "sweep.head": ["pal-a"],
+        "sweep.k": [3],
         "sweep.seed": list(range(HEADS * factor if axis.what == "heads" else HEADS)),
         **{f"data.simulated.{key}": value for key, value in axis.sizes(base, factor).items()},
     }
@@ -105,15 +107,18 @@ def call(stage: str, config: Config) -> None:
     elif stage == "adapt":
         pipeline.adapt(config, RUN, tell=str)
     else:
-        pipeline.sweep(config, RUN, report=str)
+        summary = pipeline.sweep(config, RUN, report=str)
+        assert summary.trained == summary.heads > 0, summary
 
 
 def measured(stage: str, config: Config) -> dict[str, float]:
     """Return the seconds of the processor that a stage takes, which others on the same cores change
     little, and its peak of memory in MB above what was there before."""
-    import lightning  # noqa: F401
     import polars  # noqa: F401
     import torch
+
+    import pal.sweep.run
+    import pal.train.by_lightning  # noqa: F401
 
     torch.set_num_threads(1)
     before = peak = resident()

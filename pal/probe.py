@@ -3,6 +3,7 @@ process by a short timed product."""
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 from typing import Literal
@@ -22,9 +23,12 @@ def device_of(name: str, setting: str, error: type[PalError], all_of_torch: bool
     ``setting``, unless this machine has the device.
 
     Heads are trained on the CPU and on GPUs of CUDA; encoders run on ``all_of_torch`` 's devices.
+    Whoever chooses a device has chosen before its first product: that is when cuBLAS asks for what
+    training needs to give the same every time.
     """
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"

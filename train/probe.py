@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from pal import probe
 from pal.errors import TrainError
 from pal.train.heads.arithmetic import Precision
@@ -12,10 +10,7 @@ from pal.train.heads.arithmetic import Precision
 def choose_device(name: str) -> str:
     """Return ``name``, or for ``auto`` the GPU if there is one; raises TrainError for a device that
     this machine has not."""
-    name = probe.device_of(name, "train.device", TrainError)
-    if name != "cpu":  # what deterministic training needs on a GPU
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return name
+    return probe.device_of(name, "train.device", TrainError)
 
 
 def quickest(device: str) -> Precision:
