@@ -271,7 +271,7 @@ def predict_joined(
     """
     head = trained.head
     # filled in place: results kept between blocks would fragment the heap
-    margin_B = torch.empty(len(pairs))
+    margin_B = torch.empty(len(pairs), dtype=torch.float32)
     is_known = pairs.user != NO_USER
     known, stranger = is_known.nonzero().squeeze(1), (~is_known).nonzero().squeeze(1)
     if len(known):
@@ -298,7 +298,7 @@ def margins_of_strangers(head: Head, pairs: Pairs, features: Features) -> Tensor
     if once is not None:
         first, place = once
         return margins_of_strangers(head, pairs.take(first), features)[place]
-    margin_B = torch.empty(len(pairs))
+    margin_B = torch.empty(len(pairs), dtype=torch.float32)
     for rows, prepared in prepared_blocks(head, pairs, features.__getitem__):
         margin_B[rows] = zero_shot(head, prepared).float()
     return margin_B

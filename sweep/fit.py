@@ -26,6 +26,8 @@ from pal.train.together import Together, step_seconds_alone
 
 LARGEST_STACK = 1_000_000_000
 """numbers that a stack may need where its width goes by size: 4 GB"""
+IMPORT_SECONDS = 4.0
+"""of Lightning, once a sweep"""
 CLEARLY_QUICKER = 3.0
 """how many times as quick, for each head, the quickest stack is than the smallest"""
 COPIES, ON_THE_WAY = 6, 4
@@ -207,7 +209,8 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
     """Return the quickest of a few widths at which heads can be trained; 1 where there is none.
 
     Heads alone are tried last, and not where more heads in a stack are clearly quicker than few:
-    there a head alone, about as quick as a few together, cannot be the quickest.
+    there a head alone, about as quick as a few together, cannot be the quickest. They are taken
+    only where that saves more than the import of Lightning, which trains them.
     """
     seeds = len(seeds_of(group))
     wider = (seeds, 4 * seeds, len(group))
@@ -219,16 +222,25 @@ def measure_width(worlds: Worlds, group: Sequence[Candidate], report: Callable[[
             break
         seconds[width] = found
     known = list(seconds.values())
-    if not known or min(known) > known[0] / CLEARLY_QUICKER:
+    stacked = min(seconds, key=lambda width: seconds[width], default=1)
+    allowed = seconds[stacked] - IMPORT_SECONDS / steps_of(worlds, group) if known else math.inf
+    if not known or (allowed > 0.0 and seconds[stacked] > known[0] / CLEARLY_QUICKER):
         alone = seconds_at(worlds, group, 1, report)
         if alone is not None:
             seconds[1] = alone
     worlds.collect()
-    fastest = min(seconds, key=lambda width: seconds[width], default=1)
+    fastest = 1 if seconds.get(1, math.inf) < allowed else stacked
     listed = ", ".join(f"{width} at {1e3 * seconds[width]:.2f}" for width in sorted(seconds))
     if listed:
         report(f"ms per head and step, by heads trained together: {listed}; taking {fastest}")
     return fastest
+
+
+def steps_of(worlds: Worlds, group: Sequence[Candidate]) -> int:
+    """Return how many training steps all heads of a group take together."""
+    train = group[0].config.train
+    batches = math.ceil(len(worlds.of(group[0]).data[0].train) / train.batch_size)
+    return len(group) * train.epochs * batches
 
 
 def seconds_at(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -409,6 +410,23 @@ def test_a_head_alone_is_not_tried_where_many_together_are_clearly_quicker(
     summary = pipeline.sweep(config, "s", report=lambda line: None)
     assert tried == expected
     assert summary.together == (8 if gain else 2)
+
+
+@pytest.mark.parametrize(("saved", "expected"), [(3.0, 2), (6.0, 1)])
+def test_heads_alone_must_save_more_than_the_import_of_what_trains_them(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, saved: float, expected: int
+) -> None:
+    config = sweeping(configure, {"seed": [0, 1]})
+    dataset = PreparedDataset.open(config.paths.data / config.dataset)
+    batches = math.ceil(len(dataset.pairs("train", "seen")) / config.train.batch_size)
+    steps = 2 * config.train.epochs * batches
+
+    def seconds(world: World, stack: Sequence[Candidate]) -> float:
+        return 10.0 if len(stack) == 1 else 2 * (10.0 + saved / steps)
+
+    monkeypatch.setattr(fit, "step_seconds", seconds)
+    summary = pipeline.sweep(config, "s", report=lambda line: None)
+    assert summary.together == expected
 
 
 def test_halving_drops_the_worse_heads_and_keeps_the_better(configure: Configure) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -363,6 +365,22 @@ def test_training_leaves_torch_as_it_was_and_fills_no_memory_for_nothing(
     assert torch.get_deterministic_debug_mode() == 0
     assert not torch._inductor.config.deterministic
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_a_signal_to_end_reaches_whoever_waits_for_it_before_lightning(
+    configure: Configure,
+) -> None:
+    config = simulated(configure)
+    pipeline.embed(config)
+    data = TrainingData.load(config.train, *open_inputs(config), "cpu")
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with pytest.raises(SystemExit):
+            fit_head(data, resolve(config.train), 0, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came[-1:] == [signal.SIGTERM]
 
 
 def test_a_run_has_its_files_and_replaces_its_predecessor_whole(configure: Configure) -> None:

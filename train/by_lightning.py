@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from pal.config import TrainConfig
@@ -159,6 +161,10 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, datamodule=data)
+        try:
+            trainer.fit(module, datamodule=data)
+        except SIGTERMException:  # left alone, the process would end as if all were well
+            signal.raise_signal(signal.SIGTERM)
+            raise
     if left:  # patience ended it
         progress(left)

@@ -173,9 +173,12 @@ class StackTraining:
     def _judge(self, validation: LaneBatches) -> list[float]:
         """Return the loss of each head on its validation pairs, (M,)."""
         self.stack.eval()
-        sums = [self._losses(batches, self.stack.margins(batches)[0]) for batches in validation]
-        totals, counts = zip(*sums, strict=True)
-        losses: list[float] = (sum(totals) / sum(counts)).tolist()
+        # of the type in which ``HeadTraining`` sums, or equal epochs would not be equal in both
+        sum_M2 = torch.zeros(len(self.stack), 2, device=self.lanes.features.device)
+        for batches in validation:
+            found = self._losses(batches, self.stack.margins(batches)[0])
+            sum_M2 += torch.stack(found, dim=1)
+        losses: list[float] = (sum_M2[:, 0] / sum_M2[:, 1]).tolist()
         return losses
 
     def _keep_best(self, epoch: int, losses: Sequence[float]) -> bool:

@@ -19,7 +19,7 @@ from pal.train.loss import LOSSES
 from pal.train.pairs import PairBatches
 from pal.train.stack import widen, with_users
 from pal.train.stack_training import Progress, StackTraining
-from pal.train.steps import StepOfHead, optimiser_groups, rounded_in_steps
+from pal.train.steps import StepOfHead, deterministic, optimiser_groups, rounded_in_steps
 
 PROBE_STEPS = 4
 
@@ -119,10 +119,11 @@ def fastest(step: Callable[[], None], batches: int, features: Features) -> float
     """Return the least time that a step takes, of as many tries as there are batches, at most
     a few."""
     times = []
-    for _ in range(min(PROBE_STEPS, batches)):
-        began = time.perf_counter()
-        step()
-        if features.device.type == "cuda":
-            torch.cuda.synchronize(features.device)
-        times.append(time.perf_counter() - began)
+    with deterministic(), torch.enable_grad():
+        for _ in range(min(PROBE_STEPS, batches)):
+            began = time.perf_counter()
+            step()
+            if features.device.type == "cuda":
+                torch.cuda.synchronize(features.device)
+            times.append(time.perf_counter() - began)
     return min(times)

@@ -12,13 +12,16 @@ from pal.names import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Salt = Annotated[str, Field(min_length=1, max_length=16)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1
+"""number that files and seeds have room for"""
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Component(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
-    )
+        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True,
+        allow_inf_nan=False,
+    )  # fmt: skip
 
     @field_validator("*", mode="before")
     @classmethod
