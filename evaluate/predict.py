@@ -277,7 +277,7 @@ def predict_joined(
     if len(known):
         for rows, prepared in prepared_blocks(head, pairs.take(known), features.__getitem__):
             user, place = pairs.user[known[rows]].unique(return_inverse=True)
-            margin_B[known[rows]] = head.prepared_margin(prepared, head.users(user), place)
+            margin_B[known[rows]] = head.prepared_margin(prepared, head.users(user), place).float()
     if len(stranger):
         margin_B[stranger] = margins_of_strangers(head, pairs.take(stranger), features)
     margin = margin_B.double().numpy()
