@@ -23,11 +23,10 @@ def device_of(name: str, setting: str, error: type[PalError], all_of_torch: bool
     ``setting``, unless this machine has the device.
 
     Heads are trained on the CPU and on GPUs of CUDA; encoders run on ``all_of_torch`` 's devices.
-    Whoever chooses a device has chosen before its first product: that is when cuBLAS asks for what
-    training needs to give the same every time.
     """
     import torch
 
+    # so that training gives the same every time; cuBLAS asks for it at a process's first product
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

@@ -412,6 +412,15 @@ def test_a_head_alone_is_not_tried_where_many_together_are_clearly_quicker(
     assert summary.together == (8 if gain else 2)
 
 
+def test_widths_are_measured_where_the_caller_wants_no_gradients(configure: Configure) -> None:
+    told: list[str] = []
+    config = sweeping(configure, {"seed": [0, 1]})
+    with torch.no_grad():
+        summary = pipeline.sweep(config, "s", report=told.append)
+    assert (summary.trained, summary.failed) == (2, 0)
+    assert any(line.startswith("ms per head and step") for line in told)
+
+
 @pytest.mark.parametrize(("saved", "expected"), [(3.0, 2), (6.0, 1)])
 def test_heads_alone_must_save_more_than_the_import_of_what_trains_them(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, saved: float, expected: int

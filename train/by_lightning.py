@@ -163,8 +163,9 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=data)
-        except SIGTERMException:  # left alone, the process would end as if all were well
-            signal.raise_signal(signal.SIGTERM)
+        except SIGTERMException:  # by which the process would end as if all were well
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # another has been called
+                signal.raise_signal(signal.SIGTERM)
             raise
     if left:  # patience ended it
         progress(left)

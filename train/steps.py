@@ -71,7 +71,7 @@ class StepOfHead(nn.Module):
 
     def in_training(self, batch: Step, rounds: Sequence[str]) -> tuple[Tensor, ...]:
         """Return the same for a batch, some weights read in bfloat16 (``rounded_in_steps``)."""
-        read = rounded(dict(self.named_parameters()), list(rounds))
+        read = rounded(dict(self.named_parameters()), rounds)
         found: tuple[Tensor, ...] = functional_call(self, read, (batch.things, batch.user))
         return found
 

@@ -8,7 +8,7 @@ float32 whatever a head was trained in, so that a head says the same everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -44,7 +44,7 @@ def matrices(head: nn.Module) -> list[str]:
     ]
 
 
-def rounded(parameters: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+def rounded(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of weights as a training step reads them, by name; derivatives go on to the
     weights themselves."""
     found = {name: parameters[name] for name in names}
